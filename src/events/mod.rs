@@ -1,0 +1,210 @@
+//! The append-only log of what happened. Every state change writes its event in the same batch.
+//!
+//! Recipe: `record(&mut batch, &event)` puts an event into a batch; a [`Consumer`] reads from its
+//! own durable cursor, at least once. Events name (queue id, recipient number); addresses live
+//! once, in the queue's per-message history record, so that erasing is one overwrite.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ext::Timestamp;
+use crate::mail::{Class, Domain, QueueId, Reply, SmtpAccountId, TenantId, VipId};
+use crate::store::{Batch, CommitError, codec};
+
+/// What happened, and when by the wall clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// Everything that can happen. Past tense; one level deep. Append new variants at the end:
+/// the stored form numbers them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// About one message.
+    Mail(QueueId, MailEvent),
+    /// About the instance: logins, virtual IPs, storage, configuration.
+    Instance(InstanceEvent),
+    /// A person or the daemon changed a record.
+    Audit(AuditEvent),
+}
+
+/// What happened to a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "each variant's sentence speaks of its fields")]
+pub enum MailEvent {
+    /// We took responsibility.
+    Accepted(Accepted),
+    /// These recipients are on the tenant's suppression list and are never mailed.
+    Suppressed { recipients: Vec<u16> },
+    /// The peer took responsibility for these recipients.
+    Delivered { recipients: Vec<u16>, peer: Peer, reply: Reply },
+    /// To be tried again; `due_in_secs` from now.
+    Deferred { recipients: Vec<u16>, peer: Option<Peer>, why: Why, detail: String, due_in_secs: u64 },
+    /// Given up for good because of `why`.
+    Bounced { recipients: Vec<u16>, peer: Option<Peer>, why: Why, detail: String },
+    /// Given up because it waited too long.
+    Expired { recipients: Vec<u16>, last: String },
+    /// An operator holds it.
+    Held { recipients: Vec<u16>, by: String },
+    /// The hold ended.
+    Released { recipients: Vec<u16>, by: String },
+    /// An operator asked for an attempt now.
+    Retried { recipients: Vec<u16>, by: String },
+    /// An operator dropped it.
+    Cancelled { recipients: Vec<u16>, by: String },
+    /// It waits because its virtual IP is not on this host.
+    VipMissing { recipients: Vec<u16>, vip: VipId },
+    /// An operator moved it to another virtual IP that the tenant permits.
+    Moved { recipients: Vec<u16>, from: VipId, to: VipId, by: String },
+    /// A notice about these recipients was accepted as `notice`.
+    NoticeSent { recipients: Vec<u16>, kind: NoticeKind, notice: QueueId },
+    /// A notice left unsigned, for want of a verified key of the virtual IP's name.
+    NoticeUnsigned,
+    /// Its stored record or body is damaged and was set aside.
+    Damaged { detail: String },
+    /// Every recipient is done and no notice is owed: the body is gone.
+    Retired,
+}
+
+/// Facts of acceptance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Whose mail.
+    pub tenant: TenantId,
+    /// The login, if it came by SMTP.
+    pub account: Option<SmtpAccountId>,
+    /// The virtual IP it leaves by.
+    pub vip: VipId,
+    /// Transactional or marketing.
+    pub class: Class,
+    /// `smtp`, `notice`, `api`.
+    pub source: String,
+    /// Octets of the final message.
+    pub size_bytes: u64,
+    /// How many recipients, suppressed ones included.
+    pub recipients: u16,
+    /// `selector._domainkey.domain` of each signature made.
+    pub signatures: Vec<String>,
+}
+
+/// Who answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The MX host or smarthost.
+    pub host: String,
+    /// `address:port`.
+    pub address: String,
+    /// The address the connection left from.
+    pub source: String,
+    /// `TLSv1.3 ...`, or `none` with the reason.
+    pub tls: String,
+}
+
+/// Class of a deferral or bounce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Why {
+    /// The mailbox does not exist or is disabled.
+    RecipientGone,
+    /// The mailbox is full.
+    MailboxFull,
+    /// The peer dislikes the sender, the address or the rate.
+    PolicyOrReputation,
+    /// The peer dislikes the content.
+    Content,
+    /// The message is too large for the peer.
+    TooLarge,
+    /// Something on our side or in the sender's set-up.
+    OurConfiguration,
+    /// The domain does not exist or takes no mail.
+    NoSuchDomain,
+    /// DNS did not answer.
+    Dns,
+    /// Connecting, TLS, a timeout or an early disconnect.
+    Network,
+    /// Greylisting and other "come back later".
+    TryLater,
+    /// The peer lacks an extension the message needs.
+    Unsupported,
+    /// The final dot was sent and no reply came: it may have been taken.
+    UnknownOutcome,
+    /// None of the above.
+    Other,
+}
+
+/// Which notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NoticeKind {
+    /// Given up.
+    Failure,
+    /// Still trying.
+    Delay,
+    /// Delivered or relayed, if asked for.
+    Success,
+}
+
+/// What happened to the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "each variant's sentence speaks of its fields")]
+pub enum InstanceEvent {
+    /// The daemon serves.
+    Started { version: String },
+    /// The daemon stops.
+    Stopping,
+    /// A login was refused.
+    LoginRefused { login: String, peer: String, vip: Option<VipId>, reason: String },
+    /// A network is being slowed down for failing logins.
+    LoginSlowed { login: String, network: String },
+    /// A virtual IP is not on this host.
+    VipMissing { vip: VipId, address: String },
+    /// It is back.
+    VipPresent { vip: VipId, address: String },
+    /// A domain's verification changed.
+    DomainVerified { tenant: TenantId, domain: Domain },
+    /// Its record was absent for too long.
+    DomainUnverified { tenant: TenantId, domain: Domain, reason: String },
+    /// A record could not be read and was set aside.
+    RecordDamaged { key: String, detail: String },
+    /// A message was refused by the pipeline.
+    Refused { tenant: TenantId, account: Option<SmtpAccountId>, reply: String, cause: String },
+}
+
+/// A change made by somebody, written in the batch of the change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEvent {
+    /// Who.
+    pub actor: String,
+    /// The act: `tenant.add`, `queue.cancel`.
+    pub act: String,
+    /// What it was done to: ids and names, never secrets.
+    pub subject: String,
+}
+
+/// Puts `event` into `batch`, so that fact and change are one.
+pub fn record(batch: &mut Batch, event: &Event) {
+    batch.append(vec![crate::store::prefix::EVENT], codec::encode(event));
+}
+
+/// A consumer failed for now; it is called again with the same events.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("consumer must see these events again: {0}")]
+pub struct Retry(pub String);
+
+impl From<CommitError> for Retry {
+    fn from(error: CommitError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Reacts to events at its own pace. Must be idempotent: events may come twice.
+#[async_trait]
+pub trait Consumer: Send + Sync {
+    /// Names the durable cursor; never changes.
+    fn name(&self) -> &'static str;
+
+    /// Reacts to some events in order. `Err` means: the same again, later.
+    async fn consume(&self, events: &[Event]) -> Result<(), Retry>;
+}

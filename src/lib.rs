@@ -1,0 +1,32 @@
+//! postern: your own sending service in one binary.
+//!
+//! Mail enters through one function, is made final by a pipeline, is owed by a queue, is
+//! attempted by delivery, and every fact is written to one event log.
+//! Rooms that *decide* are pure; rooms that *touch the world* are few and at the bottom.
+//! Doors (SMTP, web, command line) translate and never decide.
+//! Each room shows one face (`mod.rs`) and hides its files.
+//! One file, `daemon.rs`, knows how everything is connected.
+
+// floor: tiny tools any room may use
+pub mod background; // stop signal, task set, periodic loops
+pub mod ext; // small things std lacks
+pub mod metrics; // every metric, declared once
+
+// words: pure
+pub mod access; // who may do what
+pub mod mail; // addresses, envelopes, messages, replies, notices, signatures
+
+// world: the only code that opens files and sockets
+pub mod net; // DNS, dialling from a chosen address, TLS
+pub mod store; // durable records and message bodies
+
+// records: facts people manage or we learned
+pub mod accounts; // tenants, SMTP accounts, limits
+pub mod domains; // sending domains and their keys
+pub mod events; // the append-only log of what happened
+pub mod routing; // recipient -> lane
+pub mod vips; // virtual IPs
+
+// flow: one message's life
+pub mod intake; // the only way mail gets in
+pub mod queue; // what is still owed

@@ -1,0 +1,18 @@
+//! The vocabulary of mail and its formats. Pure: no sockets, no clock, no tasks.
+//!
+//! Recipe: [`Address`] and [`Domain`] read what people and peers wrote; an [`Envelope`] and a
+//! [`Draft`] are one message on its way in; [`Sealed`] is final; [`Reply`] is what SMTP said.
+
+mod address;
+mod envelope;
+mod header;
+mod id;
+mod message;
+mod status;
+
+pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_OCTETS_MAX};
+pub use envelope::{BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, Ret, ReversePath, Smtputf8};
+pub use header::{Field, HeaderBlock, HeaderError};
+pub use id::{BodyId, IdUnreadable, QueueId, SmtpAccountId, TenantId, VipId};
+pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
+pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable};

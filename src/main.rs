@@ -1,0 +1,3 @@
+//! Parses arguments, then runs the daemon or a command; nothing else.
+
+fn main() {}

@@ -1,0 +1,67 @@
+//! The network, at the bottom: names, connections from a chosen address, TLS.
+//!
+//! Two seams for tests: [`Resolver`] (a zone made of maps) and [`Dialer`] (scripted peers).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+
+use crate::mail::Domain;
+
+/// Why a lookup gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// The name does not exist (NXDOMAIN).
+    #[error("the name does not exist")]
+    NoSuchName,
+    /// The name exists and has no record of that type.
+    #[error("no such record")]
+    NoRecord,
+    /// Timeout, SERVFAIL, refused, bogus: try again later. Never permanent.
+    #[error("DNS did not answer: {0}")]
+    Temporary(String),
+}
+
+/// One MX record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mx {
+    /// Lower is tried first.
+    pub preference: u16,
+    /// The host; `None` is the root, which alone means null MX (RFC 7505).
+    pub host: Option<Domain>,
+}
+
+/// DNS.
+#[async_trait]
+pub trait Resolver: Send + Sync {
+    /// MX records of `domain`.
+    async fn mx(&self, domain: &Domain) -> Result<Vec<Mx>, LookupError>;
+    /// A records of `host`, CNAMEs followed.
+    async fn ipv4(&self, host: &Domain) -> Result<Vec<Ipv4Addr>, LookupError>;
+    /// AAAA records of `host`, CNAMEs followed.
+    async fn ipv6(&self, host: &Domain) -> Result<Vec<Ipv6Addr>, LookupError>;
+    /// TXT records of `name`, each with its strings joined.
+    async fn txt(&self, name: &Domain) -> Result<Vec<String>, LookupError>;
+    /// PTR names of `address`.
+    async fn ptr(&self, address: IpAddr) -> Result<Vec<Domain>, LookupError>;
+}
+
+/// Why a connection could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Our own address is not on this host: the mail waits, it never leaves by another.
+    #[error("the source address {0} is not on this host")]
+    SourceMissing(IpAddr),
+    /// Refused, unreachable, timed out.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Connecting out.
+#[async_trait]
+pub trait Dialer: Send + Sync {
+    /// Connects to `target` from exactly `source` and checks the local address afterwards.
+    async fn dial(&self, source: IpAddr, target: SocketAddr, patience: Duration) -> Result<TcpStream, DialError>;
+}

@@ -1,0 +1,1 @@
+//! One test binary for everything that needs the whole daemon.
