@@ -30,3 +30,6 @@ pub mod vips; // virtual IPs
 // flow: one message's life
 pub mod intake; // the only way mail gets in
 pub mod queue; // what is still owed
+
+// trials
+pub mod sink; // a throwaway receiving MX
