@@ -2,6 +2,8 @@
 //!
 //! Two seams for tests: [`Resolver`] (a zone made of maps) and [`Dialer`] (scripted peers).
 
+mod certificates;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use async_trait::async_trait;
 use tokio::net::TcpStream;
 
 use crate::mail::Domain;
+
+pub use certificates::{CERTIFICATE_POLL, Certificates, Expiry, Issuer, Reloaded};
 
 /// Why a lookup gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
