@@ -1,0 +1,263 @@
+//! The rules of the house that a machine can check: arrows between rooms, where external crates may
+//! be used, sizes, module comments, names, numbered decisions. A new arrow is a line in this file,
+//! so a reviewer sees it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which rooms a room may use besides the floor ([`FLOOR`]). `*` is every room.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("ext", &[]),
+    ("background", &[]),
+    ("metrics", &[]),
+    ("seal", &[]),
+    ("access", &["mail"]),
+    ("mail", &[]),
+    ("smtp", &["mail"]),
+    ("store", &["mail"]),
+    ("net", &["mail"]),
+    ("events", &["mail", "access", "store"]),
+    ("vips", &["mail", "access", "store", "events"]),
+    ("accounts", &["mail", "access", "store", "events", "vips"]),
+    ("routing", &["mail", "access", "store", "events"]),
+    ("suppression", &["mail", "access", "store", "events"]),
+    ("domains", &["mail", "access", "store", "events", "net", "vips"]),
+    ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
+    ("queue", &["mail", "routing", "access", "store", "events"]),
+    ("intake", &["mail", "routing", "store", "pipeline", "queue", "events", "vips", "accounts", "domains"]),
+    ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events"]),
+    (
+        "delivery",
+        &[
+            "mail", "smtp", "routing", "suppression", "access", "net", "store", "events", "queue", "intake", "domains",
+            "vips", "accounts",
+        ],
+    ),
+    (
+        "web",
+        &[
+            "mail", "access", "store", "events", "vips", "accounts", "routing", "suppression", "domains", "queue",
+            "delivery", "net",
+        ],
+    ),
+    ("sink", &[]),
+    ("trial", &["config", "daemon", "sink", "net", "mail"]),
+    ("config", &["*"]),
+    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue"]),
+    ("daemon", &["*"]),
+    ("main", &["cli"]),
+];
+
+/// Rooms everybody may use.
+const FLOOR: &[&str] = &["ext", "background", "metrics", "seal"];
+
+/// External crates that live behind one or a few rooms, so that a change of mind is a change of file.
+const CRATES: &[(&str, &[&str])] = &[
+    ("sled", &["store"]),
+    ("smtp_proto", &["smtp"]),
+    ("hickory_resolver", &["net"]),
+    ("hickory_proto", &["net"]),
+    ("mail_auth", &["mail"]),
+    ("mail_parser", &["mail", "pipeline"]),
+    ("mailin_embedded", &["sink"]),
+    ("axum", &["web"]),
+    ("aes_gcm", &["seal"]),
+    ("clap", &["cli"]),
+    ("rcgen", &["net", "sink"]),
+    ("toml", &["config"]),
+];
+
+/// Lines of a file before its tests.
+const FILE_LINES_MAX: usize = 600;
+/// Words that say nothing, as names of rooms and files.
+const BANNED_NAMES: &[&str] = &[
+    "util", "utils", "helper", "helpers", "common", "core", "misc", "manager", "service", "model", "types", "handler",
+    "data_types", "info", "item", "context",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<(String, PathBuf, String)> {
+    let source = root().join("src");
+    let mut files = Vec::new();
+    rust_files(&source, &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&source).unwrap();
+            let first = relative.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+            let room = first.trim_end_matches(".rs").to_owned();
+            let text = fs::read_to_string(&path).unwrap();
+            (room, path, text)
+        })
+        .collect()
+}
+
+/// The text before the first `#[cfg(test)]` that opens a module, without comments and literals of doc tests.
+fn before_tests(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name == "tests.rs" || name == "conformance.rs" || name == "bench.rs" || name.ends_with("_tests.rs")
+        || path.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// Names that follow `crate::` in `code`, also within one level of braces.
+fn rooms_used(code: &str) -> Vec<String> {
+    let mut used = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let word = |text: &str| text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+        if let Some(inside) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut part = String::new();
+            for character in inside.chars() {
+                match character {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => {
+                        used.push(word(part.trim()));
+                        part.clear();
+                    }
+                    _ => {}
+                }
+                part.push(if character == ',' && depth == 0 { ' ' } else { character });
+            }
+            used.push(word(part.trim()));
+        } else {
+            used.push(word(rest));
+        }
+    }
+    used.retain(|name| !name.is_empty() && name.starts_with(|c: char| c.is_ascii_lowercase()));
+    used
+}
+
+#[test]
+fn a_room_uses_only_the_rooms_on_its_line() {
+    let arrows: BTreeMap<_, _> = ARROWS.iter().copied().collect();
+    let mut problems = Vec::new();
+    for (room, path, text) in sources() {
+        if room == "lib" || is_test_file(&path) {
+            continue;
+        }
+        let Some(allowed) = arrows.get(room.as_str()) else {
+            problems.push(format!("{}: room {room} has no line in ARROWS", path.display()));
+            continue;
+        };
+        for used in rooms_used(&before_tests(&text)) {
+            let is_fine = used == room
+                || allowed.contains(&"*")
+                || allowed.contains(&used.as_str())
+                || (FLOOR.contains(&used.as_str()) && room != "ext");
+            if !is_fine {
+                problems.push(format!("{}: {room} may not use {used}", path.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn an_external_crate_stays_behind_its_room() {
+    let mut problems = Vec::new();
+    for (room, path, text) in sources() {
+        if is_test_file(&path) {
+            continue;
+        }
+        let code = before_tests(&text);
+        for (name, rooms) in CRATES {
+            if code.contains(&format!("{name}::")) && !rooms.contains(&room.as_str()) {
+                problems.push(format!("{}: {name} belongs to {rooms:?}", path.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn files_stay_small_and_say_what_they_are_for() {
+    let mut problems = Vec::new();
+    for (_, path, text) in sources() {
+        if !text.starts_with("//!") {
+            problems.push(format!("{}: no module comment", path.display()));
+        }
+        let lines = text.split("#[cfg(test)]\nmod ").next().unwrap_or(&text).lines().count();
+        if lines > FILE_LINES_MAX && !is_test_file(&path) {
+            problems.push(format!("{}: {lines} lines, the wall is {FILE_LINES_MAX}", path.display()));
+        }
+        let stem = path.file_stem().unwrap().to_string_lossy();
+        if BANNED_NAMES.contains(&stem.as_ref()) {
+            problems.push(format!("{}: the name says nothing", path.display()));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn rooms_hide_their_files() {
+    let mut problems = Vec::new();
+    for (_, path, text) in sources() {
+        let is_root = path.file_name().is_some_and(|name| name == "lib.rs");
+        for line in before_tests(&text).lines() {
+            let opens = line.trim_start().strip_prefix("pub mod ").filter(|_| !is_root);
+            // Two tables of names are public on purpose; everything else is re-exported by name.
+            if opens.is_some_and(|rest| rest.ends_with(';') && !matches!(rest, "codec;" | "conformance;")) {
+                problems.push(format!("{}: {line}", path.display()));
+            }
+            if line.contains("pub use") && line.contains("::*") {
+                problems.push(format!("{}: {line}", path.display()));
+            }
+            if line.contains("static mut ") || line.contains("lazy_static!") {
+                problems.push(format!("{}: {line}", path.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn rfc_citations_are_well_formed() {
+    let mut problems = Vec::new();
+    for (_, path, text) in sources() {
+        for (at, _) in text.match_indices("RFC") {
+            let rest = &text[at + 3..];
+            let digits = rest.trim_start_matches(' ').chars().take_while(char::is_ascii_digit).count();
+            if rest.starts_with(' ') && !(3..=5).contains(&digits) && rest[1..].starts_with(|c: char| c.is_ascii_digit()) {
+                problems.push(format!("{}: RFC{}", path.display(), rest.lines().next().unwrap_or("")));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn decisions_are_numbered_once_each() {
+    let mut seen = BTreeMap::new();
+    for entry in fs::read_dir(root().join("docs/decisions")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        let number = name.split('-').next().unwrap_or_default().to_owned();
+        assert!(number.len() == 4 && number.bytes().all(|byte| byte.is_ascii_digit()), "{name} has no number");
+        if let Some(other) = seen.insert(number, name.clone()) {
+            panic!("{name} and {other} have the same number");
+        }
+    }
+}
