@@ -1,3 +1,7 @@
 //! One test binary for everything that needs more than one room.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[allow(dead_code, reason = "shared by tests that come and go")]
+mod harness;
 mod tidy;

@@ -30,15 +30,36 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "delivery",
         &[
-            "mail", "smtp", "routing", "suppression", "access", "net", "store", "events", "queue", "intake", "domains",
-            "vips", "accounts",
+            "mail",
+            "smtp",
+            "routing",
+            "suppression",
+            "access",
+            "net",
+            "store",
+            "events",
+            "queue",
+            "intake",
+            "domains",
+            "vips",
+            "accounts",
         ],
     ),
     (
         "web",
         &[
-            "mail", "access", "store", "events", "vips", "accounts", "routing", "suppression", "domains", "queue",
-            "delivery", "net",
+            "mail",
+            "access",
+            "store",
+            "events",
+            "vips",
+            "accounts",
+            "routing",
+            "suppression",
+            "domains",
+            "queue",
+            "delivery",
+            "net",
         ],
     ),
     ("sink", &[]),
@@ -72,8 +93,22 @@ const CRATES: &[(&str, &[&str])] = &[
 const FILE_LINES_MAX: usize = 600;
 /// Words that say nothing, as names of rooms and files.
 const BANNED_NAMES: &[&str] = &[
-    "util", "utils", "helper", "helpers", "common", "core", "misc", "manager", "service", "model", "types", "handler",
-    "data_types", "info", "item", "context",
+    "util",
+    "utils",
+    "helper",
+    "helpers",
+    "common",
+    "core",
+    "misc",
+    "manager",
+    "service",
+    "model",
+    "types",
+    "handler",
+    "data_types",
+    "info",
+    "item",
+    "context",
 ];
 
 fn root() -> PathBuf {
@@ -116,7 +151,10 @@ fn before_tests(text: &str) -> String {
 
 fn is_test_file(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_string_lossy();
-    name == "tests.rs" || name == "conformance.rs" || name == "bench.rs" || name.ends_with("_tests.rs")
+    name == "tests.rs"
+        || name == "conformance.rs"
+        || name == "bench.rs"
+        || name.ends_with("_tests.rs")
         || path.components().any(|part| part.as_os_str() == "tests")
 }
 
@@ -241,7 +279,10 @@ fn rfc_citations_are_well_formed() {
         for (at, _) in text.match_indices("RFC") {
             let rest = &text[at + 3..];
             let digits = rest.trim_start_matches(' ').chars().take_while(char::is_ascii_digit).count();
-            if rest.starts_with(' ') && !(3..=5).contains(&digits) && rest[1..].starts_with(|c: char| c.is_ascii_digit()) {
+            if rest.starts_with(' ')
+                && !(3..=5).contains(&digits)
+                && rest[1..].starts_with(|c: char| c.is_ascii_digit())
+            {
                 problems.push(format!("{}: RFC{}", path.display(), rest.lines().next().unwrap_or("")));
             }
         }

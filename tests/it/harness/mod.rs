@@ -1,0 +1,13 @@
+//! What tests of the whole daemon share: peers, zones, and the way to say that a check could not run.
+
+use std::io::Write;
+
+/// Records that a check could not run on this machine; `tests/run` prints and counts these.
+pub fn not_run(name: &str, reason: &str) {
+    eprintln!("NOT RUN: {name} ({reason})");
+    if let Some(path) = std::env::var_os("POSTERN_NOT_RUN") {
+        let line = format!("{name} ({reason})\n");
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the list of checks not run is writable");
+    }
+}
