@@ -4,6 +4,8 @@
 //! [`Draft`] are one message on its way in; [`Sealed`] is final; [`Reply`] is what SMTP said.
 
 mod address;
+mod canonical;
+pub mod dkim;
 mod envelope;
 mod header;
 mod id;
