@@ -11,6 +11,7 @@
 pub mod background; // stop signal, task set, periodic loops
 pub mod ext; // small things std lacks
 pub mod metrics; // every metric, declared once
+pub mod seal; // secrets at rest, under the master key
 
 // words: pure
 pub mod access; // who may do what
@@ -24,7 +25,9 @@ pub mod store; // durable records and message bodies
 pub mod accounts; // tenants, SMTP accounts, limits
 pub mod domains; // sending domains and their keys
 pub mod events; // the append-only log of what happened
+pub mod records; // what the rooms of records share: load, change, audit
 pub mod routing; // recipient -> lane
+pub mod suppression; // recipients a tenant never mails
 pub mod vips; // virtual IPs
 
 // flow: one message's life

@@ -11,10 +11,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Actor, Forbidden};
+use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::{Class, Refusal, SmtpAccountId, TenantId, VipId};
-use crate::store::{CommitError, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::vips::Vip;
 
 /// A tenant.
@@ -151,28 +151,7 @@ pub enum Login {
     Unavailable(String),
 }
 
-/// Why an administrative act was not done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AdminError {
-    /// Not permitted.
-    #[error(transparent)]
-    Forbidden(#[from] Forbidden),
-    /// No such record.
-    #[error("there is no {0}")]
-    Missing(String),
-    /// A record of that name is there already.
-    #[error("{0} exists already")]
-    Exists(String),
-    /// A value is not acceptable.
-    #[error("{0}")]
-    Invalid(String),
-    /// The records could not be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The change could not be made durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-}
+pub use crate::records::AdminError;
 
 /// How login failures slow a peer. Defaults in `config`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

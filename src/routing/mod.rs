@@ -1,4 +1,11 @@
 //! Where mail for a recipient goes next: the lane, known without DNS. [`RouteTable::lane`] is pure.
+//!
+//! Recipe: intake takes [`Routes::table`] and asks it for each recipient's lane; delivery asks
+//! [`Routes::route`] and [`Routes::login`] when a lane names a smarthost.
+
+mod routes;
+
+pub use routes::{NewRoute, RELAY_LOGIN_OCTETS_MAX, Routes};
 
 use serde::{Deserialize, Serialize};
 

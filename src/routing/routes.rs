@@ -1,0 +1,191 @@
+//! The routes people manage: kept in the store, with the relay's password sealed, and in memory
+//! as one [`RouteTable`] that is swapped whole.
+//!
+//! It refuses to know whether a relay answers; delivery finds out. Easy to get wrong: a password
+//! must never cross the network in the clear, so a login asks for verified TLS or a relay on this host.
+
+use std::net::IpAddr;
+use std::sync::{Arc, RwLock};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{RelayLogin, RelayTls, Route, RouteScope, RouteTable};
+use crate::access::{Actor, Permission};
+use crate::ext::{self, Timestamp};
+use crate::mail::Domain;
+use crate::records::{self, AdminError, Damage, Desk};
+use crate::seal::MasterKey;
+use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
+
+/// Octets of a relay's user name or password, at most: what AUTH PLAIN carries in one line with room to spare.
+pub const RELAY_LOGIN_OCTETS_MAX: usize = 1024;
+
+/// A route to be made.
+pub struct NewRoute {
+    /// For which mail.
+    pub scope: RouteScope,
+    /// Host name or address of the relay.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How to secure it.
+    pub tls: RelayTls,
+    /// User name and password there.
+    pub login: Option<(String, Zeroizing<String>)>,
+}
+
+/// All routes, in memory.
+pub struct Routes {
+    desk: Desk,
+    key: Arc<MasterKey>,
+    table: Arc<RwLock<Arc<RouteTable>>>,
+    damaged: Vec<Damage>,
+}
+
+/// As stored: `R i id`. Beside it `R s scope` -> id keeps a scope with one route.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    route: Route,
+    added: Timestamp,
+}
+
+impl Routes {
+    /// Reads all records.
+    pub fn open(store: Arc<dyn Store>, key: Arc<MasterKey>) -> Result<Self, StoreError> {
+        let (records, damaged) = records::load::<Record>(&*store, &[prefix::ROUTE, b'i'])?;
+        let mut records: Vec<Record> = records.into_iter().map(|(_, record)| record).collect();
+        records.sort_by_key(|record| (record.added, record.route.id));
+        let routes = records.into_iter().map(|record| record.route).collect();
+        let table = Arc::new(RwLock::new(Arc::new(RouteTable { routes })));
+        Ok(Self { desk: Desk::new(store), key, table, damaged })
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    /// The table as it is now, oldest first.
+    pub fn table(&self) -> Arc<RouteTable> {
+        Arc::clone(&records::read(&self.table))
+    }
+
+    /// One route.
+    pub fn route(&self, id: u64) -> Option<Route> {
+        self.table().routes.iter().find(|route| route.id == id).cloned()
+    }
+
+    /// User name and password at the relay; `None` if the route has none, or if it cannot be
+    /// opened under this master key (logged: the relay will then refuse us, and the mail waits).
+    pub fn login(&self, route: &Route) -> Option<(String, Zeroizing<String>)> {
+        let login = route.login.as_ref()?;
+        let opened = self.key.open(&purpose(route.id), &login.sealed_password);
+        let password = opened.map_err(|error| error.to_string()).and_then(|plain| {
+            std::str::from_utf8(&plain).map(|text| Zeroizing::new(text.to_owned())).map_err(|error| error.to_string())
+        });
+        match password {
+            Ok(password) => Some((login.user.clone(), password)),
+            Err(error) => {
+                tracing::error!(route = route.id, error, "the password of a relay cannot be opened");
+                None
+            }
+        }
+    }
+
+    /// Makes one. There is one route per scope.
+    pub async fn add(&self, actor: &Actor, new: NewRoute, now: Timestamp) -> Result<Route, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        check(&new)?;
+        let id = u64::from_be_bytes(ext::random_bytes());
+        let login = new.login.map(|(user, password)| RelayLogin {
+            user,
+            sealed_password: self.key.seal(&purpose(id), password.as_bytes()),
+        });
+        let route = Route { id, scope: new.scope, host: new.host, port: new.port, tls: new.tls, login };
+        let turn = self.desk.turn().await;
+        if self.table().routes.iter().any(|known| known.scope == route.scope) {
+            return Err(AdminError::Exists(format!("a route for {}", scope_words(&route.scope))));
+        }
+        let mut batch = Batch::new();
+        batch.if_absent(key(id)).set(key(id), codec::encode(&Record { route: route.clone(), added: now }));
+        batch.if_absent(scope_key(&route.scope)).set(scope_key(&route.scope), codec::encode(&id));
+        records::audit(&mut batch, actor, "route.add", describe(&route), now);
+        let (table, added) = (Arc::clone(&self.table), route.clone());
+        turn.commit(batch, move || Arc::make_mut(&mut records::write(&table)).routes.push(added)).await?;
+        Ok(route)
+    }
+
+    /// Removes one. Mail queued for it is the caller's check.
+    pub async fn remove(&self, actor: &Actor, id: u64, now: Timestamp) -> Result<(), AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let turn = self.desk.turn().await;
+        let route = self.route(id).ok_or_else(|| AdminError::Missing(format!("route {id}")))?;
+        let mut batch = Batch::new();
+        batch.remove(key(id)).remove(scope_key(&route.scope));
+        records::audit(&mut batch, actor, "route.remove", describe(&route), now);
+        let table = Arc::clone(&self.table);
+        turn.commit(batch, move || {
+            Arc::make_mut(&mut records::write(&table)).routes.retain(|route| route.id != id);
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// All routes, for people.
+    pub fn list(&self, actor: &Actor) -> Result<Vec<Route>, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        Ok(self.table().routes.clone())
+    }
+}
+
+fn check(new: &NewRoute) -> Result<(), AdminError> {
+    let invalid = |text: String| Err(AdminError::Invalid(text));
+    let address = new.host.parse::<IpAddr>().ok();
+    if address.is_none() && Domain::parse(&new.host).is_err() {
+        return invalid(format!("{:?} is neither a host name nor an address", new.host));
+    }
+    if new.port == 0 {
+        return invalid("a relay's port is 1 to 65535, often 587 or 465".into());
+    }
+    let Some((user, password)) = &new.login else { return Ok(()) };
+    for (what, text) in [("user name", user.as_str()), ("password", password.as_str())] {
+        if text.is_empty() || text.len() > RELAY_LOGIN_OCTETS_MAX || text.contains('\0') {
+            return invalid(format!("the relay's {what} must have 1 to {RELAY_LOGIN_OCTETS_MAX} octets and no NUL"));
+        }
+    }
+    let is_here = address.is_some_and(|address| address.is_loopback()) || new.host.eq_ignore_ascii_case("localhost");
+    match new.tls {
+        RelayTls::Implicit | RelayTls::Starttls => Ok(()),
+        RelayTls::Opportunistic | RelayTls::None if is_here => Ok(()),
+        RelayTls::Opportunistic | RelayTls::None => {
+            invalid("a login is sent over verified TLS only: choose starttls or implicit".into())
+        }
+    }
+}
+
+/// The scope in words: `all mail`, `tenant ...`, `mail to example.com`.
+fn scope_words(scope: &RouteScope) -> String {
+    match scope {
+        RouteScope::Instance => "all mail".to_owned(),
+        RouteScope::Tenant(tenant) => format!("tenant {tenant}"),
+        RouteScope::RecipientDomain(domain) => format!("mail to {domain}"),
+    }
+}
+
+fn describe(route: &Route) -> String {
+    format!("{} by {}:{} for {}", route.id, route.host, route.port, scope_words(&route.scope))
+}
+
+/// Bound to the route, so that a sealed password cannot be moved to another relay's record.
+fn purpose(id: u64) -> String {
+    format!("password of route {id}")
+}
+
+fn key(id: u64) -> Key {
+    [&[prefix::ROUTE, b'i'][..], &id.to_be_bytes()].concat()
+}
+
+fn scope_key(scope: &RouteScope) -> Key {
+    [&[prefix::ROUTE, b's'][..], &codec::encode(scope)].concat()
+}
