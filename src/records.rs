@@ -47,12 +47,15 @@ pub struct Damage {
     pub detail: String,
 }
 
+/// Every record of a kind with its key, and those that could not be read.
+pub type Loaded<T> = (Vec<(Key, T)>, Vec<Damage>);
+
 /// Records read at a time at open.
 const LOAD_PAGE: usize = 1000;
 
 /// Reads every record under `prefix`; one that does not decode is set aside, logged and returned
 /// in the second list, and never stops the others.
-pub fn load<T: DeserializeOwned>(store: &dyn Store, prefix: &[u8]) -> Result<(Vec<(Key, T)>, Vec<Damage>), StoreError> {
+pub fn load<T: DeserializeOwned>(store: &dyn Store, prefix: &[u8]) -> Result<Loaded<T>, StoreError> {
     let (mut records, mut damaged) = (Vec::new(), Vec::new());
     let (mut from, to) = (prefix.to_vec(), after_prefix(prefix));
     loop {
