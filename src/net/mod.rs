@@ -3,6 +3,10 @@
 //! Two seams for tests: [`Resolver`] (a zone made of maps) and [`Dialer`] (scripted peers).
 
 mod certificates;
+mod dial;
+mod dns;
+mod tls;
+mod zone;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -13,6 +17,10 @@ use tokio::net::TcpStream;
 use crate::mail::Domain;
 
 pub use certificates::{CERTIFICATE_POLL, Certificates, Expiry, Issuer, Reloaded};
+pub use dial::{BoundDialer, is_present};
+pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
+pub use tls::{ClientTls, RootsUnreadable, Secured, Verify};
+pub use zone::{Trouble, Zone, ZoneServer};
 
 /// Why a lookup gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

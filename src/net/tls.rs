@@ -1,0 +1,195 @@
+//! TLS as a client: an opportunistic handshake that takes any certificate and says whether it
+//! would have passed, and a verified one for smarthosts.
+//!
+//! It refuses to decide whether TLS is required. Easy to get wrong: an opportunistic handshake
+//! still proves that the peer holds the key of the certificate it showed; only the chain and the
+//! name are not insisted upon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::mail::printable;
+
+/// How much a handshake insists on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verify {
+    /// Any certificate will do; whether it would have passed is reported.
+    Opportunistic,
+    /// The chain must end at a known root and the name must match.
+    Required,
+}
+
+/// What a handshake agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secured {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: String,
+    /// The suite's registered name.
+    pub suite: String,
+    /// Whether the certificate passed verification, and if not, why.
+    pub verified: Result<(), String>,
+}
+
+impl Secured {
+    /// One line for the trail: `TLSv1.3 TLS13_AES_256_GCM_SHA384, certificate verified`.
+    pub fn describe(&self) -> String {
+        match &self.verified {
+            Ok(()) => format!("{} {}, certificate verified", self.version, self.suite),
+            Err(reason) => format!("{} {}, certificate not verified: {reason}", self.version, self.suite),
+        }
+    }
+}
+
+/// Roots besides the built-in ones cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {cause}")]
+pub struct RootsUnreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// Client handshakes.
+#[derive(Clone)]
+pub struct ClientTls {
+    opportunistic: TlsConnector,
+    required: TlsConnector,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl ClientTls {
+    /// Mozilla's roots, and those of the PEM file `extra_roots` if one is given (a private CA of
+    /// a smarthost, tests).
+    pub fn new(extra_roots: Option<&Path>) -> Result<Self, RootsUnreadable> {
+        let mut extra = Vec::new();
+        if let Some(path) = extra_roots {
+            let unreadable = |cause: String| RootsUnreadable { path: path.to_owned(), cause: printable(&cause) };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))? {
+                extra.push(certificate.map_err(|error| unreadable(error.to_string()))?);
+            }
+            if extra.is_empty() {
+                return Err(unreadable("no certificate in it".to_owned()));
+            }
+        }
+        Self::with_roots(extra)
+            .map_err(|cause| RootsUnreadable { path: extra_roots.map(Path::to_owned).unwrap_or_default(), cause })
+    }
+
+    /// Mozilla's roots and `extra`.
+    pub fn with_roots(extra: Vec<CertificateDer<'static>>) -> Result<Self, String> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        for certificate in extra {
+            roots.add(certificate).map_err(|error| error.to_string())?;
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|error| error.to_string())?;
+        let config = |verifier: Arc<dyn ServerCertVerifier>| {
+            let builder = ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .map_err(|error| error.to_string())?;
+            let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+            Ok::<_, String>(TlsConnector::from(Arc::new(config)))
+        };
+        Ok(Self {
+            opportunistic: config(Arc::new(AnyCertificate { provider: provider.clone() }))?,
+            required: config(verifier.clone())?,
+            verifier,
+        })
+    }
+
+    /// Shakes hands with `host` (a name or an address) over `stream`. `Err` says in one line what
+    /// went wrong; the stream is spent then.
+    pub async fn connect(
+        &self,
+        verify: Verify,
+        host: &str,
+        stream: TcpStream,
+    ) -> Result<(TlsStream<TcpStream>, Secured), String> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| "not a name TLS can ask for".to_owned())?;
+        let connector = match verify {
+            Verify::Opportunistic => &self.opportunistic,
+            Verify::Required => &self.required,
+        };
+        let stream = connector.connect(name.clone(), stream).await.map_err(|error| printable(&error.to_string()))?;
+        let (_, session) = stream.get_ref();
+        let verified = match verify {
+            Verify::Required => Ok(()),
+            Verify::Opportunistic => self.would_verify(&name, session.peer_certificates().unwrap_or_default()),
+        };
+        let secured = Secured {
+            version: session
+                .protocol_version()
+                .and_then(|version| version.as_str())
+                .map_or_else(String::new, |text| text.replace('_', ".")),
+            suite: session
+                .negotiated_cipher_suite()
+                .and_then(|suite| suite.suite().as_str())
+                .unwrap_or("unknown suite")
+                .to_owned(),
+            verified,
+        };
+        Ok((stream, secured))
+    }
+
+    fn would_verify(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let Some((leaf, rest)) = chain.split_first() else { return Err("no certificate".to_owned()) };
+        self.verifier
+            .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
+            .map(|_| ())
+            .map_err(|error| printable(&error.to_string()))
+    }
+}
+
+/// Takes any chain; still checks that the peer holds the key.
+#[derive(Debug)]
+struct AnyCertificate {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
