@@ -5,7 +5,12 @@
 //! Easy to get wrong: a failed write clears by itself, a failed *sync* does not: after one the
 //! engine refuses every commit until it has been reopened from disk (the next sync may lie).
 
+mod batch;
 pub mod codec;
+mod memory;
+
+pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
+pub use memory::MemoryStore;
 
 use async_trait::async_trait;
 use bytes::Bytes;
