@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::mail::dkim::SigningKeys;
 use crate::mail::{Domain, Refusal, TenantId};
 use crate::store::Store;
 
@@ -17,6 +18,8 @@ pub struct Signer {
     pub rsa_selector: String,
     /// Ed25519 selector.
     pub ed25519_selector: String,
+    /// The keys whose public halves those selectors publish.
+    pub keys: SigningKeys,
 }
 
 /// All sending domains.

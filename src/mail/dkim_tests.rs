@@ -1,3 +1,5 @@
+//! Signatures judged by mail-auth's verifier, and messages tampered with.
+
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -87,6 +87,31 @@ impl HeaderBlock {
         self.fields.push(Field::new(name, value));
     }
 
+    /// Puts a field on top as it is. It must be well-formed, with its final CRLF.
+    pub fn prepend_field(&mut self, field: Field) {
+        self.fields.insert(0, field);
+    }
+
+    /// Gives the first field of that name this value where it stands, or adds one at the end;
+    /// further ones are removed.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let mut place = None;
+        let mut position = 0;
+        self.fields.retain(|field| {
+            let is_named = field.name.eq_ignore_ascii_case(name);
+            let is_kept = !is_named || place.is_none();
+            if is_named && is_kept {
+                place = Some(position);
+            }
+            position += usize::from(is_kept);
+            is_kept
+        });
+        match place.and_then(|place| self.fields.get_mut(place)) {
+            Some(field) => field.raw_value = Field::new(name, value).raw_value,
+            None => self.append(name, value),
+        }
+    }
+
     /// Removes every field of that name, in any case, and says how many there were.
     pub fn remove(&mut self, name: &str) -> usize {
         let before = self.fields.len();
@@ -152,6 +177,14 @@ mod tests {
         assert_eq!(block.length(), bytes.len());
         assert_eq!(block.text("subject").as_deref(), Some("one two"));
         assert_eq!(block.text("x-empty").as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_value_is_set_where_the_field_stands() {
+        let mut block = HeaderBlock::parse(b"A: 1\r\nB: 2\r\nb: 3\r\nC: 4\r\n").unwrap();
+        block.set("b", "new");
+        block.set("D", "5");
+        assert_eq!(block.to_bytes(), b"A: 1\r\nB: new\r\nC: 4\r\nD: 5\r\n");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod dkim;
 mod envelope;
 mod header;
 mod id;
+mod mailbox;
 mod message;
 mod status;
 
@@ -16,5 +17,6 @@ pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_O
 pub use envelope::{BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, Ret, ReversePath, Smtputf8};
 pub use header::{Field, HeaderBlock, HeaderError};
 pub use id::{BodyId, IdUnreadable, QueueId, SmtpAccountId, TenantId, VipId};
+pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
 pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable};
