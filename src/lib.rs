@@ -34,5 +34,8 @@ pub mod vips; // virtual IPs
 pub mod intake; // the only way mail gets in
 pub mod queue; // what is still owed
 
+// doors over HTTP and the shell
+pub mod cli; // sub-commands
+
 // trials
 pub mod sink; // a throwaway receiving MX

@@ -1,3 +1,7 @@
 //! Parses arguments, then runs the daemon or a command; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern::cli::run(std::env::args_os())
+}

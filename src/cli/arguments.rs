@@ -1,0 +1,515 @@
+//! What can be typed after `postern`: the tree of sub-commands, their arguments and their help.
+//!
+//! It refuses to know what a command does. The sentences here are the help texts and, through a
+//! test, `docs/cli.md`. Easy to get wrong: a tenant is named by its short name everywhere, a virtual
+//! IP by its address, an SMTP account by its login; ids are understood too.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::mail::Domain;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const CONFIG_FILE: &str = "/etc/postern/postern.toml";
+
+/// Your own mail sending service in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "postern", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 69 the daemon cannot be reached, \
+    78 the configuration is wrong.")]
+pub struct Arguments {
+    #[command(flatten)]
+    pub everywhere: Everywhere,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Everywhere {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG_FILE)]
+    pub config: PathBuf,
+    /// The daemon's socket, instead of the one the configuration names
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print what the daemon answers, as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground; systemd starts this
+    Serve,
+    /// Check the configuration without starting; prints every problem with file and line
+    Check,
+    /// Show the whole service at work on this machine: no root, no configuration, nothing left behind
+    Try(Try),
+    /// Set up this machine: configuration, data folder, master key, first certificate
+    Init(Init),
+    /// Whether the daemon runs, and what it has to do
+    Status,
+    /// Check everything that mail depends on, one line each, with a remedy
+    Doctor(Doctor),
+    /// Tenants: who sends through this machine
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// Virtual IPs: the addresses tenants log in on and send from
+    #[command(subcommand)]
+    Vip(Vip),
+    /// Sending domains: DNS records, verification, keys
+    #[command(subcommand)]
+    Domain(DomainCommand),
+    /// SMTP accounts: logins of shops, sites and mail programs
+    #[command(subcommand)]
+    SmtpAccount(SmtpAccount),
+    /// Recipients a tenant never mails
+    #[command(subcommand)]
+    Suppression(Suppression),
+    /// Smarthosts: relays for mail that cannot go straight to its recipients' servers
+    #[command(subcommand)]
+    Route(Route),
+    /// Mail that is still owed: where it is and why
+    #[command(subcommand)]
+    Queue(Queue),
+    /// The data folder, offline: the daemon must not be running
+    #[command(subcommand)]
+    Store(Store),
+}
+
+#[derive(Args, Debug)]
+pub struct Try {
+    /// Exit after the one message: 0 only if it arrived and its signature verified; the last line is JSON
+    #[arg(long)]
+    pub once: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Init {
+    /// This machine's own name, for example mx.example.com
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Domain,
+    /// Where the configuration, the master key and the certificates go
+    #[arg(long, value_name = "FOLDER", default_value = "/etc/postern")]
+    pub config_dir: PathBuf,
+    /// Where records and mail are kept
+    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/postern")]
+    pub data_dir: PathBuf,
+    /// The daemon's socket
+    #[arg(long, value_name = "PATH", default_value = "/run/postern/postern.sock")]
+    pub control_socket: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Leave out checks that talk to other machines: DNS and port 25
+    #[arg(long)]
+    pub offline: bool,
+    /// Whose port 25 is tried
+    #[arg(long, value_name = "HOST", default_value = "gmail-smtp-in.l.google.com")]
+    pub probe: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tenant {
+    /// Make a tenant
+    Add {
+        /// Its short name: lower-case letters, digits and hyphens
+        name: String,
+    },
+    /// List all tenants
+    List,
+    /// Show one tenant with its virtual IPs, domains and SMTP accounts
+    Show {
+        /// The tenant
+        name: String,
+    },
+    /// Take no more mail from it; logging in still works, and mail it has handed in is still delivered
+    Suspend {
+        /// The tenant
+        name: String,
+    },
+    /// Take its mail again
+    Resume {
+        /// The tenant
+        name: String,
+    },
+    /// Limit how many messages it may hand in; without options, show the limits
+    Limits {
+        /// The tenant
+        name: String,
+        /// Messages in any hour; `none` for no limit
+        #[arg(long, value_name = "MESSAGES")]
+        hourly: Option<Ceiling>,
+        /// Messages in any day; `none` for no limit
+        #[arg(long, value_name = "MESSAGES")]
+        daily: Option<Ceiling>,
+    },
+    /// Remove a tenant that has no SMTP accounts, domains and queued mail any more
+    Remove {
+        /// The tenant
+        name: String,
+    },
+}
+
+/// A number of messages, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceiling(pub Option<u64>);
+
+impl std::str::FromStr for Ceiling {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            _ => {
+                text.parse().map(|most| Self(Some(most))).map_err(|_| "write a number of messages, or none".to_owned())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Vip {
+    /// Add a virtual IP
+    Add(VipAdd),
+    /// List all virtual IPs, and whether each is on this host
+    List,
+    /// Remove a virtual IP
+    Remove {
+        /// Its address or id
+        vip: String,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("owner").required(true).args(["tenant", "shared"]))]
+pub struct VipAdd {
+    /// Its address on this host
+    #[arg(value_name = "ADDR")]
+    pub address: IpAddr,
+    /// Its IPv6 address too
+    #[arg(long, value_name = "ADDR")]
+    pub ipv6: Option<std::net::Ipv6Addr>,
+    /// The name it says in EHLO; its PTR record should say the same
+    #[arg(long, value_name = "NAME")]
+    pub ehlo: Domain,
+    /// Only this tenant may use it
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// Every tenant may use it
+    #[arg(long)]
+    pub shared: bool,
+    /// The address the world sees instead (NAT); at most one of each family
+    #[arg(long, value_name = "ADDR")]
+    pub public: Vec<IpAddr>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DomainCommand {
+    /// Add a domain a tenant sends as; prints the DNS records to publish
+    Add {
+        /// The tenant
+        tenant: String,
+        /// The domain, as it stands after the @ in From
+        domain: Domain,
+    },
+    /// List domains
+    List {
+        /// Of this tenant only
+        tenant: Option<String>,
+    },
+    /// Look for the records in DNS now; without arguments, for those of every domain
+    Verify {
+        /// The tenant
+        tenant: Option<String>,
+        /// The domain
+        domain: Option<Domain>,
+    },
+    /// Make new signing keys; prints the records to publish, the old keys sign until these are found
+    Rotate {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+        /// Show how far a rotation is, and when the old records may go
+        #[arg(long)]
+        status: bool,
+    },
+    /// Show a domain: state, keys, records
+    Status {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+    },
+    /// Let a tenant send as a domain without a record in its DNS
+    Trust {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+        /// Ask for the record again
+        #[arg(long)]
+        revoke: bool,
+    },
+    /// Whether names below the domain are covered by it
+    Subdomains {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+        /// Covered or not
+        cover: Cover,
+    },
+    /// Remove a domain and erase its keys
+    Remove {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Cover {
+    /// `mail.example.com` may be used when `example.com` is verified.
+    Covered,
+    /// Each name needs a record of its own.
+    Separate,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SmtpAccount {
+    /// Make an SMTP account; its password is shown once, with settings for common programs
+    Add(SmtpAccountAdd),
+    /// List SMTP accounts
+    List {
+        /// Of this tenant only
+        tenant: Option<String>,
+    },
+    /// Refuse its logins
+    Disable {
+        /// The login
+        login: String,
+    },
+    /// Take its logins again
+    Enable {
+        /// The login
+        login: String,
+    },
+    /// Make a new password; the old one works until the next rotation or --finish
+    Rotate {
+        /// The login
+        login: String,
+        /// End the old password now instead of making a new one
+        #[arg(long)]
+        finish: bool,
+    },
+    /// Set the addresses it may log in from
+    AllowFrom {
+        /// The login
+        login: String,
+        /// Addresses or networks, for example 192.0.2.0/24; none means anywhere
+        #[arg(value_name = "CIDR")]
+        networks: Vec<String>,
+    },
+    /// Remove an SMTP account
+    Remove {
+        /// The login
+        login: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct SmtpAccountAdd {
+    /// The tenant
+    pub tenant: String,
+    /// What its mail is
+    #[arg(long, value_enum, default_value_t = MailClass::Transactional)]
+    pub class: MailClass,
+    /// It may log in only from these addresses or networks
+    #[arg(long, value_name = "CIDR")]
+    pub allow_from: Vec<String>,
+    /// Print settings for this program only
+    #[arg(long = "for", value_enum, value_name = "PROGRAM")]
+    pub program: Option<Program>,
+}
+
+/// What an SMTP account's mail is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MailClass {
+    /// Orders, password resets, notices: goes first
+    Transactional,
+    /// Newsletters and campaigns
+    Marketing,
+}
+
+/// Programs settings can be printed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// Mozilla Thunderbird
+    Thunderbird,
+    /// WordPress with WP Mail SMTP
+    Wordpress,
+    /// PrestaShop
+    Prestashop,
+    /// PHPMailer
+    Phpmailer,
+    /// Symfony Mailer
+    Symfony,
+    /// Nodemailer
+    Nodemailer,
+    /// Django
+    Django,
+    /// swaks
+    Swaks,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Suppression {
+    /// Never mail this address, or this whole domain
+    Add {
+        /// The tenant
+        tenant: String,
+        /// An address, or a domain for all of its addresses
+        subject: String,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+    },
+    /// Mail it again
+    Remove {
+        /// The tenant
+        tenant: String,
+        /// The address or domain
+        subject: String,
+    },
+    /// List what a tenant never mails
+    List {
+        /// The tenant
+        tenant: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Route {
+    /// Send by a relay: all mail, one tenant's mail, or mail to one domain
+    Add(RouteAdd),
+    /// List relays
+    List,
+    /// Remove a relay
+    Remove {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("scope").required(true).args(["all", "tenant", "to"]))]
+pub struct RouteAdd {
+    /// Host name or address of the relay
+    pub host: String,
+    /// All mail
+    #[arg(long)]
+    pub all: bool,
+    /// Mail of this tenant
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// Mail to this domain and the names below it
+    #[arg(long, value_name = "DOMAIN")]
+    pub to: Option<Domain>,
+    /// The relay's port
+    #[arg(long, default_value_t = 587)]
+    pub port: u16,
+    /// How the connection is secured
+    #[arg(long, value_enum, default_value_t = RouteTls::Starttls)]
+    pub tls: RouteTls,
+    /// The user name at the relay
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub user: Option<String>,
+    /// A file with the password at the relay; `-` reads standard input
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// How a relay is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RouteTls {
+    /// TLS first (port 465), certificate verified
+    Implicit,
+    /// STARTTLS required, certificate verified
+    Starttls,
+    /// STARTTLS if offered, certificate not verified; no login
+    Opportunistic,
+    /// No TLS; for relays on this host
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Queue {
+    /// List queued messages, oldest first
+    List(QueueList),
+    /// Show a message: envelope, every recipient, everything that happened
+    Show {
+        /// The queue id
+        id: String,
+    },
+    /// Say in a sentence per recipient why a message is still here, and what will happen next
+    Why {
+        /// The queue id
+        id: String,
+    },
+    /// Try now instead of at the next due time
+    Retry(QueueTarget),
+    /// Do not try until released
+    Hold(QueueTarget),
+    /// End a hold
+    Release(QueueTarget),
+    /// Drop it for good; nobody is told
+    Cancel(QueueTarget),
+    /// Let waiting mail leave by another virtual IP
+    Move {
+        /// The queue id
+        id: String,
+        /// The virtual IP's address or id; it must be shared and the tenant must permit it
+        #[arg(long, value_name = "VIP")]
+        to: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct QueueList {
+    /// Of this tenant only
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// With a recipient in this domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub to: Option<Domain>,
+    /// At most so many
+    #[arg(long, value_name = "MESSAGES", default_value_t = 50)]
+    pub limit: usize,
+}
+
+#[derive(Args, Debug)]
+pub struct QueueTarget {
+    /// The queue id
+    pub id: String,
+    /// Only this recipient, by number as `queue show` prints it; may be repeated
+    #[arg(long, value_name = "NUMBER")]
+    pub recipient: Vec<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Read every record and every message and say what is damaged
+    Verify,
+    /// Owe the mail again from the message segments alone, when the records are lost
+    Salvage {
+        /// Say what would be done, change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
