@@ -39,3 +39,6 @@ pub mod cli; // sub-commands
 
 // trials
 pub mod sink; // a throwaway receiving MX
+
+// roof
+pub mod config; // the file, checked, as one Settings per room

@@ -1,0 +1,156 @@
+//! From the raw file to [`Config`]: the rules across keys, all of them, and one `Settings` per room.
+//! After this nothing parses. It looks at no disk and asks no system; `postern doctor` does that.
+
+use std::path::{Path, PathBuf};
+
+use super::file::File;
+use super::secret::SecretPlace;
+use super::settings::{SETTINGS, Setting};
+use super::{Admin, Config, Log, LogFormat, Problem, RootPolicy};
+use crate::{accounts, queue};
+
+/// Checks a file's text; `path` is named in problems.
+pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    let file = File::read(path, text);
+    let config = build(path, &file);
+    rules(&file, &config);
+    if file.is_clean() { Ok(config) } else { Err(file.into_problems()) }
+}
+
+fn build(path: &Path, file: &File) -> Config {
+    Config {
+        file: path.to_owned(),
+        hostname: file.name("hostname"),
+        data: file.path("data"),
+        root: if file.flag("allow_root") { RootPolicy::Allow } else { RootPolicy::Refuse },
+        certificates: file.path("tls.certificates"),
+        master_key: SecretPlace::parse(&file.text("secrets.master_key")),
+        tls_ports: file.ports("submission.tls_ports"),
+        starttls_ports: file.ports("submission.starttls_ports"),
+        message_bytes_max: file.count("submission.message_bytes_max"),
+        free_bytes_min: file.count("store.free_bytes_min"),
+        accounts: accounts::Settings {
+            login_failures_free_max: file.small("accounts.login_failures_free_max"),
+            network_failures_max: file.small("accounts.network_failures_max"),
+            login_delay_max: file.span("accounts.login_delay_max"),
+            network_trust: file.span("accounts.network_trust"),
+        },
+        queue: queue::Settings {
+            retry_first: file.span("queue.retry_first"),
+            retry_max: file.span("queue.retry_max"),
+            expire_after: file.span("queue.expire_after"),
+            delay_notice_after: file.span("queue.delay_notice_after"),
+            notice_gather: file.span("queue.notice_gather"),
+        },
+        dns_servers: file.addresses("dns.servers"),
+        delivery_port: u16::try_from(file.count("delivery.port")).unwrap_or(25),
+        private_addresses: file.text("delivery.private_addresses") == "allow",
+        admin: Admin {
+            socket: file.path("admin.socket"),
+            group: Some(file.text("admin.group")).filter(|group| !group.is_empty()),
+        },
+        monitor: file.addresses("monitor.listen").first().copied(),
+        log: Log {
+            format: if file.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
+            level: file.text("log.level"),
+        },
+        effective: file.effective(),
+    }
+}
+
+/// Builds without the rules, for the test that every setting is read.
+#[cfg(test)]
+pub(super) fn build_for_tests(path: &Path, file: &File) -> Config {
+    build(path, file)
+}
+
+/// Rules that concern more than one setting.
+fn rules(file: &File, config: &Config) {
+    ports(file, config);
+    times(file, config);
+    places(file, config);
+}
+
+fn ports(file: &File, config: &Config) {
+    if !(file.is_sound("submission.tls_ports") && file.is_sound("submission.starttls_ports")) {
+        return;
+    }
+    let (tls, starttls) = ("submission.tls_ports", "submission.starttls_ports");
+    let (at, other) = if file.sets(starttls) { (starttls, tls) } else { (tls, starttls) };
+    for port in config.starttls_ports.iter().filter(|port| config.tls_ports.contains(port)) {
+        file.refuse(at, format!("port {port} is in {other} too; it can only be one"));
+    }
+    if config.tls_ports.is_empty() && config.starttls_ports.is_empty() {
+        file.refuse(
+            "submission.tls_ports",
+            "no port is left to log in at; give at least one here or in submission.starttls_ports".to_owned(),
+        );
+    }
+    if let Some(monitor) = config.monitor
+        && config.tls_ports.iter().chain(&config.starttls_ports).any(|port| *port == monitor.port())
+    {
+        file.refuse("monitor.listen", format!("port {} is a submission port too", monitor.port()));
+    }
+}
+
+fn times(file: &File, config: &Config) {
+    let queue = config.queue;
+    let orders = [
+        ("queue.retry_max", queue.retry_max, "queue.retry_first", queue.retry_first),
+        ("queue.expire_after", queue.expire_after, "queue.retry_first", queue.retry_first),
+        ("queue.expire_after", queue.expire_after, "queue.delay_notice_after", queue.delay_notice_after),
+    ];
+    for (longer, long, shorter, short) in orders {
+        if file.is_sound(longer) && file.is_sound(shorter) && long < short {
+            let (long, short) = (super::value::span(long.as_secs()), super::value::span(short.as_secs()));
+            file.refuse(longer, format!("{long} is less than {shorter}, which is {short}"));
+        }
+    }
+}
+
+fn places(file: &File, config: &Config) {
+    let inside = |path: &Path| file.is_sound("data") && path.starts_with(&config.data);
+    if let SecretPlace::File(path) = &config.master_key
+        && file.is_sound("secrets.master_key")
+        && inside(path)
+    {
+        file.refuse(
+            "secrets.master_key",
+            "is inside the data folder; a copy of that folder would then hold the key to its own secrets".to_owned(),
+        );
+    }
+    if file.is_sound("tls.certificates") && config.certificates == config.data {
+        file.refuse(
+            "tls.certificates",
+            "is the data folder itself; give certificates a folder of their own".to_owned(),
+        );
+    }
+    if config.data == Path::new("/") {
+        file.refuse("data", "is the root of the file system; give mail a folder of its own".to_owned());
+    }
+    if file.is_sound("admin.socket") && config.admin.socket.as_os_str().len() > SOCKET_PATH_MAX {
+        file.refuse(
+            "admin.socket",
+            format!("is longer than {SOCKET_PATH_MAX} bytes, the most a Unix socket's path may have"),
+        );
+    }
+}
+
+/// `sun_path` without its final zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+impl Config {
+    /// The settings whose values differ between two configurations.
+    pub fn changes_from(&self, old: &Self) -> Vec<&'static Setting> {
+        let differs = |setting: &&Setting| self.effective.get(setting.key) != old.effective.get(setting.key);
+        SETTINGS.iter().filter(differs).collect()
+    }
+
+    /// The file of the master key; `credentials` is what `CREDENTIALS_DIRECTORY` says.
+    ///
+    /// # Errors
+    /// A sentence, if it is a credential and there are none.
+    pub fn master_key_file(&self, credentials: Option<&Path>) -> Result<PathBuf, String> {
+        self.master_key.path(credentials)
+    }
+}

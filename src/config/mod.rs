@@ -1,0 +1,161 @@
+//! The configuration file: only what a machine needs to start; everything people manage is in
+//! the store.
+//!
+//! Recipe: [`load`] a path (or [`read`] a text), get a [`Config`] with one `Settings` per room, or
+//! *every* problem at once, each with file, line and key. [`reference`] and [`example`] write the
+//! documents; both come from the same table as the checks.
+//! Easy to get wrong: rooms never see `Config`; the daemon hands each its own part.
+
+mod check;
+mod file;
+mod reference;
+mod secret;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::mail::Domain;
+use crate::{accounts, queue};
+
+pub use reference::{example, reference};
+pub use secret::SecretPlace;
+pub use settings::{Applied, Presence, Setting};
+
+/// Where the file is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/postern/postern.toml";
+/// The exit code for a configuration that does not check (`EX_CONFIG` of sysexits).
+pub const EXIT_CONFIG: u8 = 78;
+/// A longer file is not a configuration.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A configuration that checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// This machine's name.
+    pub hostname: Domain,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Whether it may serve as root.
+    pub root: RootPolicy,
+    /// The certificate folder.
+    pub certificates: PathBuf,
+    /// Where the master key is.
+    pub master_key: SecretPlace,
+    /// Ports where TLS comes first.
+    pub tls_ports: Vec<u16>,
+    /// Ports with STARTTLS.
+    pub starttls_ports: Vec<u16>,
+    /// The largest message.
+    pub message_bytes_max: u64,
+    /// The floor of free disk space.
+    pub free_bytes_min: u64,
+    /// For `accounts`.
+    pub accounts: accounts::Settings,
+    /// For `queue`.
+    pub queue: queue::Settings,
+    /// Resolvers; empty for the system's.
+    pub dns_servers: Vec<SocketAddr>,
+    /// The port of mail exchangers.
+    pub delivery_port: u16,
+    /// Whether private addresses are delivered to.
+    pub private_addresses: bool,
+    /// The local socket.
+    pub admin: Admin,
+    /// Where health and metrics are served.
+    pub monitor: Option<SocketAddr>,
+    /// Logging.
+    pub log: Log,
+    effective: BTreeMap<&'static str, value::Value>,
+}
+
+/// Whether the daemon may serve as root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootPolicy {
+    /// No.
+    Refuse,
+    /// The operator said so.
+    Allow,
+}
+
+/// The local socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Its path.
+    pub socket: PathBuf,
+    /// Members of this group may use it too.
+    pub group: Option<String>,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// For people or machines.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// One thing wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1, if the problem has one.
+    pub line: Option<usize>,
+    /// The key; empty if the problem is not about one.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(formatter, ":{line}")?;
+        }
+        match self.key.as_str() {
+            "" => write!(formatter, ": {}", self.text),
+            key => write!(formatter, ": {key}: {}", self.text),
+        }
+    }
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// Every problem, by line; one without a line if the file cannot be read at all.
+pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+    let unreadable = |text: String| vec![Problem { file: path.to_owned(), line: None, key: String::new(), text }];
+    let length = std::fs::metadata(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(unreadable(format!("is larger than {FILE_BYTES_MAX} bytes; this is not a configuration")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    read(path, &text)
+}
+
+/// Checks a text; `path` is only named in problems.
+///
+/// # Errors
+/// Every problem, by line.
+pub fn read(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    check::check(path, text)
+}
