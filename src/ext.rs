@@ -48,6 +48,12 @@ impl Timestamp {
         self.jiff().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
     }
 
+    /// Reads a date and time of RFC 3339, with its zone. `None` if it is not one or before 1970.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let moment: jiff::Timestamp = text.parse().ok()?;
+        u64::try_from(moment.as_millisecond()).ok().map(Self)
+    }
+
     /// RFC 5322 s3.3 date-time in UTC: `Sun, 22 Nov 2026 10:15:00 +0000`.
     pub fn rfc5322(self) -> String {
         self.jiff().strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
