@@ -1,5 +1,7 @@
 //! What tests of the whole daemon share: peers, zones, and the way to say that a check could not run.
 
+pub mod load;
+
 use std::io::Write;
 
 /// Records that a check could not run on this machine; `tests/run` prints and counts these.

@@ -1,0 +1,327 @@
+//! Senders with a ledger of what was acknowledged, and a sink that records what arrived: both outside
+//! the daemon, so that after any fault the two lists can be compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use base64::Engine as _;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+/// What was acknowledged: serial -> octets of the body as sent.
+#[derive(Clone, Default)]
+pub struct Ledger(Arc<Mutex<BTreeMap<u64, usize>>>);
+
+impl Ledger {
+    pub fn note(&self, serial: u64, bytes: usize) {
+        self.0.lock().unwrap().insert(serial, bytes);
+    }
+
+    pub fn serials(&self) -> BTreeSet<u64> {
+        self.0.lock().unwrap().keys().copied().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+/// Who sends, where, and how much.
+#[derive(Clone)]
+pub struct Load {
+    pub door: SocketAddr,
+    pub login: String,
+    pub password: String,
+    pub from: String,
+    /// Messages go to `user<serial>@` each of these in turn.
+    pub domains: Vec<String>,
+    /// Bodies of these lengths in turn.
+    pub sizes: Vec<usize>,
+    pub senders: usize,
+}
+
+/// Senders at work until told to stop; they reconnect when the daemon is gone.
+pub struct Senders {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Senders {
+    pub fn start(load: &Load, ledger: &Ledger, next_serial: &Arc<AtomicU64>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..load.senders)
+            .map(|_| {
+                let (load, ledger, stop, next) = (load.clone(), ledger.clone(), stop.clone(), next_serial.clone());
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        if send_until_broken(&load, &ledger, &stop, &next).is_err() {
+                            thread::sleep(Duration::from_millis(20));
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { stop, threads }
+    }
+
+    /// Lets each sender finish its message, and waits for them.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for sender in self.threads {
+            sender.join().unwrap();
+        }
+    }
+}
+
+/// The serial's message, the same bytes whenever it is made.
+pub fn message(load: &Load, serial: u64) -> (String, String) {
+    let to = format!("user{serial}@{}", load.domains[usize::try_from(serial).unwrap() % load.domains.len()]);
+    let size = load.sizes[usize::try_from(serial).unwrap() % load.sizes.len()];
+    let line = format!("{serial:>10} the quick brown fox jumps over the lazy dog .\r\n");
+    let body = line.repeat(size / line.len() + 1);
+    let text = format!(
+        "From: {}\r\nTo: {to}\r\nSubject: serial {serial}\r\nX-Serial: {serial}\r\n\r\n{}",
+        load.from,
+        &body[..size.min(body.len())]
+    );
+    (to, if text.ends_with("\r\n") { text } else { format!("{}\r\n", text.trim_end_matches('\r')) })
+}
+
+fn send_until_broken(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &AtomicU64) -> io::Result<()> {
+    let mut session = TlsSession::open(load.door)?;
+    session.login(&load.login, &load.password)?;
+    while !stop.load(Ordering::Relaxed) {
+        let serial = next.fetch_add(1, Ordering::Relaxed);
+        let (to, text) = message(load, serial);
+        session.command(&format!("MAIL FROM:<{}>", load.from), "250")?;
+        session.command(&format!("RCPT TO:<{to}>"), "250")?;
+        session.command("DATA", "354")?;
+        let stuffed = text.replace("\r\n.", "\r\n..");
+        session.command(&format!("{stuffed}."), "250")?;
+        ledger.note(serial, text.len());
+    }
+    Ok(())
+}
+
+/// A blocking client over implicit TLS that trusts any certificate: for tests only.
+pub struct TlsSession {
+    stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
+}
+
+impl TlsSession {
+    pub fn open(door: SocketAddr) -> io::Result<Self> {
+        let tcp = TcpStream::connect_timeout(&door, Duration::from_secs(2))?;
+        tcp.set_read_timeout(Some(Duration::from_secs(60)))?;
+        tcp.set_nodelay(true)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(TrustAll))
+            .with_no_client_auth();
+        let name = ServerName::try_from("mx.test").map_err(io::Error::other)?;
+        let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+        let mut session = Self { stream: BufReader::new(StreamOwned::new(connection, tcp)) };
+        session.expect("220")?;
+        Ok(session)
+    }
+
+    pub fn login(&mut self, login: &str, password: &str) -> io::Result<()> {
+        self.command("EHLO sender.test", "250")?;
+        let proof = base64::engine::general_purpose::STANDARD.encode(format!("\0{login}\0{password}"));
+        self.command(&format!("AUTH PLAIN {proof}"), "235")?;
+        Ok(())
+    }
+
+    pub fn command(&mut self, line: &str, code: &str) -> io::Result<String> {
+        let stream = self.stream.get_mut();
+        stream.write_all(format!("{line}\r\n").as_bytes())?;
+        stream.flush()?;
+        self.expect(code)
+    }
+
+    pub fn expect(&mut self, code: &str) -> io::Result<String> {
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !line.starts_with(code) {
+                return Err(io::Error::other(format!("{line:?} instead of {code}")));
+            }
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return Ok(line.trim_end().to_owned());
+            }
+        }
+    }
+}
+
+/// What arrived at the sink: serial -> how often, and a digest of each copy's bytes.
+#[derive(Clone, Default)]
+pub struct Arrivals(Arc<Mutex<BTreeMap<u64, Vec<u64>>>>);
+
+impl Arrivals {
+    pub fn serials(&self) -> BTreeSet<u64> {
+        self.0.lock().unwrap().keys().copied().collect()
+    }
+
+    /// Copies beyond the first.
+    pub fn extra(&self) -> usize {
+        self.0.lock().unwrap().values().map(|copies| copies.len() - 1).sum()
+    }
+
+    /// Serials whose copies differ in a byte.
+    pub fn differing(&self) -> Vec<u64> {
+        let arrived = self.0.lock().unwrap();
+        let differs = |copies: &[u64]| copies.windows(2).any(|pair| pair[0] != pair[1]);
+        arrived.iter().filter(|(_, copies)| differs(copies)).map(|(serial, _)| *serial).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+/// How the sink treats mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkMood {
+    /// Takes everything.
+    Takes,
+    /// Answers the first try of every `n`th recipient with 450.
+    DefersEvery(u64),
+}
+
+/// A plain SMTP receiver with PIPELINING; one thread per connection.
+pub struct RecordingSink {
+    pub address: SocketAddr,
+    pub arrivals: Arrivals,
+}
+
+impl RecordingSink {
+    pub fn start(address: SocketAddr, mood: SinkMood) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        let sink = Self { address: listener.local_addr()?, arrivals: Arrivals::default() };
+        let (arrivals, deferred) = (sink.arrivals.clone(), Arc::new(Mutex::new(BTreeSet::new())));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (arrivals, deferred) = (arrivals.clone(), deferred.clone());
+                // A connection that breaks is the tested daemon's death; the sink goes on.
+                thread::spawn(move || drop(receive(&stream, &arrivals, mood, &deferred)));
+            }
+        });
+        Ok(sink)
+    }
+}
+
+fn receive(
+    stream: &TcpStream,
+    arrivals: &Arrivals,
+    mood: SinkMood,
+    deferred: &Mutex<BTreeSet<String>>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    let mut line = String::new();
+    writer.write_all(b"220 sink.test ESMTP\r\n")?;
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let reply: &[u8] = match verb.as_str() {
+            "EHLO" => b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 52428800\r\n",
+            "RCPT" if defers(mood, &line, deferred) => b"450 4.2.0 greylisted, try again\r\n",
+            "DATA" => {
+                writer.write_all(b"354 go\r\n")?;
+                read_data(&mut reader, arrivals)?;
+                b"250 2.0.0 taken\r\n"
+            }
+            "QUIT" => {
+                writer.write_all(b"221 bye\r\n")?;
+                return Ok(());
+            }
+            _ => b"250 2.0.0 ok\r\n",
+        };
+        writer.write_all(reply)?;
+    }
+}
+
+fn defers(mood: SinkMood, line: &str, deferred: &Mutex<BTreeSet<String>>) -> bool {
+    let SinkMood::DefersEvery(nth) = mood else { return false };
+    let serial =
+        line.split("user").nth(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    let serial: u64 = serial.and_then(|digits| digits.parse().ok()).unwrap_or(1);
+    serial.is_multiple_of(nth) && deferred.lock().unwrap().insert(line.to_owned())
+}
+
+/// Reads one message; its bytes below our own Received field are what must never differ.
+fn read_data(reader: &mut BufReader<&TcpStream>, arrivals: &Arrivals) -> io::Result<()> {
+    let mut serial = None;
+    let mut digest = DefaultHasher::new();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line == b".\r\n" {
+            break;
+        }
+        line.hash(&mut digest);
+        if serial.is_none() && line.starts_with(b"X-Serial: ") {
+            serial = String::from_utf8_lossy(&line[10..]).trim().parse::<u64>().ok();
+        }
+    }
+    if let Some(serial) = serial {
+        arrivals.0.lock().unwrap().entry(serial).or_default().push(digest.finish());
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct TrustAll;
+
+impl ServerCertVerifier for TrustAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
