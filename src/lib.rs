@@ -37,6 +37,7 @@ pub mod queue; // what is still owed
 
 // doors over HTTP and the shell
 pub mod cli; // sub-commands
+pub mod web; // health and metrics; the admin API on the local socket
 
 // trials
 pub mod sink; // a throwaway receiving MX

@@ -1,7 +1,12 @@
 //! Every metric: its name, kind, unit and help, declared once. Rooms use the constants with the
 //! macros of the `metrics` crate; a metric that is not in [`ALL`] does not exist.
 //!
+//! Recipe: the daemon calls [`exporter`] once and renders it when asked.
 //! Labels stay few: never an address, a login, a recipient domain.
+
+use std::sync::{Mutex, PoisonError};
+
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
 /// What kind a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,19 @@ pub const BOUNCED: &str = "postern_recipients_bounced_total";
 /// Sessions open now, label `port`.
 pub const SESSIONS: &str = "postern_smtp_sessions";
 
+/// 1 while mail is accepted, else 0: what `/health/ready` says.
+pub const READY: &str = "postern_ready";
+/// When this process started.
+pub const STARTED: &str = "postern_start_time_seconds";
+/// Resident memory.
+pub const RESIDENT: &str = "postern_resident_bytes";
+/// Bytes of bodies that are owed.
+pub const BODIES_LIVE: &str = "postern_store_bodies_live_bytes";
+/// Bytes of the files that hold them.
+pub const BODIES_FILES: &str = "postern_store_bodies_file_bytes";
+/// When a certificate expires, label `certificate`, the folder's name.
+pub const CERTIFICATE_EXPIRY: &str = "postern_certificate_expiry_time_seconds";
+
 /// All of them, with kind and help.
 pub const ALL: &[(&str, Kind, &str)] = &[
     (ACCEPTED, Kind::Counter, "Messages for which a 250 was said"),
@@ -35,6 +53,12 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (DEFERRED, Kind::Counter, "Recipients deferred, once for each attempt"),
     (BOUNCED, Kind::Counter, "Recipients given up for good"),
     (SESSIONS, Kind::Gauge, "SMTP sessions open now, by port"),
+    (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
+    (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
+    (RESIDENT, Kind::Gauge, "Resident memory of this process"),
+    (BODIES_LIVE, Kind::Gauge, "Bytes of message bodies that are owed"),
+    (BODIES_FILES, Kind::Gauge, "Bytes of the files that hold message bodies"),
+    (CERTIFICATE_EXPIRY, Kind::Gauge, "When a certificate expires, in seconds since 1970, by folder"),
 ];
 
 /// Registers the help texts with the installed recorder.
@@ -45,5 +69,52 @@ pub fn describe() {
             Kind::Gauge => metrics::describe_gauge!(*name, *help),
             Kind::Histogram => metrics::describe_histogram!(*name, *help),
         }
+    }
+}
+
+/// Upper bounds of every histogram, in seconds: from a commit to a slow peer.
+const SECONDS_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+
+/// The recorder of the `metrics` crate belongs to the whole process, and so does its exporter.
+static EXPORTER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+
+/// The Prometheus exporter, installed at the first call; later calls give the same one.
+/// Call `run_upkeep` on it every few seconds, `render` when asked.
+///
+/// # Errors
+/// If another recorder was installed before.
+pub fn exporter() -> Result<PrometheusHandle, BuildError> {
+    let mut installed = EXPORTER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*installed {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new().set_buckets(SECONDS_BUCKETS)?.install_recorder()?;
+    describe();
+    *installed = Some(handle.clone());
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_rendered_with_its_help() {
+        let handle = exporter().unwrap();
+        metrics::gauge!(READY).set(1.0);
+        let page = exporter().unwrap().render();
+        assert!(page.contains("# HELP postern_ready 1 while mail is accepted, else 0"), "{page}");
+        assert!(page.contains("\npostern_ready 1"), "{page}");
+        handle.run_upkeep();
+    }
+
+    #[test]
+    fn every_metric_is_declared_once() {
+        let mut names: Vec<_> = ALL.iter().map(|(name, ..)| *name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        assert!(names.iter().all(|name| name.starts_with("postern_")));
     }
 }
