@@ -4,6 +4,12 @@
 //! own durable cursor, at least once. Events name (queue id, recipient number); addresses live
 //! once, in the queue's per-message history record, so that erasing is one overwrite.
 
+mod facts;
+
+use std::sync::Arc;
+
+pub use facts::{History, HistoryRef, history_key};
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +74,8 @@ pub enum MailEvent {
     Damaged { detail: String },
     /// Every recipient is done and no notice is owed: the body is gone.
     Retired,
+    /// A notice that was owed is not sent, because it cannot be made or delivered.
+    NoticeDropped { recipients: Vec<u16>, kind: NoticeKind },
 }
 
 /// Facts of acceptance.
@@ -186,6 +194,28 @@ pub struct AuditEvent {
 /// Puts `event` into `batch`, so that fact and change are one.
 pub fn record(batch: &mut Batch, event: &Event) {
     batch.append(vec![crate::store::prefix::EVENT], codec::encode(event));
+}
+
+/// Rung after a commit with events, so that consumers need not wait for their next look.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<tokio::sync::watch::Sender<u64>>);
+
+impl Default for Bell {
+    fn default() -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(0)))
+    }
+}
+
+impl Bell {
+    /// Wakes the consumers; costs next to nothing.
+    pub fn ring(&self) {
+        self.0.send_modify(|rings| *rings = rings.wrapping_add(1));
+    }
+
+    /// Sees every ring from now on.
+    pub fn listen(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.subscribe()
+    }
 }
 
 /// A consumer failed for now; it is called again with the same events.

@@ -1,0 +1,187 @@
+//! Finding what is due and handing it out: lanes by skip-scan, claims, releases, bodies.
+//!
+//! Easy to get wrong: a claim taken from memory costs no read, any other reads its two records;
+//! one that cannot be decoded is set aside and never stops the others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Queue;
+use super::keep::Damage;
+use super::key::{self, Entry};
+use super::lanes::{Loaded, Taken, WhileClaimed};
+use super::record::{Claim, LaneRecord, QueuedMessage, RecipientState};
+use crate::mail::{BodyId, QueueId};
+use crate::routing::Lane;
+use crate::store::{BodyReader, StoreError, after_prefix, codec, prefix};
+
+/// A claim whose records could not be read now is tried again after this.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(30);
+
+impl Queue {
+    /// Claims up to `most` ready records of a lane, the longest due first. May read the store.
+    pub fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
+        let now = self.now();
+        let refill = |lane: &Lane, from: Entry, limit: usize| self.entries(lane, from, limit);
+        let taken = self.in_memory().take(lane, now, most, &refill);
+        taken.into_iter().filter_map(|taken| self.load(lane, taken)).collect()
+    }
+
+    /// Gives a claim back untouched, due after `pause` (in memory only, no attempt counted).
+    pub fn release(&self, claim: Claim, pause: Duration) {
+        let name = (claim.queue_id, claim.number);
+        let until = self.now().plus(pause);
+        let mut lanes = self.in_memory();
+        match lanes.claimed(name, claim.token) {
+            Some(WhileClaimed::Unchanged) => {
+                let lane = claim.record.lane.clone();
+                let loaded = Loaded { message: claim.message, record: claim.record };
+                lanes.pause(&lane, name, until, Some(Box::new(loaded)));
+                drop(lanes);
+                self.nudge.notify_one();
+            }
+            Some(WhileClaimed::Changed) => {
+                lanes.claim_is_busy(name);
+                drop(lanes);
+                self.look_again(name);
+            }
+            None => tracing::warn!(queue_id = %claim.queue_id, "a claim was given back twice"),
+        }
+    }
+
+    /// Opens the body of a claim. Blocks on the disk.
+    pub fn open_body(&self, claim: &Claim) -> Result<Option<Box<dyn BodyReader>>, StoreError> {
+        self.blobs.open(claim.record.body)
+    }
+
+    /// Opens the body of a message that is still owed something, for its notice. Blocks on the disk.
+    pub fn open_message(&self, id: QueueId) -> Result<Option<Box<dyn BodyReader>>, StoreError> {
+        self.blobs.open(BodyId { queue_id: id, number: 0 })
+    }
+
+    /// The record of a message that is still owed something.
+    pub fn message(&self, id: QueueId) -> Result<Option<QueuedMessage>, StoreError> {
+        self.store.get(&key::message(id))?.map(|bytes| codec::decode(&bytes)).transpose()
+    }
+
+    /// The lane record as it is stored, with its bytes.
+    pub(super) fn stored_record(&self, name: (QueueId, u16)) -> Result<Option<(LaneRecord, Vec<u8>)>, StoreError> {
+        let Some(bytes) = self.store.get(&key::lane_record(name.0, name.1))? else { return Ok(None) };
+        Ok(Some((codec::decode(&bytes)?, bytes)))
+    }
+
+    /// Finds every lane by seeking from one to the next; reads no message.
+    pub(super) fn discover_lanes(&self) -> Result<(), StoreError> {
+        let end = after_prefix(&[prefix::DUE]);
+        let mut from = vec![prefix::DUE];
+        let mut lanes = self.in_memory();
+        while let Some((found, _)) = self.store.range(&from, &end, 1)?.pop() {
+            match key::read_due(&found) {
+                Some((lane, first)) => {
+                    from = after_prefix(&key::lane(&lane));
+                    lanes.discover(lane, first);
+                }
+                None => {
+                    from.clone_from(&found);
+                    from.push(0);
+                    self.chores().damaged(Damage::Key(found));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` entries of a lane from `from` on.
+    fn entries(&self, lane: &Lane, from: Entry, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let lane_key = key::lane(lane);
+        let mut start = lane_key.clone();
+        key::push_entry(&mut start, from);
+        let end = after_prefix(&lane_key);
+        let mut entries = Vec::new();
+        // A key that cannot be read is set aside; more is read in its place, since fewer than
+        // `limit` entries mean the end of the lane.
+        loop {
+            let wanted = limit - entries.len();
+            let read = self.store.range(&start, &end, wanted)?;
+            let more = read.len() == wanted;
+            for (found, _) in read {
+                start.clone_from(&found);
+                start.push(0);
+                match found.get(lane_key.len()..).and_then(key::read_entry) {
+                    Some(entry) => entries.push(entry),
+                    None => self.chores().damaged(Damage::Key(found)),
+                }
+            }
+            if !more || entries.len() >= limit {
+                return Ok(entries);
+            }
+        }
+    }
+
+    fn load(&self, lane: &Lane, taken: Taken) -> Option<Claim> {
+        let Taken { entry, loaded, token } = taken;
+        let name = (entry.queue_id, entry.number);
+        let loaded = match loaded {
+            Some(loaded) => *loaded,
+            None => match self.read(lane, name) {
+                Ok(loaded) => loaded,
+                Err(unreadable) => {
+                    self.cannot_claim(lane, entry, unreadable);
+                    return None;
+                }
+            },
+        };
+        let Loaded { message, record } = loaded;
+        if !record.recipients.iter().any(|recipient| recipient.state == RecipientState::Waiting) {
+            // Cancelled while in flight before a restart: nothing to try, only to be finished.
+            self.in_memory().claim_is_busy(name);
+            self.look_again(name);
+            return None;
+        }
+        Some(Claim { queue_id: entry.queue_id, number: entry.number, message, record, token })
+    }
+
+    fn read(&self, lane: &Lane, name: (QueueId, u16)) -> Result<Loaded, Unreadable> {
+        let damaged = |what: &str| Unreadable::Damaged(format!("{what} is missing"));
+        let (record, _) = self.stored_record(name)?.ok_or_else(|| damaged("the lane record"))?;
+        let message = self.message(name.0)?.ok_or_else(|| damaged("the message record"))?;
+        if record.lane != *lane {
+            return Err(Unreadable::Damaged("the lane record names another lane".to_owned()));
+        }
+        Ok(Loaded { message: Arc::new(message), record })
+    }
+
+    fn cannot_claim(&self, lane: &Lane, entry: Entry, unreadable: Unreadable) {
+        let name = (entry.queue_id, entry.number);
+        match unreadable {
+            Unreadable::Damaged(detail) => {
+                self.in_memory().claim_is_busy(name);
+                let due_key = key::due(lane, entry);
+                self.chores().damaged(Damage::Record { name, due_key, detail });
+                self.chore_nudge.notify_one();
+            }
+            Unreadable::Now(error) => {
+                tracing::error!(queue_id = %entry.queue_id, %error, "a queued record cannot be read now");
+                let until = self.now().plus(UNREADABLE_PAUSE);
+                self.in_memory().pause(lane, name, until, None);
+            }
+        }
+    }
+}
+
+/// Why a record could not be claimed.
+enum Unreadable {
+    /// Its bytes are wrong.
+    Damaged(String),
+    /// The device or engine failed.
+    Now(String),
+}
+
+impl From<StoreError> for Unreadable {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged(detail) => Self::Damaged(detail),
+            StoreError::Failed(detail) => Self::Now(detail),
+        }
+    }
+}

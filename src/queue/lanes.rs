@@ -1,0 +1,425 @@
+//! The lanes in memory: which exist, when each is due first, what is ready, what is in flight.
+//!
+//! Each lane keeps a window of its earliest entries: everything of the lane that is not in flight
+//! and sorts before `horizon` is in the window; what sorts behind it is only in the store and is
+//! read when the window runs dry. No horizon: the window is complete and claims need no read.
+//! Easy to get wrong: a refill may see keys of commits that are not finished yet. Whatever is
+//! being written is in `flights` and skipped, and put in place when its commit has ended.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::key::Entry;
+use super::record::{LaneRecord, QueueTime, QueuedMessage};
+use crate::mail::{Class, QueueId};
+use crate::routing::Lane;
+use crate::store::StoreError;
+
+/// Entries read at once when a window has run dry.
+const REFILL_ENTRIES: usize = 256;
+/// Entries in all windows together; above it new ones stay in the store only.
+const ENTRIES_MAX: usize = 200_000;
+/// Decoded records in all windows together.
+const RECORDS_MAX: usize = 50_000;
+/// Bytes of decoded records in all windows together, estimated.
+const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A lane whose entries could not be read is left alone this long, in milliseconds.
+const READ_FAILURE_PAUSE_MS: u64 = 5_000;
+
+/// Names one lane record.
+pub(super) type Name = (QueueId, u16);
+
+/// A record decoded ahead, so that a claim needs no read.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) message: Arc<QueuedMessage>,
+    pub(super) record: LaneRecord,
+}
+
+impl Loaded {
+    /// An estimate of the memory it takes.
+    fn bytes(&self) -> usize {
+        400 + self.record.recipients.len() * 250
+    }
+}
+
+/// Why an entry is not for claiming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flight {
+    /// Being accepted, changed or set aside.
+    Busy,
+    /// Claimed; `changed` if the stored record was changed meanwhile.
+    Claimed { token: u64, changed: bool },
+    /// Given back with a pause that is only in memory.
+    Paused,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    lane: Lane,
+    window: BTreeMap<Entry, Option<Box<Loaded>>>,
+    /// Released with a pause: the entry's due is the pause's end, not the stored one.
+    paused: BTreeMap<Entry, Option<Box<Loaded>>>,
+    horizon: Option<Entry>,
+    not_before: QueueTime,
+    first: Option<QueueTime>,
+}
+
+/// One entry taken by a claim.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) entry: Entry,
+    pub(super) loaded: Option<Box<Loaded>>,
+    pub(super) token: u64,
+}
+
+/// All lanes.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    numbers: HashMap<Lane, u32>,
+    states: Vec<Option<LaneState>>,
+    free: Vec<u32>,
+    /// First due time of each lane, transactional and marketing apart.
+    due: [BTreeSet<(QueueTime, u32)>; 2],
+    flights: HashMap<Name, Flight>,
+    entries: usize,
+    records: usize,
+    record_bytes: usize,
+    tokens: u64,
+    turn: [Option<(QueueTime, u32)>; 2],
+}
+
+/// Reads up to `limit` entries of a lane from `from` on; fewer mean the end was reached.
+pub(super) type Refill<'a> = &'a dyn Fn(&Lane, Entry, usize) -> Result<Vec<Entry>, StoreError>;
+
+impl Lanes {
+    /// Makes a lane known whose first stored entry is `first`.
+    pub(super) fn discover(&mut self, lane: Lane, first: Entry) {
+        let number = self.number(&lane);
+        if let Some(state) = self.state(number) {
+            state.horizon = Some(state.horizon.map_or(first, |old| old.min(first)));
+        }
+        self.refresh(number);
+    }
+
+    /// Marks a lane record as being written: nobody claims it until [`Lanes::put`] or [`Lanes::gone`].
+    /// What the window had of it is returned.
+    pub(super) fn seize(&mut self, lane: &Lane, name: Name, due: QueueTime) -> Seized {
+        match self.flights.get_mut(&name) {
+            Some(Flight::Claimed { changed, .. }) => {
+                *changed = true;
+                return Seized::InFlight;
+            }
+            Some(Flight::Busy) => return Seized::Busy,
+            Some(Flight::Paused) | None => {}
+        }
+        if let Some(&number) = self.numbers.get(lane) {
+            self.remove_entry(number, Entry { due, queue_id: name.0, number: name.1 });
+            if self.flights.get(&name) == Some(&Flight::Paused) {
+                self.remove_paused(number, name);
+            }
+            self.refresh(number);
+        }
+        self.flights.insert(name, Flight::Busy);
+        Seized::Yours
+    }
+
+    /// Marks records of a message that is being accepted.
+    pub(super) fn expect(&mut self, names: impl Iterator<Item = Name>) {
+        self.flights.extend(names.map(|name| (name, Flight::Busy)));
+    }
+
+    /// The record is in the store with this due key: it may be claimed from then on.
+    pub(super) fn put(&mut self, lane: &Lane, entry: Entry, loaded: Option<Box<Loaded>>) {
+        self.flights.remove(&(entry.queue_id, entry.number));
+        let number = self.number(lane);
+        let keep = self.records < RECORDS_MAX && self.record_bytes < RECORD_BYTES_MAX;
+        let loaded = loaded.filter(|_| keep);
+        let full = self.entries >= ENTRIES_MAX;
+        let Some(state) = self.states.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        if state.horizon.is_some_and(|horizon| entry >= horizon) {
+            // It sorts behind what was read so far and is found there.
+        } else if full {
+            state.horizon = Some(entry);
+            let behind = state.window.split_off(&entry);
+            self.entries -= behind.len();
+            for loaded in behind.into_values().flatten() {
+                self.uncount(&loaded);
+            }
+        } else {
+            self.count(loaded.as_deref());
+            self.insert(number, entry, loaded);
+        }
+        self.refresh(number);
+    }
+
+    /// The record is not to be claimed any more: settled for good, held, set aside.
+    pub(super) fn gone(&mut self, name: Name) {
+        self.flights.remove(&name);
+    }
+
+    /// Takes up to `most` due entries of a lane in flight.
+    pub(super) fn take(&mut self, lane: &Lane, now: QueueTime, most: usize, refill: Refill<'_>) -> Vec<Taken> {
+        let Some(&number) = self.numbers.get(lane) else { return Vec::new() };
+        let mut taken = Vec::new();
+        while taken.len() < most {
+            let Some((entry, loaded)) = self.pop(number, now) else {
+                if !self.refill(number, now, most, refill) {
+                    break;
+                }
+                continue;
+            };
+            self.tokens += 1;
+            let token = self.tokens;
+            self.flights.insert((entry.queue_id, entry.number), Flight::Claimed { token, changed: false });
+            taken.push(Taken { entry, loaded, token });
+        }
+        self.refresh(number);
+        taken
+    }
+
+    /// What is known of a claim; `None` if the token is not the current one.
+    pub(super) fn claimed(&self, name: Name, token: u64) -> Option<WhileClaimed> {
+        match self.flights.get(&name) {
+            Some(Flight::Claimed { token: own, changed }) if *own == token => {
+                Some(if *changed { WhileClaimed::Changed } else { WhileClaimed::Unchanged })
+            }
+            _ => None,
+        }
+    }
+
+    /// Turns a claim into a record being written.
+    pub(super) fn claim_is_busy(&mut self, name: Name) {
+        self.flights.insert(name, Flight::Busy);
+    }
+
+    /// Where a record stands, if it is not simply waiting.
+    pub(super) fn flight(&self, name: Name) -> Option<Flight> {
+        self.flights.get(&name).copied()
+    }
+
+    /// Gives an entry back, to be claimed again at `until`.
+    pub(super) fn pause(&mut self, lane: &Lane, name: Name, until: QueueTime, loaded: Option<Box<Loaded>>) {
+        let number = self.number(lane);
+        let keep = self.records < RECORDS_MAX && self.record_bytes < RECORD_BYTES_MAX;
+        let loaded = loaded.filter(|_| keep);
+        self.count(loaded.as_deref());
+        self.flights.insert(name, Flight::Paused);
+        if let Some(state) = self.state(number) {
+            state.paused.insert(Entry { due: until, queue_id: name.0, number: name.1 }, loaded);
+        }
+        self.refresh(number);
+    }
+
+    /// Up to `most` lanes with something due, transactional ones first, going round: the next call
+    /// continues where this one stopped.
+    pub(super) fn due(&mut self, now: QueueTime, most: usize) -> Vec<(Lane, usize)> {
+        let mut found = Vec::new();
+        for class in 0..self.due.len() {
+            let set = &self.due[class];
+            let last = (now, u32::MAX);
+            let turn = self.turn[class].filter(|turn| *turn < last);
+            let (behind, before) = match turn {
+                Some(turn) => (
+                    set.range((std::ops::Bound::Excluded(turn), std::ops::Bound::Included(last))),
+                    set.range((std::ops::Bound::Unbounded, std::ops::Bound::Included(turn))),
+                ),
+                None => (set.range(..=last), set.range(..(QueueTime(0), 0))),
+            };
+            let room = most.saturating_sub(found.len());
+            let mut reached = None;
+            for key in behind.chain(before).take(room) {
+                let Some(state) = self.states.get(key.1 as usize).and_then(Option::as_ref) else { continue };
+                found.push((state.lane.clone(), ready(state, now)));
+                reached = Some(*key);
+            }
+            if reached.is_some() {
+                self.turn[class] = reached;
+            }
+        }
+        found
+    }
+
+    /// When the first lane is due.
+    pub(super) fn first_due(&self) -> Option<QueueTime> {
+        self.due.iter().filter_map(|set| set.first()).map(|(due, _)| *due).min()
+    }
+
+    /// How many lanes there are, and how many claims are out.
+    pub(super) fn totals(&self) -> (usize, usize) {
+        let claimed = self.flights.values().filter(|flight| matches!(flight, Flight::Claimed { .. })).count();
+        (self.numbers.len(), claimed)
+    }
+
+    fn refill(&mut self, number: u32, now: QueueTime, most: usize, refill: Refill<'_>) -> bool {
+        let limit = if self.entries >= ENTRIES_MAX { most.max(1) } else { REFILL_ENTRIES.max(most) };
+        let Some(state) = self.states.get_mut(number as usize).and_then(Option::as_mut) else { return false };
+        let Some(horizon) = state.horizon.filter(|horizon| horizon.due <= now && state.not_before <= now) else {
+            return false;
+        };
+        if state.window.keys().next().is_some_and(|first| first.due <= now) {
+            return true;
+        }
+        match refill(&state.lane, horizon, limit) {
+            Ok(read) => {
+                state.horizon = if read.len() < limit { None } else { read.last().map(|last| last.next()) };
+                let before = state.window.len();
+                for entry in read {
+                    if !self.flights.contains_key(&(entry.queue_id, entry.number)) {
+                        state.window.entry(entry).or_insert(None);
+                    }
+                }
+                self.entries += state.window.len() - before;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "due records of a lane cannot be read now");
+                state.not_before = QueueTime(now.0.saturating_add(READ_FAILURE_PAUSE_MS));
+                false
+            }
+        }
+    }
+
+    fn pop(&mut self, number: u32, now: QueueTime) -> Option<(Entry, Option<Box<Loaded>>)> {
+        let state = self.states.get_mut(number as usize)?.as_mut()?;
+        let waiting = state.window.keys().next().copied();
+        let paused = state.paused.keys().next().copied();
+        let from_pause = match (waiting, paused) {
+            (Some(waiting), Some(paused)) => paused < waiting,
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        let map = if from_pause { &mut state.paused } else { &mut state.window };
+        let (entry, loaded) = map.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
+        if !from_pause {
+            self.entries -= 1;
+        }
+        if let Some(loaded) = &loaded {
+            self.uncount(loaded);
+        }
+        Some((entry, loaded))
+    }
+
+    fn remove_entry(&mut self, number: u32, entry: Entry) {
+        let removed = self.state(number).and_then(|state| state.window.remove(&entry));
+        if let Some(loaded) = removed {
+            self.entries -= 1;
+            if let Some(loaded) = loaded {
+                self.uncount(&loaded);
+            }
+        }
+    }
+
+    fn remove_paused(&mut self, number: u32, name: Name) {
+        let Some(state) = self.state(number) else { return };
+        let found = state.paused.keys().find(|entry| (entry.queue_id, entry.number) == name).copied();
+        let removed = found.and_then(|entry| state.paused.remove(&entry)).flatten();
+        if let Some(loaded) = removed {
+            self.uncount(&loaded);
+        }
+    }
+
+    fn insert(&mut self, number: u32, entry: Entry, loaded: Option<Box<Loaded>>) {
+        let Some(state) = self.state(number) else { return };
+        let before = state.window.insert(entry, loaded);
+        match before {
+            None => self.entries += 1,
+            Some(Some(loaded)) => self.uncount(&loaded),
+            Some(None) => {}
+        }
+    }
+
+    fn count(&mut self, loaded: Option<&Loaded>) {
+        if let Some(loaded) = loaded {
+            self.records += 1;
+            self.record_bytes += loaded.bytes();
+        }
+    }
+
+    fn uncount(&mut self, loaded: &Loaded) {
+        self.records -= 1;
+        self.record_bytes -= loaded.bytes();
+    }
+
+    fn number(&mut self, lane: &Lane) -> u32 {
+        if let Some(&number) = self.numbers.get(lane) {
+            return number;
+        }
+        let state = LaneState {
+            lane: lane.clone(),
+            window: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            horizon: None,
+            not_before: QueueTime(0),
+            first: None,
+        };
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.states.push(None);
+            u32::try_from(self.states.len() - 1).unwrap_or(u32::MAX)
+        });
+        if let Some(place) = self.states.get_mut(number as usize) {
+            *place = Some(state);
+        }
+        self.numbers.insert(lane.clone(), number);
+        number
+    }
+
+    fn state(&mut self, number: u32) -> Option<&mut LaneState> {
+        self.states.get_mut(number as usize).and_then(Option::as_mut)
+    }
+
+    /// Keeps the ordered set of first due times true, and forgets a lane with nothing in it.
+    fn refresh(&mut self, number: u32) {
+        let Some(state) = self.states.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        let firsts = [state.window.keys().next(), state.paused.keys().next(), state.horizon.as_ref()];
+        let first = firsts.into_iter().flatten().map(|entry| entry.due).min().map(|due| due.max(state.not_before));
+        let class = match state.lane.class {
+            Class::Transactional => 0,
+            Class::Marketing => 1,
+        };
+        if first != state.first {
+            if let Some(old) = state.first {
+                self.due[class].remove(&(old, number));
+            }
+            if let Some(new) = first {
+                self.due[class].insert((new, number));
+            }
+            state.first = first;
+        }
+        if first.is_none() {
+            if let Some(state) = self.states.get_mut(number as usize).and_then(Option::take) {
+                self.numbers.remove(&state.lane);
+            }
+            self.free.push(number);
+        }
+    }
+}
+
+/// What became of [`Lanes::seize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seized {
+    /// Nobody claims it until it is put back.
+    Yours,
+    /// It is claimed; its settlement will read the stored record again.
+    InFlight,
+    /// Somebody else is writing it; cannot happen under the message's lock.
+    Busy,
+}
+
+/// Whether the stored record was changed while it was claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WhileClaimed {
+    /// The claim's copy is the truth.
+    Unchanged,
+    /// Read it again.
+    Changed,
+}
+
+/// How many entries of the lane are known to be ready; at least one if it is due.
+fn ready(state: &LaneState, now: QueueTime) -> usize {
+    const COUNTED_MAX: usize = 1_000;
+    let due = |map: &BTreeMap<Entry, Option<Box<Loaded>>>| {
+        map.keys().take(COUNTED_MAX).take_while(|entry| entry.due <= now).count()
+    };
+    (due(&state.window) + due(&state.paused)).max(1)
+}

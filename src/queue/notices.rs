@@ -1,0 +1,215 @@
+//! Notices owed to senders: gathered, handed out when due, paid in the batch that accepts them.
+//!
+//! Easy to get wrong: what was handed out must not change under the notice being written. A later
+//! failure starts a new notice then, and paying asks that the stored bytes are still the same.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use super::Queue;
+use super::keep::Damage;
+use super::key;
+use super::record::{NoticeOwed, QueueTime, QueuedRecipient};
+use super::settle::refused;
+use crate::events::{MailEvent, NoticeKind};
+use crate::ext::Timestamp;
+use crate::mail::QueueId;
+use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, codec, prefix};
+
+/// Keys read at a time when the queue opens.
+const PAGE: usize = 1_000;
+
+/// The notices owed, in memory by key only.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// Key, and the stored bytes if it was handed out.
+    keys: BTreeMap<Key, Option<Vec<u8>>>,
+    about: HashMap<QueueId, Vec<Key>>,
+}
+
+impl Owed {
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// How many are owed about a message.
+    pub(super) fn about(&self, id: QueueId) -> usize {
+        self.about.get(&id).map_or(0, Vec::len)
+    }
+
+    pub(super) fn added(&mut self, keys: impl IntoIterator<Item = Key>) {
+        for new in keys {
+            let Some((_, id, _)) = key::read_notice(&new) else { continue };
+            if self.keys.insert(new.clone(), None).is_none() {
+                self.about.entry(id).or_default().push(new);
+            }
+        }
+    }
+
+    pub(super) fn paid(&mut self, paid: &Key) {
+        self.keys.remove(paid);
+        let Some((_, id, _)) = key::read_notice(paid) else { return };
+        if let Some(keys) = self.about.get_mut(&id) {
+            keys.retain(|other| other != paid);
+            if keys.is_empty() {
+                self.about.remove(&id);
+            }
+        }
+    }
+
+    /// A notice of that kind that was not handed out yet.
+    fn gathering(&self, id: QueueId, kind: NoticeKind) -> Option<&Key> {
+        let keys = self.about.get(&id)?;
+        keys.iter().find(|own| {
+            key::read_notice(own).is_some_and(|read| read.2 == kind) && matches!(self.keys.get(*own), Some(None))
+        })
+    }
+
+    fn handed_out(&self, id: QueueId) -> Option<(&Key, &Vec<u8>)> {
+        let keys = self.about.get(&id)?;
+        keys.iter().find_map(|own| self.keys.get(own)?.as_ref().map(|bytes| (own, bytes)))
+    }
+
+    fn first_due(&self) -> Option<QueueTime> {
+        self.keys.keys().next().and_then(|first| key::read_notice(first)).map(|read| read.0)
+    }
+}
+
+impl Queue {
+    /// Notices that are due now, at most one per message. The same ones are returned until they are
+    /// paid (by [`Queue::enqueue`] with `notice_about`) or dropped.
+    pub fn owed_notices(&self, most: usize) -> Result<Vec<NoticeOwed>, StoreError> {
+        let now = self.now();
+        let mut owed = self.notices_owed();
+        let due = owed.keys.keys().take_while(|own| key::read_notice(own).is_some_and(|read| read.0 <= now));
+        let mut messages = HashSet::new();
+        // What is handed out already goes before anything else about that message.
+        let ids: Vec<QueueId> = due
+            .filter_map(|own| key::read_notice(own).map(|read| read.1))
+            .filter(|id| messages.insert(*id))
+            .take(most)
+            .collect();
+        let mut notices = Vec::with_capacity(ids.len());
+        for id in ids {
+            let handed = owed.handed_out(id).map(|(own, _)| own.clone());
+            let first = handed.or_else(|| owed.about.get(&id)?.iter().min().cloned());
+            let Some(own) = first else { continue };
+            match self.store.get(&own)?.map(|bytes| (codec::decode::<NoticeOwed>(&bytes), bytes)) {
+                Some((Ok(notice), bytes)) => {
+                    owed.keys.insert(own, Some(bytes));
+                    notices.push(notice);
+                }
+                Some((Err(error), _)) => {
+                    owed.paid(&own);
+                    self.chores().damaged(Damage::Notice { key: own, detail: error.to_string() });
+                    self.chore_nudge.notify_one();
+                }
+                None => owed.paid(&own),
+            }
+        }
+        Ok(notices)
+    }
+
+    /// When the next notice is due, zero if one is; `None` if none is owed.
+    pub fn next_notice_due(&self) -> Option<Duration> {
+        let first = self.notices_owed().first_due()?;
+        Some(first.since(self.now()))
+    }
+
+    /// The notice cannot be made (null reverse-path, suppressed...): forgets it on record.
+    pub async fn drop_notice(&self, notice: &NoticeOwed, now: Timestamp) -> Result<(), CommitError> {
+        let id = notice.queue_id;
+        let _lock = self.locks.lock(id).await;
+        let own = key::notice(notice.due, id, notice.kind);
+        let Some(bytes) = self.store.get(&own).map_err(refused)? else { return Ok(()) };
+        let mut batch = Batch::new();
+        batch.if_equals(own.clone(), bytes).remove(own.clone());
+        let recipients = notice.recipients.iter().map(|recipient| recipient.number).collect();
+        Self::note(&mut batch, id, MailEvent::NoticeDropped { recipients, kind: notice.kind }, now);
+        self.retire_after_notice(&mut batch, id, now)?;
+        self.commit(batch).await?;
+        self.notices_owed().paid(&own);
+        Ok(())
+    }
+
+    /// Puts the payment of the notice handed out about `about` into the batch that accepts it.
+    pub(super) fn pay_notice(
+        &self,
+        batch: &mut Batch,
+        about: QueueId,
+        notice: QueueId,
+        now: Timestamp,
+    ) -> Result<Key, CommitError> {
+        let handed = self.notices_owed().handed_out(about).map(|(own, bytes)| (own.clone(), bytes.clone()));
+        let (own, bytes) = handed.ok_or(CommitError::Conflict)?;
+        let owed: NoticeOwed = codec::decode(&bytes).map_err(refused)?;
+        batch.if_equals(own.clone(), bytes).remove(own.clone());
+        let recipients = owed.recipients.iter().map(|recipient| recipient.number).collect();
+        Self::note(batch, about, MailEvent::NoticeSent { recipients, kind: owed.kind, notice }, now);
+        self.retire_after_notice(batch, about, now)?;
+        Ok(own)
+    }
+
+    fn retire_after_notice(&self, batch: &mut Batch, id: QueueId, now: Timestamp) -> Result<(), CommitError> {
+        if self.notices_owed().about(id) > 1 {
+            return Ok(());
+        }
+        let records = key::lane_records(id);
+        let open = self.store.range(&records, &after_prefix(&records), 1).map_err(refused)?;
+        if open.is_empty() {
+            Self::retire(batch, id, now);
+        }
+        Ok(())
+    }
+
+    /// Adds recipients to the notice of that kind that is gathering, or owes a new one.
+    /// Returns the key of a new one. Called under the message's lock.
+    pub(super) fn owe_notice(
+        &self,
+        batch: &mut Batch,
+        id: QueueId,
+        kind: NoticeKind,
+        recipients: &[QueuedRecipient],
+        due: QueueTime,
+    ) -> Option<Key> {
+        if recipients.is_empty() {
+            return None;
+        }
+        let gathering = self.notices_owed().gathering(id, kind).cloned();
+        if let Some(own) = gathering
+            && let Ok(Some(bytes)) = self.store.get(&own)
+            && let Ok(mut notice) = codec::decode::<NoticeOwed>(&bytes)
+        {
+            notice.recipients.extend_from_slice(recipients);
+            batch.if_equals(own.clone(), bytes).set(own, codec::encode(&notice));
+            return None;
+        }
+        let mut due = due;
+        let mut own = key::notice(due, id, kind);
+        while self.notices_owed().keys.contains_key(&own) {
+            due = QueueTime(due.0.saturating_add(1));
+            own = key::notice(due, id, kind);
+        }
+        let notice = NoticeOwed { queue_id: id, kind, due, recipients: recipients.to_vec() };
+        batch.set(own.clone(), codec::encode(&notice));
+        Some(own)
+    }
+
+    pub(super) fn discover_notices(&self) -> Result<(), StoreError> {
+        let end = after_prefix(&[prefix::NOTICE]);
+        let mut from = vec![prefix::NOTICE];
+        loop {
+            let page = self.store.range(&from, &end, PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            from.clone_from(last);
+            from.push(0);
+            for (own, _) in page {
+                if key::read_notice(&own).is_some() {
+                    self.notices_owed().added([own]);
+                } else {
+                    self.chores().damaged(Damage::Key(own));
+                }
+            }
+        }
+    }
+}

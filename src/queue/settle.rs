@@ -1,0 +1,242 @@
+//! Recording how a claim ended, in one batch: states, due key, events, notices owed, retirement.
+//!
+//! Easy to get wrong: once an attempt has been made its outcome must not be forgotten. It stays in
+//! memory until its commit succeeded (see `keep`), and the claim stays taken as long.
+
+use std::sync::Arc;
+
+use super::Queue;
+use super::key::{self, Entry};
+use super::lanes::WhileClaimed;
+use super::record::{Claim, LaneRecord, Outcome, QueuedMessage};
+use super::verdict::{self, Case, Verdict};
+use crate::events::{MailEvent, NoticeKind};
+use crate::ext::Timestamp;
+use crate::mail::{BodyId, QueueId};
+use crate::metrics::{BOUNCED, DEFERRED, DELIVERED};
+use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, codec};
+
+/// How often a settlement is decided anew because the record changed, before it is left to the chores.
+const CONFLICTS_MAX: usize = 8;
+
+/// A claim with its outcomes, until it is recorded.
+#[derive(Debug)]
+pub(super) struct Settlement {
+    pub(super) claim: Claim,
+    pub(super) outcomes: Vec<(u16, Outcome)>,
+    pub(super) at: Timestamp,
+}
+
+/// Hands the settlement to the chores unless it was recorded, also if the caller goes away.
+struct Unrecorded<'a> {
+    queue: &'a Queue,
+    settlement: Option<Settlement>,
+}
+
+impl Drop for Unrecorded<'_> {
+    fn drop(&mut self) {
+        if let Some(settlement) = self.settlement.take() {
+            let again = self.queue.now();
+            self.queue.chores().keep_settlement(settlement, 0, again);
+            self.queue.chore_nudge.notify_one();
+        }
+    }
+}
+
+impl Queue {
+    /// Records outcomes by recipient number. A waiting recipient without an outcome stays waiting,
+    /// due again like a deferred one but without counting an attempt.
+    ///
+    /// On `Err` the outcomes are kept and their commit is repeated by [`Queue::keep`]; nothing of
+    /// this claim is handed out again before. [`CommitError::Conflict`] means the claim was given
+    /// back already.
+    pub async fn settle(&self, claim: Claim, outcomes: Vec<(u16, Outcome)>, now: Timestamp) -> Result<(), CommitError> {
+        if self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_none() {
+            return Err(CommitError::Conflict);
+        }
+        let settlement = Settlement { claim, outcomes, at: now };
+        let mut unrecorded = Unrecorded { queue: self, settlement: Some(settlement) };
+        let Some(settlement) = &unrecorded.settlement else { return Ok(()) };
+        self.write_settlement(settlement).await?;
+        unrecorded.settlement = None;
+        Ok(())
+    }
+
+    /// Writes a settlement; `Ok` also if an earlier, abandoned try had written it.
+    pub(super) async fn write_settlement(&self, settlement: &Settlement) -> Result<(), CommitError> {
+        let claim = &settlement.claim;
+        let name = (claim.queue_id, claim.number);
+        let _lock = self.locks.lock(claim.queue_id).await;
+        for _ in 0..CONFLICTS_MAX {
+            let stored = match self.in_memory().claimed(name, claim.token) {
+                None => return Ok(()),
+                Some(WhileClaimed::Unchanged) => None,
+                Some(WhileClaimed::Changed) => Some(self.stored_record(name).map_err(refused)?),
+            };
+            let (record, raw) = match stored {
+                None => (claim.record.clone(), None),
+                Some(Some((record, raw))) => (record, Some(raw)),
+                Some(None) => return self.was_recorded(name),
+            };
+            match self.write_verdict(settlement, record, raw).await {
+                Err(CommitError::Conflict) if self.stored_differs(claim)? => return self.was_recorded(name),
+                Err(CommitError::Conflict) => {}
+                other => return other,
+            }
+        }
+        Err(CommitError::Conflict)
+    }
+
+    async fn write_verdict(
+        &self,
+        settlement: &Settlement,
+        record: LaneRecord,
+        raw: Option<Vec<u8>>,
+    ) -> Result<(), CommitError> {
+        let claim = &settlement.claim;
+        let id = claim.queue_id;
+        let old_due = key::due(&record.lane, Entry { due: record.due, queue_id: id, number: claim.number });
+        let mut batch = Batch::new();
+        match raw {
+            None => batch.if_equals(old_due.clone(), Vec::new()),
+            Some(raw) => batch.if_equals(key::lane_record(id, claim.number), raw),
+        };
+        batch.remove(old_due);
+        let verdict = verdict::judge(Case {
+            queue_id: id,
+            number: claim.number,
+            message: &claim.message,
+            record,
+            outcomes: &settlement.outcomes,
+            now: self.now(),
+            settings: &self.settings,
+            tells_delays: (self.policy.tells_delays)(claim.message.tenant),
+        });
+        let owed = self.write(&mut batch, &verdict, claim, settlement.at)?;
+        self.commit(batch).await?;
+        self.recorded(claim, verdict, owed);
+        Ok(())
+    }
+
+    /// Fills the batch with the verdict; returns the keys of new notices.
+    fn write(
+        &self,
+        batch: &mut Batch,
+        verdict: &Verdict,
+        claim: &Claim,
+        at: Timestamp,
+    ) -> Result<Vec<Key>, CommitError> {
+        let (id, number) = (claim.queue_id, claim.number);
+        if verdict.is_done() {
+            batch.remove(key::lane_record(id, number));
+        } else {
+            batch.set(key::lane_record(id, number), codec::encode(&verdict.record));
+        }
+        if verdict.waits() {
+            let entry = Entry { due: verdict.record.due, queue_id: id, number };
+            batch.set(key::due(&verdict.record.lane, entry), Vec::new());
+        }
+        for event in &verdict.events {
+            Self::note(batch, id, event.clone(), at);
+        }
+        if !verdict.done.is_empty() {
+            batch.settled.push((id, verdict.done.clone()));
+        }
+        let mut owed = Vec::new();
+        let gathered = self.now().plus(self.settings.notice_gather);
+        for (kind, recipients, due) in [
+            (NoticeKind::Failure, &verdict.failed, gathered),
+            (NoticeKind::Delay, &verdict.delayed, gathered),
+            (NoticeKind::Success, &verdict.succeeded, gathered),
+        ] {
+            owed.extend(self.owe_notice(batch, id, kind, recipients, due));
+        }
+        let notice_owed = !owed.is_empty() || self.notices_owed().about(id) > 0;
+        if verdict.is_done() && !notice_owed && !self.others_open(id, &claim.message, number)? {
+            Self::retire(batch, id, at);
+        }
+        Ok(owed)
+    }
+
+    /// Puts what was committed into memory.
+    fn recorded(&self, claim: &Claim, verdict: Verdict, owed: Vec<Key>) {
+        let name = (claim.queue_id, claim.number);
+        let waits = verdict.waits();
+        {
+            let mut lanes = self.in_memory();
+            if waits {
+                let entry = Entry { due: verdict.record.due, queue_id: name.0, number: name.1 };
+                lanes.put(&verdict.record.lane, entry, None);
+            } else {
+                lanes.gone(name);
+            }
+        }
+        if waits {
+            self.nudge.notify_one();
+        }
+        if !owed.is_empty() {
+            self.notices_owed().added(owed);
+            self.notice_nudge.notify_one();
+        }
+        let [delivered, deferred, bounced] = verdict.counts;
+        for (metric, count) in [(DELIVERED, delivered), (DEFERRED, deferred), (BOUNCED, bounced)] {
+            if count > 0 {
+                metrics::counter!(metric).increment(count);
+            }
+        }
+    }
+
+    /// Whether a lane record of the message other than `number` still has somebody to try or held.
+    /// Called under the message's lock.
+    pub(super) fn others_open(&self, id: QueueId, message: &QueuedMessage, number: u16) -> Result<bool, CommitError> {
+        if message.lanes == 1 {
+            return Ok(false);
+        }
+        let own = key::lane_record(id, number);
+        let records = key::lane_records(id);
+        let open = self.store.range(&records, &after_prefix(&records), 2).map_err(refused)?;
+        Ok(open.iter().any(|(other, _)| *other != own))
+    }
+
+    /// The end of a message: nothing is owed about it any more. Its history stays.
+    pub(super) fn retire(batch: &mut Batch, id: QueueId, at: Timestamp) {
+        batch.remove(key::message(id));
+        batch.freed.push(BodyId { queue_id: id, number: 0 });
+        Self::note(batch, id, MailEvent::Retired, at);
+    }
+
+    fn stored_differs(&self, claim: &Claim) -> Result<bool, CommitError> {
+        let name = (claim.queue_id, claim.number);
+        let changed = self.in_memory().claimed(name, claim.token) == Some(WhileClaimed::Changed);
+        if changed {
+            return Ok(false);
+        }
+        let stored = self.stored_record(name).map_err(refused)?;
+        Ok(stored.is_none_or(|(record, _)| record != claim.record))
+    }
+
+    fn was_recorded(&self, name: (QueueId, u16)) -> Result<(), CommitError> {
+        self.in_memory().claim_is_busy(name);
+        self.look_again(name);
+        Ok(())
+    }
+
+    /// Finishes a record in which nobody is left to try; under the message's lock.
+    pub(super) async fn finish(&self, name: (QueueId, u16), record: LaneRecord, at: Timestamp) -> Result<(), CommitError> {
+        let Some(message) = self.message(name.0).map_err(refused)? else { return Ok(()) };
+        let claim = Claim { queue_id: name.0, number: name.1, message: Arc::new(message), record, token: 0 };
+        let mut batch = Batch::new();
+        let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
+        batch.remove(key::due(&claim.record.lane, entry)).remove(key::lane_record(name.0, name.1));
+        let notice_owed = self.notices_owed().about(name.0) > 0;
+        if !notice_owed && !self.others_open(name.0, &claim.message, name.1)? {
+            Self::retire(&mut batch, name.0, at);
+        }
+        self.commit(batch).await
+    }
+}
+
+/// A read that failed while something was to be written.
+pub(super) fn refused(error: StoreError) -> CommitError {
+    CommitError::Failed(error.to_string())
+}

@@ -1,0 +1,212 @@
+//! What an attempt's outcomes make of a lane record. Pure: no reads, no clock.
+//!
+//! Easy to get wrong: the record may have been changed by an operator while it was claimed. A delivery
+//! is recorded whatever was asked meanwhile; a deferral leaves it as the operator wants it.
+
+use super::Settings;
+use super::record::{Ending, LaneRecord, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
+use super::schedule;
+use crate::events::MailEvent;
+use crate::mail::QueueId;
+
+/// What there is to judge.
+pub(super) struct Case<'a> {
+    pub(super) queue_id: QueueId,
+    pub(super) number: u16,
+    pub(super) message: &'a QueuedMessage,
+    /// The record as it is stored.
+    pub(super) record: LaneRecord,
+    pub(super) outcomes: &'a [(u16, Outcome)],
+    pub(super) now: QueueTime,
+    pub(super) settings: &'a Settings,
+    /// Whether the tenant wants delay notices nobody asked for.
+    pub(super) tells_delays: bool,
+}
+
+/// What to write.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    /// The record as it shall be.
+    pub(super) record: LaneRecord,
+    pub(super) events: Vec<MailEvent>,
+    pub(super) failed: Vec<QueuedRecipient>,
+    pub(super) delayed: Vec<QueuedRecipient>,
+    pub(super) succeeded: Vec<QueuedRecipient>,
+    /// Done for good by this verdict.
+    pub(super) done: Vec<u16>,
+    /// Recipients delivered, deferred, given up.
+    pub(super) counts: [u64; 3],
+}
+
+impl Verdict {
+    /// Whether somebody is still to be tried.
+    pub(super) fn waits(&self) -> bool {
+        waits(&self.record)
+    }
+
+    /// Whether every recipient is done.
+    pub(super) fn is_done(&self) -> bool {
+        self.record.recipients.iter().all(|recipient| matches!(recipient.state, RecipientState::Done(_)))
+    }
+}
+
+/// Whether a recipient of the record is to be tried.
+pub(super) fn waits(record: &LaneRecord) -> bool {
+    record.recipients.iter().any(|recipient| recipient.state == RecipientState::Waiting)
+}
+
+/// Applies the outcomes.
+pub(super) fn judge(case: Case<'_>) -> Verdict {
+    let attempts = case.record.attempts.saturating_add(u32::from(!case.outcomes.is_empty()));
+    let pause = schedule::pause(case.settings, attempts, schedule::seed(case.queue_id, case.number, attempts));
+    let waited = schedule::waited(case.message, case.now);
+    let judgement = Judgement {
+        expired: schedule::has_expired(case.settings, waited),
+        late: schedule::is_late(case.settings, waited),
+        due_in_secs: pause.as_secs(),
+        tells_delays: case.tells_delays,
+        notices: case.message.reverse_path.0.is_some(),
+    };
+    let mut verdict = Verdict {
+        record: case.record,
+        events: Vec::new(),
+        failed: Vec::new(),
+        delayed: Vec::new(),
+        succeeded: Vec::new(),
+        done: Vec::new(),
+        counts: [0; 3],
+    };
+    verdict.record.attempts = attempts;
+    verdict.record.due = case.now.plus(pause);
+    let mut recipients = std::mem::take(&mut verdict.record.recipients);
+    for (number, outcome) in case.outcomes {
+        let found = recipients.iter_mut().find(|recipient| recipient.number == *number);
+        let Some(recipient) = found else { continue };
+        if takes(recipient.state, outcome) {
+            judgement.apply(&mut verdict, recipient, outcome);
+        }
+    }
+    verdict.record.recipients = recipients;
+    verdict
+}
+
+/// Whether the outcome still changes a recipient in this state.
+fn takes(state: RecipientState, outcome: &Outcome) -> bool {
+    match (state, outcome) {
+        (RecipientState::Waiting | RecipientState::Held, _) => true,
+        // Too late to cancel: it is delivered, and the record says so.
+        (RecipientState::Done(Ending::Cancelled), Outcome::Delivered { .. }) => true,
+        (RecipientState::Done(_), _) => false,
+    }
+}
+
+struct Judgement {
+    expired: bool,
+    late: bool,
+    due_in_secs: u64,
+    tells_delays: bool,
+    notices: bool,
+}
+
+impl Judgement {
+    fn apply(&self, verdict: &mut Verdict, recipient: &mut QueuedRecipient, outcome: &Outcome) {
+        remember(recipient, outcome);
+        match outcome {
+            Outcome::Delivered { .. } => {
+                recipient.state = RecipientState::Done(Ending::Delivered);
+                verdict.counts[0] += 1;
+                if self.notices && recipient.notify.success {
+                    verdict.succeeded.push(recipient.clone());
+                }
+            }
+            Outcome::Bounced { .. } => self.give_up(verdict, recipient, Ending::Bounced),
+            Outcome::Deferred { .. } if self.expired => self.give_up(verdict, recipient, Ending::Expired),
+            Outcome::Deferred { .. } => {
+                verdict.counts[1] += 1;
+                let wanted = recipient.notify.delay
+                    || (self.tells_delays && (recipient.notify.failure || recipient.notify.success));
+                if self.notices && self.late && wanted && !recipient.delay_told {
+                    recipient.delay_told = true;
+                    verdict.delayed.push(recipient.clone());
+                }
+            }
+        }
+        if matches!(recipient.state, RecipientState::Done(_)) {
+            verdict.done.push(recipient.number);
+        }
+        self.tell(verdict, recipient, outcome);
+    }
+
+    fn give_up(&self, verdict: &mut Verdict, recipient: &mut QueuedRecipient, ending: Ending) {
+        recipient.state = RecipientState::Done(ending);
+        verdict.counts[2] += 1;
+        if self.notices && recipient.notify.failure {
+            verdict.failed.push(recipient.clone());
+        }
+    }
+
+    /// Adds the recipient to the event of an equal outcome, or makes one.
+    fn tell(&self, verdict: &mut Verdict, recipient: &QueuedRecipient, outcome: &Outcome) {
+        for event in &mut verdict.events {
+            if let Some(recipients) = same(event, recipient, outcome) {
+                recipients.push(recipient.number);
+                return;
+            }
+        }
+        let recipients = vec![recipient.number];
+        verdict.events.push(match outcome {
+            Outcome::Delivered { peer, reply } => {
+                MailEvent::Delivered { recipients, peer: peer.clone(), reply: reply.clone() }
+            }
+            Outcome::Bounced { why, detail, peer } => {
+                MailEvent::Bounced { recipients, peer: peer.clone(), why: *why, detail: detail.clone() }
+            }
+            Outcome::Deferred { detail, .. } if recipient.state == RecipientState::Done(Ending::Expired) => {
+                MailEvent::Expired { recipients, last: detail.clone() }
+            }
+            Outcome::Deferred { why, detail, peer } => MailEvent::Deferred {
+                recipients,
+                peer: peer.clone(),
+                why: *why,
+                detail: detail.clone(),
+                due_in_secs: self.due_in_secs,
+            },
+        });
+    }
+}
+
+fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome) {
+    match outcome {
+        Outcome::Delivered { peer, reply } => {
+            recipient.last_why = None;
+            recipient.last_detail = Some(reply.one_line());
+            recipient.last_peer = Some(peer.clone());
+        }
+        Outcome::Deferred { why, detail, peer } | Outcome::Bounced { why, detail, peer } => {
+            recipient.last_why = Some(*why);
+            recipient.last_detail = Some(detail.clone());
+            recipient.last_peer.clone_from(peer);
+        }
+    }
+}
+
+/// The recipients of `event`, if it tells exactly this outcome.
+fn same<'a>(event: &'a mut MailEvent, recipient: &QueuedRecipient, outcome: &Outcome) -> Option<&'a mut Vec<u16>> {
+    let expired = recipient.state == RecipientState::Done(Ending::Expired);
+    match (event, outcome) {
+        (MailEvent::Delivered { recipients, peer, reply }, Outcome::Delivered { peer: by, reply: said }) => {
+            (peer == by && reply == said).then_some(recipients)
+        }
+        (MailEvent::Bounced { recipients, peer, why, detail }, Outcome::Bounced { why: w, detail: d, peer: p }) => {
+            (why == w && detail == d && peer == p).then_some(recipients)
+        }
+        (MailEvent::Expired { recipients, last }, Outcome::Deferred { detail, .. }) => {
+            (expired && last == detail).then_some(recipients)
+        }
+        (
+            MailEvent::Deferred { recipients, peer, why, detail, .. },
+            Outcome::Deferred { why: w, detail: d, peer: p },
+        ) => (!expired && why == w && detail == d && peer == p).then_some(recipients),
+        _ => None,
+    }
+}
