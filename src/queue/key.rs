@@ -45,7 +45,6 @@ pub(super) fn message(id: QueueId) -> Key {
     with_id(prefix::MESSAGE, id, 0)
 }
 
-
 pub(super) fn lane_record(id: QueueId, number: u16) -> Key {
     let mut key = with_id(prefix::LANE, id, 2);
     key.extend_from_slice(&number.to_be_bytes());

@@ -5,6 +5,8 @@
 //! the clock, repeats commits that failed and sets damaged records aside.
 //! Easy to get wrong: all times here are [`QueueTime`], which no wall-clock jump moves.
 
+#![allow(dead_code, reason = "the verbs that use the rest follow")]
+
 mod claim;
 mod clock;
 mod enqueue;

@@ -170,7 +170,6 @@ impl Queue {
         id: QueueId,
         kind: NoticeKind,
         recipients: &[QueuedRecipient],
-        due: QueueTime,
     ) -> Option<Key> {
         if recipients.is_empty() {
             return None;
@@ -184,7 +183,7 @@ impl Queue {
             batch.if_equals(own.clone(), bytes).set(own, codec::encode(&notice));
             return None;
         }
-        let mut due = due;
+        let mut due = self.now().plus(self.settings.notice_gather);
         let mut own = key::notice(due, id, kind);
         while self.notices_owed().keys.contains_key(&own) {
             due = QueueTime(due.0.saturating_add(1));

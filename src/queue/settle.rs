@@ -143,13 +143,12 @@ impl Queue {
             batch.settled.push((id, verdict.done.clone()));
         }
         let mut owed = Vec::new();
-        let gathered = self.now().plus(self.settings.notice_gather);
-        for (kind, recipients, due) in [
-            (NoticeKind::Failure, &verdict.failed, gathered),
-            (NoticeKind::Delay, &verdict.delayed, gathered),
-            (NoticeKind::Success, &verdict.succeeded, gathered),
+        for (kind, recipients) in [
+            (NoticeKind::Failure, &verdict.failed),
+            (NoticeKind::Delay, &verdict.delayed),
+            (NoticeKind::Success, &verdict.succeeded),
         ] {
-            owed.extend(self.owe_notice(batch, id, kind, recipients, due));
+            owed.extend(self.owe_notice(batch, id, kind, recipients));
         }
         let notice_owed = !owed.is_empty() || self.notices_owed().about(id) > 0;
         if verdict.is_done() && !notice_owed && !self.others_open(id, &claim.message, number)? {
@@ -222,7 +221,12 @@ impl Queue {
     }
 
     /// Finishes a record in which nobody is left to try; under the message's lock.
-    pub(super) async fn finish(&self, name: (QueueId, u16), record: LaneRecord, at: Timestamp) -> Result<(), CommitError> {
+    pub(super) async fn finish(
+        &self,
+        name: (QueueId, u16),
+        record: LaneRecord,
+        at: Timestamp,
+    ) -> Result<(), CommitError> {
         let Some(message) = self.message(name.0).map_err(refused)? else { return Ok(()) };
         let claim = Claim { queue_id: name.0, number: name.1, message: Arc::new(message), record, token: 0 };
         let mut batch = Batch::new();
