@@ -1,20 +1,38 @@
 //! Tenants and SMTP accounts: who may log in, from where, how much they may send.
 //!
-//! Recipe: `authenticate` turns a login into a [`Sender`]; `count` checks and books limits.
+//! Recipe: `authenticate` turns a login into a [`Sender`]; `may_send` at each MAIL; `count` checks
+//! and books limits; `run` writes counters, trusted networks and login events by and by.
 //! Easy to get wrong: an unknown login, a wrong password, a disabled account, a foreign virtual IP
 //! and a forbidden source address must look and last the same from outside.
 
+mod authenticate;
+mod failures;
+mod limits;
+mod network;
+mod secret;
+mod smtp_accounts;
+mod tenants;
+mod trust;
+mod usage;
+
+pub use failures::REMEMBERED_MAX;
+pub use secret::SECRETS_MAX;
+pub use smtp_accounts::{ALLOWED_FROM_MAX, NewSmtpAccount};
+pub use trust::NETWORKS_PER_TENANT_MAX;
+
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::access::Actor;
+use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
-use crate::mail::{Class, Refusal, SmtpAccountId, TenantId, VipId};
-use crate::store::{Store, StoreError};
+use crate::mail::{Class, SmtpAccountId, TenantId, VipId};
+use crate::records::{self, Damage, Desk};
+use crate::store::{Key, Store, StoreError, prefix};
 use crate::vips::Vip;
 
 /// A tenant.
@@ -153,59 +171,136 @@ pub enum Login {
 
 pub use crate::records::AdminError;
 
-/// How login failures slow a peer. Defaults in `config`.
+/// How login failures slow a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Failures of one (login, network) before answers are delayed.
+    /// Failures of one (login, network) before answers are delayed. Default 3.
     pub login_failures_free_max: u32,
-    /// Failures of one network (/24 or /64) in an hour before it is answered 454.
+    /// Failures of one network (/24 or /64) in an hour before it is answered 454. Default 100.
     pub network_failures_max: u32,
-    /// The longest delay of an answer.
+    /// The longest delay of an answer. Default 10 s.
     pub login_delay_max: Duration,
-    /// How long a network that logged in is never blocked by others' failures.
+    /// How long a network that logged in is never blocked by others' failures. Default 30 days.
     pub network_trust: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            login_failures_free_max: 3,
+            network_failures_max: 100,
+            login_delay_max: Duration::from_secs(10),
+            network_trust: Duration::from_secs(30 * 24 * 3600),
+        }
+    }
 }
 
 /// Tenants and SMTP accounts in memory, backed by the store.
 pub struct Accounts {
-    store: Arc<dyn Store>,
+    desk: Desk,
     settings: Settings,
+    /// What a login without an account is compared with.
+    dummy: secret::Candidates,
+    memory: Arc<Memory>,
+    damaged: Vec<Damage>,
 }
 
-#[expect(clippy::todo, reason = "face first")]
+/// What the hot path reads and books.
+struct Memory {
+    records: RwLock<Records>,
+    logins: Mutex<authenticate::Logins>,
+    counters: Mutex<limits::Counters>,
+}
+
+#[derive(Default)]
+struct Records {
+    tenants: HashMap<TenantId, Arc<Tenant>>,
+    tenant_names: HashMap<String, TenantId>,
+    accounts: HashMap<SmtpAccountId, Arc<SmtpAccount>>,
+    logins: HashMap<String, SmtpAccountId>,
+}
+
+impl Records {
+    fn put_tenant(&mut self, tenant: Tenant) {
+        self.tenant_names.insert(tenant.name.clone(), tenant.id);
+        self.tenants.insert(tenant.id, Arc::new(tenant));
+    }
+
+    fn put_account(&mut self, account: SmtpAccount) {
+        self.logins.insert(account.login.clone(), account.id);
+        self.accounts.insert(account.id, Arc::new(account));
+    }
+}
+
 impl Accounts {
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
-        Ok(Self { store, settings })
+        let (tenants, mut damaged) = records::load::<Tenant>(&*store, &[prefix::TENANT])?;
+        let (accounts, more) = records::load::<SmtpAccount>(&*store, &[prefix::SMTP_ACCOUNT])?;
+        damaged.extend(more);
+        let mut known = Records::default();
+        tenants.into_iter().for_each(|(_, tenant)| known.put_tenant(tenant));
+        accounts.into_iter().for_each(|(_, account)| known.put_account(account));
+        let logins = authenticate::Logins::open(&*store, &mut damaged)?;
+        let counters = limits::Counters::open(&*store, &mut damaged)?;
+        let memory = Memory { records: RwLock::new(known), logins: Mutex::new(logins), counters: Mutex::new(counters) };
+        let dummy = secret::Candidates::dummy();
+        Ok(Self { desk: Desk::new(store), settings, dummy, memory: Arc::new(memory), damaged })
     }
 
-    /// Checks a login; takes the same path and time whatever is wrong with it.
-    pub async fn authenticate(&self, attempt: &LoginAttempt<'_>, now: Timestamp) -> Login {
-        let _ = (&self.store, self.settings, attempt, now);
-        todo!("accounts room")
-    }
-
-    /// Checks the limits of tenant and account and books one message; 452 with the time when it lifts.
-    pub fn count(&self, tenant: TenantId, account: Option<SmtpAccountId>, now: Timestamp) -> Result<(), Refusal> {
-        let _ = (tenant, account, now);
-        todo!("accounts room")
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
     }
 
     /// One tenant.
     pub fn tenant(&self, id: TenantId) -> Option<Tenant> {
-        let _ = id;
-        todo!("accounts room")
+        records::read(&self.memory.records).tenants.get(&id).map(|tenant| Tenant::clone(tenant))
     }
 
     /// One tenant by its name.
     pub fn tenant_named(&self, name: &str) -> Option<Tenant> {
-        let _ = name;
-        todo!("accounts room")
+        let id = records::read(&self.memory.records).tenant_names.get(name).copied();
+        id.and_then(|id| self.tenant(id))
     }
 
-    /// Makes a tenant.
-    pub async fn add_tenant(&self, actor: &Actor, name: &str, now: Timestamp) -> Result<Tenant, AdminError> {
-        let _ = (actor, name, now);
-        todo!("accounts room")
+    /// The tenants `actor` may read, by name.
+    pub fn tenants(&self, actor: &Actor) -> Vec<Tenant> {
+        let known = records::read(&self.memory.records);
+        let may_read = |tenant: &&Arc<Tenant>| actor.require(Permission::ReadTenant(tenant.id)).is_ok();
+        let readable = known.tenants.values().filter(may_read);
+        let mut tenants: Vec<Tenant> = readable.map(|tenant| Tenant::clone(tenant)).collect();
+        tenants.sort_by(|one, other| one.name.cmp(&other.name));
+        tenants
+    }
+
+    /// One SMTP account.
+    pub fn smtp_account(&self, id: SmtpAccountId) -> Option<SmtpAccount> {
+        records::read(&self.memory.records).accounts.get(&id).map(|account| SmtpAccount::clone(account))
+    }
+
+    /// One SMTP account by its login, in any case.
+    pub fn smtp_account_named(&self, login: &str) -> Option<SmtpAccount> {
+        let id = records::read(&self.memory.records).logins.get(&login.to_ascii_lowercase()).copied();
+        id.and_then(|id| self.smtp_account(id))
     }
 }
+
+fn tenant_key(id: TenantId) -> Key {
+    [&[prefix::TENANT][..], &id.0.to_be_bytes()].concat()
+}
+
+fn account_key(id: SmtpAccountId) -> Key {
+    [&[prefix::SMTP_ACCOUNT][..], &id.0.to_be_bytes()].concat()
+}
+
+fn tenant_name_key(name: &str) -> Key {
+    [&[prefix::NAME, b't'][..], name.as_bytes()].concat()
+}
+
+fn login_key(login: &str) -> Key {
+    [&[prefix::NAME, b'l'][..], login.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! What people do to SMTP accounts. A password is returned once, when it is made, and never again.
+//!
+//! Easy to get wrong: rotating must not cut off clients that still have the old password, so an
+//! account may have two until the old one is dropped.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+use super::{
+    Accounts, Limits, LoginState, SECRETS_MAX, SmtpAccount, Tenant, account_key, limits, login_key, secret, tenant_key,
+};
+use crate::access::{Actor, Permission};
+use crate::ext::{self, Timestamp};
+use crate::mail::{Class, SmtpAccountId, TenantId};
+use crate::records::{self, AdminError};
+use crate::store::{Batch, codec};
+
+/// Source networks an account may be bound to, at most.
+pub const ALLOWED_FROM_MAX: usize = 50;
+/// Random characters after the tenant's name in a login: room for a thousand million.
+const LOGIN_CHARACTERS: usize = 6;
+/// Logins tried before giving up on finding a free one.
+const LOGIN_TRIES: usize = 16;
+
+/// An SMTP account to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewSmtpAccount {
+    /// Part of every lane.
+    pub class: Class,
+    /// Where it may log in from; empty is anywhere.
+    pub allowed_from: Vec<IpNet>,
+    /// Messages it may submit.
+    pub limits: Limits,
+}
+
+impl Accounts {
+    /// Makes an SMTP account and returns it with its password, which is shown this once.
+    /// The login is the tenant's name and six random characters: `shop-7k3m9q`.
+    pub async fn add_smtp_account(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        new: NewSmtpAccount,
+        now: Timestamp,
+    ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        check_networks(&new.allowed_from)?;
+        let turn = self.desk.turn().await;
+        let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
+        let password = secret::generate();
+        let account = SmtpAccount {
+            id: SmtpAccountId::random(),
+            tenant,
+            login: self.free_login(&owner)?,
+            secrets: vec![secret::digest(&password)],
+            class: new.class,
+            allowed_from: new.allowed_from,
+            limits: new.limits,
+            login_state: LoginState::Enabled,
+            created: now,
+        };
+        let mut batch = Batch::new();
+        batch.if_equals(tenant_key(tenant), codec::encode(&owner));
+        batch.if_absent(account_key(account.id)).set(account_key(account.id), codec::encode(&account));
+        batch.if_absent(login_key(&account.login)).set(login_key(&account.login), codec::encode(&account.id));
+        records::audit(&mut batch, actor, "smtp-account.add", account.login.clone(), now);
+        let (memory, added) = (Arc::clone(&self.memory), account.clone());
+        turn.commit(batch, move || records::write(&memory.records).put_account(added)).await?;
+        Ok((account, password))
+    }
+
+    /// A tenant's SMTP accounts, by login.
+    pub fn smtp_accounts(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<SmtpAccount>, AdminError> {
+        actor.require(Permission::ReadTenant(tenant))?;
+        Ok(self.accounts_of(tenant))
+    }
+
+    /// Lets an account log in, or not.
+    pub async fn set_login_state(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        state: LoginState,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        let act = match state {
+            LoginState::Enabled => "smtp-account.enable",
+            LoginState::Disabled => "smtp-account.disable",
+        };
+        self.change_account((actor, now), id, act, |account| {
+            account.login_state = state;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets where an account may log in from; empty is anywhere.
+    pub async fn set_allowed_from(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        allowed_from: Vec<IpNet>,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        self.change_account((actor, now), id, "smtp-account.allowed-from", |account| {
+            check_networks(&allowed_from)?;
+            account.allowed_from = allowed_from;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets whether an account's mail is transactional or marketing, from its next login on.
+    pub async fn set_class(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        class: Class,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        self.change_account((actor, now), id, "smtp-account.class", |account| {
+            account.class = class;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets how many messages an account may submit.
+    pub async fn set_account_limits(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        limits: Limits,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        self.change_account((actor, now), id, "smtp-account.limits", |account| {
+            account.limits = limits;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a new password beside the old one; both are valid until `drop_old_password`.
+    pub async fn rotate_password(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        now: Timestamp,
+    ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
+        let password = secret::generate();
+        let digest = secret::digest(&password);
+        let account = self
+            .change_account((actor, now), id, "smtp-account.rotate", |account| {
+                if account.secrets.len() >= SECRETS_MAX {
+                    return Err(AdminError::Invalid("two passwords are valid already: drop the old one first".into()));
+                }
+                account.secrets.insert(0, digest);
+                Ok(())
+            })
+            .await?;
+        Ok((account, password))
+    }
+
+    /// Ends the validity of the older password, if there are two.
+    pub async fn drop_old_password(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        self.change_account((actor, now), id, "smtp-account.drop-old", |account| {
+            if account.secrets.len() < 2 {
+                return Err(AdminError::Missing("old password: only one is valid".into()));
+            }
+            account.secrets.truncate(1);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes an account. Mail it has submitted stays owed.
+    pub async fn remove_smtp_account(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        let turn = self.desk.turn().await;
+        let account = self.account_for(actor, id)?;
+        let mut batch = Batch::new();
+        batch.if_equals(account_key(id), codec::encode(&account)).remove(account_key(id));
+        batch.remove(login_key(&account.login)).remove(limits::key(limits::Counted::Account(id)));
+        records::audit(&mut batch, actor, "smtp-account.remove", account.login.clone(), now);
+        let memory = Arc::clone(&self.memory);
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            known.accounts.remove(&id);
+            known.logins.remove(&account.login);
+            records::lock(&memory.counters).forget(limits::Counted::Account(id));
+        })
+        .await?;
+        Ok(())
+    }
+
+    pub(super) fn accounts_of(&self, tenant: TenantId) -> Vec<SmtpAccount> {
+        let known = records::read(&self.memory.records);
+        let own = known.accounts.values().filter(|account| account.tenant == tenant);
+        let mut accounts: Vec<SmtpAccount> = own.map(|account| SmtpAccount::clone(account)).collect();
+        accounts.sort_by(|one, other| one.login.cmp(&other.login));
+        accounts
+    }
+
+    /// The account, if `actor` may manage its tenant. Whoever may manage no tenant at all is not
+    /// told whether it exists.
+    fn account_for(&self, actor: &Actor, id: SmtpAccountId) -> Result<SmtpAccount, AdminError> {
+        let Some(account) = self.smtp_account(id) else {
+            actor.require(Permission::ManageInstance)?;
+            return Err(AdminError::Missing(format!("SMTP account {id}")));
+        };
+        actor.require(Permission::ManageTenant(account.tenant))?;
+        Ok(account)
+    }
+
+    async fn change_account(
+        &self,
+        (actor, now): (&Actor, Timestamp),
+        id: SmtpAccountId,
+        act: &str,
+        change: impl FnOnce(&mut SmtpAccount) -> Result<(), AdminError> + Send,
+    ) -> Result<SmtpAccount, AdminError> {
+        let turn = self.desk.turn().await;
+        let before = self.account_for(actor, id)?;
+        let mut account = before.clone();
+        change(&mut account)?;
+        let mut batch = Batch::new();
+        batch.if_equals(account_key(id), codec::encode(&before)).set(account_key(id), codec::encode(&account));
+        records::audit(&mut batch, actor, act, account.login.clone(), now);
+        let (memory, changed) = (Arc::clone(&self.memory), account.clone());
+        turn.commit(batch, move || records::write(&memory.records).put_account(changed)).await?;
+        Ok(account)
+    }
+
+    fn free_login(&self, tenant: &Tenant) -> Result<String, AdminError> {
+        for _ in 0..LOGIN_TRIES {
+            let mut random = ext::base32(&ext::random_bytes::<4>());
+            random.truncate(LOGIN_CHARACTERS);
+            let login = format!("{}-{random}", tenant.name);
+            if self.smtp_account_named(&login).is_none() {
+                return Ok(login);
+            }
+        }
+        Err(AdminError::Exists("every login tried".into()))
+    }
+}
+
+fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {
+    if networks.len() > ALLOWED_FROM_MAX {
+        return Err(AdminError::Invalid(format!("at most {ALLOWED_FROM_MAX} source networks for one account")));
+    }
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! Tests of the accounts room as a whole, over the engine for tests.
+
+use super::*;
+use crate::mail::Domain;
+use crate::records::AdminError;
+use crate::store::{CommitError, MemoryStore};
+use crate::vips::Owner;
+
+const START: Timestamp = Timestamp(1_800_000_000_000);
+
+struct Room {
+    store: Arc<MemoryStore>,
+    accounts: Accounts,
+    actor: Actor,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    fn with(settings: Settings) -> Self {
+        let store = Arc::new(MemoryStore::new());
+        let accounts = Accounts::open(store.clone(), settings).unwrap();
+        Self { store, accounts, actor: Actor::system("test") }
+    }
+
+    fn reopened(&self) -> Self {
+        let accounts = Accounts::open(self.store.clone(), self.accounts.settings).unwrap();
+        Self { store: self.store.clone(), accounts, actor: self.actor.clone() }
+    }
+
+    async fn tenant(&self, name: &str) -> Tenant {
+        self.accounts.add_tenant(&self.actor, name, START).await.unwrap()
+    }
+
+    async fn account(&self, tenant: TenantId) -> (SmtpAccount, String) {
+        let new = NewSmtpAccount::default();
+        let (account, password) = self.accounts.add_smtp_account(&self.actor, tenant, new, START).await.unwrap();
+        (account, password.to_string())
+    }
+
+    async fn login(&self, login: &str, password: &str, peer: &str) -> Login {
+        self.login_at(login, password, peer, START).await
+    }
+
+    async fn login_at(&self, login: &str, password: &str, peer: &str, now: Timestamp) -> Login {
+        let vip = vip(Owner::Shared);
+        let attempt = LoginAttempt { login, password, peer: peer.parse().unwrap(), vip: &vip };
+        self.accounts.authenticate(&attempt, now).await
+    }
+
+    fn events(&self) -> Vec<String> {
+        let rows = self.store.range(&[prefix::EVENT], &[prefix::EVENT + 1], 10_000).unwrap();
+        let decoded = rows.iter().map(|(_, value)| crate::store::codec::decode::<crate::events::Event>(value).unwrap());
+        decoded.map(|event| format!("{:?}", event.kind)).collect()
+    }
+}
+
+fn vip(owner: Owner) -> Vip {
+    Vip {
+        id: VipId(7),
+        ipv4: Some([127, 0, 0, 1].into()),
+        ipv6: None,
+        public_ipv4: None,
+        public_ipv6: None,
+        ehlo: Domain::parse("mx.example.com").unwrap(),
+        owner,
+    }
+}
+
+fn is_accepted(login: &Login) -> bool {
+    matches!(login, Login::Accepted(_))
+}
+
+#[tokio::test]
+async fn a_generated_login_works_from_anywhere_until_it_is_disabled_or_removed() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    assert!(account.login.starts_with("shop-") && account.login.len() == 11, "{}", account.login);
+    assert!(is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    assert!(is_accepted(&room.login(&account.login.to_uppercase(), &password, "192.0.2.1").await));
+    let state = LoginState::Disabled;
+    room.accounts.set_login_state(&room.actor, account.id, state, START).await.unwrap();
+    assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    assert!(room.accounts.may_send(tenant.id, Some(account.id)).is_err(), "an open session ends too");
+    let room = room.reopened();
+    assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    room.accounts.set_login_state(&room.actor, account.id, LoginState::Enabled, START).await.unwrap();
+    assert!(is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    room.accounts.remove_smtp_account(&room.actor, account.id, START).await.unwrap();
+    assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    assert!(!is_accepted(&room.reopened().login(&account.login, &password, "192.0.2.1").await));
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
+    let room = Room::new();
+    let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
+    let (account, password) = room.account(own.id).await;
+    let (bound, bound_password) = room.account(own.id).await;
+    let networks = vec!["198.51.100.0/24".parse().unwrap()];
+    room.accounts.set_allowed_from(&room.actor, bound.id, networks, START).await.unwrap();
+    let foreign = vip(Owner::Tenant(other.id));
+    let shared = vip(Owner::Shared);
+    let cases = [
+        ("wrong password", account.login.as_str(), "no", &shared),
+        ("unknown login", "nobody", "no", &shared),
+        ("empty", "", "", &shared),
+        ("another tenant's virtual IP", account.login.as_str(), password.as_str(), &foreign),
+        ("a source that is not allowed", bound.login.as_str(), bound_password.as_str(), &shared),
+    ];
+    for (number, (what, login, password, vip)) in cases.into_iter().enumerate() {
+        for _ in 0..5 {
+            // A network of its own, so that the counts are alike too.
+            let peer = format!("203.0.{number}.1").parse().unwrap();
+            room.accounts.authenticate(&LoginAttempt { login, password, peer, vip }, START).await;
+        }
+        let peer = format!("203.0.{number}.2").parse().unwrap();
+        let answer = room.accounts.authenticate(&LoginAttempt { login, password, peer, vip }, START).await;
+        assert_eq!(answer, Login::Refused { delay: Duration::from_millis(2000) }, "{what}");
+    }
+    let answer = room.login(&bound.login, &bound_password, "198.51.100.9").await;
+    assert!(is_accepted(&answer), "the allowed source gets in");
+}
+
+#[tokio::test]
+async fn an_unknown_login_costs_the_same_work_as_a_wrong_password() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    let compared = || secret::COMPARED.with(std::cell::Cell::take);
+    compared();
+    for (login, password) in [("nobody", "x"), (account.login.as_str(), "x"), (account.login.as_str(), &password)] {
+        room.login(login, password, "192.0.2.1").await;
+        assert_eq!(compared(), SECRETS_MAX, "{login}");
+    }
+    room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    room.login(&account.login, &password, "192.0.2.1").await;
+    assert_eq!(compared(), SECRETS_MAX);
+}
+
+#[tokio::test]
+async fn both_passwords_are_valid_until_the_old_one_is_dropped() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, old) = room.account(tenant.id).await;
+    let (_, new) = room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    assert!(is_accepted(&room.login(&account.login, &old, "192.0.2.1").await));
+    assert!(is_accepted(&room.login(&account.login, &new, "192.0.2.1").await));
+    let third = room.accounts.rotate_password(&room.actor, account.id, START).await;
+    assert!(matches!(third, Err(AdminError::Invalid(_))));
+    room.accounts.drop_old_password(&room.actor, account.id, START).await.unwrap();
+    assert!(!is_accepted(&room.login(&account.login, &old, "192.0.2.1").await));
+    assert!(is_accepted(&room.login(&account.login, &new, "192.0.2.1").await));
+    assert!(room.accounts.drop_old_password(&room.actor, account.id, START).await.is_err());
+}
+
+#[tokio::test]
+async fn nobody_can_lock_out_a_network_that_logged_in_before() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    let (second, second_password) = room.account(tenant.id).await;
+    assert!(is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
+    room.accounts.persist(START).await.unwrap();
+    let room = room.reopened();
+    let later = START.plus(Duration::from_secs(29 * 24 * 3600));
+    for count in 0..1000 {
+        room.login_at(&account.login, "guess", &format!("192.0.2.{}", count % 250), later).await;
+    }
+    let guess = room.login_at(&account.login, "guess", "192.0.2.1", later).await;
+    assert!(matches!(guess, Login::Slowed { .. }));
+    let unknown = room.login_at("nobody", "guess", "192.0.2.1", later).await;
+    assert_eq!(unknown, guess, "and nobody can tell that the login exists");
+    assert!(is_accepted(&room.login_at(&account.login, &password, "192.0.2.1", later).await));
+    assert!(is_accepted(&room.login_at(&second.login, &second_password, "192.0.2.99", later).await));
+}
+
+#[tokio::test]
+async fn a_network_that_never_logged_in_is_slowed_whatever_the_password_and_by_itself_let_in_again() {
+    let room = Room::with(Settings { network_failures_max: 10, ..Settings::default() });
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    for _ in 0..10 {
+        room.login("x", "guess", "2001:db8::1").await;
+    }
+    assert!(matches!(room.login(&account.login, &password, "2001:db8::2").await, Login::Slowed { .. }));
+    assert!(is_accepted(&room.login(&account.login, &password, "2001:db8:0:1::2").await), "the next /64 is not");
+    let later = START.plus(Duration::from_secs(360));
+    assert!(is_accepted(&room.login_at(&account.login, &password, "2001:db8::2", later).await));
+}
+
+#[tokio::test]
+async fn a_flood_of_failures_writes_few_events_and_no_password() {
+    let room = Room::new();
+    for count in 0..5000 {
+        room.login(&format!("u{count}"), "secret-guess", &format!("10.0.{}.1", count % 200)).await;
+    }
+    room.accounts.persist(START).await.unwrap();
+    let events = room.events();
+    assert!((1..=200).contains(&events.len()), "{}", events.len());
+    assert!(events.iter().all(|event| !event.contains("secret-guess")));
+    let commits = room.store.commits();
+    room.accounts.persist(START).await.unwrap();
+    assert_eq!(room.store.commits(), commits, "nothing new, nothing written");
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_or_slowed_is_told() {
+    let room = Room::with(Settings { network_failures_max: 2, ..Settings::default() });
+    room.login("nobody\r\n", "x", "192.0.2.1").await;
+    room.login("nobody", "x", "192.0.2.1").await;
+    room.accounts.persist(START).await.unwrap();
+    let events = room.events().join("\n");
+    assert!(events.contains("LoginRefused") && events.contains("unknown login") && events.contains("nobody??"));
+    assert_eq!(events.matches("LoginSlowed").count(), 1, "{events}");
+    assert!(events.contains("192.0.2.0/24"));
+}
+
+#[tokio::test]
+async fn limits_of_tenant_and_account_hold_across_a_restart_and_name_when_they_lift() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, _) = room.account(tenant.id).await;
+    let (second, _) = room.account(tenant.id).await;
+    let limits = Limits { hourly_max: Some(2), daily_max: None };
+    room.accounts.set_account_limits(&room.actor, account.id, limits, START).await.unwrap();
+    let limits = Limits { hourly_max: None, daily_max: Some(3) };
+    room.accounts.set_tenant_limits(&room.actor, tenant.id, limits, START).await.unwrap();
+    for _ in 0..2 {
+        room.accounts.count(tenant.id, Some(account.id), START).unwrap();
+    }
+    let refusal = room.accounts.count(tenant.id, Some(account.id), START).unwrap_err();
+    assert!(refusal.reply.one_line().starts_with("452 4.7.0 The limit of this SMTP account is reached (2 messages"));
+    assert!(refusal.reply.one_line().contains("try again after 2027-01-15T09:01:00.000Z"), "{refusal}");
+    assert_eq!(room.accounts.tenant_usage(tenant.id, START), (2, 2), "a refused message is not counted");
+    room.accounts.persist(START).await.unwrap();
+    let room = room.reopened();
+    assert!(room.accounts.count(tenant.id, Some(account.id), START).is_err());
+    room.accounts.count(tenant.id, Some(second.id), START).unwrap();
+    let refusal = room.accounts.count(tenant.id, Some(second.id), START).unwrap_err();
+    assert!(refusal.reply.one_line().contains("this tenant is reached (3 messages a day)"));
+    room.accounts.uncount(tenant.id, Some(second.id));
+    assert!(room.accounts.count(tenant.id, Some(second.id), START).is_ok());
+}
+
+#[tokio::test]
+async fn counters_that_could_not_be_written_are_written_later_and_removed_when_empty() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    room.accounts.count(tenant.id, None, START).unwrap();
+    room.store.fail_next(1, CommitError::Full("test".into()));
+    assert!(room.accounts.persist(START).await.is_err());
+    room.accounts.persist(START).await.unwrap();
+    assert_eq!(room.reopened().accounts.tenant_usage(tenant.id, START), (1, 1));
+    let later = START.plus(Duration::from_secs(3 * 24 * 3600));
+    room.accounts.persist(later).await.unwrap();
+    assert!(room.store.get(&limits::key(limits::Counted::Tenant(tenant.id))).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_tenant_is_found_by_name_changed_and_removed_only_when_empty() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    assert!(matches!(room.accounts.add_tenant(&room.actor, "shop", START).await, Err(AdminError::Exists(_))));
+    for name in ["", "Shop", "-shop", "shop-", "sh op", "sh.op", &"a".repeat(64)] {
+        let refused = room.accounts.add_tenant(&room.actor, name, START).await;
+        assert!(matches!(refused, Err(AdminError::Invalid(_))), "{name:?}");
+    }
+    room.accounts.set_sending(&room.actor, tenant.id, Sending::Suspended, START).await.unwrap();
+    let room = room.reopened();
+    assert_eq!(room.accounts.tenant_named("shop").unwrap().sending, Sending::Suspended);
+    assert_eq!(room.accounts.may_send(tenant.id, None).unwrap_err().reply.code.0, 451);
+    let (account, _) = room.account(tenant.id).await;
+    let refused = room.accounts.remove_tenant(&room.actor, tenant.id, &[], START).await.unwrap_err();
+    assert_eq!(refused.to_string(), "tenant shop still has 1 SMTP accounts");
+    room.accounts.remove_smtp_account(&room.actor, account.id, START).await.unwrap();
+    let held = ["2 domains".to_owned()];
+    assert!(room.accounts.remove_tenant(&room.actor, tenant.id, &held, START).await.is_err());
+    room.accounts.remove_tenant(&room.actor, tenant.id, &[], START).await.unwrap();
+    assert!(room.reopened().accounts.tenant_named("shop").is_none());
+    room.tenant("shop").await;
+}
+
+#[tokio::test]
+async fn a_default_virtual_ip_must_serve_the_tenant() {
+    let room = Room::new();
+    let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
+    let foreign = vip(Owner::Tenant(other.id));
+    assert!(room.accounts.set_default_vip(&room.actor, own.id, Some(&foreign), START).await.is_err());
+    let shared = vip(Owner::Shared);
+    let tenant = room.accounts.set_default_vip(&room.actor, own.id, Some(&shared), START).await.unwrap();
+    assert_eq!(tenant.default_vip, Some(shared.id));
+}
+
+#[tokio::test]
+async fn people_of_one_tenant_reach_no_other() {
+    let room = Room::new();
+    let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
+    let (foreign, _) = room.account(other.id).await;
+    let owner = Actor { name: "owner".into(), role: crate::access::Role::TenantOwner(own.id) };
+    let forbidden = |error: AdminError| matches!(error, AdminError::Forbidden(_));
+    assert!(forbidden(room.accounts.rotate_password(&owner, foreign.id, START).await.unwrap_err()));
+    assert!(forbidden(room.accounts.remove_smtp_account(&owner, foreign.id, START).await.unwrap_err()));
+    assert!(forbidden(room.accounts.remove_smtp_account(&owner, SmtpAccountId(1), START).await.unwrap_err()));
+    assert!(forbidden(room.accounts.smtp_accounts(&owner, other.id).unwrap_err()));
+    assert!(forbidden(room.accounts.set_tenant_limits(&owner, own.id, Limits::default(), START).await.unwrap_err()));
+    assert_eq!(room.accounts.tenants(&owner).len(), 1);
+    let new = NewSmtpAccount::default();
+    assert!(room.accounts.add_smtp_account(&owner, own.id, new, START).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_set_aside_and_stops_no_other() {
+    let room = Room::new();
+    let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
+    let mut batch = crate::store::Batch::new();
+    batch.set(tenant_key(other.id), vec![1, 2, 3]);
+    room.store.commit(batch).await.unwrap();
+    let room = room.reopened();
+    assert_eq!(room.accounts.damaged().len(), 1);
+    assert!(room.accounts.tenant(own.id).is_some() && room.accounts.tenant(other.id).is_none());
+}
+
+#[tokio::test]
+async fn a_change_that_was_not_made_durable_is_not_remembered() {
+    let room = Room::new();
+    room.store.fail_next(1, CommitError::Full("test".into()));
+    assert!(room.accounts.add_tenant(&room.actor, "shop", START).await.is_err());
+    assert!(room.accounts.tenant_named("shop").is_none());
+    room.tenant("shop").await;
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_trail_without_its_secrets() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    let (_, second) = room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    let events = room.events().join("\n");
+    for act in ["tenant.add", "smtp-account.add", "smtp-account.rotate", "system: test", &account.login] {
+        assert!(events.contains(act), "{act}");
+    }
+    assert!(!events.contains(&password) && !events.contains(second.as_str()));
+}
