@@ -72,6 +72,16 @@ pub fn describe() {
     }
 }
 
+/// Sets a gauge.
+pub fn set(name: &'static str, value: f64) {
+    metrics::gauge!(name).set(value);
+}
+
+/// Sets a gauge with one label.
+pub fn set_labelled(name: &'static str, (label, of): (&'static str, String), value: f64) {
+    metrics::gauge!(name, label => of).set(value);
+}
+
 /// Upper bounds of every histogram, in seconds: from a commit to a slow peer.
 const SECONDS_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];

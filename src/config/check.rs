@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::File;
 use super::secret::SecretPlace;
-use super::settings::{SETTINGS, Setting};
+use super::settings::{Applied, SETTINGS, Setting};
 use super::{Admin, Config, Log, LogFormat, Problem, RootPolicy};
 use crate::{accounts, queue};
 
@@ -144,6 +144,16 @@ impl Config {
     pub fn changes_from(&self, old: &Self) -> Vec<&'static Setting> {
         let differs = |setting: &&Setting| self.effective.get(setting.key) != old.effective.get(setting.key);
         SETTINGS.iter().filter(differs).collect()
+    }
+
+    /// Takes over what a reload may change; the rest stays as it was at the start.
+    pub fn take_over(&mut self, new: &Self) {
+        self.log.level.clone_from(&new.log.level);
+        for setting in SETTINGS.iter().filter(|setting| setting.applied == Applied::OnReload) {
+            if let Some(value) = new.effective.get(setting.key) {
+                self.effective.insert(setting.key, value.clone());
+            }
+        }
     }
 
     /// The file of the master key; `credentials` is what `CREDENTIALS_DIRECTORY` says.

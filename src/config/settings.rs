@@ -278,7 +278,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         key: "admin.socket",
         kind: Path,
-        default: "\"/run/postern/admin.sock\"",
+        default: "\"/run/postern/postern.sock\"",
         presence: Rare,
         meaning: "The Unix socket of the command line and the admin API.",
         who: "Whoever runs two instances on one machine.",
