@@ -34,6 +34,7 @@ pub mod vips; // virtual IPs
 // flow: one message's life
 pub mod intake; // the only way mail gets in
 pub mod queue; // what is still owed
+pub mod submission; // the SMTP door
 
 // doors over HTTP and the shell
 pub mod cli; // sub-commands

@@ -27,7 +27,7 @@ pub const LINE_OCTETS_MAX: usize = 12_288;
 pub struct Settings {
     /// Octets of a command line other than AUTH's (4,096); longer: `500 5.5.2`.
     pub command_octets_max: usize,
-    /// Octets of a message, advertised as SIZE (50 MiB); more: `552 5.3.4`.
+    /// Octets of a message, advertised as SIZE (25 MiB); more: `552 5.3.4`.
     pub message_bytes_max: u64,
     /// Recipients of one message, advertised as RCPTMAX (1,000); more: `452 4.5.3`.
     pub recipients_max: usize,
@@ -45,7 +45,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             command_octets_max: 4096,
-            message_bytes_max: 50 * 1024 * 1024,
+            message_bytes_max: 25 * 1024 * 1024,
             recipients_max: 1000,
             errors_max: 20,
             idle_commands_max: 100,

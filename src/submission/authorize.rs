@@ -1,0 +1,67 @@
+//! May this login use this reverse-path, and may mail go to this forward-path.
+//!
+//! The header From is decided by the pipeline, which sees the message. Easy to get wrong: the
+//! null reverse-path is no way around the rules, only a different one (RFC 5321 s4.5.5).
+
+use crate::accounts::{Accounts, Sender, Sending};
+use crate::domains::Domains;
+use crate::mail::{ForwardPath, Refusal, Reply, ReversePath};
+use crate::vips::{Vip, Vips};
+
+/// Who decides about senders.
+pub(super) struct Deciders<'a> {
+    pub(super) accounts: &'a Accounts,
+    pub(super) domains: &'a Domains,
+    pub(super) vips: &'a Vips,
+}
+
+impl Deciders<'_> {
+    /// Whether `sender`, logged in on `vip`, may hand in mail of `path` now.
+    pub(super) fn reverse_path(&self, sender: &Sender, vip: &Vip, path: &ReversePath) -> Result<(), Refusal> {
+        let is_suspended =
+            self.accounts.tenant(sender.tenant).is_none_or(|tenant| tenant.sending == Sending::Suspended);
+        if is_suspended {
+            let reply = Reply::enhanced(451, 7, 1, "Sending is suspended for this customer; ask the operator");
+            return Err(Refusal::with_cause(reply, format!("tenant {} is suspended or gone", sender.tenant)));
+        }
+        // The virtual IP may have been removed or given to somebody else since the login.
+        if !self.vips.get(vip.id).is_some_and(|now| now.serves(sender.tenant)) {
+            let reply = Reply::enhanced(451, 7, 1, "This address no longer serves this login; connect again");
+            return Err(Refusal::with_cause(reply, format!("virtual IP {} no longer serves the tenant", vip.id)));
+        }
+        match &path.0 {
+            None => Ok(()),
+            Some(address) => self.domains.signer(sender.tenant, address.domain()).map(|_| ()),
+        }
+    }
+}
+
+/// Whether mail may go to `path`. A local part with `%`, `!` or `@` asks the next hop to route it
+/// on, which has been the way into open relays (RFC 5321 s4.1.2, appendix F.2).
+pub(super) fn forward_path(path: &ForwardPath) -> Result<(), Refusal> {
+    if path.address.local_part().contains(['%', '!', '@']) {
+        let text = "Addresses that route by %, ! or @ in the local part are not accepted here";
+        return Err(Refusal::plain(Reply::enhanced(550, 7, 1, text)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::Address;
+
+    #[test]
+    fn addresses_that_ask_to_be_routed_on_are_refused() {
+        for (text, is_fine) in [
+            ("a@b.example", true),
+            ("a+b=c.example@b.example", true),
+            ("a%c.example@b.example", false),
+            ("c.example!a@b.example", false),
+            ("\"a@c.example\"@b.example", false),
+        ] {
+            let path = ForwardPath::plain(Address::parse(text).unwrap());
+            assert_eq!(forward_path(&path).is_ok(), is_fine, "{text}");
+        }
+    }
+}

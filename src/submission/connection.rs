@@ -1,0 +1,316 @@
+//! Drives one [`Session`] over one connection: reads lines, answers the questions its steps ask,
+//! sends the replies of pipelined commands in one write.
+//!
+//! Easy to get wrong: octets read before STARTTLS are dropped with the input buffer, and every
+//! wait ends at a deadline, at the peer's end or at the stop of the daemon.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use crate::accounts::{Login, LoginAttempt, Sender};
+use crate::ext::Timestamp;
+use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
+use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step};
+use crate::vips::Vip;
+
+use super::authorize::{self, Deciders};
+use super::counts::Place;
+use super::line::{Front, LineReader};
+use super::listener::{Door, PortMode};
+use super::message::Incoming;
+use super::wire::Wire;
+
+/// Room in the input buffer while commands are read.
+const COMMAND_READ_OCTETS: usize = 4096;
+/// Replies held back while more commands are at hand (RFC 2920 s3.2), at most.
+const REPLIES_OCTETS_MAX: usize = 4096;
+
+/// One connection and everything known about it.
+pub(super) struct Connection {
+    pub(super) door: Arc<Door>,
+    pub(super) wire: Wire,
+    pub(super) session: Session,
+    pub(super) input: BytesMut,
+    pub(super) out: Vec<u8>,
+    lines: LineReader,
+    pub(super) peer: SocketAddr,
+    pub(super) vip: Arc<Vip>,
+    pub(super) sender: Option<Box<LoggedIn>>,
+    /// The message whose chunks are coming.
+    pub(super) incoming: Option<Box<Incoming>>,
+    begun: Instant,
+    /// When the last command was taken, or the greeting was said.
+    asked: Instant,
+}
+
+/// A login that was accepted, and its place among those of its account.
+pub(super) struct LoggedIn {
+    pub(super) sender: Sender,
+    _place: Place<SmtpAccountId>,
+}
+
+/// Why a session ends before its peer says QUIT.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The session said its last word, or the peer is gone.
+    Quiet,
+    /// The peer is told why, as `421` with this text.
+    Told(&'static str),
+    /// The connection failed.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+pub(super) const STOPPING: End = End::Told("4.3.2 Stopping; come back later");
+pub(super) const TOO_SLOW: End = End::Told("4.4.2 Too slow");
+
+impl Connection {
+    pub(super) fn new(door: Arc<Door>, wire: Wire, peer: SocketAddr, vip: Arc<Vip>, mode: PortMode) -> Self {
+        let security = match mode {
+            PortMode::TlsFirst => Security::Tls,
+            PortMode::Starttls => Security::Plain,
+        };
+        let session = Session::new(Arc::clone(&door.session), vip.ehlo.clone(), security);
+        Self {
+            door,
+            wire,
+            session,
+            input: BytesMut::new(),
+            out: Vec::new(),
+            lines: LineReader::default(),
+            peer,
+            vip,
+            sender: None,
+            incoming: None,
+            begun: Instant::now(),
+            asked: Instant::now(),
+        }
+    }
+
+    /// Serves to the end.
+    pub(super) async fn serve(mut self, mode: PortMode) {
+        let end = match mode {
+            PortMode::TlsFirst => Box::pin(self.secure()).await,
+            PortMode::Starttls => Ok(()),
+        };
+        let end = match end {
+            Ok(()) => self.converse().await,
+            Err(end) => end,
+        };
+        match end {
+            End::Quiet => {}
+            End::Told(why) => {
+                debug!(peer = %self.peer, why, "session ended by us");
+                self.session.close_with(why, &mut self.out);
+            }
+            End::Failed(error) => {
+                debug!(peer = %self.peer, %error, "session failed");
+                return;
+            }
+        }
+        let patience = self.door.settings.write_timeout;
+        // A peer that does not wait for our last words has a right to that.
+        let _ = timeout(patience, async {
+            self.wire.write(&self.out).await?;
+            self.wire.end().await
+        })
+        .await;
+    }
+
+    async fn converse(&mut self) -> End {
+        self.session.greet(&mut self.out);
+        loop {
+            if let Err(end) = self.take_lines().await {
+                return end;
+            }
+            if !self.out.is_empty() {
+                self.asked = Instant::now();
+            }
+            if let Err(end) = self.flush().await {
+                return end;
+            }
+            if let Err(end) = self.read_command().await {
+                return end;
+            }
+        }
+    }
+
+    /// Takes every whole line at hand.
+    async fn take_lines(&mut self) -> Result<(), End> {
+        loop {
+            let step = match self.lines.front(&mut self.input) {
+                Front::Partial => return Ok(()),
+                Front::Endless => return Err(End::Told("4.7.0 The line does not end")),
+                Front::TooLong => self.session.line_too_long(&mut self.out),
+                Front::BareLf => self.session.bare_line_end(&mut self.out),
+                Front::Line(length) => {
+                    let line = self.input.get(..length).unwrap_or_default();
+                    let step = self.session.line(line, Timestamp::now(), &mut self.out);
+                    self.lines.consume(&mut self.input, length);
+                    step
+                }
+            };
+            if !matches!(step, Step::ReadChunk { .. }) {
+                self.incoming = None;
+            }
+            if self.act(step).await? == Step::Close {
+                return Err(End::Quiet);
+            }
+            if self.out.len() > REPLIES_OCTETS_MAX {
+                self.flush().await?;
+            }
+        }
+    }
+
+    /// Does what the session asks for; the step that its answer led to, `Next` or `Close`.
+    async fn act(&mut self, step: Step) -> Result<Step, End> {
+        match step {
+            Step::Next | Step::Close => Ok(step),
+            Step::CheckSender(path) => {
+                let answer = self.check_sender(&path).map_err(|refusal| self.told(&refusal));
+                Ok(self.session.sender_checked(answer, &mut self.out))
+            }
+            Step::CheckRecipient(path) => {
+                let answer = authorize::forward_path(&path).map_err(|refusal| self.told(&refusal));
+                Ok(self.session.recipient_checked(answer, &mut self.out))
+            }
+            Step::ReadData => Box::pin(self.read_data()).await,
+            Step::ReadChunk { octets, last } => Box::pin(self.read_chunk(octets, last)).await,
+            Step::SkipChunk { octets } => Box::pin(self.skip_chunk(octets)).await.map(|()| Step::Next),
+            Step::CheckLogin(credentials) => Box::pin(self.check_login(credentials)).await,
+            Step::UpgradeTls => {
+                self.flush().await?;
+                Box::pin(self.secure()).await?;
+                self.session.secured();
+                Ok(Step::Next)
+            }
+        }
+    }
+
+    /// Shakes hands. Whatever the peer typed before is dropped (RFC 3207 s4.2).
+    async fn secure(&mut self) -> Result<(), End> {
+        self.input = BytesMut::new();
+        self.lines.restart();
+        let config = self.door.certificates.server_config(&self.vip.ehlo);
+        match timeout(self.door.settings.handshake_timeout, self.wire.secure(config)).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(End::Quiet),
+        }
+    }
+
+    fn check_sender(&self, path: &ReversePath) -> Result<(), Refusal> {
+        let Some(login) = &self.sender else {
+            return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
+        };
+        if !self.door.drafts.has_room(1) {
+            let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
+            return Err(Refusal::with_cause(reply, "drafts_bytes_max reached"));
+        }
+        let door = &self.door;
+        let deciders = Deciders { accounts: &door.accounts, domains: &door.domains, vips: &door.vips };
+        deciders.reverse_path(&login.sender, &self.vip, path)
+    }
+
+    /// Logs a refusal's cause; gives the reply, which is all that the peer sees.
+    pub(super) fn told(&self, refusal: &Refusal) -> Reply {
+        let login = self.sender.as_ref().map_or("", |login| login.sender.login.as_str());
+        info!(peer = %self.peer, login = printable(login), reply = %refusal.reply, cause = refusal.cause, "refused");
+        refusal.reply.clone()
+    }
+
+    async fn check_login(&mut self, credentials: Credentials) -> Result<Step, End> {
+        let door = Arc::clone(&self.door);
+        let vip = Arc::clone(&self.vip);
+        let attempt = LoginAttempt {
+            login: &credentials.login,
+            password: &credentials.password,
+            peer: self.peer.ip().to_canonical(),
+            vip: &vip,
+        };
+        let answer = match door.accounts.authenticate(&attempt, Timestamp::now()).await {
+            Login::Accepted(sender) => {
+                let Some(place) = door.by_account.take(sender.account) else {
+                    info!(login = printable(&sender.login), "sessions_per_account_max reached");
+                    return Err(End::Told("4.7.0 Too many sessions of this login"));
+                };
+                self.sender = Some(Box::new(LoggedIn { sender, _place: place }));
+                LoginAnswer::Accepted
+            }
+            Login::Refused { delay } => {
+                self.sleep(delay).await?;
+                LoginAnswer::Refused
+            }
+            Login::Slowed { delay } => {
+                self.sleep(delay).await?;
+                LoginAnswer::Unavailable
+            }
+            Login::Unavailable(cause) => {
+                warn!(cause, "logins cannot be checked");
+                LoginAnswer::Unavailable
+            }
+        };
+        Ok(self.session.login_checked(answer, &mut self.out))
+    }
+
+    async fn sleep(&self, delay: std::time::Duration) -> Result<(), End> {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => Ok(()),
+            () = self.door.stop.cancelled() => Err(STOPPING),
+        }
+    }
+
+    /// Sends the replies held back.
+    pub(super) async fn flush(&mut self) -> Result<(), End> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        match timeout(self.door.settings.write_timeout, self.wire.write(&self.out)).await {
+            Ok(written) => written?,
+            Err(_) => return Err(End::Failed(io::ErrorKind::TimedOut.into())),
+        }
+        if self.out.capacity() > 2 * REPLIES_OCTETS_MAX {
+            self.out = Vec::new();
+        }
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Waits for more of a command.
+    async fn read_command(&mut self) -> Result<(), End> {
+        let settings = &self.door.settings;
+        // One command has one deadline, however slowly its octets drip.
+        let mut deadline = self.asked + settings.command_timeout;
+        if !self.session.is_logged_in() {
+            deadline = deadline.min(self.begun + settings.login_timeout);
+        }
+        if !self.session.is_in_transaction() {
+            deadline = deadline.min(self.begun + settings.session_time_max);
+        }
+        if self.input.is_empty() {
+            // Nothing is kept for a peer that may be silent for long.
+            self.input = BytesMut::new();
+        }
+        let is_idle = !self.session.is_in_transaction();
+        let read = tokio::select! {
+            biased;
+            () = self.door.stop.cancelled(), if is_idle => return Err(STOPPING),
+            read = timeout_at(deadline, self.wire.read(&mut self.input, COMMAND_READ_OCTETS)) => read,
+        };
+        match read {
+            Err(_) => Err(TOO_SLOW),
+            Ok(Ok(0)) => Err(End::Quiet),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+}
