@@ -1,0 +1,100 @@
+//! The admin API's resources, one file per room behind them. JSON types live here and only here.
+//!
+//! A handler reads what was asked, calls one method of one room with the actor first, and writes
+//! what came back. Easy to get wrong: people name a tenant by its short name; a name always wins
+//! over an id that looks the same.
+
+mod routes;
+mod smtp_accounts;
+mod status;
+mod suppressions;
+mod tenants;
+mod vips;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, post};
+
+use super::Parts;
+use super::problem::Problem;
+use crate::access::{Actor, Permission};
+use crate::accounts::Tenant;
+use crate::mail::{Domain, TenantId};
+use crate::records::AdminError;
+use crate::vips::Vip;
+
+pub use routes::{NewRouteJson, RouteJson};
+pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
+pub use status::StatusJson;
+pub use suppressions::{NewSuppressionJson, SuppressionJson};
+pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
+pub use vips::{NewVipJson, VipJson};
+
+type Shared = Arc<Parts>;
+type Answer<T> = Result<axum::Json<T>, Problem>;
+
+/// Every route below `/api/v1`.
+pub(super) fn router(parts: Shared) -> Router {
+    Router::new()
+        .route("/status", get(status::show))
+        .route("/tenants", get(tenants::list).post(tenants::add))
+        .route("/tenants/{tenant}", get(tenants::show).patch(tenants::change).delete(tenants::remove))
+        .route("/tenants/{tenant}/suppressions", get(suppressions::list).post(suppressions::add))
+        .route("/tenants/{tenant}/suppressions/{subject}", get(suppressions::show).delete(suppressions::remove))
+        .route("/vips", get(vips::list).post(vips::add))
+        .route("/vips/{vip}", get(vips::show).delete(vips::remove))
+        .route("/routes", get(routes::list).post(routes::add))
+        .route("/routes/{route}", delete(routes::remove))
+        .merge(accounts_and_domains())
+        .with_state(parts)
+}
+
+fn accounts_and_domains() -> Router<Shared> {
+    Router::new()
+        .route("/smtp-accounts", get(smtp_accounts::list).post(smtp_accounts::add))
+        .route(
+            "/smtp-accounts/{login}",
+            get(smtp_accounts::show).patch(smtp_accounts::change).delete(smtp_accounts::remove),
+        )
+        .route("/smtp-accounts/{login}/rotate", post(smtp_accounts::rotate))
+        .route("/smtp-accounts/{login}/finish-rotation", post(smtp_accounts::finish_rotation))
+}
+
+/// For reading what belongs to the whole instance.
+fn require_instance(actor: &Actor) -> Result<(), Problem> {
+    Ok(actor.require(Permission::ManageInstance).map_err(AdminError::from)?)
+}
+
+/// The tenant people call `text`: its name, else its id.
+fn tenant_called(parts: &Parts, text: &str) -> Result<Tenant, Problem> {
+    let by_id = || text.parse::<TenantId>().ok().and_then(|id| parts.accounts.tenant(id));
+    parts.accounts.tenant_named(text).or_else(by_id).ok_or_else(|| Problem::missing(format!("tenant {text}")))
+}
+
+/// What people call a tenant.
+fn tenant_name(parts: &Parts, id: TenantId) -> String {
+    parts.accounts.tenant(id).map_or_else(|| id.to_string(), |tenant| tenant.name)
+}
+
+/// The virtual IP people call `text`: one of its addresses, its id, or its EHLO name if only one has it.
+fn vip_called(parts: &Parts, text: &str) -> Result<Vip, Problem> {
+    let missing = || Problem::missing(format!("virtual IP {text}"));
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return parts.vips.by_address(address).ok_or_else(missing);
+    }
+    if let Some(vip) = text.parse().ok().and_then(|id| parts.vips.get(id)) {
+        return Ok(vip);
+    }
+    let name = Domain::parse(text).map_err(|_| missing())?;
+    let all = parts.vips.all();
+    let mut named = all.iter().filter(|vip| vip.ehlo == name);
+    match (named.next(), named.next()) {
+        (Some(vip), None) => Ok(vip.clone()),
+        (Some(_), Some(_)) => {
+            Err(Problem::ambiguous(format!("several virtual IPs are called {text}; name an address")))
+        }
+        (None, _) => Err(missing()),
+    }
+}

@@ -1,0 +1,125 @@
+//! `/routes`: relays for mail that cannot go straight to its recipients' servers.
+//!
+//! Easy to get wrong: a relay's password comes in and never goes out again.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Answer, Shared, tenant_called, tenant_name};
+use crate::access::Actor;
+use crate::ext::{self, Timestamp};
+use crate::mail::Domain;
+use crate::routing::{NewRoute, RelayTls, Route, RouteScope};
+use crate::web::Parts;
+use crate::web::body::JsonBody;
+use crate::web::paging::{PageJson, Paging};
+use crate::web::problem::Problem;
+
+/// A relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteJson {
+    /// Its id.
+    pub id: String,
+    /// Only mail of this tenant.
+    pub tenant: Option<String>,
+    /// Only mail to this domain and the names below it.
+    pub to: Option<String>,
+    /// Host name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// `implicit`, `starttls`, `opportunistic`, `none`.
+    pub tls: RelayTls,
+    /// The user name there, if it asks for a login.
+    pub user: Option<String>,
+}
+
+/// A relay to be made. Neither `tenant` nor `to`: all mail, then `all` must be true.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRouteJson {
+    /// All mail.
+    #[serde(default)]
+    pub all: bool,
+    /// Only mail of this tenant.
+    pub tenant: Option<String>,
+    /// Only mail to this domain and the names below it.
+    pub to: Option<Domain>,
+    /// Host name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// `implicit`, `starttls`, `opportunistic`, `none`.
+    pub tls: RelayTls,
+    /// The user name there.
+    pub user: Option<String>,
+    /// The password there.
+    pub password: Option<String>,
+}
+
+fn json(parts: &Parts, route: Route) -> RouteJson {
+    let (tenant, to) = match route.scope {
+        RouteScope::Instance => (None, None),
+        RouteScope::Tenant(id) => (Some(tenant_name(parts, id)), None),
+        RouteScope::RecipientDomain(domain) => (None, Some(domain.to_string())),
+    };
+    RouteJson {
+        id: written(route.id),
+        tenant,
+        to,
+        host: route.host,
+        port: route.port,
+        tls: route.tls,
+        user: route.login.map(|login| login.user),
+    }
+}
+
+fn written(id: u64) -> String {
+    ext::base32(&id.to_be_bytes())
+}
+
+pub(super) async fn list(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    paging: Paging,
+) -> Answer<PageJson<RouteJson>> {
+    let page = paging.of(parts.routes.list(&actor)?, |route| written(route.id));
+    let rows = page.rows.into_iter().map(|route| json(&parts, route)).collect();
+    Ok(Json(PageJson { rows, next: page.next }))
+}
+
+pub(super) async fn add(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    JsonBody(asked): JsonBody<NewRouteJson>,
+) -> Result<(StatusCode, Json<RouteJson>), Problem> {
+    let scope = match (asked.all, &asked.tenant, asked.to) {
+        (true, None, None) => RouteScope::Instance,
+        (false, Some(name), None) => RouteScope::Tenant(tenant_called(&parts, name)?.id),
+        (false, None, Some(domain)) => RouteScope::RecipientDomain(domain),
+        _ => return Err(Problem::field("all", "give exactly one of all, tenant and to")),
+    };
+    let login = match (asked.user, asked.password) {
+        (Some(user), Some(password)) => Some((user, Zeroizing::new(password))),
+        (None, None) => None,
+        _ => return Err(Problem::field("password", "give user and password, or neither")),
+    };
+    let new = NewRoute { scope, host: asked.host, port: asked.port, tls: asked.tls, login };
+    let route = parts.routes.add(&actor, new, Timestamp::now()).await?;
+    Ok((StatusCode::CREATED, Json(json(&parts, route))))
+}
+
+pub(super) async fn remove(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(route): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let missing = || Problem::missing(format!("route {route}"));
+    let id = ext::from_base32::<8>(&route).map(u64::from_be_bytes).ok_or_else(missing)?;
+    parts.routes.route(id).ok_or_else(missing)?;
+    parts.routes.remove(&actor, id, Timestamp::now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

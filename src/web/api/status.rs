@@ -1,0 +1,59 @@
+//! `/status`: whether the daemon runs well, in one answer.
+
+use axum::extract::State;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Shared, require_instance};
+use crate::access::Actor;
+use crate::net;
+use crate::store::Health;
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusJson {
+    /// The running release.
+    pub version: String,
+    /// The machine's name.
+    pub hostname: String,
+    /// Since when it serves.
+    pub started: String,
+    /// `accepting`, `low_space` or `stopped`.
+    pub storage: String,
+    /// What is wrong with storage, if anything is.
+    pub storage_detail: Option<String>,
+    /// Octets of mail that is kept.
+    pub body_bytes: u64,
+    /// Octets of the files that hold it.
+    pub file_bytes: u64,
+    /// Tenants.
+    pub tenants: usize,
+    /// Virtual IPs.
+    pub vips: usize,
+    /// Virtual IPs of which an address is not on this host.
+    pub vips_missing: Vec<String>,
+}
+
+pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extension<Actor>) -> Answer<StatusJson> {
+    require_instance(&actor)?;
+    let (storage, storage_detail) = match parts.store.health() {
+        Health::Accepting => ("accepting", None),
+        Health::LowSpace(detail) => ("low_space", Some(detail)),
+        Health::Stopped(detail) => ("stopped", Some(detail)),
+    };
+    let usage = parts.blobs.usage();
+    let vips = parts.vips.all();
+    let is_missing = |vip: &&crate::vips::Vip| vip.addresses().any(|address| !net::is_present(address));
+    Ok(Json(StatusJson {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        hostname: parts.about.hostname.to_string(),
+        started: parts.about.started.rfc3339(),
+        storage: storage.to_owned(),
+        storage_detail,
+        body_bytes: usage.live_bytes,
+        file_bytes: usage.file_bytes,
+        tenants: parts.accounts.tenants(&actor).len(),
+        vips: vips.len(),
+        vips_missing: vips.iter().filter(is_missing).map(|vip| vip.ehlo.to_string()).collect(),
+    }))
+}

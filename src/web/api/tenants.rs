@@ -1,0 +1,198 @@
+//! `/tenants`: who sends through this instance.
+//!
+//! Easy to get wrong: removing a tenant asks every room that keeps something for it first; its mail
+//! would otherwise be owed for nobody.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Shared, tenant_called, vip_called};
+use crate::access::Actor;
+use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
+use crate::ext::Timestamp;
+use crate::records::AdminError;
+use crate::vips::Owner;
+use crate::web::Parts;
+use crate::web::body::JsonBody;
+use crate::web::paging::{PageJson, Paging};
+use crate::web::problem::Problem;
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantJson {
+    /// Its id.
+    pub id: String,
+    /// Its short name.
+    pub name: String,
+    /// Whether its mail is taken.
+    pub suspended: bool,
+    /// Messages it may hand in.
+    pub limits: LimitsJson,
+    /// Messages it handed in within the last hour and day.
+    pub used: LimitsJson,
+    /// Whether delay notices go to senders who did not ask for them.
+    pub delay_notices_always: bool,
+    /// Whether its waiting mail may be moved to a shared virtual IP.
+    pub may_move_to_shared: bool,
+    /// Its chosen virtual IP for notices and for mail that did not come by SMTP.
+    pub default_vip: Option<String>,
+    /// When it was made.
+    pub created: String,
+}
+
+/// Numbers of messages per hour and day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsJson {
+    /// In an hour; absent or null: no limit.
+    #[serde(default)]
+    pub hourly: Option<u64>,
+    /// In a day; absent or null: no limit.
+    #[serde(default)]
+    pub daily: Option<u64>,
+}
+
+impl From<Limits> for LimitsJson {
+    fn from(limits: Limits) -> Self {
+        Self { hourly: limits.hourly_max, daily: limits.daily_max }
+    }
+}
+
+impl From<LimitsJson> for Limits {
+    fn from(limits: LimitsJson) -> Self {
+        Self { hourly_max: limits.hourly, daily_max: limits.daily }
+    }
+}
+
+/// A tenant to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewTenantJson {
+    /// Its short name: lower-case letters, digits, `-`.
+    pub name: String,
+}
+
+/// What is to change; each given field is one change with its own audit event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantChangeJson {
+    /// Stop or resume taking its mail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<bool>,
+    /// Both limits anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsJson>,
+    /// Delay notices to senders who did not ask for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_notices_always: Option<bool>,
+    /// Permit moving its waiting mail to a shared virtual IP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub may_move_to_shared: Option<bool>,
+    /// Address or id of its virtual IP for notices; empty for none chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_vip: Option<String>,
+}
+
+fn json(parts: &Parts, tenant: Tenant) -> TenantJson {
+    let (hourly, daily) = parts.accounts.tenant_usage(tenant.id, Timestamp::now());
+    TenantJson {
+        id: tenant.id.to_string(),
+        name: tenant.name,
+        suspended: tenant.sending == Sending::Suspended,
+        limits: tenant.limits.into(),
+        used: LimitsJson { hourly: Some(hourly), daily: Some(daily) },
+        delay_notices_always: tenant.delay_notices == DelayNotices::Always,
+        may_move_to_shared: tenant.move_to_shared == MoveToShared::Permitted,
+        default_vip: tenant.default_vip.map(|id| id.to_string()),
+        created: tenant.created.rfc3339(),
+    }
+}
+
+pub(super) async fn list(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    paging: Paging,
+) -> Answer<PageJson<TenantJson>> {
+    let page = paging.of(parts.accounts.tenants(&actor), |tenant| tenant.name.clone());
+    let rows = page.rows.into_iter().map(|tenant| json(&parts, tenant)).collect();
+    Ok(Json(PageJson { rows, next: page.next }))
+}
+
+pub(super) async fn add(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    JsonBody(asked): JsonBody<NewTenantJson>,
+) -> Result<(StatusCode, Json<TenantJson>), Problem> {
+    let tenant = parts.accounts.add_tenant(&actor, &asked.name, Timestamp::now()).await?;
+    Ok((StatusCode::CREATED, Json(json(&parts, tenant))))
+}
+
+pub(super) async fn show(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+) -> Answer<TenantJson> {
+    let tenant = tenant_called(&parts, &name)?;
+    let may_read = crate::access::Permission::ReadTenant(tenant.id);
+    actor.require(may_read).map_err(|_| Problem::missing(format!("tenant {name}")))?;
+    Ok(Json(json(&parts, tenant)))
+}
+
+pub(super) async fn change(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+    JsonBody(asked): JsonBody<TenantChangeJson>,
+) -> Answer<TenantJson> {
+    let mut tenant = tenant_called(&parts, &name)?;
+    let (id, now, accounts) = (tenant.id, Timestamp::now(), &parts.accounts);
+    if let Some(suspended) = asked.suspended {
+        let sending = if suspended { Sending::Suspended } else { Sending::Allowed };
+        tenant = accounts.set_sending(&actor, id, sending, now).await?;
+    }
+    if let Some(limits) = asked.limits {
+        tenant = accounts.set_tenant_limits(&actor, id, limits.into(), now).await?;
+    }
+    if let Some(always) = asked.delay_notices_always {
+        let notices = if always { DelayNotices::Always } else { DelayNotices::WhenAsked };
+        tenant = accounts.set_delay_notices(&actor, id, notices, now).await?;
+    }
+    if let Some(permitted) = asked.may_move_to_shared {
+        let permission = if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden };
+        tenant = accounts.set_move_to_shared(&actor, id, permission, now).await?;
+    }
+    if let Some(vip) = asked.default_vip {
+        let vip = if vip.is_empty() { None } else { Some(vip_called(&parts, &vip)?) };
+        tenant = accounts.set_default_vip(&actor, id, vip.as_ref(), now).await?;
+    }
+    Ok(Json(json(&parts, tenant)))
+}
+
+pub(super) async fn remove(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let tenant = tenant_called(&parts, &name)?;
+    let held = held_for(&parts, &actor, &tenant)?;
+    let (id, now) = (tenant.id, Timestamp::now());
+    parts.accounts.remove_tenant(&actor, id, &held, now).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What other rooms keep for a tenant, in words.
+fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>, AdminError> {
+    let _ = actor;
+    let mut held = Vec::new();
+    let vips = parts.vips.all().iter().filter(|vip| vip.owner == Owner::Tenant(tenant.id)).count();
+    if vips > 0 {
+        held.push(format!("{vips} virtual IPs"));
+    }
+    let scope = crate::routing::RouteScope::Tenant(tenant.id);
+    if parts.routes.table().routes.iter().any(|route| route.scope == scope) {
+        held.push("a route".to_owned());
+    }
+    Ok(held)
+}

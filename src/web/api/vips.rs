@@ -1,0 +1,137 @@
+//! `/vips`: virtual IPs. Whether an address is on this host is looked up when it is shown.
+//!
+//! Easy to get wrong: a virtual IP is removed only when nothing waits for it: its queued mail could
+//! never leave again.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Shared, require_instance, tenant_called, tenant_name, vip_called};
+use crate::access::Actor;
+use crate::ext::Timestamp;
+use crate::mail::Domain;
+use crate::net;
+use crate::vips::{NewVip, Owner, Vip};
+use crate::web::Parts;
+use crate::web::body::JsonBody;
+use crate::web::paging::{PageJson, Paging};
+use crate::web::problem::Problem;
+
+/// A virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipJson {
+    /// Its id.
+    pub id: String,
+    /// The local IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The local IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// What the world sees instead of `ipv4`.
+    pub public_ipv4: Option<Ipv4Addr>,
+    /// What the world sees instead of `ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// What it says in EHLO.
+    pub ehlo: String,
+    /// The only tenant that may use it; absent if it is shared.
+    pub tenant: Option<String>,
+    /// Local addresses that are not on this host: their mail waits.
+    pub missing: Vec<IpAddr>,
+}
+
+/// A virtual IP to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVipJson {
+    /// The local IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The local IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// What the world sees instead of `ipv4`.
+    pub public_ipv4: Option<Ipv4Addr>,
+    /// What the world sees instead of `ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// What it says in EHLO.
+    pub ehlo: Domain,
+    /// The only tenant that may use it; absent for shared, then `shared` must be true.
+    pub tenant: Option<String>,
+    /// Every tenant may use it.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+fn json(parts: &Parts, vip: &Vip) -> VipJson {
+    VipJson {
+        id: vip.id.to_string(),
+        ipv4: vip.ipv4,
+        ipv6: vip.ipv6,
+        public_ipv4: vip.public_ipv4,
+        public_ipv6: vip.public_ipv6,
+        ehlo: vip.ehlo.to_string(),
+        tenant: match vip.owner {
+            Owner::Tenant(id) => Some(tenant_name(parts, id)),
+            Owner::Shared => None,
+        },
+        missing: vip.addresses().filter(|address| !net::is_present(*address)).collect(),
+    }
+}
+
+pub(super) async fn list(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    paging: Paging,
+) -> Answer<PageJson<VipJson>> {
+    require_instance(&actor)?;
+    let page = paging.of(parts.vips.all().to_vec(), |vip: &Vip| vip.id.to_string());
+    let rows = page.rows.iter().map(|vip| json(&parts, vip)).collect();
+    Ok(Json(PageJson { rows, next: page.next }))
+}
+
+pub(super) async fn show(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(vip): Path<String>,
+) -> Answer<VipJson> {
+    require_instance(&actor)?;
+    Ok(Json(json(&parts, &vip_called(&parts, &vip)?)))
+}
+
+pub(super) async fn add(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    JsonBody(asked): JsonBody<NewVipJson>,
+) -> Result<(StatusCode, Json<VipJson>), Problem> {
+    let owner = match (&asked.tenant, asked.shared) {
+        (Some(name), false) => Owner::Tenant(tenant_called(&parts, name)?.id),
+        (None, true) => Owner::Shared,
+        _ => return Err(Problem::field("tenant", "name a tenant, or set shared to true, not both")),
+    };
+    let new = NewVip {
+        ipv4: asked.ipv4,
+        ipv6: asked.ipv6,
+        public_ipv4: asked.public_ipv4,
+        public_ipv6: asked.public_ipv6,
+        ehlo: asked.ehlo,
+        owner,
+    };
+    let vip = parts.vips.add(&actor, new, Timestamp::now()).await?;
+    Ok((StatusCode::CREATED, Json(json(&parts, &vip))))
+}
+
+pub(super) async fn remove(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(vip): Path<String>,
+) -> Result<StatusCode, Problem> {
+    require_instance(&actor)?;
+    let vip = vip_called(&parts, &vip)?;
+    let default_of = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.default_vip == Some(vip.id));
+    if let Some(tenant) = default_of {
+        return Err(Problem::in_use(format!("notices to tenant {} leave by this virtual IP", tenant.name)));
+    }
+    parts.vips.remove(&actor, vip.id, Timestamp::now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,170 @@
+//! What the API answers when it does not do what was asked: RFC 9457 problem documents.
+//!
+//! Each has a stable `code` for programs, a sentence for people, the path of each field that is
+//! wrong, and the request's id. Easy to get wrong: a cause from inside (a path, a storage error)
+//! belongs in the log under the request's id, never in the answer.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::records::AdminError;
+use crate::store::{CommitError, StoreError};
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemJson {
+    /// `urn:postern:problem:` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The HTTP status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// For programs; never changes its meaning.
+    pub code: String,
+    /// For people: one sentence.
+    pub detail: String,
+    /// The fields that are wrong, if the fault lies in fields.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldJson>,
+    /// Names this request in the daemon's log.
+    #[serde(default)]
+    pub request_id: String,
+}
+
+/// One field that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldJson {
+    /// Where it is: `address`, `allowed_from[1]`.
+    pub field: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+/// An answer that is not a success, on its way out.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    errors: Vec<FieldJson>,
+    /// For the log only.
+    cause: Option<String>,
+}
+
+impl Problem {
+    /// A problem with a sentence for people.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None }
+    }
+
+    /// 404: no such record.
+    pub fn missing(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"))
+    }
+
+    /// 409: the name fits more than one.
+    pub fn ambiguous(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "ambiguous", detail)
+    }
+
+    /// 409: it is still needed by something else.
+    pub fn in_use(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "in_use", detail)
+    }
+
+    /// 422: one field is wrong.
+    pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        let (field, detail) = (field.into(), detail.into());
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", format!("{field}: {detail}"));
+        problem.errors.push(FieldJson { field, detail });
+        problem
+    }
+
+    /// 500 or 503: ours. `cause` is logged and not told.
+    pub fn inner(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        cause: impl std::fmt::Display,
+    ) -> Self {
+        Self { cause: Some(cause.to_string()), ..Self::new(status, code, detail) }
+    }
+
+    /// The document for `request_id`; logs the cause, if there is one.
+    pub(super) fn into_document(self, request_id: &str) -> Response {
+        if let Some(cause) = &self.cause {
+            tracing::error!(request_id, code = self.code, cause, "a request failed inside");
+        }
+        let document = ProblemJson {
+            kind: format!("urn:postern:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            code: self.code.to_owned(),
+            detail: self.detail,
+            errors: self.errors,
+            request_id: request_id.to_owned(),
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}
+
+/// The problem rides in the extensions; [`super::server`]'s outer layer writes it, since only it
+/// knows the request's id.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<AdminError> for Problem {
+    fn from(error: AdminError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            AdminError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", sentence),
+            AdminError::Missing(_) => Self::new(StatusCode::NOT_FOUND, "not_found", sentence),
+            AdminError::Exists(_) => Self::new(StatusCode::CONFLICT, "exists", sentence),
+            AdminError::Invalid(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence),
+            AdminError::Store(error) => error.into(),
+            AdminError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let (code, detail) = match error {
+            StoreError::Damaged(_) => ("damaged", "a stored record is damaged; the log has the details"),
+            StoreError::Failed(_) => ("storage_failed", "the records could not be read; the log has the details"),
+        };
+        Self::inner(StatusCode::INTERNAL_SERVER_ERROR, code, detail, error)
+    }
+}
+
+impl From<CommitError> for Problem {
+    fn from(error: CommitError) -> Self {
+        let (status, code, detail) = match error {
+            CommitError::Conflict => (StatusCode::CONFLICT, "conflict", "the record changed meanwhile; try again"),
+            CommitError::Full(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "storage_full", "the disk is full or nearly so; nothing was changed")
+            }
+            CommitError::Failed(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "storage_failed", "the change could not be written")
+            }
+            CommitError::Stopped(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "storage_stopped", "storage has stopped until the daemon restarts")
+            }
+        };
+        Self::inner(status, code, detail, error)
+    }
+}

@@ -1,0 +1,227 @@
+//! The Unix socket: binding it, accepting with a permit, asking the kernel who the peer is, and
+//! the outermost layer of every request (id, time limit, problem documents).
+//!
+//! Easy to get wrong: a socket file outlives its daemon. A dead one is replaced, a living one is
+//! an error, and anything that is not a socket is never touched.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::guard::{self, Guard, PeerUser};
+use super::problem::Problem;
+use crate::background::{Shutdown, Tasks};
+use crate::ext;
+
+/// Where the admin API listens, and its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The socket file.
+    pub socket: PathBuf,
+    /// Members of this Unix group may administer; empty for none.
+    pub group: String,
+    /// Octets of a request's body, at most (1 MiB).
+    pub body_bytes_max: usize,
+    /// A request that takes longer is answered 503 (60 s: DNS may be asked).
+    pub request_patience: Duration,
+    /// Connections at the same time, at most (64).
+    pub connections_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/postern/postern.sock"),
+            group: "postern".to_owned(),
+            body_bytes_max: 1024 * 1024,
+            request_patience: Duration::from_secs(60),
+            connections_max: 64,
+        }
+    }
+}
+
+/// A client that does not finish its request's header within this is cut off.
+const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// Running requests get this long at shutdown.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, so that a full file table does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A bound socket; its file is removed when it is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    guard: Guard,
+    connections_max: usize,
+}
+
+impl Socket {
+    /// Binds the socket file. Needs a running tokio.
+    ///
+    /// # Errors
+    /// If another daemon answers there, if the path is something else than a socket, or if it
+    /// cannot be made.
+    pub fn bind(settings: &Settings) -> io::Result<Self> {
+        let path = settings.socket.clone();
+        clear_the_way(&path)?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let listener = UnixListener::bind(&path)?;
+        let socket = Self {
+            listener,
+            path,
+            guard: Guard::new(&settings.group),
+            connections_max: settings.connections_max.max(1),
+        };
+        std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(socket.mode(&settings.group)))?;
+        Ok(socket)
+    }
+
+    /// 0660 if the file could be given to the group, else 0600.
+    fn mode(&self, group: &str) -> u32 {
+        let Some(gid) = guard::group_number(group) else { return 0o600 };
+        match std::os::unix::fs::chown(&self.path, None, Some(gid)) {
+            Ok(()) => 0o660,
+            Err(error) => {
+                tracing::warn!(group, %error, "the socket cannot be given to its group: root and the daemon's user only");
+                0o600
+            }
+        }
+    }
+
+    /// Serves `router` until `shutdown`, then lets running requests finish for a short while.
+    pub async fn serve(self, router: Router, shutdown: Shutdown) {
+        let permits = Arc::new(Semaphore::new(self.connections_max));
+        let tasks = Tasks::new();
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = self.accept(&permits) => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => {
+                    let (router, guard, shutdown) = (router.clone(), self.guard.clone(), shutdown.clone());
+                    tasks.spawn(async move {
+                        converse(stream, router, &guard, shutdown).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the local socket cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        tasks.close();
+        let _ = tokio::time::timeout(DRAIN_PATIENCE, tasks.wait()).await;
+    }
+
+    async fn accept(&self, permits: &Arc<Semaphore>) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+        let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = self.listener.accept().await?;
+        Ok((stream, permit))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes a socket file nobody listens on any more.
+fn clear_the_way(path: &Path) -> io::Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        let text = format!("{} is there and is not a socket", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let text = format!("another daemon listens on {}", path.display());
+            Err(io::Error::new(io::ErrorKind::AddrInUse, text))
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+async fn converse(stream: UnixStream, router: Router, guard: &Guard, shutdown: Shutdown) {
+    let peer = stream.peer_cred().map(|peer| PeerUser { uid: peer.uid(), gid: peer.gid() });
+    let actor = peer.as_ref().ok().and_then(|peer| guard.admit(*peer));
+    if actor.is_none() {
+        tracing::warn!(?peer, "a user who may not administer came to the local socket");
+    }
+    let router = router.layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
+        if let Some(actor) = actor.clone() {
+            request.extensions_mut().insert(actor);
+        }
+        next.run(request)
+    }));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection on the local socket ended early");
+    }
+}
+
+/// The outermost layer: gives the request an id, bounds its time, writes problem documents.
+pub(super) async fn frame(patience: Duration, request: Request, next: Next) -> Response {
+    let id = ext::base32(&ext::random_bytes::<10>());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match tokio::time::timeout(patience, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_slow", "this took too long and was given up")
+            .into_response(),
+    };
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        response = problem.into_document(&id);
+    } else if let Some(problem) = bare_failure(&response) {
+        response = problem.into_document(&id);
+    }
+    tracing::debug!(request_id = id, %method, path, status = response.status().as_u16(), "request");
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Failures axum answers by itself have no document yet.
+fn bare_failure(response: &Response) -> Option<Problem> {
+    let (code, detail) = match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this resource does not know that method"),
+        StatusCode::BAD_REQUEST => ("malformed", "the path or query could not be read"),
+        status if status.is_client_error() || status.is_server_error() => ("failed", "the request failed"),
+        _ => return None,
+    };
+    Some(Problem::new(response.status(), code, detail))
+}
