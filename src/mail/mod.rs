@@ -11,6 +11,8 @@ mod header;
 mod id;
 mod mailbox;
 mod message;
+mod mime;
+mod spill;
 mod status;
 
 pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_OCTETS_MAX};
@@ -19,4 +21,9 @@ pub use header::{Field, HeaderBlock, HeaderError};
 pub use id::{BodyId, IdUnreadable, QueueId, SmtpAccountId, TenantId, VipId};
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
+pub use mime::{
+    LINE_OCTETS_MAX, MediaType, Stretch, has_long_line, repair_base64, repair_quoted_printable, split_entity,
+    split_multipart, to_base64, to_quoted_printable,
+};
+pub use spill::BodyWriter;
 pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable};
