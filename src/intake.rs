@@ -1,9 +1,31 @@
 //! The only way mail gets in. The 250 that ends DATA is said only after [`Intake::accept`]
 //! returned `Ok`: body and records are on disk then.
+//!
+//! The pipeline makes the draft final, each recipient gets its lane, the queue owes it. Whatever
+//! fails before that is a [`Refusal`] whose reply tells the client what to do; nothing is kept of
+//! such a message but an event.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::mail::{Class, Domain, Draft, Envelope, QueueId, SmtpAccountId, TenantId, VipId};
+use tokio::sync::Semaphore;
+
+use crate::events::{self, Event, EventKind, InstanceEvent, MailEvent};
+use crate::ext::Timestamp;
+use crate::mail::{Draft, Envelope, QueueId, Refusal, Reply};
+use crate::metrics::REFUSED;
+use crate::pipeline::{About, Octets, Pipeline, Prepared};
+use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
+use crate::routing::Routes;
+use crate::store::{Batch, CommitError, Store};
+
+pub use crate::pipeline::{SmtpFacts, Source, Way};
+
+/// Events written beside the path of the mail at once; more are only counted and logged.
+const EVENTS_IN_FLIGHT_MAX: usize = 64;
+/// `NewMessage::source` of mail by SMTP.
+const SOURCE_SMTP: &str = "smtp";
+/// `NewMessage::source` of our notices.
+const SOURCE_NOTICE: &str = "notice";
 
 /// Everything known about a message on its way in.
 #[derive(Clone, Debug)]
@@ -16,63 +38,128 @@ pub struct Submission {
     pub source: Source,
 }
 
-/// Who hands it in, and by which way.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// Whose mail.
-    pub tenant: TenantId,
-    /// The login; `None` for notices.
-    pub account: Option<SmtpAccountId>,
-    /// Leaves by this virtual IP and no other.
-    pub vip: VipId,
-    /// The virtual IP's EHLO name, for Received and generated Message-IDs.
-    pub vip_name: Domain,
-    /// Part of the lane.
-    pub class: Class,
-    /// By which way.
-    pub way: Way,
+/// The rooms it connects.
+pub struct Parts {
+    /// Makes drafts final.
+    pub pipeline: Arc<Pipeline>,
+    /// Gives each recipient its lane.
+    pub routes: Arc<Routes>,
+    /// Owes the message.
+    pub queue: Arc<Queue>,
+    /// For events about messages that are not owed.
+    pub store: Arc<dyn Store>,
 }
-
-/// By which way a message came; a stage says which ways it concerns.
-#[derive(Clone, Debug)]
-pub enum Way {
-    /// Authenticated SMTP.
-    Smtp(SmtpFacts),
-    /// A notice of ours about `about`: null reverse-path, exempt from sender rules and limits.
-    Notice {
-        /// The message it reports.
-        about: QueueId,
-    },
-}
-
-/// What the Received field needs (RFC 5321 s4.4).
-#[derive(Clone, Debug)]
-pub struct SmtpFacts {
-    /// What the client said in EHLO, made printable.
-    pub helo: String,
-    /// The client's address; written only if configured.
-    pub peer: SocketAddr,
-    /// `TLSv1.3` and the suite's name.
-    pub tls: String,
-}
-
-use std::sync::Arc;
-
-use crate::ext::Timestamp;
-use crate::mail::Refusal;
-use crate::queue::Queue;
 
 /// The way in.
 pub struct Intake {
-    queue: Arc<Queue>,
+    parts: Parts,
+    events: Arc<Semaphore>,
 }
 
 impl Intake {
+    /// Connects the rooms.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, events: Arc::new(Semaphore::new(EVENTS_IN_FLIGHT_MAX)) }
+    }
+
     /// Takes responsibility for a message: when this returns `Ok` it survives a power cut.
     /// All recipients suppressed is `Ok` too, with events and nothing queued.
-    #[expect(clippy::todo, reason = "face first")]
     pub async fn accept(&self, submission: Submission, now: Timestamp) -> Result<QueueId, Refusal> {
-        let _ = (&self.queue, submission, now);
-        todo!("intake")
+        let Submission { envelope, draft, source } = submission;
+        let id = QueueId::new(now);
+        let (tenant, account) = (source.tenant, source.account);
+        let accepted = self.owe(id, draft, About::new(id, now, source, envelope)).await;
+        accepted.map(|()| id).inspect_err(|refusal| {
+            metrics::counter!(REFUSED, "code" => refusal.reply.code.0.to_string()).increment(1);
+            let (reply, cause) = (refusal.reply.one_line(), refusal.cause.clone());
+            self.tell(EventKind::Instance(InstanceEvent::Refused { tenant, account, reply, cause }), now);
+        })
+    }
+
+    async fn owe(&self, id: QueueId, draft: Draft, about: About) -> Result<(), Refusal> {
+        let now = about.now;
+        if about.envelope.recipients.is_empty() {
+            return Err(Refusal::plain(Reply::enhanced(554, 5, 1, "there are no recipients")));
+        }
+        let is_notice = about.is_notice();
+        let prepared = self.parts.pipeline.prepare(draft, about).await?;
+        let is_unsigned = prepared.signatures.is_empty();
+        let message = self.addressed(id, prepared);
+        self.parts.queue.enqueue(message, now).await.map_err(not_stored)?;
+        if is_notice && is_unsigned {
+            self.tell(EventKind::Mail(id, MailEvent::NoticeUnsigned), now);
+        }
+        Ok(())
+    }
+
+    /// The message with a lane for each recipient that is to be mailed.
+    fn addressed(&self, id: QueueId, prepared: Prepared) -> NewMessage {
+        let Prepared { source, envelope, suppressed, .. } = prepared;
+        let table = self.parts.routes.table();
+        let recipients = envelope.recipients.into_iter().zip(0_u16..).map(|(recipient, number)| {
+            let is_suppressed = suppressed.binary_search(&number).is_ok();
+            let domain = recipient.address.domain();
+            let lane = (!is_suppressed).then(|| table.lane(source.vip, source.tenant, source.class, domain));
+            NewRecipient { address: recipient.address, notify: recipient.notify, orcpt: recipient.orcpt, lane }
+        });
+        let (source_name, notice_about) = match source.way {
+            Way::Smtp(_) => (SOURCE_SMTP, None),
+            Way::Notice { about } => (SOURCE_NOTICE, Some(about)),
+        };
+        NewMessage {
+            id,
+            tenant: source.tenant,
+            account: source.account,
+            vip: source.vip,
+            class: source.class,
+            source: source_name.to_owned(),
+            reverse_path: envelope.reverse_path,
+            parameters: envelope.parameters,
+            message: prepared.sealed,
+            needs_8bit: match prepared.octets {
+                Octets::Seven => Needs8bit::No,
+                Octets::Eight => Needs8bit::Yes,
+            },
+            subject: prepared.subject,
+            message_id: prepared.message_id,
+            header_from: prepared.header_from,
+            signatures: prepared.signatures,
+            recipients: recipients.collect(),
+            notice_about,
+        }
+    }
+
+    /// Writes an event beside the mail's path: nobody waits for it. Under a flood of refusals, or
+    /// with a store that is stopped, the log line must do.
+    fn tell(&self, kind: EventKind, now: Timestamp) {
+        let Ok(permit) = Arc::clone(&self.events).try_acquire_owned() else {
+            tracing::warn!(?kind, "too many events at once, this one is only logged");
+            return;
+        };
+        let store = Arc::clone(&self.parts.store);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let mut batch = Batch::new();
+            events::record(&mut batch, &Event { at: now, kind });
+            if let Err(error) = store.commit(batch).await {
+                tracing::warn!(%error, "an event was not recorded");
+            }
+        });
     }
 }
+
+/// The reply to a client whose message could not be made durable. It keeps the message and tries
+/// again (RFC 5321 s4.5.4.1); the cause stays here.
+fn not_stored(error: CommitError) -> Refusal {
+    let reply = match &error {
+        CommitError::Full(_) => Reply::enhanced(452, 3, 1, "the server is out of space, please try again later"),
+        CommitError::Failed(_) | CommitError::Stopped(_) | CommitError::Conflict => {
+            Reply::enhanced(451, 3, 0, "the message could not be stored, please try again later")
+        }
+    };
+    Refusal::with_cause(reply, error)
+}
+
+#[cfg(test)]
+#[path = "intake_tests.rs"]
+mod tests;

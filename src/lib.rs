@@ -33,6 +33,7 @@ pub mod vips; // virtual IPs
 
 // flow: one message's life
 pub mod intake; // the only way mail gets in
+pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed
 pub mod submission; // the SMTP door
 

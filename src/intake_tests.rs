@@ -1,0 +1,108 @@
+//! Mail taken in with the real queue and routes over the store in memory.
+
+use super::*;
+use crate::mail::Smtputf8;
+use crate::pipeline::{self, samples};
+use crate::queue;
+use crate::seal::MasterKey;
+use crate::store::{Blobs, MemoryStore, after_prefix, codec, prefix};
+
+struct Bench {
+    store: Arc<MemoryStore>,
+    intake: Intake,
+}
+
+async fn bench() -> Bench {
+    let store = Arc::new(MemoryStore::new());
+    let records: Arc<dyn Store> = store.clone();
+    let bodies: Arc<dyn Blobs> = store.clone();
+    let queue = Queue::open(Arc::clone(&records), bodies, queue::Settings::default()).await.unwrap();
+    let routes = Routes::open(Arc::clone(&records), Arc::new(MasterKey::from_bytes([7; 32]))).unwrap();
+    let parts = pipeline::Parts {
+        signer: samples::signer_for(&["shop.example"]),
+        name_signer: Arc::new(|_| None),
+        suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
+        count: Arc::new(|_, _, _| Ok(())),
+    };
+    let settings = pipeline::Settings { spill_folder: std::env::temp_dir(), ..pipeline::Settings::default() };
+    let pipeline = Arc::new(Pipeline::new(parts, settings));
+    let parts = Parts { pipeline, routes: Arc::new(routes), queue: Arc::new(queue), store: records };
+    Bench { store, intake: Intake::new(parts) }
+}
+
+impl Bench {
+    async fn events(&self) -> Vec<EventKind> {
+        // Events beside the path of the mail are written soon, not at once.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let pairs = self.store.range(&[prefix::EVENT], &after_prefix(&[prefix::EVENT]), 100).unwrap();
+        pairs.into_iter().map(|(_, value)| codec::decode::<Event>(&value).unwrap().kind).collect()
+    }
+}
+
+fn submission(recipients: &[&str], message: &str) -> Submission {
+    let about = samples::smtp_about("a@shop.example", recipients);
+    Submission { envelope: about.envelope, draft: samples::draft(message), source: about.source }
+}
+
+#[tokio::test]
+async fn an_accepted_message_is_owed_to_each_lane() {
+    let bench = bench().await;
+    let mut submission = submission(&["b@x.example", "c@y.example", "d@x.example", "no@z.example"], samples::PLAIN);
+    submission.envelope.parameters.smtputf8 = Smtputf8::Needed;
+    let id = bench.intake.accept(submission, samples::NOW).await.unwrap();
+    let lanes = bench.intake.parts.queue.lanes();
+    let mut hops: Vec<_> = lanes.iter().map(|due| due.lane.next_hop.as_str()).collect();
+    hops.sort_unstable();
+    assert_eq!(hops, ["x.example", "y.example"]);
+    assert!(lanes.iter().all(|due| due.lane.vip == crate::mail::VipId(3)));
+    assert_eq!(bench.store.bodies().len(), 1);
+    let events = bench.events().await;
+    assert!(events.iter().any(|kind| matches!(kind, EventKind::Mail(of, MailEvent::Accepted(facts))
+        if *of == id && facts.recipients == 4 && facts.signatures.len() == 2)));
+    assert!(events.contains(&EventKind::Mail(id, MailEvent::Suppressed { recipients: vec![3] })));
+}
+
+#[tokio::test]
+async fn all_recipients_suppressed_is_accepted_with_events_and_nothing_queued() {
+    let bench = bench().await;
+    let id = bench.intake.accept(submission(&["no@x.example"], samples::PLAIN), samples::NOW).await.unwrap();
+    assert!(bench.intake.parts.queue.lanes().is_empty() && bench.store.bodies().is_empty());
+    let suppressed = EventKind::Mail(id, MailEvent::Suppressed { recipients: vec![0] });
+    assert!(bench.events().await.contains(&suppressed));
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_an_event_and_nothing_else() {
+    let bench = bench().await;
+    let foreign = "From: a@evil.example\r\n\r\nx\r\n";
+    let refusal = bench.intake.accept(submission(&["b@x.example"], foreign), samples::NOW).await.unwrap_err();
+    assert!(refusal.reply.one_line().starts_with("550 5.7.1 "));
+    assert!(bench.store.bodies().is_empty());
+    let events = bench.events().await;
+    assert!(matches!(&events[..], [EventKind::Instance(InstanceEvent::Refused { reply, cause, .. })]
+        if reply.starts_with("550 5.7.1 ") && cause.starts_with("identity: ")));
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_take_it_gives_a_reply_that_keeps_the_message_with_the_client() {
+    for (error, reply) in [
+        (CommitError::Full("disk".to_owned()), "452 4.3.1 "),
+        (CommitError::Failed("write".to_owned()), "451 4.3.0 "),
+        (CommitError::Stopped("sync".to_owned()), "451 4.3.0 "),
+        (CommitError::Conflict, "451 4.3.0 "),
+    ] {
+        let bench = bench().await;
+        bench.store.fail_next(1, error);
+        let refusal =
+            bench.intake.accept(submission(&["b@x.example"], samples::PLAIN), samples::NOW).await.unwrap_err();
+        assert!(refusal.reply.one_line().starts_with(reply), "{refusal}");
+        assert!(bench.intake.parts.queue.lanes().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_message_for_nobody_is_refused() {
+    let bench = bench().await;
+    let refusal = bench.intake.accept(submission(&[], samples::PLAIN), samples::NOW).await.unwrap_err();
+    assert_eq!(refusal.reply.code.0, 554);
+}

@@ -1,0 +1,106 @@
+//! What stages know about a message besides its bytes, and what they find out about it.
+//!
+//! Facts come in with the submission and never change; findings are written by one stage and read
+//! by later ones and by intake.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::domains::Signer;
+use crate::ext::Timestamp;
+use crate::mail::{Class, Domain, Envelope, QueueId, SmtpAccountId, TenantId, VipId};
+
+/// Who hands a message in, and by which way.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Whose mail.
+    pub tenant: TenantId,
+    /// The login; `None` for notices.
+    pub account: Option<SmtpAccountId>,
+    /// Leaves by this virtual IP and no other.
+    pub vip: VipId,
+    /// The virtual IP's EHLO name, for Received and generated Message-IDs.
+    pub vip_name: Domain,
+    /// Part of the lane.
+    pub class: Class,
+    /// By which way.
+    pub way: Way,
+}
+
+/// By which way a message came; a stage says which ways it concerns.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// Authenticated SMTP.
+    Smtp(SmtpFacts),
+    /// A notice of ours about `about`: null reverse-path, exempt from sender rules and limits.
+    Notice {
+        /// The message it reports.
+        about: QueueId,
+    },
+}
+
+/// What the Received field needs (RFC 5321 s4.4).
+#[derive(Clone, Debug)]
+pub struct SmtpFacts {
+    /// What the client said in EHLO, made printable.
+    pub helo: String,
+    /// The client's address; written only if configured.
+    pub peer: SocketAddr,
+    /// `TLSv1.3` and the suite's name.
+    pub tls: String,
+}
+
+/// Facts of the submission, and findings of the stages so far.
+pub struct About {
+    /// The id it will be owed under.
+    pub id: QueueId,
+    /// The moment of acceptance.
+    pub now: Timestamp,
+    /// Who hands it in.
+    pub source: Source,
+    /// What SMTP said about it.
+    pub envelope: Envelope,
+    /// `identity`: what signs it; `None` before that, and for notices.
+    pub signer: Option<Arc<Signer>>,
+    /// `suppressed`: numbers of recipients never to be mailed, ascending.
+    pub suppressed: Vec<u16>,
+    /// `encoding`: what octets the final bytes hold.
+    pub octets: Octets,
+    /// `sign`: `selector._domainkey.domain` of each signature.
+    pub signatures: Vec<String>,
+}
+
+impl About {
+    /// Before the first stage.
+    pub fn new(id: QueueId, now: Timestamp, source: Source, envelope: Envelope) -> Self {
+        let (signer, suppressed, octets, signatures) = (None, Vec::new(), Octets::Eight, Vec::new());
+        Self { id, now, source, envelope, signer, suppressed, octets, signatures }
+    }
+
+    /// Whether it is a notice of ours.
+    pub fn is_notice(&self) -> bool {
+        matches!(self.source.way, Way::Notice { .. })
+    }
+}
+
+/// Which octets a message holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Octets {
+    /// ASCII only.
+    Seven,
+    /// Others too: the peer must offer 8BITMIME.
+    Eight,
+}
+
+impl Octets {
+    /// Of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        if bytes.is_ascii() { Self::Seven } else { Self::Eight }
+    }
+
+    /// Of two things together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Eight { self } else { other }
+    }
+}

@@ -1,0 +1,207 @@
+//! Turns a draft into final bytes: stages in a fixed order, each of which may refuse, edit or note.
+//!
+//! Recipe: [`Pipeline::new`] once, then [`Pipeline::prepare`] for each message; what comes back is
+//! [`Prepared`], signed and final. Easy to get wrong: the order. `identity` decides who signs before
+//! anything is counted, `encoding` runs before `sign`, and `sign` is always last.
+
+mod about;
+mod complete;
+mod encoding;
+mod identity;
+mod limits;
+mod rewrite;
+#[cfg(test)]
+pub(crate) mod samples;
+mod sign;
+mod suppressed;
+mod trace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+pub use about::{About, Octets, SmtpFacts, Source, Way};
+
+use crate::domains::Signer;
+use crate::ext::Timestamp;
+use crate::mail::dkim::Algorithms;
+use crate::mail::{
+    Address, Domain, Draft, Envelope, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId, printable,
+};
+
+/// Bytes of a body in memory up to which stages other than `sign` stay on the async worker.
+pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
+/// Characters kept of Subject, Message-ID and From for people to see.
+pub const SHOWN_CHARACTERS_MAX: usize = 250;
+
+/// One step of the pipeline.
+#[async_trait]
+pub trait Stage: Send + Sync {
+    /// For logs and metrics; never changes.
+    fn name(&self) -> &'static str;
+
+    /// Whether it has anything to do with such a message.
+    fn concerns(&self, about: &About) -> bool {
+        let _ = about;
+        true
+    }
+
+    /// Refuses, edits the draft, or notes something. After a refusal the draft is of no more use.
+    async fn apply(&self, draft: &mut Draft, about: &mut About) -> Result<(), Refusal>;
+}
+
+/// Whether a tenant may send as a domain, and what signs it.
+pub type SignerLookup = Arc<dyn Fn(TenantId, &Domain) -> Result<Arc<Signer>, Refusal> + Send + Sync>;
+/// What signs notices from a virtual IP's name.
+pub type NameSignerLookup = Arc<dyn Fn(VipId) -> Option<Arc<Signer>> + Send + Sync>;
+/// Whether a tenant's suppression list holds an address; `Err` is why it cannot be read.
+pub type SuppressedLookup = Arc<dyn Fn(TenantId, &Address) -> Result<bool, String> + Send + Sync>;
+/// Counts one message against the limits.
+pub type Count = Arc<dyn Fn(TenantId, Option<SmtpAccountId>, Timestamp) -> Result<(), Refusal> + Send + Sync>;
+
+/// What the stages ask of the rooms that keep records.
+#[derive(Clone)]
+pub struct Parts {
+    /// `Domains::signer`.
+    pub signer: SignerLookup,
+    /// `Domains::name_signer`.
+    pub name_signer: NameSignerLookup,
+    /// `Suppression::contains`.
+    pub suppressed: SuppressedLookup,
+    /// `Accounts::count`.
+    pub count: Count,
+}
+
+/// What the configuration file may set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Which signatures a message gets; both by default.
+    pub algorithms: Algorithms,
+    /// Whether Received shows the client's address; not by default.
+    pub client_address: ClientAddress,
+    /// Received fields a message may come with (100).
+    pub received_max: usize,
+    /// Bytes of bodies over 64 KiB being scanned or rewritten at once (64 MiB); a longer body is
+    /// rewritten alone.
+    pub rewrite_bytes_max: u64,
+    /// Where rewritten bodies over 256 KiB are spilled; on the disk of the data folder.
+    pub spill_folder: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            algorithms: Algorithms::Both,
+            client_address: ClientAddress::Hidden,
+            received_max: 100,
+            rewrite_bytes_max: 64 * 1024 * 1024,
+            spill_folder: PathBuf::from("/var/lib/postern/spill"),
+        }
+    }
+}
+
+/// Whether recipients see where a message was handed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Not in Received.
+    #[default]
+    Hidden,
+    /// In Received, as RFC 5321 s4.4 asks.
+    Shown,
+}
+
+/// A message that is final.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The bytes; they never change again.
+    pub sealed: Sealed,
+    /// Who it goes to and how, as SMTP said it; SMTPUTF8 only if it is really needed.
+    pub envelope: Envelope,
+    /// Who handed it in.
+    pub source: Source,
+    /// Whether the peer must offer 8BITMIME.
+    pub octets: Octets,
+    /// Subject, for people.
+    pub subject: String,
+    /// The Message-ID field's value.
+    pub message_id: String,
+    /// The From field's value, for people.
+    pub header_from: String,
+    /// `selector._domainkey.domain` of each signature; none only on a notice that no key covers.
+    pub signatures: Vec<String>,
+    /// Numbers of recipients never to be mailed, ascending.
+    pub suppressed: Vec<u16>,
+}
+
+/// The ordered stages.
+pub struct Pipeline {
+    stages: Vec<Box<dyn Stage>>,
+}
+
+impl Pipeline {
+    /// The stages in their order.
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, |count| count.get());
+        let rewrite_kib_max = u32::try_from((settings.rewrite_bytes_max / 1024).max(1)).unwrap_or(u32::MAX >> 4);
+        let rewrite_kib_max = rewrite_kib_max.min(u32::MAX >> 4); // what a semaphore can count on any machine
+        let stages: Vec<Box<dyn Stage>> = vec![
+            Box::new(identity::Identity { signer: Arc::clone(&parts.signer) }),
+            Box::new(limits::Limits { count: parts.count }),
+            Box::new(suppressed::Suppressed { contains: parts.suppressed }),
+            Box::new(complete::Complete),
+            Box::new(encoding::Encoding {
+                spill_folder: settings.spill_folder,
+                rewrite_kib: Arc::new(Semaphore::new(rewrite_kib_max as usize)),
+                rewrite_kib_max,
+            }),
+            Box::new(trace::Trace { client_address: settings.client_address, received_max: settings.received_max }),
+            Box::new(sign::Sign {
+                algorithms: settings.algorithms,
+                signer: parts.signer,
+                name_signer: parts.name_signer,
+                at_once: Arc::new(Semaphore::new(processors.max(2))),
+            }),
+        ];
+        Self { stages }
+    }
+
+    /// Makes a draft final, or says why not. The reply of a refusal is for the peer.
+    pub async fn prepare(&self, mut draft: Draft, mut about: About) -> Result<Prepared, Refusal> {
+        for stage in &self.stages {
+            if stage.concerns(&about) {
+                stage.apply(&mut draft, &mut about).await.map_err(|mut refusal| {
+                    refusal.cause = format!("{}: {}", stage.name(), refusal.cause);
+                    refusal
+                })?;
+            }
+        }
+        let shown = |name: &str| {
+            let text = draft.header.text(name).unwrap_or_default();
+            printable(&text).chars().take(SHOWN_CHARACTERS_MAX).collect::<String>()
+        };
+        let (subject, message_id, header_from) = (shown("Subject"), shown("Message-ID"), shown("From"));
+        // Clients ask for SMTPUTF8 always; a message that does not need it can go to more peers.
+        let needs_utf8 = about.octets == Octets::Eight
+            || about.envelope.reverse_path.0.as_ref().is_some_and(Address::needs_smtputf8)
+            || about.envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8());
+        if !needs_utf8 {
+            about.envelope.parameters.smtputf8 = Smtputf8::NotNeeded;
+        }
+        Ok(Prepared {
+            sealed: draft.seal(),
+            envelope: about.envelope,
+            source: about.source,
+            octets: about.octets,
+            subject,
+            message_id,
+            header_from,
+            signatures: about.signatures,
+            suppressed: about.suppressed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

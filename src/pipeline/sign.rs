@@ -1,0 +1,137 @@
+//! The last stage: after it the bytes never change. A message that cannot be signed is refused for
+//! now (451) and never sent unsigned; only a notice of ours leaves unsigned, if no key at all is
+//! verified for the virtual IP's name, because its sender must be told.
+//!
+//! Easy to get wrong: an RSA signature takes longer than everything else here, so it must not hold
+//! up an async worker; one hop to a blocking thread carries both signatures and the body's hash.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use super::about::About;
+use super::{NameSignerLookup, SignerLookup, Stage};
+use crate::domains::Signer;
+use crate::mail::dkim::{self, Algorithms, SignAs};
+use crate::mail::{Draft, Refusal, Reply};
+
+/// The stage.
+pub struct Sign {
+    pub(super) algorithms: Algorithms,
+    pub(super) signer: SignerLookup,
+    pub(super) name_signer: NameSignerLookup,
+    /// As many at once as there are processors: more threads would only get in each other's way.
+    pub(super) at_once: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Stage for Sign {
+    fn name(&self) -> &'static str {
+        "sign"
+    }
+
+    async fn apply(&self, draft: &mut Draft, about: &mut About) -> Result<(), Refusal> {
+        let signer = match self.signer_of(about) {
+            Some(signer) => signer,
+            None if about.is_notice() => return Ok(()),
+            None => return Err(unsigned("no signer was found")),
+        };
+        let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(unsigned)?;
+        let algorithms = self.algorithms;
+        let now = about.now;
+        // The header block moves to the other thread and back; the body is shared.
+        let mut moved = Draft { header: std::mem::take(&mut draft.header), body: draft.body.clone() };
+        let hop = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let sign_as = sign_as(&signer);
+            let fields = dkim::sign(&moved, &sign_as, algorithms, now)?;
+            for field in fields.into_iter().rev() {
+                moved.header.prepend_field(field);
+            }
+            Ok::<_, dkim::SignError>((moved, sign_as.names(algorithms)))
+        });
+        let (signed, names) = hop.await.map_err(unsigned)?.map_err(unsigned)?;
+        *draft = signed;
+        about.signatures = names;
+        Ok(())
+    }
+}
+
+impl Sign {
+    /// What `identity` found; for a notice the key of the virtual IP's name, else the tenant's if
+    /// that covers the name.
+    fn signer_of(&self, about: &About) -> Option<Arc<Signer>> {
+        if !about.is_notice() {
+            return about.signer.clone();
+        }
+        let source = &about.source;
+        (self.name_signer)(source.vip).or_else(|| (self.signer)(source.tenant, &source.vip_name).ok())
+    }
+}
+
+fn sign_as(signer: &Signer) -> SignAs<'_> {
+    SignAs {
+        domain: &signer.domain,
+        rsa_selector: &signer.rsa_selector,
+        ed25519_selector: &signer.ed25519_selector,
+        keys: &signer.keys,
+    }
+}
+
+fn unsigned(cause: impl std::fmt::Display) -> Refusal {
+    let text = "the message could not be signed now, please try again later";
+    Refusal::with_cause(Reply::enhanced(451, 3, 0, text), format!("signing: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{self, notice_about, smtp_about};
+    use super::*;
+
+    fn stage(name_signer: NameSignerLookup) -> Sign {
+        Sign {
+            algorithms: Algorithms::Both,
+            signer: samples::signer_for(&["shop.example"]),
+            name_signer,
+            at_once: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    #[tokio::test]
+    async fn both_signatures_stand_on_top() {
+        let mut about = smtp_about("a@shop.example", &["b@x.example"]);
+        about.signer = Some(samples::signer("shop.example"));
+        let mut draft = samples::draft(samples::PLAIN);
+        stage(Arc::new(|_| None)).apply(&mut draft, &mut about).await.unwrap();
+        let names: Vec<_> = draft.header.fields().iter().map(|field| field.name.as_str()).collect();
+        assert_eq!(names[..3], ["DKIM-Signature", "DKIM-Signature", "From"]);
+        assert!(draft.header.fields()[0].text().contains("rsa-sha256"));
+        assert_eq!(about.signatures, ["r1._domainkey.shop.example", "e1._domainkey.shop.example"]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_signed_is_refused_for_now_and_never_sent_unsigned() {
+        let mut about = smtp_about("a@shop.example", &["b@x.example"]);
+        let result = stage(Arc::new(|_| None)).apply(&mut samples::draft(samples::PLAIN), &mut about).await;
+        assert_eq!(result.unwrap_err().reply.code.0, 451);
+        about.signer = Some(samples::signer("shop.example"));
+        let mut spilled = samples::draft(samples::PLAIN);
+        spilled.body = samples::unreadable_body();
+        let refusal = stage(Arc::new(|_| None)).apply(&mut spilled, &mut about).await.unwrap_err();
+        assert!(refusal.reply.one_line().starts_with("451 4.3.0 "), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_notice_is_signed_by_the_name_or_the_tenant_and_else_leaves_unsigned() {
+        let sign = |name_signer: NameSignerLookup, vip_name: &'static str| async move {
+            let mut about = notice_about(vip_name, "a@shop.example");
+            stage(name_signer).apply(&mut samples::draft(samples::PLAIN), &mut about).await.unwrap();
+            about.signatures
+        };
+        let by_name: NameSignerLookup = Arc::new(|_| Some(samples::signer("mx.host.example")));
+        assert!(sign(by_name, "mx.host.example").await[0].ends_with("mx.host.example"));
+        assert!(sign(Arc::new(|_| None), "mx.shop.example").await[0].ends_with(".shop.example"));
+        assert!(sign(Arc::new(|_| None), "mx.host.example").await.is_empty());
+    }
+}

@@ -1,0 +1,104 @@
+//! The stages together.
+
+use super::samples::{self, notice_about, smtp_about};
+use super::*;
+use crate::mail::Reply;
+
+fn parts() -> Parts {
+    Parts {
+        signer: samples::signer_for(&["shop.example"]),
+        name_signer: Arc::new(|_| None),
+        suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
+        count: Arc::new(|_, _, _| Ok(())),
+    }
+}
+
+fn pipeline(parts: Parts) -> Pipeline {
+    Pipeline::new(parts, Settings { spill_folder: std::env::temp_dir(), ..Settings::default() })
+}
+
+fn bytes_of(prepared: &Prepared) -> String {
+    let mut bytes = prepared.sealed.head.to_vec();
+    prepared.sealed.body.slices().for_each(|slice| bytes.extend_from_slice(&slice.unwrap()));
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_draft_becomes_final_in_order() {
+    let mut about = smtp_about("a@shop.example", &["b@x.example", "no@x.example"]);
+    about.envelope.parameters.smtputf8 = Smtputf8::Needed;
+    let draft = samples::draft_of(&samples::sample("eight-bit-utf8.eml"));
+    let prepared = pipeline(parts()).prepare(draft, about).await.unwrap();
+    let text = bytes_of(&prepared);
+    let names: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with(['\t', ' ']))
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
+    assert_eq!(names[..4], ["DKIM-Signature", "DKIM-Signature", "Received", "From"]);
+    assert!(text.contains("Gr=C3=BC=C3=9Fe"));
+    assert_eq!(prepared.suppressed, [1]);
+    assert_eq!(prepared.subject, "eight-bit");
+    assert_eq!(prepared.message_id, "<eight-bit@shop.example>");
+    assert_eq!(prepared.header_from, "Shop <a@shop.example>");
+    assert_eq!(prepared.octets, Octets::Seven);
+    assert_eq!(prepared.signatures.len(), 2);
+    assert_eq!(prepared.envelope.parameters.smtputf8, Smtputf8::NotNeeded, "nothing in it needs SMTPUTF8");
+}
+
+#[tokio::test]
+async fn smtputf8_stays_where_an_address_or_header_needs_it() {
+    for (sample, recipient) in [("plain.eml", "jürgen@x.example"), ("utf8-headers.eml", "b@x.example")] {
+        let mut about = smtp_about("a@shop.example", &[recipient]);
+        about.envelope.parameters.smtputf8 = Smtputf8::Needed;
+        let prepared = pipeline(parts()).prepare(samples::draft_of(&samples::sample(sample)), about).await.unwrap();
+        assert_eq!(prepared.envelope.parameters.smtputf8, Smtputf8::Needed);
+    }
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused_after_identity_and_before_anything_costly() {
+    let refusing = |code: u16| {
+        let count: Count =
+            Arc::new(move |_, _, _| Err(Refusal::plain(Reply::enhanced(code, 7, 0, "limit until 11:00"))));
+        pipeline(Parts { count, ..parts() })
+    };
+    let draft = samples::draft(samples::PLAIN);
+    let refusal = refusing(452).prepare(draft, smtp_about("a@shop.example", &["b@x.example"])).await.unwrap_err();
+    assert_eq!(refusal.reply.code.0, 452);
+    assert!(refusal.cause.starts_with("limits: "), "{}", refusal.cause);
+    let foreign = samples::draft("From: a@evil.example\r\n\r\nx\r\n");
+    let refusal = refusing(452).prepare(foreign, smtp_about("a@shop.example", &["b@x.example"])).await.unwrap_err();
+    assert_eq!(refusal.reply.code.0, 550, "a refused message is not counted");
+}
+
+#[tokio::test]
+async fn a_notice_skips_sender_rules_limits_and_suppression() {
+    let count: Count = Arc::new(|_, _, _| Err(Refusal::plain(Reply::enhanced(452, 7, 0, "no"))));
+    let draft = samples::draft("From: MAILER-DAEMON@mx.host.example\r\nSubject: notice\r\n\r\nx\r\n");
+    let about = notice_about("mx.host.example", "no@shop.example");
+    let prepared = pipeline(Parts { count, ..parts() }).prepare(draft, about).await.unwrap();
+    assert!(prepared.signatures.is_empty() && prepared.suppressed.is_empty());
+    assert!(!bytes_of(&prepared).contains("Received:"));
+}
+
+/// Rough figures, printed: `cargo test --release --lib pipeline -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn time_of_preparing_20_kib() {
+    for algorithms in [Algorithms::RsaOnly, Algorithms::Both] {
+        let settings = Settings { spill_folder: std::env::temp_dir(), algorithms, ..Settings::default() };
+        let pipeline = Pipeline::new(parts(), settings);
+        let message = format!(
+            "{}{}",
+            samples::PLAIN,
+            "A line of ordinary text, seventy-odd octets long, as mail has.\r\n".repeat(320)
+        );
+        let draft = samples::draft(&message);
+        let began = std::time::Instant::now();
+        for _ in 0..1000 {
+            pipeline.prepare(draft.clone(), smtp_about("a@shop.example", &["b@x.example"])).await.unwrap();
+        }
+        println!("{algorithms:?}: {:?} per message of {} octets", began.elapsed() / 1000, message.len());
+    }
+}
