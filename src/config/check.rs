@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use super::file::File;
 use super::secret::SecretPlace;
 use super::settings::{Applied, SETTINGS, Setting};
-use super::{Admin, Config, Log, LogFormat, Problem, RootPolicy};
-use crate::{accounts, queue};
+use super::{Config, Log, LogFormat, Problem, RootPolicy};
+use crate::net::DnsSettings;
+use crate::smtp::BareLineEnds;
+use crate::{accounts, queue, smtp, submission, web};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -25,9 +27,8 @@ fn build(path: &Path, file: &File) -> Config {
         root: if file.flag("allow_root") { RootPolicy::Allow } else { RootPolicy::Refuse },
         certificates: file.path("tls.certificates"),
         master_key: SecretPlace::parse(&file.text("secrets.master_key")),
-        tls_ports: file.ports("submission.tls_ports"),
-        starttls_ports: file.ports("submission.starttls_ports"),
-        message_bytes_max: file.count("submission.message_bytes_max"),
+        submission: submission(file),
+        client_address_shown: file.text("submission.client_address") == "show",
         free_bytes_min: file.count("store.free_bytes_min"),
         accounts: accounts::Settings {
             login_failures_free_max: file.small("accounts.login_failures_free_max"),
@@ -42,19 +43,47 @@ fn build(path: &Path, file: &File) -> Config {
             delay_notice_after: file.span("queue.delay_notice_after"),
             notice_gather: file.span("queue.notice_gather"),
         },
-        dns_servers: file.addresses("dns.servers"),
+        dns: DnsSettings { servers: file.addresses("dns.servers"), ..Default::default() },
         delivery_port: u16::try_from(file.count("delivery.port")).unwrap_or(25),
         private_addresses: file.text("delivery.private_addresses") == "allow",
-        admin: Admin {
-            socket: file.path("admin.socket"),
-            group: Some(file.text("admin.group")).filter(|group| !group.is_empty()),
-        },
+        web: web::Settings { socket: file.path("admin.socket"), group: file.text("admin.group"), ..Default::default() },
         monitor: file.addresses("monitor.listen").first().copied(),
         log: Log {
             format: if file.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
             level: file.text("log.level"),
         },
         effective: file.effective(),
+    }
+}
+
+fn submission(file: &File) -> submission::Settings {
+    submission::Settings {
+        tls_ports: file.ports("submission.tls_ports"),
+        starttls_ports: file.ports("submission.starttls_ports"),
+        session: smtp::Settings {
+            command_octets_max: file.size("submission.command_octets_max"),
+            message_bytes_max: file.count("submission.message_bytes_max"),
+            recipients_max: file.size("submission.recipients_max"),
+            errors_max: file.small("submission.errors_max"),
+            idle_commands_max: file.small("submission.idle_commands_max"),
+            login_failures_max: file.small("submission.login_failures_max"),
+            hold_max: file.span("submission.hold_max"),
+        },
+        header_bytes_max: file.size("submission.header_bytes_max"),
+        bare_line_ends: match file.text("submission.bare_line_ends").as_str() {
+            "refuse" => BareLineEnds::Refuse,
+            _ => BareLineEnds::Normalise,
+        },
+        drafts_bytes_max: file.count("submission.drafts_bytes_max"),
+        sessions_max: file.size("submission.sessions_max"),
+        sessions_per_peer_max: file.size("submission.sessions_per_peer_max"),
+        sessions_per_account_max: file.size("submission.sessions_per_account_max"),
+        handshake_timeout: file.span("submission.handshake_timeout"),
+        login_timeout: file.span("submission.login_timeout"),
+        command_timeout: file.span("submission.command_timeout"),
+        session_time_max: file.span("submission.session_time_max"),
+        data_bytes_per_second_min: file.count("submission.data_bytes_per_second_min"),
+        ..submission::Settings::default()
     }
 }
 
@@ -77,17 +106,22 @@ fn ports(file: &File, config: &Config) {
     }
     let (tls, starttls) = ("submission.tls_ports", "submission.starttls_ports");
     let (at, other) = if file.sets(starttls) { (starttls, tls) } else { (tls, starttls) };
-    for port in config.starttls_ports.iter().filter(|port| config.tls_ports.contains(port)) {
+    for port in config.submission.starttls_ports.iter().filter(|port| config.submission.tls_ports.contains(port)) {
         file.refuse(at, format!("port {port} is in {other} too; it can only be one"));
     }
-    if config.tls_ports.is_empty() && config.starttls_ports.is_empty() {
+    if config.submission.tls_ports.is_empty() && config.submission.starttls_ports.is_empty() {
         file.refuse(
             "submission.tls_ports",
             "no port is left to log in at; give at least one here or in submission.starttls_ports".to_owned(),
         );
     }
     if let Some(monitor) = config.monitor
-        && config.tls_ports.iter().chain(&config.starttls_ports).any(|port| *port == monitor.port())
+        && config
+            .submission
+            .tls_ports
+            .iter()
+            .chain(&config.submission.starttls_ports)
+            .any(|port| *port == monitor.port())
     {
         file.refuse("monitor.listen", format!("port {} is a submission port too", monitor.port()));
     }
@@ -128,7 +162,7 @@ fn places(file: &File, config: &Config) {
     if config.data == Path::new("/") {
         file.refuse("data", "is the root of the file system; give mail a folder of its own".to_owned());
     }
-    if file.is_sound("admin.socket") && config.admin.socket.as_os_str().len() > SOCKET_PATH_MAX {
+    if file.is_sound("admin.socket") && config.web.socket.as_os_str().len() > SOCKET_PATH_MAX {
         file.refuse(
             "admin.socket",
             format!("is longer than {SOCKET_PATH_MAX} bytes, the most a Unix socket's path may have"),

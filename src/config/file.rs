@@ -182,6 +182,11 @@ impl File {
     getter!(ports, Ports, Vec<u16>, "ports");
     getter!(addresses, Addresses, Vec<std::net::SocketAddr>, "addresses");
 
+    /// A number that its range keeps within `usize`.
+    pub(super) fn size(&self, key: &str) -> usize {
+        usize::try_from(self.count(key)).unwrap_or(usize::MAX)
+    }
+
     /// A number that its range keeps within `u32`.
     pub(super) fn small(&self, key: &str) -> u32 {
         u32::try_from(self.count(key)).unwrap_or(u32::MAX)

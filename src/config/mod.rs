@@ -11,6 +11,7 @@ mod file;
 mod reference;
 mod secret;
 mod settings;
+mod table;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -21,7 +22,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::mail::Domain;
-use crate::{accounts, queue};
+use crate::net::DnsSettings;
+use crate::{accounts, queue, submission, web};
 
 pub use reference::{example, reference};
 pub use secret::SecretPlace;
@@ -49,26 +51,24 @@ pub struct Config {
     pub certificates: PathBuf,
     /// Where the master key is.
     pub master_key: SecretPlace,
-    /// Ports where TLS comes first.
-    pub tls_ports: Vec<u16>,
-    /// Ports with STARTTLS.
-    pub starttls_ports: Vec<u16>,
-    /// The largest message.
-    pub message_bytes_max: u64,
+    /// For `submission`.
+    pub submission: submission::Settings,
+    /// Whether Received shows the client's address.
+    pub client_address_shown: bool,
     /// The floor of free disk space.
     pub free_bytes_min: u64,
     /// For `accounts`.
     pub accounts: accounts::Settings,
     /// For `queue`.
     pub queue: queue::Settings,
-    /// Resolvers; empty for the system's.
-    pub dns_servers: Vec<SocketAddr>,
+    /// For `net`'s resolver.
+    pub dns: DnsSettings,
     /// The port of mail exchangers.
     pub delivery_port: u16,
     /// Whether private addresses are delivered to.
     pub private_addresses: bool,
-    /// The local socket.
-    pub admin: Admin,
+    /// For `web`'s local socket.
+    pub web: web::Settings,
     /// Where health and metrics are served.
     pub monitor: Option<SocketAddr>,
     /// Logging.
@@ -83,15 +83,6 @@ pub enum RootPolicy {
     Refuse,
     /// The operator said so.
     Allow,
-}
-
-/// The local socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// Its path.
-    pub socket: PathBuf,
-    /// Members of this group may use it too.
-    pub group: Option<String>,
 }
 
 /// Logging.

@@ -18,8 +18,8 @@ fn minimal() -> Config {
 fn a_host_name_alone_is_a_configuration() {
     let config = minimal();
     assert_eq!(config.hostname.as_str(), "mx.example.com");
-    assert_eq!(config.tls_ports, [465]);
-    assert_eq!(config.starttls_ports, [587, 2525]);
+    assert_eq!(config.submission.tls_ports, [465]);
+    assert_eq!(config.submission.starttls_ports, [587, 2525]);
     assert_eq!(config.monitor.unwrap().to_string(), "127.0.0.1:9125");
 }
 
@@ -36,6 +36,16 @@ fn every_setting_has_an_effect_a_section_and_words() {
     }
     let sections = SECTIONS.iter().filter(|(section, _)| !SETTINGS.iter().any(|setting| setting.section() == *section));
     assert_eq!(sections.count(), 0, "sections without settings");
+}
+
+#[test]
+fn the_documented_defaults_are_those_of_the_rooms() {
+    let config = minimal();
+    assert_eq!(config.accounts, accounts::Settings::default());
+    assert_eq!(config.queue, queue::Settings::default());
+    assert_eq!(config.submission, submission::Settings::default());
+    assert_eq!(config.web, web::Settings::default());
+    assert_eq!(config.dns, DnsSettings::default());
 }
 
 #[test]

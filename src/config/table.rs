@@ -1,0 +1,184 @@
+//! The table of settings, one entry each: key, kind = default as TOML, where it is shown and when a
+//! change is taken over; what it does; which operator changes it, and when.
+//!
+//! A setting that no operator would change is a constant in its room, not an entry here.
+
+use super::settings::{Applied, Presence, Setting};
+use super::value::Kind;
+
+use Applied::{AtStart, OnReload};
+use Kind::{Addresses, Choice, Count, Flag, Group, Loopback, Name, Path, Ports, Secret, Size, Span};
+use Presence::{Rare, Required, Shown};
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3600;
+const DAY: u64 = 86_400;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+macro_rules! setting {
+    ($key:literal, $kind:expr => $default:literal, $presence:ident $applied:ident, $meaning:literal, $who:literal) => {
+        Setting {
+            key: $key,
+            kind: $kind,
+            default: $default,
+            presence: $presence,
+            meaning: $meaning,
+            who: $who,
+            applied: $applied,
+        }
+    };
+}
+
+/// Every setting there is.
+#[rustfmt::skip] // rustfmt leaves macro calls with such arguments alone, but not their indentation
+pub(super) const SETTINGS: &[Setting] = &[
+    setting!("hostname", Name => "\"mx.example.com\"", Required AtStart,
+        "The name of this machine: its certificate is the one shown when nothing better fits, and notices of the \
+         instance come from it.",
+        "Everybody, once, before the first start."),
+    setting!("data", Path => "\"/var/lib/postern\"", Shown AtStart,
+        "The folder of the records and of mail that is still owed. It must be on a local disk that keeps what it \
+         has synced, and belong to one daemon alone.",
+        "Whoever has a separate disk for mail."),
+    setting!("allow_root", Flag => "false", Rare AtStart,
+        "Whether the daemon may serve as root. It needs no right beyond binding to low ports \
+         (CAP_NET_BIND_SERVICE), which the unit file gives it.",
+        "Whoever runs it in a container whose only user is root."),
+    setting!("tls.certificates", Path => "\"/etc/postern/certificates\"", Shown AtStart,
+        "The folder of certificates: NAME/fullchain.pem and NAME/privkey.pem, as certbot keeps them. It is looked \
+         at every 30 seconds; a new certificate is used for new sessions, and one that cannot be read leaves the \
+         old one in use. Chosen by the name the client asks for, else by the virtual IP's EHLO name, else \
+         `hostname`.",
+        "Whoever keeps certificates elsewhere, such as /etc/letsencrypt/live."),
+    setting!("secrets.master_key", Secret => "\"/etc/postern/master.key\"", Shown AtStart,
+        "The key that seals DKIM private keys and relay passwords in the data folder. Keep it out of the data \
+         folder and out of its backups, and keep a copy in a safe place: without it nothing can be signed.",
+        "Whoever hands secrets to services as systemd credentials."),
+    setting!("submission.tls_ports", Ports => "[465]", Shown AtStart,
+        "Ports where TLS comes first (RFC 8314).",
+        "Whoever cannot bind to low ports, or must serve clients behind a firewall that closes them."),
+    setting!("submission.starttls_ports", Ports => "[587, 2525]", Shown AtStart,
+        "Ports where the client says STARTTLS before it logs in (RFC 6409).",
+        "Whoever cannot bind to low ports, or must serve clients behind a firewall that closes them."),
+    setting!("submission.message_bytes_max", Size(64 * KIB, GIB) => "\"25 MiB\"", Shown AtStart,
+        "The largest message taken, as advertised by SIZE. Many receivers refuse more than 25 MiB.",
+        "Whoever sends large attachments to receivers known to take them."),
+    setting!("submission.bare_line_ends", Choice(&["normalise", "refuse"]) => "\"normalise\"", Rare AtStart,
+        "What a bare CR or LF in a message does: it becomes CRLF in what is stored, or the message is refused with \
+         554. It never ends the message.",
+        "Whoever must know which of their programs write bad line ends."),
+    setting!("submission.command_octets_max", Count(1024, 65_536) => "4096", Rare AtStart,
+        "Octets of a command line; more is answered 500.",
+        "Whoever has clients with very long addresses or parameters."),
+    setting!("submission.header_bytes_max", Size(16 * KIB, 16 * MIB) => "\"256 KiB\"", Rare AtStart,
+        "The largest header block of a message; more is answered 552.",
+        "Whoever has programs that put much into headers."),
+    setting!("submission.recipients_max", Count(100, 50_000) => "1000", Rare AtStart,
+        "Recipients of one message; more are answered 452, and the client sends them in another message (RFC 5321 \
+         s4.5.3.1.8 asks for at least 100).",
+        "Whoever has programs that address many recipients at once."),
+    setting!("submission.errors_max", Count(1, 1000) => "20", Rare AtStart,
+        "Refused commands in one session before it is closed with 421.",
+        "Whoever has clients with long lists of bad recipients."),
+    setting!("submission.idle_commands_max", Count(10, 100_000) => "100", Rare AtStart,
+        "Commands without effect (NOOP, RSET, VRFY, ...) without a message between before the session is closed \
+         with 421.",
+        "Whoever has clients that hold sessions open with NOOP."),
+    setting!("submission.login_failures_max", Count(1, 20) => "3", Rare AtStart,
+        "Failed logins in one session; the last is followed by 421.",
+        "Whoever has clients that try several passwords in turn."),
+    setting!("submission.hold_max", Span(0, 365 * DAY) => "\"7d\"", Rare AtStart,
+        "How far ahead a client may ask for delivery (FUTURERELEASE, RFC 4865).",
+        "Whoever plans mailings further ahead."),
+    setting!("submission.drafts_bytes_max", Size(64 * MIB, 1024 * GIB) => "\"1 GiB\"", Rare AtStart,
+        "Bytes of all messages being handed in at one moment; more is answered 452.",
+        "Whoever has little or plenty of disk."),
+    setting!("submission.sessions_max", Count(10, 1_000_000) => "10000", Rare AtStart,
+        "Sessions at one moment; more are answered 421.",
+        "Whoever has a very small or a very large machine."),
+    setting!("submission.sessions_per_peer_max", Count(1, 1_000_000) => "200", Rare AtStart,
+        "Sessions of one address (or one IPv6 /64) at one moment; more are answered 421.",
+        "Whoever has many clients behind one address."),
+    setting!("submission.sessions_per_account_max", Count(1, 1_000_000) => "200", Rare AtStart,
+        "Sessions of one SMTP account at one moment; more are answered 421 after the login.",
+        "Whoever has one account used by many machines."),
+    setting!("submission.handshake_timeout", Span(1, 10 * MINUTE) => "\"30s\"", Rare AtStart,
+        "How long a TLS handshake may take.",
+        "Whoever serves very slow links."),
+    setting!("submission.login_timeout", Span(5, HOUR) => "\"2m\"", Rare AtStart,
+        "From the connection to the login.",
+        "Whoever serves very slow links, or is under attack by silent sessions."),
+    setting!("submission.command_timeout", Span(10, HOUR) => "\"5m\"", Rare AtStart,
+        "From our reply to the end of the next command (RFC 5321 s4.5.3.2.7 asks for 5 minutes).",
+        "Whoever is short of sessions."),
+    setting!("submission.session_time_max", Span(MINUTE, 7 * DAY) => "\"1h\"", Rare AtStart,
+        "A whole session; a message under way is finished first.",
+        "Whoever has clients that keep a session for ever."),
+    setting!("submission.data_bytes_per_second_min", Count(1, 1_000_000) => "512", Rare AtStart,
+        "The slowest a message may come in on average, after a minute.",
+        "Whoever serves very slow links."),
+    setting!("submission.client_address", Choice(&["hide", "show"]) => "\"hide\"", Rare AtStart,
+        "Whether the Received field of a message names the address of the client that handed it in.",
+        "Whoever must trace mail to machines of their own from the mail alone."),
+    setting!("accounts.login_failures_free_max", Count(1, 1000) => "3", Rare AtStart,
+        "Failed logins with one name from one network before each further answer is delayed.",
+        "Whoever is under attack, or has clients with many wrong passwords behind one address."),
+    setting!("accounts.network_failures_max", Count(1, 1_000_000) => "100", Rare AtStart,
+        "Failed logins from one network (/24 or /64) within an hour before it is answered 454.",
+        "Whoever is under attack, or has many clients behind one address."),
+    setting!("accounts.login_delay_max", Span(1, 5 * MINUTE) => "\"10s\"", Rare AtStart,
+        "The longest an answer to a failed login is delayed.",
+        "Whoever is under attack."),
+    setting!("accounts.network_trust", Span(HOUR, 365 * DAY) => "\"30d\"", Rare AtStart,
+        "How long a network that logged in is never blocked by the failures of others.",
+        "Whoever has customers that send less than once a month."),
+    setting!("queue.retry_first", Span(10, DAY) => "\"5m\"", Shown AtStart,
+        "How long after the first failed try a message is tried again. Later pauses grow, with some chance in them.",
+        "Whoever sends mail that is only good for minutes, such as login codes."),
+    setting!("queue.retry_max", Span(MINUTE, 2 * DAY) => "\"4h\"", Shown AtStart,
+        "The longest pause between two tries.",
+        "Whoever has recipients with long outages or strict greylisting."),
+    setting!("queue.expire_after", Span(10 * MINUTE, 30 * DAY) => "\"3d\"", Shown AtStart,
+        "How long a message is tried before its sender is told that it was given up. There is always a try after \
+         that time.",
+        "Whoever must know sooner (hours), or whose recipients are down for days (RFC 5321 s4.5.4.1 says 4 to 5)."),
+    setting!("queue.delay_notice_after", Span(10 * MINUTE, 30 * DAY) => "\"4h\"", Rare AtStart,
+        "When senders who asked for it are told that a message is late.",
+        "Whoever promises delivery times."),
+    setting!("queue.notice_gather", Span(0, HOUR) => "\"10m\"", Rare AtStart,
+        "Failures of one message within this time after the first share one notice.",
+        "Whoever wants notices at once."),
+    setting!("dns.servers", Addresses => "[]", Shown AtStart,
+        "The resolvers to ask, each with its port; empty for those in /etc/resolv.conf. A resolver on this machine \
+         is best: public ones are refused by many blocklists.",
+        "Whoever runs a resolver of their own on this machine."),
+    setting!("delivery.port", Count(1, 65_535) => "25", Rare AtStart,
+        "The port of the recipients' mail exchangers.",
+        "Whoever tests against receivers of their own. Never in production."),
+    setting!("delivery.private_addresses", Choice(&["refuse", "allow"]) => "\"refuse\"", Rare AtStart,
+        "Whether mail may be delivered to mail exchangers at loopback, private or link-local addresses.",
+        "Whoever delivers to mail servers inside their own network."),
+    setting!("store.free_bytes_min", Size(16 * MIB, 1024 * GIB) => "\"1 GiB\"", Rare AtStart,
+        "Mail is answered 452 while less than this is free on the disk of the data folder, so that what was \
+         accepted can still be delivered and recorded.",
+        "Whoever has a very small or a very large disk."),
+    setting!("admin.socket", Path => "\"/run/postern/postern.sock\"", Rare AtStart,
+        "The Unix socket of the command line and the admin API.",
+        "Whoever runs two instances on one machine."),
+    setting!("admin.group", Group => "\"postern\"", Shown AtStart,
+        "A Unix group whose members may use the command line beside root and the daemon's own user.",
+        "Whoever lets operators manage mail without becoming root."),
+    setting!("monitor.listen", Loopback => "\"127.0.0.1:9125\"", Shown AtStart,
+        "Where /health/live, /health/ready and /metrics (Prometheus) are served, on this machine only; empty for \
+         nowhere.",
+        "Whoever scrapes metrics, or runs two instances on one machine."),
+    setting!("log.format", Choice(&["text", "json"]) => "\"text\"", Shown AtStart,
+        "Lines for people, or one JSON object per line for machines.",
+        "Whoever collects logs with a tool that reads JSON."),
+    setting!("log.level", Choice(&["error", "warn", "info", "debug", "trace"]) => "\"info\"", Shown OnReload,
+        "How much is written. `debug` and `trace` show addresses and SMTP dialogues; never passwords or contents of \
+         mail.",
+        "Whoever looks for a fault."),
+];
