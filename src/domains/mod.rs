@@ -1,14 +1,35 @@
 //! Sending domains: which tenant may use which domain in From and MAIL, and the keys that sign.
 //!
+//! Recipe: `add` a domain, publish [`domain_records`], `verify`; then [`Domains::signer`] gives
+//! what signs its mail, and `run` looks at DNS again by and by.
 //! Verified means: the TXT record at this tenant's own selector holds the public key made for this
 //! tenant and domain. Another tenant's record proves nothing; several tenants may verify one domain.
 //! Easy to get wrong: a failed lookup never unverifies; only a proven absence of 7 days does.
 
-use std::sync::Arc;
+mod advice;
+mod keeping;
+mod record;
+mod verbs;
+mod verification;
 
-use crate::mail::dkim::SigningKeys;
-use crate::mail::{Domain, Refusal, TenantId};
-use crate::store::Store;
+pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
+pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
+pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, State, Subdomains, Trust};
+pub use verbs::Verification;
+pub use verification::{Finding, Findings, Turn};
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Duration;
+
+use crate::access::{Actor, Permission};
+use crate::mail::dkim::{Algorithms, SigningKeys};
+use crate::mail::{Domain, Refusal, Reply, TenantId};
+use crate::net::Resolver;
+use crate::records::{self, AdminError, Damage, Desk};
+use crate::seal::MasterKey;
+use crate::store::{Store, StoreError, prefix};
+use crate::vips::{Owner, Vip};
 
 /// What may sign mail of a domain: a loaded, decrypted pair of keys.
 pub struct Signer {
@@ -20,20 +41,223 @@ pub struct Signer {
     pub ed25519_selector: String,
     /// The keys whose public halves those selectors publish.
     pub keys: SigningKeys,
+    /// The algorithms whose records are there: RSA alone until the Ed25519 record is found.
+    pub algorithms: Algorithms,
 }
 
-/// All sending domains.
+impl Signer {
+    /// Of the algorithms `wanted`, those whose records are in DNS: a signature without one only
+    /// gives verifiers something to complain about.
+    pub fn algorithms_of(&self, wanted: Algorithms) -> Algorithms {
+        match (wanted, self.algorithms) {
+            (Algorithms::Both, Algorithms::Both) => Algorithms::Both,
+            _ => Algorithms::RsaOnly,
+        }
+    }
+}
+
+/// When DNS is asked, and how long things wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A verified domain is looked up again after this long. Default 24 h.
+    pub verified_again: Duration,
+    /// A domain that waits for its record is looked up again after this long. Default 1 h.
+    pub pending_again: Duration,
+    /// How long its record must be proven absent before a domain is unverified. Default 7 days.
+    pub absent_max: Duration,
+    /// How long an old selector's record stays after the last queued message that names it. Default 7 days.
+    pub retired_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 3600);
+        Self {
+            verified_again: day,
+            pending_again: Duration::from_secs(3600),
+            absent_max: day * 7,
+            retired_wait: day * 7,
+        }
+    }
+}
+
+/// All sending domains, in memory with their keys.
 pub struct Domains {
-    store: Arc<dyn Store>,
+    desk: Desk,
+    key: Arc<MasterKey>,
+    resolver: Arc<dyn Resolver>,
+    settings: Settings,
+    memory: Arc<RwLock<Memory>>,
+    usage: OnceLock<SelectorUsage>,
+    damaged: Vec<Damage>,
 }
 
-#[expect(clippy::todo, reason = "face first")]
+type Memory = HashMap<TenantId, HashMap<Domain, Arc<Entry>>>;
+
+/// One record with its keys loaded, or the reason why they are not.
+struct Entry {
+    record: SendingDomain,
+    keys: Result<SigningKeys, String>,
+    next_keys: Option<Result<SigningKeys, String>>,
+    signer: Result<Arc<Signer>, String>,
+}
+
+impl Entry {
+    /// Builds an entry; keys whose selectors `known` has already are not opened again.
+    fn new(record: SendingDomain, key: &MasterKey, known: Option<&Self>) -> Self {
+        let load = |pair: &KeyPair| {
+            let loaded = known.and_then(|known| known.loaded(&pair.rsa.selector)).cloned();
+            loaded.map_or_else(|| pair.load(record.tenant, &record.domain, key), Ok)
+        };
+        let keys = load(&record.keys);
+        let next_keys = record.next_keys.as_ref().map(load);
+        let both = record.keys.ed25519.published == Published::Yes || !matches!(record.state, State::Verified(_));
+        let signer = keys.clone().map(|keys| {
+            Arc::new(Signer {
+                domain: record.domain.clone(),
+                rsa_selector: record.keys.rsa.selector.clone(),
+                ed25519_selector: record.keys.ed25519.selector.clone(),
+                keys,
+                algorithms: if both { Algorithms::Both } else { Algorithms::RsaOnly },
+            })
+        });
+        Self { record, keys, next_keys, signer }
+    }
+
+    fn loaded(&self, rsa_selector: &str) -> Option<&SigningKeys> {
+        if self.record.keys.rsa.selector == rsa_selector {
+            return self.keys.as_ref().ok();
+        }
+        let next = self.record.next_keys.as_ref().filter(|pair| pair.rsa.selector == rsa_selector);
+        next.and(self.next_keys.as_ref()).and_then(|keys| keys.as_ref().ok())
+    }
+}
+
 impl Domains {
-    /// Whether `tenant` may send as `domain`, and what signs it.
+    /// Reads all records and opens their keys. A key that does not open is logged, and mail of
+    /// its domain is refused with 451.
+    pub fn open(
+        store: Arc<dyn Store>,
+        key: Arc<MasterKey>,
+        resolver: Arc<dyn Resolver>,
+        settings: Settings,
+    ) -> Result<Self, StoreError> {
+        let (records, mut damaged) = records::load::<SendingDomain>(&*store, &[prefix::DOMAIN])?;
+        let mut memory = Memory::new();
+        for (store_key, record) in records {
+            if store_key != record::store_key(record.tenant, &record.domain) {
+                damaged.push(records::set_aside(&store_key, "the record is another domain's"));
+                continue;
+            }
+            let entry = Entry::new(record, &key, None);
+            if let Err(error) = &entry.signer {
+                tracing::error!(domain = %entry.record.domain, tenant = %entry.record.tenant, error, "mail cannot be signed");
+            }
+            let domain = entry.record.domain.clone();
+            memory.entry(entry.record.tenant).or_default().insert(domain, Arc::new(entry));
+        }
+        let (desk, memory) = (Desk::new(store), Arc::new(RwLock::new(memory)));
+        Ok(Self { desk, key, resolver, settings, memory, usage: OnceLock::new(), damaged })
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    /// Domains whose keys cannot be used, with the reason: for doctor and readiness.
+    pub fn unusable_keys(&self) -> Vec<(TenantId, Domain, String)> {
+        let memory = records::read(&self.memory);
+        let entries = memory.values().flat_map(HashMap::values);
+        let failed = entries.filter_map(|entry| entry.signer.as_ref().err().map(|error| (entry, error)));
+        failed.map(|(entry, error)| (entry.record.tenant, entry.record.domain.clone(), error.clone())).collect()
+    }
+
+    /// Whether `tenant` may send as `domain`, and what signs it: the longest usable domain of the
+    /// tenant's that covers it.
     /// `Err` is the refusal of RFC 5321's 550 5.7.1 naming the domain and what to do,
     /// or 451 if the keys cannot be used now.
     pub fn signer(&self, tenant: TenantId, domain: &Domain) -> Result<Arc<Signer>, Refusal> {
-        let _ = (&self.store, tenant, domain);
-        todo!("domains room")
+        let entry = self.covering(tenant, domain)?;
+        entry.signer.clone().map_err(|error| {
+            let text = format!("Mail of {domain} cannot be signed now; try again later");
+            Refusal::with_cause(Reply::enhanced(451, 7, 5, text), error)
+        })
+    }
+
+    /// Whether `tenant` may use `domain` in MAIL FROM: the same rule, without asking for keys.
+    pub fn may_use_in_mail_from(&self, tenant: TenantId, domain: &Domain) -> Result<(), Refusal> {
+        self.covering(tenant, domain).map(|_| ())
+    }
+
+    /// What signs a notice from a virtual IP's EHLO name: the owner's key if it covers the name,
+    /// else the instance's own, else nothing (a notice, and only a notice, then leaves unsigned).
+    pub fn name_signer(&self, vip: &Vip) -> Option<Arc<Signer>> {
+        let of_owner = match vip.owner {
+            Owner::Tenant(tenant) => self.signer(tenant, &vip.ehlo).ok(),
+            Owner::Shared => None,
+        };
+        of_owner.or_else(|| self.signer(INSTANCE, &vip.ehlo).ok())
+    }
+
+    /// One domain of a tenant's.
+    pub fn get(&self, actor: &Actor, tenant: TenantId, domain: &Domain) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ReadTenant(tenant))?;
+        self.entry(tenant, domain).map(|entry| entry.record.clone()).ok_or_else(|| missing(domain))
+    }
+
+    /// A tenant's domains, by name. [`INSTANCE`] has the instance's own.
+    pub fn list(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<SendingDomain>, AdminError> {
+        actor.require(Permission::ReadTenant(tenant))?;
+        let memory = records::read(&self.memory);
+        let own = memory.get(&tenant).into_iter().flat_map(HashMap::values);
+        let mut domains: Vec<SendingDomain> = own.map(|entry| entry.record.clone()).collect();
+        domains.sort_by(|one, other| one.domain.cmp(&other.domain));
+        Ok(domains)
+    }
+
+    fn entry(&self, tenant: TenantId, domain: &Domain) -> Option<Arc<Entry>> {
+        records::read(&self.memory).get(&tenant)?.get(domain).cloned()
+    }
+
+    fn covering(&self, tenant: TenantId, name: &Domain) -> Result<Arc<Entry>, Refusal> {
+        let memory = records::read(&self.memory);
+        let own = memory.get(&tenant);
+        let (mut nearest, mut candidate) = (None, Some(name.clone()));
+        while let Some(domain) = candidate {
+            if let Some(entry) = own.and_then(|own| own.get(&domain)) {
+                if entry.record.is_usable() && entry.record.covers(name) {
+                    return Ok(Arc::clone(entry));
+                }
+                nearest.get_or_insert_with(|| Arc::clone(entry));
+            }
+            candidate = domain.parent();
+        }
+        Err(refusal(name, nearest.as_deref()))
     }
 }
+
+fn missing(domain: &Domain) -> AdminError {
+    AdminError::Missing(format!("sending domain {domain}"))
+}
+
+/// Says which domain is refused and what to do about it. `nearest` is what the tenant has for it.
+fn refusal(name: &Domain, nearest: Option<&Entry>) -> Refusal {
+    let text = match nearest.map(|entry| &entry.record) {
+        None => format!(
+            "{name} is not one of your sending domains: add it, publish the DNS record you are given, and verify it"
+        ),
+        Some(known) if known.is_usable() => {
+            format!("{} does not cover names below it: add {name} as a sending domain and verify it", known.domain)
+        }
+        Some(known) => format!(
+            "{} is not verified: publish the TXT record {} you were given, then verify the domain",
+            known.domain,
+            known.key_name(&known.keys.rsa.selector)
+        ),
+    };
+    Refusal::plain(Reply::enhanced(550, 7, 1, text))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! What a tenant or operator should publish in DNS. Pure: texts out of records.
+//!
+//! Only the DKIM records are needed for sending; the rest decides whether the mail is believed.
+//! Easy to get wrong: the addresses to publish are the public ones where a virtual IP is behind NAT.
+
+use std::net::IpAddr;
+
+use super::record::{KeyPair, SendingDomain};
+use crate::vips::Vip;
+
+/// Octets in one string of a TXT record (RFC 1035 s3.3.14).
+const TXT_STRING_OCTETS_MAX: usize = 255;
+
+/// One record to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsRecord {
+    /// Its full name, without the last dot.
+    pub name: String,
+    /// Its type: `TXT`, `A`, `AAAA`, `PTR`.
+    pub kind: &'static str,
+    /// Its value, in one piece; see [`DnsRecord::zone_line`].
+    pub value: String,
+    /// Why, in one sentence.
+    pub purpose: String,
+    /// How much depends on it.
+    pub need: Need,
+}
+
+/// How much depends on a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Without it nothing is sent.
+    Required,
+    /// Without it peers will trust the mail less, or refuse it.
+    Advised,
+}
+
+impl DnsRecord {
+    /// As a line of a zone file; a long TXT is split into strings (RFC 7208 s3.3, RFC 6376 s3.6.2.2).
+    pub fn zone_line(&self) -> String {
+        if self.kind != "TXT" {
+            return format!("{}. IN {} {}", self.name, self.kind, self.value);
+        }
+        let characters: Vec<char> = self.value.chars().collect();
+        let strings = characters.chunks(TXT_STRING_OCTETS_MAX).map(|chunk| {
+            let text: String = chunk.iter().collect();
+            format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+        });
+        format!("{}. IN TXT {}", self.name, strings.collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// The records of a sending domain whose mail leaves by `vips`.
+pub fn domain_records(domain: &SendingDomain, vips: &[Vip]) -> Vec<DnsRecord> {
+    let mut records = key_records(domain, &domain.keys);
+    if let Some(next) = &domain.next_keys {
+        records.extend(key_records(domain, next));
+    }
+    let mechanisms: Vec<String> = vips.iter().flat_map(public_addresses).map(|address| mechanism(&address)).collect();
+    if !mechanisms.is_empty() {
+        records.push(DnsRecord {
+            name: domain.domain.to_string(),
+            kind: "TXT",
+            value: format!("v=spf1 {} ~all", mechanisms.join(" ")),
+            purpose: format!(
+                "SPF, at the domain of MAIL FROM; if there is a v=spf1 record already, add {} to it",
+                mechanisms.join(" ")
+            ),
+            need: Need::Advised,
+        });
+    }
+    records.push(DnsRecord {
+        name: format!("_dmarc.{}", domain.domain),
+        kind: "TXT",
+        value: "v=DMARC1; p=none".to_owned(),
+        purpose: "DMARC; keep an existing record, and tighten p= once reports look well".to_owned(),
+        need: Need::Advised,
+    });
+    records
+}
+
+/// What else helps, in sentences.
+pub fn domain_hints(domain: &SendingDomain) -> Vec<String> {
+    let name = &domain.domain;
+    vec![
+        format!("Bounces go to the MAIL FROM address: {name} (or the domain used there) needs an MX that takes them."),
+        format!("Use a MAIL FROM address at {name} or below it, so that SPF aligns with the header From too."),
+    ]
+}
+
+/// The records of a virtual IP: its name, and the way back.
+pub fn vip_records(vip: &Vip) -> Vec<DnsRecord> {
+    let mut records = Vec::new();
+    for address in public_addresses(vip) {
+        let (kind, reverse) = match address {
+            IpAddr::V4(address) => {
+                let [a, b, c, d] = address.octets();
+                ("A", format!("{d}.{c}.{b}.{a}.in-addr.arpa"))
+            }
+            IpAddr::V6(address) => {
+                let digits = format!("{:032x}", address.to_bits());
+                let reversed: Vec<String> = digits.chars().rev().map(String::from).collect();
+                ("AAAA", format!("{}.ip6.arpa", reversed.join(".")))
+            }
+        };
+        records.push(DnsRecord {
+            name: vip.ehlo.to_string(),
+            kind,
+            value: address.to_string(),
+            purpose: "the name said in EHLO must lead to the address".to_owned(),
+            need: Need::Advised,
+        });
+        records.push(DnsRecord {
+            name: reverse,
+            kind: "PTR",
+            value: format!("{}.", vip.ehlo),
+            purpose: "set at the provider of the address; many peers refuse mail without it".to_owned(),
+            need: Need::Advised,
+        });
+    }
+    records
+}
+
+fn key_records(domain: &SendingDomain, pair: &KeyPair) -> Vec<DnsRecord> {
+    let record = |key: &super::record::Key, purpose: &str, need| DnsRecord {
+        name: domain.key_name(&key.selector),
+        kind: "TXT",
+        value: key.record.clone(),
+        purpose: purpose.to_owned(),
+        need,
+    };
+    vec![
+        record(&pair.rsa, "DKIM key (RSA); proves that the domain is yours", Need::Required),
+        record(&pair.ed25519, "DKIM key (Ed25519); a second, shorter signature", Need::Advised),
+    ]
+}
+
+fn mechanism(address: &IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("ip4:{address}"),
+        IpAddr::V6(address) => format!("ip6:{address}"),
+    }
+}
+
+/// What the world sees of a virtual IP.
+fn public_addresses(vip: &Vip) -> Vec<IpAddr> {
+    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
+    let ipv6 = vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6);
+    ipv4.into_iter().chain(ipv6).filter(|address| !address.is_loopback()).collect()
+}

@@ -1,0 +1,195 @@
+//! What happens to domains by itself: DNS is asked again, old selectors come of age.
+//!
+//! [`Domains::keep`] is idempotent and takes only the time. Easy to get wrong: an old selector's
+//! record may go only when no queued message names it and a week has passed since.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+
+use super::record::{Retired, SendingDomain, State};
+use super::{Domains, missing, verification};
+use crate::access::{Actor, Permission};
+use crate::background::Shutdown;
+use crate::ext::Timestamp;
+use crate::mail::{Domain, TenantId};
+use crate::records::{self, AdminError};
+use crate::store::StoreError;
+
+/// The signatures (`selector._domainkey.domain`) that messages in the queue name.
+pub type SelectorUsage = Arc<dyn Fn() -> Result<HashSet<String>, StoreError> + Send + Sync>;
+
+/// How often [`Domains::run`] looks for something to do.
+const KEPT_EVERY: Duration = Duration::from_secs(600);
+/// Domains looked up at the same time.
+const LOOKUPS_AT_ONCE: usize = 8;
+
+/// A domain and what is left of its past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The domain.
+    pub domain: SendingDomain,
+    /// Selectors used before, oldest first.
+    pub retired: Vec<RetiredSelectors>,
+}
+
+/// Selectors used before, and when their records may be taken out of DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetiredSelectors {
+    /// Their names, `selector._domainkey.domain`.
+    pub names: [String; 2],
+    /// When their keys were erased.
+    pub at: Timestamp,
+    /// Whether the records may go.
+    pub may_go: MayGo,
+}
+
+/// When a record may be taken out of DNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayGo {
+    /// Queued mail still names it, or the queue could not be asked.
+    NotYet,
+    /// Not before this moment, if no queued message names it until then.
+    At(Timestamp),
+    /// Now.
+    Now,
+}
+
+impl Domains {
+    /// Tells the room how to find out which selectors the queue names. Until then, and while
+    /// that fails, no old selector may go.
+    pub fn ask_usage_of(&self, usage: SelectorUsage) {
+        if self.usage.set(usage).is_err() {
+            tracing::debug!("the queue was named twice as the user of selectors");
+        }
+    }
+
+    /// A domain and its old selectors.
+    pub fn status(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<Status, AdminError> {
+        actor.require(Permission::ReadTenant(tenant))?;
+        let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
+        let named = if record.retired.is_empty() { None } else { self.named() };
+        let retired = record.retired.iter().map(|retired| RetiredSelectors {
+            names: names(&record, retired),
+            at: retired.at,
+            may_go: self.may_go(&record, retired, named.as_ref(), now),
+        });
+        Ok(Status { retired: retired.collect(), domain: record })
+    }
+
+    /// Does what is due: looks domains up again, notes which old selectors no message names any
+    /// more, and forgets those that are gone from DNS too.
+    pub async fn keep(&self, now: Timestamp) {
+        let actor = Actor::system("domain verification");
+        self.note_unnamed(&actor, now).await;
+        let due: Vec<(TenantId, Domain)> = {
+            let memory = records::read(&self.memory);
+            let entries = memory.values().flat_map(|own| own.values());
+            let due = entries.filter(|entry| self.is_due(&entry.record, now) && entry.keys.is_ok());
+            due.map(|entry| (entry.record.tenant, entry.record.domain.clone())).collect()
+        };
+        let actor = &actor;
+        let checks = due.into_iter().map(|(tenant, domain)| async move {
+            if let Err(error) = self.verify(actor, tenant, &domain, now).await {
+                tracing::warn!(%tenant, %domain, %error, "a sending domain could not be verified again");
+            }
+        });
+        futures_util::stream::iter(checks).for_each_concurrent(LOOKUPS_AT_ONCE, |check| check).await;
+    }
+
+    /// Calls [`Domains::keep`] while the daemon lives.
+    pub async fn run(&self, shutdown: Shutdown) {
+        let never = tokio::sync::Notify::new();
+        crate::background::periodically(KEPT_EVERY, &never, &shutdown, || self.keep(Timestamp::now())).await;
+    }
+
+    /// Whether it is time to look a domain up. One that waits for something is looked up more often.
+    fn is_due(&self, record: &SendingDomain, now: Timestamp) -> bool {
+        let is_calm =
+            matches!(record.state, State::Verified(_)) && record.absent_since.is_none() && record.next_keys.is_none();
+        let again = if is_calm { self.settings.verified_again } else { self.settings.pending_again };
+        match record.last_check {
+            None => now.since(record.added) >= again.min(self.settings.pending_again) || now < record.added,
+            // A check in the future was made by a clock that has since been set back.
+            Some(last) => now.since(last) >= again || now < last,
+        }
+    }
+
+    fn named(&self) -> Option<HashSet<String>> {
+        match self.usage.get()?() {
+            Ok(named) => Some(named),
+            Err(error) => {
+                tracing::warn!(%error, "the queue cannot say which selectors it names");
+                None
+            }
+        }
+    }
+
+    fn may_go(
+        &self,
+        record: &SendingDomain,
+        retired: &Retired,
+        named: Option<&HashSet<String>>,
+        now: Timestamp,
+    ) -> MayGo {
+        let Some(named) = named else { return MayGo::NotYet };
+        if names(record, retired).iter().any(|name| named.contains(name)) {
+            return MayGo::NotYet;
+        }
+        let at = retired.unnamed_since.unwrap_or(now).plus(self.settings.retired_wait);
+        if at <= now { MayGo::Now } else { MayGo::At(at) }
+    }
+
+    async fn note_unnamed(&self, actor: &Actor, now: Timestamp) {
+        let with_past: Vec<SendingDomain> = {
+            let memory = records::read(&self.memory);
+            let records = memory.values().flat_map(|own| own.values()).map(|entry| &entry.record);
+            records.filter(|record| !record.retired.is_empty()).cloned().collect()
+        };
+        if with_past.is_empty() {
+            return;
+        }
+        let Some(named) = self.named() else { return };
+        for record in with_past {
+            let mut retired = Vec::new();
+            for mut old in record.retired.clone() {
+                let is_named = names(&record, &old).iter().any(|name| named.contains(name));
+                let may_go = self.may_go(&record, &old, Some(&named), now);
+                if may_go == MayGo::Now && self.is_gone(&record, &old).await {
+                    continue;
+                }
+                old.unnamed_since = if is_named { None } else { old.unnamed_since.or(Some(now)) };
+                retired.push(old);
+            }
+            if retired == record.retired {
+                continue;
+            }
+            let noted = self.change((actor, now), (record.tenant, &record.domain), "domain.selectors", |current| {
+                if current.retired == record.retired {
+                    current.retired = retired;
+                }
+                Ok(())
+            });
+            if let Err(error) = noted.await {
+                tracing::warn!(domain = %record.domain, %error, "old selectors could not be noted");
+            }
+        }
+    }
+
+    async fn is_gone(&self, record: &SendingDomain, old: &Retired) -> bool {
+        verification::is_gone(&*self.resolver, &record.domain, &old.rsa_selector).await
+            && verification::is_gone(&*self.resolver, &record.domain, &old.ed25519_selector).await
+    }
+}
+
+fn names(record: &SendingDomain, retired: &Retired) -> [String; 2] {
+    [record.key_name(&retired.rsa_selector), record.key_name(&retired.ed25519_selector)]
+}

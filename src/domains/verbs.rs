@@ -1,0 +1,271 @@
+//! What people do to sending domains: add, verify, rotate, trust, remove.
+//!
+//! Easy to get wrong: DNS is asked without holding the room's turn, so what it said is applied
+//! only if the keys it was asked about are still the ones in the record.
+
+use std::sync::Arc;
+
+use super::record::{KeyPair, SendingDomain, State, Subdomains, Trust, store_key};
+use super::verification::{self, Findings, Turn};
+use super::{Domains, Entry, INSTANCE, missing};
+use crate::access::{Actor, Permission};
+use crate::events::{self, Event, EventKind, InstanceEvent};
+use crate::ext::Timestamp;
+use crate::mail::{Domain, TenantId};
+use crate::records::{self, AdminError};
+use crate::store::{Batch, codec};
+
+/// Domains of one tenant, at most.
+pub const DOMAINS_PER_TENANT_MAX: usize = 10_000;
+/// Octets of a selector, used to see early whether the names of the keys are too long.
+const LONGEST_SELECTOR: &str = "p00000000";
+
+/// How a verification ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// The domain as it is now.
+    pub domain: SendingDomain,
+    /// What DNS said about the keys in use (before any rotation).
+    pub current: Findings,
+    /// What it said about the next ones, if a rotation was under way.
+    pub next: Option<Findings>,
+    /// What followed.
+    pub turns: Vec<Turn>,
+}
+
+impl Domains {
+    /// Adds a domain with new keys, pending until `verify` finds their records;
+    /// [`super::domain_records`] are what to publish. For [`INSTANCE`] it is the name of notices.
+    pub async fn add(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        if !domain.as_str().contains('.') {
+            return Err(AdminError::Invalid(format!("{domain} is a top-level name, nobody sends mail as that")));
+        }
+        verification::key_name(domain, LONGEST_SELECTOR).map_err(AdminError::Invalid)?;
+        let (key, name) = (Arc::clone(&self.key), domain.clone());
+        let record = off_workers(move || SendingDomain::make(tenant, name, &key, now)).await?;
+        let turn = self.desk.turn().await;
+        if self.entry(tenant, domain).is_some() {
+            return Err(AdminError::Exists(format!("sending domain {domain}")));
+        }
+        if records::read(&self.memory).get(&tenant).is_some_and(|own| own.len() >= DOMAINS_PER_TENANT_MAX) {
+            return Err(AdminError::Invalid(format!("a tenant has at most {DOMAINS_PER_TENANT_MAX} sending domains")));
+        }
+        let mut batch = Batch::new();
+        batch.if_absent(store_key(tenant, domain)).set(store_key(tenant, domain), codec::encode(&record));
+        records::audit(&mut batch, actor, "domain.add", subject(&record), now);
+        self.store_in(turn, batch, record.clone()).await?;
+        Ok(record)
+    }
+
+    /// Asks DNS for the records of the domain's keys, and puts what it says to work at once.
+    pub async fn verify(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<Verification, AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        let entry = self.entry(tenant, domain).ok_or_else(|| missing(domain))?;
+        let keys = entry.keys.as_ref().map_err(|error| AdminError::Invalid(error.clone()))?;
+        let current = verification::look(&*self.resolver, domain, &entry.record.keys, keys).await;
+        let next = match (&entry.record.next_keys, &entry.next_keys) {
+            (Some(pair), Some(Ok(keys))) => Some(verification::look(&*self.resolver, domain, pair, keys).await),
+            _ => None,
+        };
+        let turn = self.desk.turn().await;
+        let before = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
+        if !has_same_keys(&before, &entry.record) {
+            return Err(AdminError::Invalid(format!("the keys of {domain} changed meanwhile: verify again")));
+        }
+        let mut record = before.clone();
+        let turns = verification::decide(&mut record, &current, next.as_ref(), (self.settings.absent_max, now));
+        let mut batch = Batch::new();
+        batch.if_equals(store_key(tenant, domain), codec::encode(&before));
+        batch.set(store_key(tenant, domain), codec::encode(&record));
+        for one in &turns {
+            tell(&mut batch, actor, (&record, one), now);
+        }
+        self.store_in(turn, batch, record.clone()).await?;
+        Ok(Verification { domain: record, current, next, turns })
+    }
+
+    /// Makes the next keys. Those of a verified domain are used once DNS has their RSA record
+    /// (`verify`, or the daily look); until then the old ones sign. A domain that is not verified
+    /// changes over at once. The keys that are replaced are erased at that moment; their records
+    /// must stay, see [`Domains::status`].
+    pub async fn rotate(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        self.entry(tenant, domain).ok_or_else(|| missing(domain))?;
+        let (key, name) = (Arc::clone(&self.key), domain.clone());
+        let next = off_workers(move || KeyPair::make(tenant, &name, &key, now)).await?;
+        self.change((actor, now), (tenant, domain), "domain.rotate", |record| {
+            if record.next_keys.is_some() {
+                let text =
+                    format!("a rotation of {} is under way: publish its new records, then verify", record.domain);
+                return Err(AdminError::Exists(text));
+            }
+            record.next_keys = Some(next);
+            if !matches!(record.state, State::Verified(_)) {
+                record.use_next_keys(now);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Drops the next keys of a rotation that is not to be finished.
+    pub async fn cancel_rotation(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        self.change((actor, now), (tenant, domain), "domain.rotate-cancel", |record| match record.next_keys.take() {
+            Some(_) => Ok(()),
+            None => Err(AdminError::Missing(format!("rotation of {} under way", record.domain))),
+        })
+        .await
+    }
+
+    /// Lets a domain be used without proof, or not any more. The operator's word only.
+    pub async fn set_trust(
+        &self,
+        actor: &Actor,
+        (tenant, domain): (TenantId, &Domain),
+        trust: Trust,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let act = match trust {
+            Trust::ByOperator => "domain.trust",
+            Trust::NeedsProof => "domain.distrust",
+        };
+        self.change((actor, now), (tenant, domain), act, |record| {
+            record.trust = trust;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets whether a domain covers names below it. The operator's word only.
+    pub async fn set_subdomains(
+        &self,
+        actor: &Actor,
+        (tenant, domain): (TenantId, &Domain),
+        subdomains: Subdomains,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        self.change((actor, now), (tenant, domain), "domain.subdomains", |record| {
+            record.subdomains = subdomains;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a domain and erases its keys. Mail signed before still needs the DNS records until
+    /// it is delivered: the record that is returned names them.
+    pub async fn remove(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        domain: &Domain,
+        now: Timestamp,
+    ) -> Result<SendingDomain, AdminError> {
+        actor.require(Permission::ManageTenant(tenant))?;
+        let turn = self.desk.turn().await;
+        let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
+        let mut batch = Batch::new();
+        batch.if_equals(store_key(tenant, domain), codec::encode(&record)).remove(store_key(tenant, domain));
+        records::audit(&mut batch, actor, "domain.remove", subject(&record), now);
+        let (memory, name) = (Arc::clone(&self.memory), domain.clone());
+        turn.commit(batch, move || {
+            if let Some(own) = records::write(&memory).get_mut(&tenant) {
+                own.remove(&name);
+            }
+        })
+        .await?;
+        Ok(record)
+    }
+
+    /// One change of one record, with its audit event.
+    pub(super) async fn change(
+        &self,
+        (actor, now): (&Actor, Timestamp),
+        (tenant, domain): (TenantId, &Domain),
+        act: &str,
+        change: impl FnOnce(&mut SendingDomain) -> Result<(), AdminError> + Send,
+    ) -> Result<SendingDomain, AdminError> {
+        let turn = self.desk.turn().await;
+        let before = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
+        let mut record = before.clone();
+        change(&mut record)?;
+        let mut batch = Batch::new();
+        batch.if_equals(store_key(tenant, domain), codec::encode(&before));
+        batch.set(store_key(tenant, domain), codec::encode(&record));
+        records::audit(&mut batch, actor, act, subject(&record), now);
+        self.store_in(turn, batch, record.clone()).await?;
+        Ok(record)
+    }
+
+    async fn store_in(&self, turn: records::Turn, batch: Batch, record: SendingDomain) -> Result<(), AdminError> {
+        let known = self.entry(record.tenant, &record.domain);
+        let entry = Arc::new(Entry::new(record, &self.key, known.as_deref()));
+        let memory = Arc::clone(&self.memory);
+        turn.commit(batch, move || {
+            let (tenant, domain) = (entry.record.tenant, entry.record.domain.clone());
+            records::write(&memory).entry(tenant).or_default().insert(domain, entry);
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+fn has_same_keys(one: &SendingDomain, other: &SendingDomain) -> bool {
+    let selectors = |record: &SendingDomain| {
+        let next = record.next_keys.as_ref().map(|pair| pair.rsa.selector.clone());
+        (record.keys.rsa.selector.clone(), next)
+    };
+    selectors(one) == selectors(other)
+}
+
+fn tell(batch: &mut Batch, actor: &Actor, (record, turn): (&SendingDomain, &Turn), now: Timestamp) {
+    let (tenant, domain) = (record.tenant, record.domain.clone());
+    let told = match turn {
+        Turn::Verified => InstanceEvent::DomainVerified { tenant, domain },
+        Turn::Unverified(reason) => InstanceEvent::DomainUnverified { tenant, domain, reason: reason.clone() },
+        Turn::Rotated => return records::audit(batch, actor, "domain.rotated", subject(record), now),
+    };
+    events::record(batch, &Event { at: now, kind: EventKind::Instance(told) });
+}
+
+fn subject(record: &SendingDomain) -> String {
+    match record.tenant {
+        INSTANCE => format!("{} of the instance", record.domain),
+        tenant => format!("{} of tenant {tenant}", record.domain),
+    }
+}
+
+/// Makes keys off the async workers: RSA takes up to a second of CPU.
+async fn off_workers<T: Send + 'static>(
+    make: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, AdminError> {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.map_err(|error| error.to_string()).and_then(|made| made).map_err(AdminError::Invalid)
+}
