@@ -57,6 +57,7 @@ pub fn signer(domain: &str) -> Arc<Signer> {
         rsa_selector: "r1".to_owned(),
         ed25519_selector: "e1".to_owned(),
         keys: KEYS.clone(),
+        algorithms: Algorithms::Both,
     })
 }
 

@@ -38,7 +38,7 @@ impl Stage for Sign {
             None => return Err(unsigned("no signer was found")),
         };
         let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(unsigned)?;
-        let algorithms = self.algorithms;
+        let algorithms = signer.algorithms_of(self.algorithms);
         let now = about.now;
         // The header block moves to the other thread and back; the body is shared.
         let mut moved = Draft { header: std::mem::take(&mut draft.header), body: draft.body.clone() };
