@@ -1,14 +1,24 @@
 //! The append-only log of what happened. Every state change writes its event in the same batch.
 //!
-//! Recipe: `record(&mut batch, &event)` puts an event into a batch; a [`Consumer`] reads from its
-//! own durable cursor, at least once. Events name (queue id, recipient number); addresses live
+//! Recipe: `record(&mut batch, &event)` puts an event into a batch; [`drive`] runs a [`Consumer`] from
+//! its own durable cursor, at least once; [`Archive`] moves what all have passed into per-day files;
+//! [`Trail`] reads back what happened to one message. Events name (queue id, recipient number); addresses live
 //! once, in the queue's per-message history record, so that erasing is one overwrite.
 
+mod archive;
+mod driver;
 mod facts;
+mod log_line;
+mod trail;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use archive::Archive;
+pub use driver::drive;
 pub use facts::{History, HistoryRef, history_key};
+pub use log_line::{LogFormat, LogLine};
+pub use trail::Trail;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -76,6 +86,8 @@ pub enum MailEvent {
     Retired,
     /// A notice that was owed is not sent, because it cannot be made or delivered.
     NoticeDropped { recipients: Vec<u16>, kind: NoticeKind },
+    /// These recipients are owed again from the body's own frame, after the records were lost.
+    Salvaged { recipients: Vec<u16> },
 }
 
 /// Facts of acceptance.
@@ -196,6 +208,21 @@ pub fn record(batch: &mut Batch, event: &Event) {
     batch.append(vec![crate::store::prefix::EVENT], codec::encode(event));
 }
 
+/// How events are kept and shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How lines of the mail log look (text).
+    pub log_format: LogFormat,
+    /// How long past events and the addresses of finished messages are kept (30 days).
+    pub retention: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { log_format: LogFormat::Text, retention: Duration::from_secs(30 * 24 * 60 * 60) }
+    }
+}
+
 /// Rung after a commit with events, so that consumers need not wait for their next look.
 #[derive(Clone, Debug)]
 pub struct Bell(Arc<tokio::sync::watch::Sender<u64>>);
@@ -238,3 +265,6 @@ pub trait Consumer: Send + Sync {
     /// Reacts to some events in order. `Err` means: the same again, later.
     async fn consume(&self, events: &[Event]) -> Result<(), Retry>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,16 @@ impl Queue {
     /// out last for that message is paid in the same batch; [`CommitError::Conflict`] says that it
     /// was paid already or has changed, and that nothing was accepted.
     pub async fn enqueue(&self, message: NewMessage, now: Timestamp) -> Result<(), CommitError> {
+        self.owe(message, None, now).await
+    }
+
+    /// Owes a message; with `salvaged`, instead of the event Accepted, that these recipients are owed again.
+    pub(super) async fn owe(
+        &self,
+        message: NewMessage,
+        salvaged: Option<Vec<u16>>,
+        now: Timestamp,
+    ) -> Result<(), CommitError> {
         let id = message.id;
         let from_smtp = message.source != "notice";
         // The new message's lock first: nobody who waits for it can hold another one.
@@ -74,6 +84,10 @@ impl Queue {
             Some(about) => Some(self.pay_notice(&mut batch, about, id, now)?),
             None => None,
         };
+        match salvaged {
+            Some(recipients) => Self::note(&mut batch, id, MailEvent::Salvaged { recipients }, now),
+            None => note_acceptance(&mut batch, &message, now),
+        }
         let owed = self.write_message(&mut batch, message, now);
         self.in_memory().expect(owed.iter().map(|loaded| (id, loaded.0)));
         let mut marks = Marks { queue: self, id, numbers: owed.iter().map(|loaded| loaded.0).collect() };
@@ -113,7 +127,6 @@ impl Queue {
         let accepted_at = self.now();
         let due = accepted_at.plus(schedule::held_back(&message.parameters, now));
         batch.append_history(&message, now);
-        note_acceptance(batch, &message, now);
         let envelope = envelope(&message, now);
         let (message, recipients, sealed) = split(message, accepted_at, now);
         let mut records = lane_records(id, due, recipients);

@@ -18,9 +18,6 @@ pub(super) struct Entry {
     pub(super) number: u16,
 }
 
-/// The smallest entry there can be.
-pub(super) const FIRST_ENTRY: Entry = Entry { due: QueueTime(0), queue_id: QueueId([0; 16]), number: 0 };
-
 impl Entry {
     /// The entry that sorts right behind this one.
     pub(super) fn next(self) -> Self {

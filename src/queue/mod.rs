@@ -5,8 +5,6 @@
 //! the clock, repeats commits that failed and sets damaged records aside.
 //! Easy to get wrong: all times here are [`QueueTime`], which no wall-clock jump moves.
 
-#![allow(dead_code, reason = "the verbs that use the rest follow")]
-
 mod claim;
 mod clock;
 mod enqueue;
@@ -16,8 +14,12 @@ mod lanes;
 mod locks;
 mod notices;
 mod record;
+mod salvage;
 mod schedule;
+mod selectors;
 mod settle;
+mod show;
+mod verbs;
 mod verdict;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -29,6 +31,9 @@ pub use record::{
     Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Outcome,
     QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
 };
+pub use salvage::{FoundBody, SalvageError, Salvaged};
+pub use show::{Filter, Listed, PAGE_MAX, Page, Shown, Standing, WhyLine};
+pub use verbs::Changed;
 
 use crate::events;
 use crate::ext::Timestamp;
@@ -103,6 +108,7 @@ pub struct Queue {
     notice_nudge: Nudge,
     chore_nudge: Nudge,
     bell: events::Bell,
+    trail: events::Trail,
     lane_reasons: OnceLock<LaneReasons>,
 }
 
@@ -145,6 +151,7 @@ impl Queue {
             return Err(StoreError::Failed("this release keeps claims in memory: it cannot share its records".into()));
         }
         let queue = Self {
+            trail: events::Trail::new(Arc::clone(&store)),
             store,
             blobs,
             settings,
@@ -177,6 +184,13 @@ impl Queue {
     #[must_use]
     pub fn with_bell(mut self, bell: events::Bell) -> Self {
         self.bell = bell;
+        self
+    }
+
+    /// The same queue, showing past events from this archive too.
+    #[must_use]
+    pub fn with_archive(mut self, archive: Arc<events::Archive>) -> Self {
+        self.trail = self.trail.with_archive(archive);
         self
     }
 
@@ -257,4 +271,8 @@ impl Queue {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verb_tests;

@@ -37,10 +37,16 @@ impl Owed {
         self.about.get(&id).map_or(0, Vec::len)
     }
 
+    /// The keys of those owed about a message.
+    pub(super) fn keys_about(&self, id: QueueId) -> Vec<Key> {
+        self.about.get(&id).cloned().unwrap_or_default()
+    }
+
     pub(super) fn added(&mut self, keys: impl IntoIterator<Item = Key>) {
         for new in keys {
             let Some((_, id, _)) = key::read_notice(&new) else { continue };
-            if self.keys.insert(new.clone(), None).is_none() {
+            if !self.keys.contains_key(&new) {
+                self.keys.insert(new.clone(), None);
                 self.about.entry(id).or_default().push(new);
             }
         }
@@ -194,6 +200,7 @@ impl Queue {
         Some(own)
     }
 
+    /// Reads the keys of all notices owed; those known already stay as they are.
     pub(super) fn discover_notices(&self) -> Result<(), StoreError> {
         let end = after_prefix(&[prefix::NOTICE]);
         let mut from = vec![prefix::NOTICE];

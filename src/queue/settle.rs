@@ -217,6 +217,9 @@ impl Queue {
     fn was_recorded(&self, name: (QueueId, u16)) -> Result<(), CommitError> {
         self.in_memory().claim_is_busy(name);
         self.look_again(name);
+        // The try that was abandoned may have owed a notice that memory does not know.
+        self.discover_notices().map_err(refused)?;
+        self.notice_nudge.notify_one();
         Ok(())
     }
 

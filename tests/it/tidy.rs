@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("suppression", &["mail", "access", "store", "events", "records"]),
     ("domains", &["mail", "access", "store", "events", "records", "net", "vips"]),
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
-    ("queue", &["mail", "routing", "access", "store", "events"]),
+    ("queue", &["mail", "routing", "access", "store", "events", "records"]),
     ("intake", &["mail", "routing", "store", "pipeline", "queue", "events", "vips", "accounts", "domains"]),
     ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events"]),
     (

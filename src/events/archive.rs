@@ -1,0 +1,345 @@
+//! Past events in per-day files: append-only frames, checksummed and compressed. The store keeps
+//! only what some consumer has not passed yet, and the last few minutes.
+//!
+//! A frame names the messages it speaks about before its compressed part, so that looking for one
+//! message skips the others. Easy to get wrong: a crash between writing a frame and removing its
+//! events from the store repeats them; whoever writes skips what the day's file has already.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::driver::{passed, read_after};
+use super::{Event, EventKind};
+use crate::background::Shutdown;
+use crate::ext::Timestamp;
+use crate::mail::QueueId;
+use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
+
+/// Events in one frame, at most.
+const FRAME_EVENTS: usize = 4_096;
+/// Fewer events than a frame's are moved once the oldest of them is this old.
+const RECENT: Duration = Duration::from_secs(10 * 60);
+/// How often the archiver looks.
+const PERIOD: Duration = Duration::from_secs(30);
+/// What a frame begins with.
+const MAGIC: [u8; 8] = *b"postern1";
+/// Magic, length of the index, length of the compressed part, checksum of both.
+const HEAD_BYTES: usize = 8 + 4 + 4 + 4;
+/// Bytes of one frame, at most: what claims more is damage.
+const FRAME_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// zstd's level: three compresses a frame in a few milliseconds.
+const LEVEL: i32 = 3;
+/// A file's name is its day and this.
+const SUFFIX: &str = ".events";
+
+/// What lies before the compressed part of a frame.
+#[derive(Debug, Serialize, Deserialize)]
+struct FrameIndex {
+    last: Key,
+    /// Hashes of the queue ids it speaks about, sorted.
+    messages: Vec<u32>,
+}
+
+/// One event with its key in the store.
+type Stored = (Key, Vec<u8>);
+
+/// The folder of past events.
+#[derive(Debug)]
+pub struct Archive {
+    folder: PathBuf,
+    /// The last key in each day's file, as far as it was needed.
+    last: Mutex<HashMap<String, Key>>,
+}
+
+impl Archive {
+    /// Opens or makes the folder.
+    pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
+        let folder = folder.into();
+        fs::create_dir_all(&folder)?;
+        Ok(Self { folder, last: Mutex::default() })
+    }
+
+    /// Moves events into files until `shutdown`, once every consumer in `consumers` has passed them,
+    /// and deletes the files of days past `retention`.
+    pub async fn run(
+        self: Arc<Self>,
+        store: Arc<dyn Store>,
+        consumers: Vec<&'static str>,
+        retention: Duration,
+        shutdown: &Shutdown,
+    ) {
+        let nudge = tokio::sync::Notify::new();
+        crate::background::periodically(PERIOD, &nudge, shutdown, || async {
+            let now = Timestamp::now();
+            loop {
+                match self.move_some(&store, &consumers, now).await {
+                    Ok(0) => break,
+                    Ok(_) if shutdown.is_cancelled() => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(error, "past events could not be moved into their files yet");
+                        break;
+                    }
+                }
+            }
+            if let Err(error) = self.expire(now, retention) {
+                tracing::warn!(%error, "files of past events could not be deleted yet");
+            }
+        })
+        .await;
+    }
+
+    /// Moves up to one frame's worth of events; returns how many.
+    pub async fn move_some(
+        self: &Arc<Self>,
+        store: &Arc<dyn Store>,
+        consumers: &[&'static str],
+        now: Timestamp,
+    ) -> Result<usize, String> {
+        let (archive, source, names) = (Arc::clone(self), Arc::clone(store), consumers.to_vec());
+        let moved = tokio::task::spawn_blocking(move || archive.write_some(&*source, &names, now));
+        let keys = moved.await.map_err(|error| error.to_string())??;
+        let count = keys.len();
+        if count > 0 {
+            let mut batch = Batch::new();
+            for key in keys {
+                batch.remove(key);
+            }
+            store.commit(batch).await.map_err(|error| error.to_string())?;
+        }
+        Ok(count)
+    }
+
+    /// Writes frames and syncs them; returns the keys to be removed from the store.
+    fn write_some(&self, store: &dyn Store, consumers: &[&str], now: Timestamp) -> Result<Vec<Key>, String> {
+        let Some(limit) = limit(store, consumers).map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
+        let page = read_after(store, &[prefix::EVENT], FRAME_EVENTS).map_err(|error| error.to_string())?;
+        let full = page.len() == FRAME_EVENTS;
+        let passed: Vec<Stored> = page.into_iter().take_while(|(key, _)| *key <= limit).collect();
+        let oldest = passed.iter().find_map(|(_, bytes)| codec::decode::<Event>(bytes).ok()).map(|event| event.at);
+        if !full && oldest.is_none_or(|oldest| now.since(oldest) < RECENT) {
+            return Ok(Vec::new());
+        }
+        let keys = passed.iter().map(|(key, _)| key.clone()).collect();
+        let mut days = BTreeMap::<String, Vec<Stored>>::new();
+        let mut day = day_of(now);
+        for (key, bytes) in passed {
+            // A damaged event is kept with its neighbours, as it is.
+            if let Ok(event) = codec::decode::<Event>(&bytes) {
+                day = day_of(event.at);
+            }
+            days.entry(day.clone()).or_default().push((key, bytes));
+        }
+        for (day, events) in days {
+            self.append(&day, events).map_err(|error| format!("{}: {error}", self.path(&day).display()))?;
+        }
+        Ok(keys)
+    }
+
+    fn append(&self, day: &str, mut events: Vec<Stored>) -> io::Result<()> {
+        if let Some(last) = self.last_key(day)? {
+            events.retain(|(key, _)| *key > last);
+        }
+        let Some((last, _)) = events.last() else { return Ok(()) };
+        let last = last.clone();
+        let bytes = frame(&events)?;
+        let path = self.path(day);
+        let is_new = !path.exists();
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        if is_new {
+            File::open(&self.folder)?.sync_all()?;
+        }
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(day.to_owned(), last);
+        Ok(())
+    }
+
+    fn last_key(&self, day: &str) -> io::Result<Option<Key>> {
+        if let Some(last) = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(day) {
+            return Ok(Some(last.clone()));
+        }
+        let mut last = None;
+        each_frame(&self.path(day), |index, _| last = Some(index.last))?;
+        Ok(last)
+    }
+
+    /// Events of one message in the files, in the order they were written. Blocks on the disk.
+    pub fn of_message(&self, id: QueueId) -> io::Result<Vec<Stored>> {
+        let first =
+            id.0.get(..6).unwrap_or_default().iter().fold(0_u64, |millis, byte| (millis << 8) | u64::from(*byte));
+        // A day of grace: the clock may have been set back after the id was made.
+        let first = day_of(Timestamp(first.saturating_sub(24 * 60 * 60 * 1_000)));
+        let mut found = Vec::new();
+        for day in self.days()?.into_iter().filter(|day| *day >= first) {
+            each_frame(&self.path(&day), |index, packed| {
+                if index.messages.binary_search(&hash(id)).is_ok() {
+                    let events = unpack(packed).unwrap_or_default();
+                    found.extend(events.into_iter().filter(|(_, bytes)| speaks_of(bytes, id)));
+                }
+            })?;
+        }
+        found.sort_by(|one, two| one.0.cmp(&two.0));
+        found.dedup_by(|one, two| one.0 == two.0);
+        Ok(found)
+    }
+
+    /// The days there are files of, oldest first.
+    pub fn days(&self) -> io::Result<Vec<String>> {
+        let mut days = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            if let Some(day) = entry?.file_name().to_str().and_then(|name| name.strip_suffix(SUFFIX)) {
+                days.push(day.to_owned());
+            }
+        }
+        days.sort();
+        Ok(days)
+    }
+
+    /// Deletes the files of days that ended more than `retention` ago.
+    pub fn expire(&self, now: Timestamp, retention: Duration) -> io::Result<()> {
+        let kept = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+        let first = day_of(Timestamp(now.0.saturating_sub(kept)));
+        for day in self.days()?.into_iter().filter(|day| *day < first) {
+            fs::remove_file(self.path(&day))?;
+            self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(&day);
+        }
+        Ok(())
+    }
+
+    fn path(&self, day: &str) -> PathBuf {
+        self.folder.join(format!("{day}{SUFFIX}"))
+    }
+}
+
+/// The event up to which every consumer has come; `None` if one has not begun.
+fn limit(store: &dyn Store, consumers: &[&str]) -> Result<Option<Key>, StoreError> {
+    let mut least: Option<Key> = None;
+    for name in consumers {
+        let Some(own) = passed(store, name)? else { return Ok(None) };
+        least = Some(least.map_or(own.clone(), |least| least.min(own)));
+    }
+    Ok(least)
+}
+
+fn day_of(at: Timestamp) -> String {
+    let mut text = at.rfc3339();
+    text.truncate(10);
+    text
+}
+
+fn hash(id: QueueId) -> u32 {
+    crc32c::crc32c(&id.0)
+}
+
+/// Whether the stored event is about the message, without decoding what is about others.
+pub(super) fn speaks_of(bytes: &[u8], id: QueueId) -> bool {
+    memchr::memmem::find(bytes, &id.0).is_some()
+        && codec::decode::<Event>(bytes).is_ok_and(|event| matches!(event.kind, EventKind::Mail(own, _) if own == id))
+}
+
+fn frame(events: &[Stored]) -> io::Result<Vec<u8>> {
+    let mut messages = Vec::new();
+    for (_, bytes) in events {
+        if let Ok(Event { kind: EventKind::Mail(id, _), .. }) = codec::decode::<Event>(bytes) {
+            messages.push(hash(id));
+        }
+    }
+    messages.sort_unstable();
+    messages.dedup();
+    let last = events.last().map(|(key, _)| key.clone()).unwrap_or_default();
+    let index = codec::encode(&FrameIndex { last, messages });
+    let packed = zstd::bulk::compress(&codec::encode(&events), LEVEL)?;
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::Error::other("a frame too long"));
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&index), &packed);
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + index.len() + packed.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&length(&index)?.to_le_bytes());
+    bytes.extend_from_slice(&length(&packed)?.to_le_bytes());
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    bytes.extend_from_slice(&index);
+    bytes.extend_from_slice(&packed);
+    Ok(bytes)
+}
+
+fn unpack(packed: &[u8]) -> io::Result<Vec<Stored>> {
+    let mut bytes = Vec::new();
+    zstd::Decoder::new(packed)?.take(FRAME_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+    codec::decode(&bytes).map_err(io::Error::other)
+}
+
+/// Reads a file frame by frame. Bytes that are no sound frame are skipped up to the next one: the
+/// torn end of a crash, with newer frames behind it, or damage.
+fn each_frame(path: &Path, mut look: impl FnMut(FrameIndex, &[u8])) -> io::Result<()> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    let mut offset = 0;
+    while let Some(start) = next_magic(&mut file, offset)? {
+        match read_frame(&mut file, start, length)? {
+            Some((index, packed, end)) => {
+                look(index, &packed);
+                offset = end;
+            }
+            None => offset = start + 1,
+        }
+    }
+    Ok(())
+}
+
+fn read_frame(file: &mut File, start: u64, length: u64) -> io::Result<Option<(FrameIndex, Vec<u8>, u64)>> {
+    let mut head = [0_u8; HEAD_BYTES];
+    file.seek(SeekFrom::Start(start))?;
+    if length.saturating_sub(start) < HEAD_BYTES as u64 {
+        return Ok(None);
+    }
+    file.read_exact(&mut head)?;
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+        u32::from_le_bytes(bytes)
+    };
+    let (index, packed, sum) = (number(8) as usize, number(12) as usize, number(16));
+    let end = start + (HEAD_BYTES + index + packed) as u64;
+    if end > length || index + packed > FRAME_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; index + packed];
+    file.read_exact(&mut bytes)?;
+    if crc32c::crc32c(&bytes) != sum {
+        return Ok(None);
+    }
+    let packed = bytes.split_off(index);
+    Ok(codec::decode(&bytes).ok().map(|index| (index, packed, end)))
+}
+
+/// Where the next frame may begin, at `offset` or behind.
+fn next_magic(file: &mut File, mut offset: u64) -> io::Result<Option<u64>> {
+    let mut window = vec![0; 64 * 1024];
+    loop {
+        file.seek(SeekFrom::Start(offset))?;
+        let mut filled = 0;
+        while filled < window.len() {
+            match file.read(window.get_mut(filled..).unwrap_or_default())? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        let seen = window.get(..filled).unwrap_or_default();
+        if let Some(at) = memchr::memmem::find(seen, &MAGIC) {
+            return Ok(Some(offset + at as u64));
+        }
+        if filled < window.len() {
+            return Ok(None);
+        }
+        offset += (filled - MAGIC.len() + 1) as u64;
+    }
+}

@@ -1,0 +1,292 @@
+//! The mail log for people: one line per event, as text or JSON. Rendered from events, nowhere else.
+//!
+//! Addresses are looked up in the history record, so an erased message logs numbers only. Easy to
+//! get wrong: what peers said is made printable here, so that nobody can forge a line.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Consumer, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key};
+use crate::mail::{QueueId, printable};
+use crate::store::{Store, codec};
+
+/// History records remembered, at most.
+const REMEMBERED_MAX: usize = 1_024;
+/// Addresses named in one line, at most.
+const ADDRESSES_MAX: usize = 20;
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `time queue-id event key=value ...`
+    #[default]
+    Text,
+    /// One JSON object per line with the same names.
+    Json,
+}
+
+/// The consumer that writes the mail log.
+pub struct LogLine {
+    store: Arc<dyn Store>,
+    format: LogFormat,
+    out: Mutex<Box<dyn Write + Send>>,
+    remembered: Mutex<HashMap<QueueId, Option<Arc<History>>>>,
+}
+
+impl LogLine {
+    /// Writes to standard error.
+    pub fn new(store: Arc<dyn Store>, format: LogFormat) -> Self {
+        Self::to(store, format, Box::new(std::io::stderr()))
+    }
+
+    /// Writes to `out`.
+    pub fn to(store: Arc<dyn Store>, format: LogFormat, out: Box<dyn Write + Send>) -> Self {
+        Self { store, format, out: Mutex::new(out), remembered: Mutex::default() }
+    }
+
+    fn history(&self, id: QueueId) -> Option<Arc<History>> {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = remembered.get(&id) {
+            return known.clone();
+        }
+        let read = self.store.get(&history_key(id)).ok().flatten();
+        let read = read.and_then(|bytes| codec::decode(&bytes).ok()).map(Arc::new);
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        remembered.insert(id, read.clone());
+        read
+    }
+}
+
+#[async_trait]
+impl Consumer for LogLine {
+    fn name(&self) -> &'static str {
+        "log-line"
+    }
+
+    async fn consume(&self, events: &[Event]) -> Result<(), Retry> {
+        let mut text = String::with_capacity(events.len() * 200);
+        for event in events {
+            let line = match &event.kind {
+                EventKind::Mail(id, told) => mail_line(*id, told, self.history(*id).as_deref()),
+                EventKind::Instance(told) => instance_line(told),
+                EventKind::Audit(told) => {
+                    let mut line = Line::new(None, "audit");
+                    line.field("actor", &told.actor).field("act", &told.act).field("subject", &told.subject);
+                    line
+                }
+            };
+            line.render(event, self.format, &mut text);
+        }
+        // A log nobody reads any more (a closed stderr) must not stop the other consumers.
+        let _ = self.out.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
+        Ok(())
+    }
+}
+
+struct Line {
+    id: Option<QueueId>,
+    event: &'static str,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Line {
+    fn new(id: Option<QueueId>, event: &'static str) -> Self {
+        Self { id, event, fields: Vec::new() }
+    }
+
+    fn field(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
+        self.fields.push((name, printable(&value.to_string())));
+        self
+    }
+
+    fn peer(&mut self, peer: Option<&Peer>) -> &mut Self {
+        if let Some(peer) = peer {
+            self.field("peer", &peer.host).field("address", &peer.address);
+            self.field("source", &peer.source).field("tls", &peer.tls);
+        }
+        self
+    }
+
+    fn recipients(&mut self, numbers: &[u16], history: Option<&History>) -> &mut Self {
+        let mut text = String::new();
+        for number in numbers.iter().take(ADDRESSES_MAX) {
+            let separator = if text.is_empty() { "" } else { "," };
+            let address = history.and_then(|history| history.recipients.get(usize::from(*number)));
+            let _ = match address {
+                Some(address) => write!(text, "{separator}<{address}>"),
+                None => write!(text, "{separator}#{number}"),
+            };
+        }
+        if numbers.len() > ADDRESSES_MAX {
+            let _ = write!(text, " and {} more", numbers.len() - ADDRESSES_MAX);
+        }
+        self.field("to", text)
+    }
+
+    fn render(&self, event: &Event, format: LogFormat, text: &mut String) {
+        match format {
+            LogFormat::Text => {
+                let _ = write!(text, "{} ", event.at);
+                match self.id {
+                    Some(id) => {
+                        let _ = write!(text, "{id} {}", self.event);
+                    }
+                    None => text.push_str(self.event),
+                }
+                for (name, value) in &self.fields {
+                    let plain = !value.is_empty() && !value.contains([' ', '"', '=']);
+                    let _ = match plain {
+                        true => write!(text, " {name}={value}"),
+                        false => write!(text, " {name}={value:?}"),
+                    };
+                }
+            }
+            LogFormat::Json => {
+                let mut object = serde_json::Map::new();
+                object.insert("at".into(), event.at.rfc3339().into());
+                if let Some(id) = self.id {
+                    object.insert("queue_id".into(), id.to_string().into());
+                }
+                object.insert("event".into(), self.event.into());
+                for (name, value) in &self.fields {
+                    object.insert((*name).into(), value.as_str().into());
+                }
+                let _ = write!(text, "{}", serde_json::Value::Object(object));
+            }
+        }
+        text.push('\n');
+    }
+}
+
+fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line {
+    let mut line = Line::new(Some(id), mail_name(event));
+    match event {
+        MailEvent::Accepted(accepted) => {
+            if let Some(history) = history {
+                line.field("from", &history.reverse_path);
+                let numbers: Vec<u16> = (0..accepted.recipients).collect();
+                line.recipients(&numbers, Some(history)).field("message_id", &history.message_id);
+            }
+            line.field("tenant", accepted.tenant).field("vip", accepted.vip).field("source", &accepted.source);
+            if let Some(account) = accepted.account {
+                line.field("account", account);
+            }
+            line.field("recipients", accepted.recipients).field("size", accepted.size_bytes);
+            line.field("signed", accepted.signatures.join(","));
+        }
+        MailEvent::Delivered { recipients, peer, reply } => {
+            line.recipients(recipients, history).peer(Some(peer)).field("reply", reply);
+        }
+        MailEvent::Deferred { recipients, peer, why, detail, due_in_secs } => {
+            line.recipients(recipients, history).field("why", format!("{why:?}")).field("reply", detail);
+            line.field("next_try_secs", due_in_secs).peer(peer.as_ref());
+        }
+        MailEvent::Bounced { recipients, peer, why, detail } => {
+            line.recipients(recipients, history).field("why", format!("{why:?}")).field("reply", detail);
+            line.peer(peer.as_ref());
+        }
+        MailEvent::Expired { recipients, last } => {
+            line.recipients(recipients, history).field("reply", last);
+        }
+        MailEvent::Suppressed { recipients } | MailEvent::Salvaged { recipients } => {
+            line.recipients(recipients, history);
+        }
+        MailEvent::Held { recipients, by }
+        | MailEvent::Released { recipients, by }
+        | MailEvent::Retried { recipients, by }
+        | MailEvent::Cancelled { recipients, by } => {
+            line.recipients(recipients, history).field("by", by);
+        }
+        MailEvent::VipMissing { recipients, vip } => {
+            line.recipients(recipients, history).field("vip", vip);
+        }
+        MailEvent::Moved { recipients, from, to, by } => {
+            line.recipients(recipients, history).field("vip", to).field("from_vip", from).field("by", by);
+        }
+        MailEvent::NoticeSent { recipients, kind, notice } => {
+            line.recipients(recipients, history).field("kind", format!("{kind:?}")).field("notice", notice);
+        }
+        MailEvent::NoticeDropped { recipients, kind } => {
+            line.recipients(recipients, history).field("kind", format!("{kind:?}"));
+        }
+        MailEvent::Damaged { detail } => {
+            line.field("detail", detail);
+        }
+        MailEvent::NoticeUnsigned | MailEvent::Retired => {}
+    }
+    line
+}
+
+fn mail_name(event: &MailEvent) -> &'static str {
+    match event {
+        MailEvent::Accepted(_) => "accepted",
+        MailEvent::Suppressed { .. } => "suppressed",
+        MailEvent::Delivered { .. } => "delivered",
+        MailEvent::Deferred { .. } => "deferred",
+        MailEvent::Bounced { .. } => "bounced",
+        MailEvent::Expired { .. } => "expired",
+        MailEvent::Held { .. } => "held",
+        MailEvent::Released { .. } => "released",
+        MailEvent::Retried { .. } => "retried",
+        MailEvent::Cancelled { .. } => "cancelled",
+        MailEvent::VipMissing { .. } => "vip-missing",
+        MailEvent::Moved { .. } => "moved",
+        MailEvent::NoticeSent { .. } => "notice-sent",
+        MailEvent::NoticeUnsigned => "notice-unsigned",
+        MailEvent::Damaged { .. } => "damaged",
+        MailEvent::Retired => "retired",
+        MailEvent::NoticeDropped { .. } => "notice-dropped",
+        MailEvent::Salvaged { .. } => "salvaged",
+    }
+}
+
+fn instance_line(event: &InstanceEvent) -> Line {
+    let (name, fields): (_, Vec<(&'static str, String)>) = match event {
+        InstanceEvent::Started { version } => ("started", vec![("version", version.clone())]),
+        InstanceEvent::Stopping => ("stopping", Vec::new()),
+        InstanceEvent::LoginRefused { login, peer, vip, reason } => {
+            let vip = vip.map_or_else(|| "none".to_owned(), |vip| vip.to_string());
+            let fields =
+                vec![("login", login.clone()), ("peer", peer.clone()), ("vip", vip), ("reason", reason.clone())];
+            ("login-refused", fields)
+        }
+        InstanceEvent::LoginSlowed { login, network } => {
+            ("login-slowed", vec![("login", login.clone()), ("network", network.clone())])
+        }
+        InstanceEvent::VipMissing { vip, address } => {
+            ("vip-missing", vec![("vip", vip.to_string()), ("address", address.clone())])
+        }
+        InstanceEvent::VipPresent { vip, address } => {
+            ("vip-present", vec![("vip", vip.to_string()), ("address", address.clone())])
+        }
+        InstanceEvent::DomainVerified { tenant, domain } => {
+            ("domain-verified", vec![("tenant", tenant.to_string()), ("domain", domain.to_string())])
+        }
+        InstanceEvent::DomainUnverified { tenant, domain, reason } => {
+            let fields =
+                vec![("tenant", tenant.to_string()), ("domain", domain.to_string()), ("reason", reason.clone())];
+            ("domain-unverified", fields)
+        }
+        InstanceEvent::RecordDamaged { key, detail } => {
+            ("record-damaged", vec![("key", key.clone()), ("detail", detail.clone())])
+        }
+        InstanceEvent::Refused { tenant, account, reply, cause } => {
+            let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
+            let tenant = tenant.to_string();
+            let fields =
+                vec![("tenant", tenant), ("account", account), ("reply", reply.clone()), ("cause", cause.clone())];
+            ("refused", fields)
+        }
+    };
+    let mut line = Line::new(None, name);
+    for (name, value) in fields {
+        line.field(name, value);
+    }
+    line
+}

@@ -1,0 +1,236 @@
+//! The queue against a map: random acts, restarts and failing commits; what the map says is owed is
+//! owed, what it says is done is never handed out again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::tests::{Bench, WALL, bounced, deferred, delivered, message};
+use super::*;
+use crate::access::Actor;
+use crate::store::prefix;
+
+/// One random act; numbers are taken modulo what there is.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Enqueue { recipients: u8, lanes: u8 },
+    Claim { most: u8 },
+    Settle { which: u8, outcome: u8 },
+    GiveBack { which: u8, seconds: u16 },
+    Hold(u8),
+    Release(u8),
+    Cancel(u8),
+    Retry(u8),
+    Pass { minutes: u16 },
+    FailNext(u8),
+    Chores,
+    Reopen,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (1_u8..6, 1_u8..4).prop_map(|(recipients, lanes)| Act::Enqueue { recipients, lanes }),
+        5 => (1_u8..5).prop_map(|most| Act::Claim { most }),
+        6 => (any::<u8>(), 0_u8..4).prop_map(|(which, outcome)| Act::Settle { which, outcome }),
+        2 => (any::<u8>(), 0_u16..900).prop_map(|(which, seconds)| Act::GiveBack { which, seconds }),
+        1 => any::<u8>().prop_map(Act::Hold),
+        1 => any::<u8>().prop_map(Act::Release),
+        1 => any::<u8>().prop_map(Act::Cancel),
+        1 => any::<u8>().prop_map(Act::Retry),
+        3 => (1_u16..400).prop_map(|minutes| Act::Pass { minutes }),
+        1 => (1_u8..3).prop_map(Act::FailNext),
+        2 => Just(Act::Chores),
+        1 => Just(Act::Reopen),
+    ]
+}
+
+/// What a recipient is allowed to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Waiting,
+    Held,
+    Done,
+}
+
+struct World {
+    bench: Bench,
+    claims: Vec<Claim>,
+    fates: BTreeMap<(QueueId, u16), Fate>,
+    ids: Vec<QueueId>,
+}
+
+impl World {
+    fn pick(&self, which: u8) -> Option<QueueId> {
+        self.ids.get(usize::from(which) % self.ids.len().max(1)).copied()
+    }
+
+    fn take_claim(&mut self, which: u8) -> Option<Claim> {
+        let at = usize::from(which) % self.claims.len().max(1);
+        (at < self.claims.len()).then(|| self.claims.remove(at))
+    }
+
+    async fn perform(&mut self, act: Act) {
+        match act {
+            Act::Enqueue { recipients, lanes } => self.enqueue(recipients, lanes).await,
+            Act::Claim { most } => {
+                for due in self.bench.queue.lanes() {
+                    for claim in self.bench.queue.claim(&due.lane, usize::from(most)) {
+                        self.check(&claim);
+                        self.claims.push(claim);
+                    }
+                }
+            }
+            Act::Settle { which, outcome } => self.settle(which, outcome).await,
+            Act::GiveBack { which, seconds } => {
+                if let Some(claim) = self.take_claim(which) {
+                    self.bench.queue.release(claim, Duration::from_secs(u64::from(seconds)));
+                }
+            }
+            Act::Hold(which) | Act::Release(which) | Act::Cancel(which) | Act::Retry(which) => {
+                self.order(act, which).await;
+            }
+            Act::Pass { minutes } => self.bench.pass(u64::from(minutes) * 60_000),
+            Act::FailNext(times) => self.bench.store.fail_next(usize::from(times), CommitError::Full("full".into())),
+            Act::Chores => self.bench.queue.do_chores(WALL).await,
+            Act::Reopen => {
+                // A clean stop: what was not recorded yet is recorded first.
+                self.recover().await;
+                self.claims.clear();
+                self.bench.reopen().await;
+            }
+        }
+    }
+
+    async fn enqueue(&mut self, recipients: u8, lanes: u8) {
+        let to: Vec<String> = (0..recipients).map(|number| format!("r{number}@d{}.example", number % lanes)).collect();
+        let to: Vec<&str> = to.iter().map(String::as_str).collect();
+        let new = message(&to);
+        let id = new.id;
+        if self.bench.queue.enqueue(new, WALL).await.is_ok() {
+            self.ids.push(id);
+            self.fates.extend((0..u16::from(recipients)).map(|number| ((id, number), Fate::Waiting)));
+        }
+    }
+
+    /// What is handed out is owed, and by nobody else's hands.
+    fn check(&self, claim: &Claim) {
+        let twice = self.claims.iter().any(|other| (other.queue_id, other.number) == (claim.queue_id, claim.number));
+        assert!(!twice, "claimed twice");
+        for recipient in &claim.record.recipients {
+            let fate = self.fates[&(claim.queue_id, recipient.number)];
+            let expected = match recipient.state {
+                RecipientState::Waiting => Fate::Waiting,
+                RecipientState::Held => Fate::Held,
+                RecipientState::Done(_) => Fate::Done,
+            };
+            assert_eq!(fate, expected, "recipient {} of {}", recipient.number, claim.queue_id);
+        }
+    }
+
+    async fn settle(&mut self, which: u8, outcome: u8) {
+        let Some(claim) = self.take_claim(which) else { return };
+        let outcome = match outcome {
+            0 => Some(delivered()),
+            1 => Some(bounced()),
+            2 => Some(deferred()),
+            _ => None,
+        };
+        let mut outcomes = Vec::new();
+        for recipient in claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting) {
+            let Some(outcome) = &outcome else { continue };
+            outcomes.push((recipient.number, outcome.clone()));
+        }
+        let id = claim.queue_id;
+        let waited = schedule::waited(&claim.message, self.bench.queue.now());
+        let ended = match outcome {
+            Some(Outcome::Deferred { .. }) => waited >= Settings::default().expire_after,
+            Some(_) => true,
+            None => false,
+        };
+        for (number, _) in outcomes.iter().filter(|_| ended) {
+            self.fates.insert((id, *number), Fate::Done);
+        }
+        let _ = self.bench.queue.settle(claim, outcomes, WALL).await;
+    }
+
+    async fn order(&mut self, act: Act, which: u8) {
+        let Some(id) = self.pick(which) else { return };
+        let actor = Actor::local(0);
+        let queue = &self.bench.queue;
+        let (done, fate) = match act {
+            Act::Hold(_) => (queue.hold(&actor, id, &[], WALL).await, Some(Fate::Held)),
+            Act::Release(_) => (queue.release_hold(&actor, id, &[], WALL).await, Some(Fate::Waiting)),
+            Act::Cancel(_) => (queue.cancel(&actor, id, &[], WALL).await, Some(Fate::Done)),
+            _ => (queue.retry(&actor, id, &[], WALL).await, None),
+        };
+        let Ok(changed) = done else { return };
+        for number in changed.recipients {
+            // An outcome that could not be recorded yet stays what happened.
+            if let Some(fate) = fate
+                && self.fates[&(id, number)] != Fate::Done
+            {
+                self.fates.insert((id, number), fate);
+            }
+        }
+    }
+
+    async fn recover(&mut self) {
+        self.bench.store.reopen();
+        for _ in 0..3 {
+            self.bench.pass(60_000);
+            self.bench.queue.do_chores(WALL).await;
+        }
+        assert_eq!(self.bench.queue.totals().unrecorded, 0);
+    }
+
+    /// Lets everything end: every recipient the map calls waiting is handed out exactly once more.
+    async fn finish(mut self) {
+        self.recover().await;
+        for claim in std::mem::take(&mut self.claims) {
+            self.bench.queue.release(claim, Duration::ZERO);
+        }
+        self.bench.queue.do_chores(WALL).await;
+        for id in self.ids.clone() {
+            let _ = self.bench.queue.release_hold(&Actor::local(0), id, &[], WALL).await;
+        }
+        for fate in self.fates.values_mut().filter(|fate| **fate == Fate::Held) {
+            *fate = Fate::Waiting;
+        }
+        self.bench.pass(24 * 3_600_000);
+        let waiting = self.fates.values().filter(|fate| **fate == Fate::Waiting).count();
+        let mut handed_out = 0;
+        for claim in self.bench.claim_all() {
+            self.check(&claim);
+            let waiting = claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting);
+            let outcomes: Vec<_> = waiting.map(|recipient| (recipient.number, delivered())).collect();
+            handed_out += outcomes.len();
+            self.bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+        }
+        assert_eq!(handed_out, waiting);
+        self.bench.queue.do_chores(WALL).await;
+        self.bench.pass(3_600_000);
+        while let Some(notice) = self.bench.queue.owed_notices(1).unwrap().pop() {
+            self.bench.queue.drop_notice(&notice, WALL).await.unwrap();
+        }
+        self.bench.assert_empty();
+        assert_eq!(self.bench.count(prefix::HISTORY), self.ids.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_the_map_says_is_owed_is_owed(acts in proptest::collection::vec(acts(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new().await;
+            let mut world = World { bench, claims: Vec::new(), fates: BTreeMap::new(), ids: Vec::new() };
+            for act in acts {
+                world.perform(act).await;
+            }
+            world.finish().await;
+        });
+    }
+}

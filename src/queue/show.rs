@@ -1,0 +1,343 @@
+//! Reading the queue for people: list, show, and why each recipient is still here.
+//!
+//! Easy to get wrong: these read the store and may take a while on a long queue; a page looks at a
+//! bounded number of records and says where the next one begins, even if it found nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::Queue;
+use super::key;
+use super::lanes::Flight;
+use super::record::{Ending, LaneRecord, NoticeOwed, QueuedMessage, QueuedRecipient, RecipientState};
+use super::verbs::RECORDS_MAX;
+use crate::access::{Actor, Permission};
+use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
+use crate::mail::{Domain, QueueId, TenantId, VipId};
+use crate::records::AdminError;
+use crate::store::{StoreError, after_prefix, codec, prefix};
+
+/// Messages in one page, at most.
+pub const PAGE_MAX: usize = 1_000;
+/// Message records looked at for one page, at most.
+const LOOKED_AT_MAX: usize = 20_000;
+/// Message records read at once.
+const READ_AT_ONCE: usize = 256;
+
+/// Which messages are listed; an empty filter is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// With an unfinished recipient in this domain or below.
+    pub recipient_domain: Option<Domain>,
+    /// With an unfinished recipient in this state.
+    pub state: Option<Standing>,
+    /// With an unfinished recipient that leaves by this virtual IP.
+    pub vip: Option<VipId>,
+}
+
+/// Where an unfinished recipient stands, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// Waits for its due time.
+    Waiting,
+    /// Being tried now.
+    InFlight,
+    /// Held by an operator.
+    Held,
+}
+
+/// One message in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: QueueId,
+    /// Its record.
+    pub message: QueuedMessage,
+    /// Addresses and header facts, if they were not erased.
+    pub history: Option<History>,
+    /// Recipients that wait.
+    pub waiting: usize,
+    /// Recipients being tried now.
+    pub in_flight: usize,
+    /// Recipients held.
+    pub held: usize,
+    /// When the next of them is due; zero if one is.
+    pub due_in: Option<Duration>,
+    /// The last reply or cause of one of them.
+    pub last: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Oldest first.
+    pub messages: Vec<Listed>,
+    /// Ask for what follows this; `None` at the end.
+    pub next: Option<QueueId>,
+}
+
+/// Everything known of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its id.
+    pub id: QueueId,
+    /// Its record, unless it is retired.
+    pub message: Option<QueuedMessage>,
+    /// Addresses and header facts, unless erased or past retention.
+    pub history: Option<History>,
+    /// The lane records left, by number.
+    pub records: Vec<(u16, LaneRecord)>,
+    /// Lane records that cannot be read.
+    pub damaged: Vec<String>,
+    /// Notices owed.
+    pub notices: Vec<NoticeOwed>,
+    /// What happened, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Why one recipient is where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WhyLine {
+    /// Its number.
+    pub recipient: u16,
+    /// Where to, if that was not erased.
+    pub address: String,
+    /// A sentence.
+    pub sentence: String,
+}
+
+impl Queue {
+    /// Up to `most` messages that fit the filter, oldest first, after `after`. Blocks on the disk.
+    pub fn list(
+        &self,
+        actor: &Actor,
+        filter: &Filter,
+        after: Option<QueueId>,
+        most: usize,
+    ) -> Result<Page, AdminError> {
+        actor.require(filter.tenant.map_or(Permission::ManageInstance, Permission::ReadTenant))?;
+        let most = most.clamp(1, PAGE_MAX);
+        let end = after_prefix(&[prefix::MESSAGE]);
+        let mut from = after.map_or_else(|| vec![prefix::MESSAGE], key::message);
+        if after.is_some() {
+            from.push(0);
+        }
+        let (mut page, mut looked_at) = (Page::default(), 0);
+        loop {
+            let read = self.store.range(&from, &end, READ_AT_ONCE)?;
+            let ended = read.len() < READ_AT_ONCE;
+            for (own, bytes) in read {
+                let Some(id) = key::id_of(&own) else { continue };
+                from.clone_from(&own);
+                from.push(0);
+                looked_at += 1;
+                // A damaged message record is reported when it is claimed, not here.
+                let Ok(message) = codec::decode::<QueuedMessage>(&bytes) else { continue };
+                if filter.tenant.is_none_or(|tenant| message.tenant == tenant) {
+                    page.messages.extend(self.listed(id, message, filter)?);
+                }
+                if page.messages.len() >= most || looked_at >= LOOKED_AT_MAX {
+                    page.next = Some(id);
+                    return Ok(page);
+                }
+            }
+            if ended {
+                return Ok(page);
+            }
+        }
+    }
+
+    fn listed(&self, id: QueueId, message: QueuedMessage, filter: &Filter) -> Result<Option<Listed>, StoreError> {
+        let mut counts = HashMap::<Standing, usize>::new();
+        let (mut due, mut last, mut fits) = (None, None, false);
+        for (number, record) in self.lane_records_of(id)?.0 {
+            for recipient in &record.recipients {
+                let Some(standing) = self.standing((id, number), recipient) else { continue };
+                *counts.entry(standing).or_default() += 1;
+                last = recipient.last_detail.clone().or(last);
+                if standing == Standing::Waiting {
+                    due = Some(due.map_or(record.due, |due: super::QueueTime| due.min(record.due)));
+                }
+                let in_domain = |domain: &Domain| recipient.address.domain().is_within(domain);
+                fits |= filter.recipient_domain.as_ref().is_none_or(in_domain)
+                    && filter.state.is_none_or(|state| state == standing)
+                    && filter.vip.is_none_or(|vip| vip == record.lane.vip);
+            }
+        }
+        let whole = filter.recipient_domain.is_none() && filter.state.is_none() && filter.vip.is_none();
+        if !fits && !whole {
+            return Ok(None);
+        }
+        let count = |standing| counts.get(&standing).copied().unwrap_or_default();
+        let (waiting, in_flight, held) = (count(Standing::Waiting), count(Standing::InFlight), count(Standing::Held));
+        let due_in = due.map(|due| due.since(self.now()));
+        let history = self.history(id)?;
+        Ok(Some(Listed { id, message, history, waiting, in_flight, held, due_in, last }))
+    }
+
+    /// Everything about one message, retired ones included as far as retention reaches.
+    /// Blocks on the disk.
+    pub fn show(&self, actor: &Actor, id: QueueId) -> Result<Shown, AdminError> {
+        let message = self.message(id)?;
+        let history = self.history(id)?;
+        let tenant = message.as_ref().map(|message| message.tenant).or(history.as_ref().map(|history| history.tenant));
+        let tenant = tenant.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
+        actor.require(Permission::ReadTenant(tenant))?;
+        let (records, damaged) = self.lane_records_of(id)?;
+        let mut notices = Vec::new();
+        for own in self.notices_owed().keys_about(id) {
+            if let Some(bytes) = self.store.get(&own)? {
+                notices.push(codec::decode(&bytes)?);
+            }
+        }
+        let mut events = self.trail.of_message(id)?;
+        events.sort_by_key(|event| event.at);
+        Ok(Shown { id, message, history, records, damaged, notices, events })
+    }
+
+    /// One line per recipient: what it waits for, or how it ended. Blocks on the disk.
+    pub fn why(&self, actor: &Actor, id: QueueId) -> Result<Vec<WhyLine>, AdminError> {
+        let shown = self.show(actor, id)?;
+        let mut sentences = HashMap::<u16, String>::new();
+        for event in &shown.events {
+            if let EventKind::Mail(_, event) = &event.kind {
+                let (recipients, sentence) = ending(event);
+                sentences.extend(recipients.iter().map(|recipient| (*recipient, sentence.clone())));
+            }
+        }
+        let mut addresses = HashMap::<u16, String>::new();
+        for (number, record) in &shown.records {
+            for recipient in &record.recipients {
+                addresses.insert(recipient.number, recipient.address.to_string());
+                if let Some(sentence) = self.sentence((id, *number), record, recipient) {
+                    sentences.insert(recipient.number, sentence);
+                }
+            }
+        }
+        for notice in &shown.notices {
+            let told = notice_sentence(notice, notice.due.since(self.now()));
+            for recipient in &notice.recipients {
+                sentences.entry(recipient.number).or_default().push_str(&told);
+            }
+        }
+        let history = shown.history.map(|history| history.recipients).unwrap_or_default();
+        addresses.extend((0_u16..).zip(&history).map(|(number, address)| (number, address.to_string())));
+        let count = shown.message.map_or(history.len(), |message| usize::from(message.recipients));
+        let lines = (0_u16..).take(count).map(|recipient| WhyLine {
+            recipient,
+            address: addresses.remove(&recipient).unwrap_or_else(|| "(erased)".to_owned()),
+            sentence: sentences.remove(&recipient).unwrap_or_else(|| "nothing is recorded about it".to_owned()),
+        });
+        Ok(lines.collect())
+    }
+
+    /// The history record of a message.
+    pub fn history(&self, id: QueueId) -> Result<Option<History>, StoreError> {
+        self.store.get(&history_key(id))?.map(|bytes| codec::decode(&bytes)).transpose()
+    }
+
+    fn lane_records_of(&self, id: QueueId) -> Result<LaneRecords, StoreError> {
+        let records = key::lane_records(id);
+        let (mut found, mut damaged) = (Vec::new(), Vec::new());
+        for (own, bytes) in self.store.range(&records, &after_prefix(&records), RECORDS_MAX)? {
+            match (key::number_of(&own), codec::decode(&bytes)) {
+                (Some(number), Ok(record)) => found.push((number, record)),
+                (_, Err(error)) => damaged.push(error.to_string()),
+                (None, _) => damaged.push("not a lane record's key".to_owned()),
+            }
+        }
+        Ok((found, damaged))
+    }
+
+    fn standing(&self, name: (QueueId, u16), recipient: &QueuedRecipient) -> Option<Standing> {
+        match recipient.state {
+            RecipientState::Done(_) => None,
+            RecipientState::Held => Some(Standing::Held),
+            RecipientState::Waiting => match self.in_memory().flight(name) {
+                Some(Flight::Claimed { .. }) => Some(Standing::InFlight),
+                _ => Some(Standing::Waiting),
+            },
+        }
+    }
+
+    fn sentence(&self, name: (QueueId, u16), record: &LaneRecord, recipient: &QueuedRecipient) -> Option<String> {
+        let last = match (&recipient.last_detail, &recipient.last_peer) {
+            (Some(detail), Some(peer)) => format!("; last answer of {}: {detail}", peer.host),
+            (Some(detail), None) => format!("; last cause: {detail}"),
+            (None, _) => String::new(),
+        };
+        let attempts = match record.attempts {
+            0 => "not tried yet".to_owned(),
+            1 => "tried once".to_owned(),
+            more => format!("tried {more} times"),
+        };
+        match self.standing(name, recipient)? {
+            Standing::Held => Some(format!("held by an operator until it is released, {attempts}{last}")),
+            Standing::InFlight => Some(format!("being tried now, {attempts} before{last}")),
+            Standing::Waiting => {
+                let reason = self.lane_reasons.get().and_then(|reasons| reasons(&record.lane));
+                let reason = reason.map(|reason| format!("; its lane waits: {reason}")).unwrap_or_default();
+                let due = record.due.since(self.now());
+                let due = if due.is_zero() { "due now".to_owned() } else { format!("due in {}", words(due)) };
+                Some(format!("{due}, {attempts}{reason}{last}"))
+            }
+        }
+    }
+}
+
+/// Lane records by number, and what is wrong with those that cannot be read.
+type LaneRecords = (Vec<(u16, LaneRecord)>, Vec<String>);
+
+/// How an event left its recipients.
+fn ending(event: &MailEvent) -> (&[u16], String) {
+    match event {
+        MailEvent::Suppressed { recipients } => {
+            (recipients, "suppressed: on the tenant's list, never mailed".to_owned())
+        }
+        MailEvent::Delivered { recipients, peer, reply } => {
+            (recipients, format!("delivered to {}: {reply}", peer.host))
+        }
+        MailEvent::Bounced { recipients, detail, .. } => (recipients, format!("given up: {detail}")),
+        MailEvent::Expired { recipients, last } => (recipients, format!("given up after waiting too long: {last}")),
+        MailEvent::Cancelled { recipients, by } => (recipients, format!("cancelled by {by}")),
+        _ => (&[], String::new()),
+    }
+}
+
+fn notice_sentence(notice: &NoticeOwed, due: Duration) -> String {
+    let kind = match notice.kind {
+        NoticeKind::Failure => "failure",
+        NoticeKind::Delay => "delay",
+        NoticeKind::Success => "success",
+    };
+    if due.is_zero() {
+        format!("; its {kind} notice is being made")
+    } else {
+        format!("; its {kind} notice gathers for another {}", words(due))
+    }
+}
+
+/// A span of time as people say it.
+fn words(span: Duration) -> String {
+    match span.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+impl Ending {
+    /// The ending as people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Bounced => "bounced",
+            Self::Expired => "expired",
+            Self::Suppressed => "suppressed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What operators do to queued mail: retry, hold, release, cancel, move. Each is checked, and its
+//! audit event is in the batch of the change.
+//!
+//! Easy to get wrong: a record in flight is changed in the store at once, but its attempt goes on;
+//! the settlement reads the record again and keeps what was asked (see `verdict`).
+
+use super::Queue;
+use super::key::{self, Entry};
+use super::lanes::{Name, Seized};
+use super::record::{Ending, LaneRecord, QueueTime, RecipientState};
+use super::show::{Filter, PAGE_MAX};
+use super::verdict;
+use crate::access::{Actor, Permission};
+use crate::events::MailEvent;
+use crate::ext::Timestamp;
+use crate::mail::{QueueId, VipId};
+use crate::records::{AdminError, audit};
+use crate::routing::Lane;
+use crate::store::{Batch, Key, after_prefix, codec};
+
+/// Lane records of one message, at most: every recipient in a lane of its own.
+pub(super) const RECORDS_MAX: usize = 65_536;
+
+/// What a verb did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Recipients it applied to, by number.
+    pub recipients: Vec<u16>,
+    /// Of these, those being tried right now: it takes effect when their attempt has ended.
+    pub in_flight: Vec<u16>,
+}
+
+/// What is asked of the recipients of one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Retry,
+    Hold,
+    Release,
+    Cancel,
+    Move(VipId),
+}
+
+/// One lane record on its way from one state to another.
+struct Change {
+    name: Name,
+    raw: Vec<u8>,
+    old: LaneRecord,
+    new: LaneRecord,
+    recipients: Vec<u16>,
+    seized: Seized,
+}
+
+/// One order of an actor about one message.
+struct Order<'a> {
+    actor: &'a Actor,
+    id: QueueId,
+    verb: Verb,
+    /// Recipient numbers; empty is all.
+    only: &'a [u16],
+}
+
+impl Queue {
+    /// Makes waiting recipients due now. `only` names recipients by number, empty is all of them.
+    pub async fn retry(&self, actor: &Actor, id: QueueId, only: &[u16], now: Timestamp) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Retry, only }, now).await
+    }
+
+    /// Keeps recipients from being tried until they are released.
+    pub async fn hold(&self, actor: &Actor, id: QueueId, only: &[u16], now: Timestamp) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Hold, only }, now).await
+    }
+
+    /// Ends a hold; what was held is due now.
+    pub async fn release_hold(
+        &self,
+        actor: &Actor,
+        id: QueueId,
+        only: &[u16],
+        now: Timestamp,
+    ) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Release, only }, now).await
+    }
+
+    /// Drops recipients for good; nobody is told but the record.
+    pub async fn cancel(
+        &self,
+        actor: &Actor,
+        id: QueueId,
+        only: &[u16],
+        now: Timestamp,
+    ) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Cancel, only }, now).await
+    }
+
+    /// Cancels every message that fits the filter; returns how many messages were changed.
+    pub async fn cancel_matching(&self, actor: &Actor, filter: &Filter, now: Timestamp) -> Result<usize, AdminError> {
+        let (mut cursor, mut cancelled) = (None, 0);
+        loop {
+            let page = self.list(actor, filter, cursor, PAGE_MAX)?;
+            for listed in page.messages {
+                match self.cancel(actor, listed.id, &[], now).await {
+                    Ok(changed) => cancelled += usize::from(!changed.recipients.is_empty()),
+                    Err(AdminError::Missing(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(cancelled),
+            }
+        }
+    }
+
+    /// Lets what is left of a message leave by another virtual IP: only by a shared one, and only if
+    /// the tenant permits it (see [`super::Policy::may_move`]).
+    pub async fn move_to(&self, actor: &Actor, id: QueueId, to: VipId, now: Timestamp) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Move(to), only: &[] }, now).await
+    }
+
+    async fn obey(&self, order: Order<'_>, now: Timestamp) -> Result<Changed, AdminError> {
+        let id = order.id;
+        let _lock = self.locks.lock(id).await;
+        let message = self.message(id)?.ok_or_else(|| AdminError::Missing(format!("message {id} in the queue")))?;
+        order.actor.require(Permission::ManageTenant(message.tenant))?;
+        if let Verb::Move(to) = order.verb {
+            (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
+        }
+        let (mut changes, untouched) = self.plan(&order)?;
+        if changes.is_empty() {
+            return Ok(Changed::default());
+        }
+        {
+            let mut lanes = self.in_memory();
+            for change in &mut changes {
+                change.seized = lanes.seize(&change.old.lane, change.name, change.old.due);
+            }
+        }
+        // A retry of something in flight would change nothing but its due time behind its back.
+        if order.verb == Verb::Retry {
+            changes.retain(|change| change.seized != Seized::InFlight);
+        }
+        let seized = SeizedRecords { queue: self, names: names(&changes) };
+        let mut batch = Batch::new();
+        let left = changes.iter().filter(|change| change.stays()).count() + untouched;
+        changes.iter().for_each(|change| change.write(&mut batch));
+        write_events(&mut batch, &order, &changes, now);
+        if order.verb == Verb::Cancel && left == 0 && self.notices_owed().about(id) == 0 {
+            Self::retire(&mut batch, id, now);
+        }
+        if !changes.is_empty() {
+            self.commit(batch).await?;
+        }
+        drop(seized.forget());
+        Ok(self.obeyed(changes))
+    }
+
+    /// The records the order changes, and how many it leaves as they are.
+    fn plan(&self, order: &Order<'_>) -> Result<(Vec<Change>, usize), AdminError> {
+        let records = key::lane_records(order.id);
+        let stored = self.store.range(&records, &after_prefix(&records), RECORDS_MAX)?;
+        let (mut changes, mut untouched) = (Vec::new(), 0);
+        for (own, raw) in stored {
+            let number = key::number_of(&own);
+            let (Some(number), Ok(old)) = (number, codec::decode::<LaneRecord>(&raw)) else {
+                untouched += 1;
+                continue;
+            };
+            let (new, recipients) = order.apply(&old, self.now());
+            if recipients.is_empty() {
+                untouched += 1;
+            } else {
+                changes.push(Change { name: (order.id, number), raw, old, new, recipients, seized: Seized::Busy });
+            }
+        }
+        Ok((changes, untouched))
+    }
+
+    /// Puts what was committed into memory.
+    fn obeyed(&self, changes: Vec<Change>) -> Changed {
+        let mut changed = Changed::default();
+        for change in changes {
+            changed.recipients.extend_from_slice(&change.recipients);
+            match change.seized {
+                Seized::InFlight => changed.in_flight.extend_from_slice(&change.recipients),
+                Seized::Busy => self.look_again(change.name),
+                Seized::Yours if verdict::waits(&change.new) => {
+                    let entry = change.entry(change.new.due);
+                    self.in_memory().put(&change.new.lane, entry, None);
+                }
+                Seized::Yours => self.in_memory().gone(change.name),
+            }
+        }
+        self.nudge.notify_one();
+        changed
+    }
+}
+
+impl Order<'_> {
+    fn apply(&self, old: &LaneRecord, now: QueueTime) -> (LaneRecord, Vec<u16>) {
+        let mut new = old.clone();
+        let mut touched = Vec::new();
+        for recipient in &mut new.recipients {
+            if !self.only.is_empty() && !self.only.contains(&recipient.number) {
+                continue;
+            }
+            let state = match (self.verb, recipient.state) {
+                (Verb::Retry, RecipientState::Waiting) => RecipientState::Waiting,
+                (Verb::Hold, RecipientState::Waiting) => RecipientState::Held,
+                (Verb::Release, RecipientState::Held) => RecipientState::Waiting,
+                (Verb::Cancel, RecipientState::Waiting | RecipientState::Held) => {
+                    RecipientState::Done(Ending::Cancelled)
+                }
+                (Verb::Move(to), state @ (RecipientState::Waiting | RecipientState::Held)) if old.lane.vip != to => {
+                    state
+                }
+                _ => continue,
+            };
+            recipient.state = state;
+            touched.push(recipient.number);
+        }
+        if let Verb::Move(to) = self.verb {
+            new.lane = Lane { vip: to, ..new.lane };
+        }
+        if matches!(self.verb, Verb::Retry | Verb::Release) {
+            new.due = now;
+        }
+        (new, touched)
+    }
+}
+
+impl Change {
+    fn entry(&self, due: QueueTime) -> Entry {
+        Entry { due, queue_id: self.name.0, number: self.name.1 }
+    }
+
+    fn due_key(&self, record: &LaneRecord) -> Key {
+        key::due(&record.lane, self.entry(record.due))
+    }
+
+    /// Whether the lane record is still there afterwards. While it is in flight it stays until the
+    /// settlement, even if everybody in it was cancelled.
+    fn stays(&self) -> bool {
+        let done = self.new.recipients.iter().all(|recipient| matches!(recipient.state, RecipientState::Done(_)));
+        !done || self.seized != Seized::Yours
+    }
+
+    fn write(&self, batch: &mut Batch) {
+        let own = key::lane_record(self.name.0, self.name.1);
+        batch.if_equals(own.clone(), self.raw.clone());
+        batch.remove(self.due_key(&self.old));
+        if self.stays() {
+            batch.set(own, codec::encode(&self.new));
+            // Cancelled in flight keeps its due key, so that after a crash it is found and finished.
+            let done = self.new.recipients.iter().all(|recipient| matches!(recipient.state, RecipientState::Done(_)));
+            if verdict::waits(&self.new) || done {
+                batch.set(self.due_key(&self.new), Vec::new());
+            }
+        } else {
+            batch.remove(own);
+        }
+    }
+}
+
+fn names(changes: &[Change]) -> Vec<Name> {
+    changes.iter().filter(|change| change.seized == Seized::Yours).map(|change| change.name).collect()
+}
+
+fn write_events(batch: &mut Batch, order: &Order<'_>, changes: &[Change], now: Timestamp) {
+    let by = || order.actor.name.clone();
+    let recipients: Vec<u16> = changes.iter().flat_map(|change| change.recipients.iter().copied()).collect();
+    let (act, event) = match order.verb {
+        Verb::Retry => ("queue.retry", MailEvent::Retried { recipients, by: by() }),
+        Verb::Hold => ("queue.hold", MailEvent::Held { recipients, by: by() }),
+        Verb::Release => ("queue.release", MailEvent::Released { recipients, by: by() }),
+        Verb::Cancel => {
+            batch.settled.push((order.id, recipients.clone()));
+            ("queue.cancel", MailEvent::Cancelled { recipients, by: by() })
+        }
+        Verb::Move(to) => {
+            let from = changes.first().map_or(to, |change| change.old.lane.vip);
+            ("queue.move", MailEvent::Moved { recipients, from, to, by: by() })
+        }
+    };
+    Queue::note(batch, order.id, event, now);
+    audit(batch, order.actor, act, order.id.to_string(), now);
+}
+
+/// Lets the chores put seized records back if the change failed or was abandoned.
+struct SeizedRecords<'a> {
+    queue: &'a Queue,
+    names: Vec<Name>,
+}
+
+impl SeizedRecords<'_> {
+    fn forget(mut self) -> Self {
+        self.names.clear();
+        self
+    }
+}
+
+impl Drop for SeizedRecords<'_> {
+    fn drop(&mut self) {
+        for name in self.names.drain(..) {
+            self.queue.look_again(name);
+        }
+    }
+}
