@@ -32,6 +32,7 @@ pub mod suppression; // recipients a tenant never mails
 pub mod vips; // virtual IPs
 
 // flow: one message's life
+pub mod delivery; // tries to pay what is owed
 pub mod intake; // the only way mail gets in
 pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed

@@ -1,0 +1,370 @@
+//! One SMTP conversation up to the point where mail can be sent: greeting, EHLO, STARTTLS, AUTH.
+//!
+//! It refuses to know messages and queues. Easy to get wrong: each reply has one deadline as a
+//! whole, so that a peer that drips bytes gains nothing; and whatever was received before the TLS
+//! handshake must not survive it (RFC 3207 s4.2).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::stream::Stream;
+use crate::delivery::Settings;
+use crate::delivery::outcome::{Failure, Phase, Trouble};
+use crate::delivery::transport::{Login, Progress, TlsUse};
+use crate::events::Peer;
+use crate::mail::{Domain, Reply, Severity, VipId, printable};
+use crate::net::{ClientTls, Dialer, Verify};
+use crate::smtp::{Extensions, ReplyParser};
+
+/// Octets read at a time.
+const READ_BYTES: usize = 4 * 1024;
+
+/// Which connections may stand in for each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The peer.
+    pub address: SocketAddr,
+    /// Our side.
+    pub vip: VipId,
+    /// What TLS meant when it was opened.
+    pub tls: TlsUse,
+    /// Whose login, 0 for none.
+    pub realm: u64,
+}
+
+/// Where and how to connect.
+pub(super) struct Call<'a> {
+    pub(super) host: &'a str,
+    pub(super) source: IpAddr,
+    pub(super) key: PoolKey,
+    pub(super) ehlo: &'a Domain,
+    pub(super) login: Option<&'a Arc<Login>>,
+}
+
+/// What connecting needs.
+pub(super) struct Tools<'a> {
+    pub(super) dialer: &'a dyn Dialer,
+    pub(super) tls: &'a ClientTls,
+    pub(super) settings: &'a Settings,
+    pub(super) progress: &'a Progress,
+}
+
+/// An open conversation, ready for MAIL.
+pub struct Connection {
+    pub(super) stream: Stream,
+    pub(super) parser: ReplyParser,
+    pub(super) inbox: BytesMut,
+    pub(super) out: Vec<u8>,
+    /// What the peer offers, as of the last EHLO.
+    pub(super) extensions: Extensions,
+    /// For the trail.
+    pub(super) peer: Peer,
+    pub(super) key: PoolKey,
+    pub(super) opened: Instant,
+    /// Transactions begun.
+    pub(super) uses: usize,
+    /// The last transaction was not ended by a final dot: RSET goes before the next MAIL.
+    pub(super) needs_reset: bool,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Connection({} from {})", self.key.address, self.peer.source)
+    }
+}
+
+/// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
+pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
+    let first = open_once(call, tools, call.key.tls).await;
+    match first {
+        Err(Failure { trouble: Trouble::Tls(reason), .. }) if call.key.tls == TlsUse::Opportunistic => {
+            let mut connection = open_once(call, tools, TlsUse::Never).await?;
+            connection.peer.tls = format!("none (TLS failed: {reason})");
+            Ok(connection)
+        }
+        other => other,
+    }
+}
+
+async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Connection, Failure> {
+    let timeouts = &tools.settings.timeouts;
+    let peer = Peer {
+        host: call.host.to_owned(),
+        address: call.key.address.to_string(),
+        source: call.source.to_string(),
+        tls: "none".to_owned(),
+    };
+    let failure = |phase, trouble| Failure { phase, trouble, peer: Some(Box::new(peer.clone())) };
+    tools.progress.step(Phase::Connect);
+    let stream = tools.dialer.dial(call.source, call.key.address, timeouts.connect).await.map_err(|error| {
+        let trouble = match error {
+            crate::net::DialError::SourceMissing(address) => Trouble::SourceMissing(address),
+            crate::net::DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
+        };
+        failure(Phase::Connect, trouble)
+    })?;
+    let mut connection = Connection {
+        stream: Stream::Plain(stream),
+        parser: ReplyParser::new(),
+        inbox: BytesMut::new(),
+        out: Vec::new(),
+        extensions: Extensions::default(),
+        peer,
+        key: call.key.clone(),
+        opened: Instant::now(),
+        uses: 0,
+        needs_reset: false,
+    };
+    if tls == TlsUse::Implicit {
+        connection = connection.secure(call, tools, Verify::Required).await?;
+    }
+    let greeting = connection.reply(Phase::Greeting, timeouts.greeting, tools.progress).await?;
+    if greeting.severity() != Severity::Success {
+        return Err(connection.failure(Phase::Greeting, Trouble::Refused(greeting)));
+    }
+    connection.greet(call.ehlo, tools).await?;
+    connection = connection.starttls(call, tools, tls).await?;
+    if let Some(login) = call.login {
+        connection.login(login, tools).await?;
+    }
+    Ok(connection)
+}
+
+impl Connection {
+    /// A failure of this conversation.
+    pub(super) fn failure(&self, phase: Phase, trouble: Trouble) -> Failure {
+        Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) }
+    }
+
+    /// The key under which it may be kept.
+    pub fn key(&self) -> &PoolKey {
+        &self.key
+    }
+
+    /// Whether it is worth another message.
+    pub fn is_fresh(&self, settings: &Settings, now: Instant) -> bool {
+        let mails_max = self.extensions.limits.mail_max.and_then(|most| usize::try_from(most).ok());
+        self.uses < settings.messages_per_connection_max
+            && mails_max.is_none_or(|most| self.uses < most)
+            && now.duration_since(self.opened) < settings.connection_age_max
+    }
+
+    /// Whether the peer has neither spoken nor hung up since it was last used.
+    pub fn is_quiet(&mut self) -> bool {
+        self.inbox.is_empty() && !self.parser.is_midway() && self.stream.is_quiet()
+    }
+
+    /// Sends what is in `out` in one write.
+    pub(super) async fn flush(&mut self, phase: Phase, patience: Duration) -> Result<(), Failure> {
+        let written = tokio::time::timeout(patience, async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await
+        });
+        let result = match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Trouble::Lost(printable(&error.to_string()))),
+            Err(_) => Err(Trouble::TimedOut),
+        };
+        self.out.clear();
+        result.map_err(|trouble| self.failure(phase, trouble))
+    }
+
+    /// The next reply, whole, within `patience` as a whole.
+    pub(super) async fn reply(
+        &mut self,
+        phase: Phase,
+        patience: Duration,
+        progress: &Progress,
+    ) -> Result<Reply, Failure> {
+        // The usual case first: it came with what was read before; no timer is needed.
+        let parsed = self.parse();
+        let result = match parsed {
+            Ok(None) => match tokio::time::timeout(patience, self.read_reply()).await {
+                Ok(result) => result,
+                Err(_) => Err(Trouble::TimedOut),
+            },
+            Ok(Some(reply)) => Ok(reply),
+            Err(trouble) => Err(trouble),
+        };
+        progress.step(phase);
+        result.map_err(|trouble| self.failure(phase, trouble))
+    }
+
+    fn parse(&mut self) -> Result<Option<Reply>, Trouble> {
+        let mut unread: &[u8] = &self.inbox;
+        let before = unread.len();
+        let parsed = self.parser.parse(&mut unread);
+        let taken = before.saturating_sub(unread.len());
+        self.inbox.advance(taken);
+        parsed.map_err(|error| Trouble::Malformed(error.to_string()))
+    }
+
+    async fn read_reply(&mut self) -> Result<Reply, Trouble> {
+        loop {
+            self.inbox.reserve(READ_BYTES);
+            match self.stream.read_buf(&mut self.inbox).await {
+                Ok(0) => return Err(Trouble::Lost("closed by the peer".to_owned())),
+                Ok(_) => {}
+                Err(error) => return Err(Trouble::Lost(printable(&error.to_string()))),
+            }
+            if let Some(reply) = self.parse()? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Nothing may be waiting when we are about to speak: a reply before its command is either a
+    /// goodbye or an attempt to make us take one reply for another.
+    pub(super) fn expect_silence(&mut self, phase: Phase) -> Result<(), Failure> {
+        match self.parse() {
+            Ok(None) if self.inbox.is_empty() && !self.parser.is_midway() => Ok(()),
+            Ok(Some(reply)) if reply.code.0 == 421 => Err(self.failure(phase, Trouble::Refused(reply))),
+            Err(trouble) => Err(self.failure(phase, trouble)),
+            Ok(_) => {
+                let trouble = Trouble::Malformed("the peer replied before it was asked".to_owned());
+                Err(self.failure(phase, trouble))
+            }
+        }
+    }
+
+    /// One command, one reply.
+    async fn ask(
+        &mut self,
+        line: &[u8],
+        phase: Phase,
+        patience: Duration,
+        progress: &Progress,
+    ) -> Result<Reply, Failure> {
+        self.expect_silence(phase)?;
+        self.out.extend_from_slice(line);
+        self.out.extend_from_slice(b"\r\n");
+        self.flush(phase, patience).await?;
+        self.reply(phase, patience, progress).await
+    }
+
+    /// EHLO, and HELO where EHLO is not known (RFC 5321 s3.2).
+    async fn greet(&mut self, name: &Domain, tools: &Tools<'_>) -> Result<(), Failure> {
+        let patience = tools.settings.timeouts.hello;
+        let reply = self.ask(format!("EHLO {name}").as_bytes(), Phase::Hello, patience, tools.progress).await?;
+        match reply.severity() {
+            Severity::Success => {
+                self.extensions = Extensions::from_reply(&reply);
+                return Ok(());
+            }
+            Severity::Transient => return Err(self.failure(Phase::Hello, Trouble::Refused(reply))),
+            Severity::Permanent => {}
+        }
+        let reply = self.ask(format!("HELO {name}").as_bytes(), Phase::Hello, patience, tools.progress).await?;
+        if reply.severity() != Severity::Success {
+            return Err(self.failure(Phase::Hello, Trouble::Refused(reply)));
+        }
+        self.extensions = Extensions::default();
+        Ok(())
+    }
+
+    async fn starttls(mut self, call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Self, Failure> {
+        let (verify, is_required) = match tls {
+            TlsUse::Never | TlsUse::Implicit => return Ok(self),
+            TlsUse::Opportunistic => (Verify::Opportunistic, false),
+            TlsUse::Required(verify) => (verify, true),
+        };
+        if !self.extensions.starttls {
+            if is_required {
+                let trouble = Trouble::Tls("required, and the peer does not offer STARTTLS".to_owned());
+                return Err(self.failure(Phase::StartTls, trouble));
+            }
+            "none (not offered)".clone_into(&mut self.peer.tls);
+            return Ok(self);
+        }
+        let patience = tools.settings.timeouts.starttls;
+        let reply = self.ask(b"STARTTLS", Phase::StartTls, patience, tools.progress).await?;
+        if reply.code.0 != 220 {
+            if reply.code.0 == 421 {
+                return Err(self.failure(Phase::StartTls, Trouble::Refused(reply)));
+            }
+            if is_required {
+                let trouble = Trouble::Tls(format!("required, and the peer said {reply}"));
+                return Err(self.failure(Phase::StartTls, trouble));
+            }
+            // RFC 3207 s4: after a refusal the conversation may go on in plain text.
+            self.peer.tls = format!("none (refused: {reply})");
+            return Ok(self);
+        }
+        // RFC 3207 s6 and CVE-2011-0411: what came before the handshake is not the peer's word.
+        if !self.inbox.is_empty() || self.parser.is_midway() {
+            return Err(self.failure(Phase::StartTls, Trouble::Injected));
+        }
+        let mut secured = self.secure(call, tools, verify).await?;
+        secured.extensions = Extensions::default();
+        secured.greet(call.ehlo, tools).await?;
+        Ok(secured)
+    }
+
+    async fn secure(mut self, call: &Call<'_>, tools: &Tools<'_>, verify: Verify) -> Result<Self, Failure> {
+        let patience = tools.settings.timeouts.starttls;
+        tools.progress.step(Phase::StartTls);
+        let Stream::Plain(plain) = self.stream else { return Ok(self) };
+        let failure = |reason| Failure {
+            phase: Phase::StartTls,
+            trouble: Trouble::Tls(reason),
+            peer: Some(Box::new(self.peer.clone())),
+        };
+        let shaken = tokio::time::timeout(patience, tools.tls.connect(verify, call.host, plain)).await;
+        let (stream, secured) = match shaken {
+            Ok(Ok(done)) => done,
+            Ok(Err(reason)) => return Err(failure(reason)),
+            Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()))),
+        };
+        self.peer.tls = secured.describe();
+        self.stream = Stream::Tls(Box::new(stream));
+        Ok(self)
+    }
+
+    /// AUTH PLAIN, or LOGIN where only that is offered (RFC 4954).
+    async fn login(&mut self, login: &Login, tools: &Tools<'_>) -> Result<(), Failure> {
+        let is_secured = matches!(self.stream, Stream::Tls(_));
+        if !is_secured && !self.key.address.ip().to_canonical().is_loopback() {
+            let trouble = Trouble::Login("the password is never sent without TLS".to_owned());
+            return Err(self.failure(Phase::Login, trouble));
+        }
+        let (patience, progress) = (tools.settings.timeouts.login, tools.progress);
+        let reply = if self.extensions.offers_mechanism("PLAIN") {
+            let plain = Zeroizing::new(format!("\0{}\0{}", login.user, *login.password));
+            let line = Zeroizing::new(format!("AUTH PLAIN {}", *Zeroizing::new(BASE64.encode(plain.as_bytes()))));
+            self.ask(line.as_bytes(), Phase::Login, patience, progress).await?
+        } else if self.extensions.offers_mechanism("LOGIN") {
+            let mut reply = self.ask(b"AUTH LOGIN", Phase::Login, patience, progress).await?;
+            for secret in [login.user.as_str(), login.password.as_str()] {
+                if reply.code.0 != 334 {
+                    break;
+                }
+                let line = Zeroizing::new(BASE64.encode(secret.as_bytes()));
+                reply = self.ask(line.as_bytes(), Phase::Login, patience, progress).await?;
+            }
+            reply
+        } else {
+            let trouble = Trouble::Login("the relay offers neither AUTH PLAIN nor AUTH LOGIN".to_owned());
+            return Err(self.failure(Phase::Login, trouble));
+        };
+        self.out.zeroize();
+        if reply.code.0 / 100 == 2 {
+            return Ok(());
+        }
+        Err(self.failure(Phase::Login, Trouble::Refused(reply)))
+    }
+
+    /// Says QUIT and closes. The reply is waited for shortly, so that the peer closes first.
+    pub async fn quit(mut self, patience: Duration) {
+        let progress = Progress::default();
+        if self.ask(b"QUIT", Phase::Hello, patience, &progress).await.is_ok() {
+            let _ = tokio::time::timeout(patience, self.stream.shutdown()).await;
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! SMTP as a client: one job drains the claims of its lane over one connection after another.
+//!
+//! Recipe: [`Client::drain`] takes a [`Job`]; outcomes leave through the job's hand; the report
+//! says how it ended and may bring an open connection back for the [`Pool`].
+//! Easy to get wrong: a kept connection may die the moment it is used again. As long as nothing of
+//! the message was sent, that says nothing about the peer, and the same claim is tried once more
+//! over a new connection.
+
+mod body;
+mod connection;
+mod pool;
+mod stream;
+mod transaction;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use connection::{Connection, PoolKey};
+pub use pool::Pool;
+
+use self::body::{Loaded, Text};
+use self::connection::{Call, Tools};
+use self::transaction::Round;
+use super::outcome::{Failure, Phase, Trouble};
+use super::transport::{Ending, Held, Host, Job, Report, Site, Source, same_for_all};
+use crate::ext::random_bytes;
+use crate::net::{ClientTls, Dialer};
+use crate::queue::Outcome;
+
+/// Bytes of the text buffer kept between messages.
+const BUFFER_KEPT_BYTES: usize = 1024 * 1024;
+/// Conversations that may break in one job before the site counts as failing.
+const BROKEN_MAX: usize = 2;
+
+/// What every conversation needs.
+pub struct Client {
+    dialer: Arc<dyn Dialer>,
+    tls: Arc<ClientTls>,
+}
+
+/// One address to try.
+#[derive(Clone, Debug)]
+struct Target {
+    host: String,
+    key: PoolKey,
+}
+
+/// The addresses of a site that `source` can reach, best preference first, in the hosts' order.
+fn targets<'a>(hosts: impl Iterator<Item = &'a Host>, site: &Site, source: &Source) -> Vec<Target> {
+    let mut found = Vec::new();
+    for host in hosts {
+        for address in host.addresses.iter().filter(|address| source.towards(**address).is_some()) {
+            let key = PoolKey {
+                address: SocketAddr::new(*address, site.port),
+                vip: source.vip,
+                tls: site.tls,
+                realm: site.realm,
+            };
+            found.push(Target { host: host.name.clone(), key });
+        }
+    }
+    found
+}
+
+/// The keys under which an idle connection to the site's best hosts may be found.
+pub fn pool_keys(site: &Site, source: &Source) -> Vec<PoolKey> {
+    let best = site.hosts.iter().map(|host| host.preference).min();
+    let hosts = site.hosts.iter().filter(|host| Some(host.preference) == best);
+    targets(hosts, site, source).into_iter().map(|target| target.key).collect()
+}
+
+/// Hosts by preference, random among equals (RFC 5321 s5.1).
+fn ordered(hosts: &[Host]) -> Vec<&Host> {
+    let mut drawn: Vec<(u16, [u8; 4], &Host)> =
+        hosts.iter().map(|host| (host.preference, random_bytes(), host)).collect();
+    drawn.sort_by_key(|(preference, lot, _)| (*preference, *lot));
+    drawn.into_iter().map(|(_, _, host)| host).collect()
+}
+
+/// What one claim's transactions came to.
+enum Sent {
+    /// Settled; the connection may go on.
+    Done,
+    /// Settled, and the conversation is over.
+    Broken(Failure),
+    /// The kept connection was dead; the claim is back in the hand.
+    Again,
+}
+
+impl Client {
+    /// A client that dials with `dialer` and secures with `tls`.
+    pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>) -> Self {
+        Self { dialer, tls }
+    }
+
+    /// Drains claims until there are none, the turn is over, or the site fails.
+    pub async fn drain(&self, mut job: Job) -> Report {
+        let mut report =
+            Report { ending: Ending::Drained, messages: 0, idle: None, failed: Vec::new(), reached: Vec::new() };
+        let mut connection = job.idle.take();
+        let mut is_kept = connection.is_some();
+        let mut buffer = Vec::new();
+        let mut broken = 0_usize;
+        report.ending = loop {
+            if job.stop.is_cancelled() {
+                break Ending::Stopped;
+            }
+            if report.messages >= job.settings.messages_per_turn_max {
+                break Ending::TurnOver;
+            }
+            let Some(held) = job.hand.next_claim() else { break Ending::Drained };
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => match self.connect(&job, &mut report).await {
+                    Ok(open) => open,
+                    Err(failure) => {
+                        job.hand.put_back(held);
+                        break match failure.trouble {
+                            Trouble::SourceMissing(address) => Ending::SourceMissing(address),
+                            _ => Ending::Unreachable(failure.describe(), failure.outcome()),
+                        };
+                    }
+                },
+            };
+            match deliver(&mut open, held, &mut job, &mut buffer, is_kept).await {
+                Sent::Done => {
+                    report.messages = report.messages.saturating_add(1);
+                    (is_kept, broken) = (false, 0);
+                    if open.is_fresh(&job.settings, Instant::now()) {
+                        connection = Some(open);
+                    } else {
+                        open.quit(job.settings.timeouts.quit).await;
+                    }
+                }
+                Sent::Again => is_kept = false,
+                Sent::Broken(failure) => {
+                    is_kept = false;
+                    broken = broken.saturating_add(1);
+                    let is_goodbye = matches!(failure.trouble, Trouble::Refused(_));
+                    if broken >= BROKEN_MAX || is_goodbye {
+                        break Ending::Failed(failure.describe());
+                    }
+                }
+            }
+            if buffer.capacity() > BUFFER_KEPT_BYTES {
+                buffer = Vec::new();
+            }
+        };
+        job.hand.give_back();
+        report.idle = connection;
+        report
+    }
+
+    /// A new connection to the first address that serves us.
+    async fn connect(&self, job: &Job, report: &mut Report) -> Result<Connection, Failure> {
+        let mut candidates = targets(ordered(&job.site.hosts).into_iter(), &job.site, &job.source);
+        // What failed lately goes last; the sort keeps the order otherwise.
+        candidates.sort_by_key(|target| job.avoid.contains(&target.key.address));
+        let tools = Tools { dialer: &*self.dialer, tls: &self.tls, settings: &job.settings, progress: &job.progress };
+        let mut last = Failure {
+            phase: Phase::Start,
+            trouble: Trouble::Unreachable("no host has an address of a family this virtual IP has".to_owned()),
+            peer: None,
+        };
+        for target in candidates.into_iter().take(job.settings.addresses_tried_max) {
+            let address = target.key.address;
+            let Some(source) = job.source.towards(address.ip()) else { continue };
+            let call = Call {
+                host: &target.host,
+                source,
+                key: target.key,
+                ehlo: &job.source.ehlo,
+                login: job.site.login.as_ref(),
+            };
+            match connection::open(&call, &tools).await {
+                Ok(open) => {
+                    report.reached.push(address);
+                    return Ok(open);
+                }
+                Err(failure) if matches!(failure.trouble, Trouble::SourceMissing(_)) => return Err(failure),
+                Err(failure) => {
+                    report.failed.push(address);
+                    last = failure;
+                }
+            }
+            if job.stop.is_cancelled() {
+                break;
+            }
+        }
+        Err(last)
+    }
+}
+
+/// All transactions of one claim.
+async fn deliver(open: &mut Connection, held: Held, job: &mut Job, buffer: &mut Vec<u8>, is_kept: bool) -> Sent {
+    let opener = job.hand.opener();
+    let (held, loaded) = body::load(held, &opener, buffer).await;
+    let Some(held) = held else { return Sent::Done };
+    let mut loaded = match loaded {
+        Ok(loaded) => Some(loaded),
+        Err(reason) => {
+            let failure = Failure { phase: Phase::Start, trouble: Trouble::Stored(reason), peer: None };
+            settle_alike(job, held, &failure.outcome()).await;
+            return Sent::Done;
+        }
+    };
+    let Some(claim) = held.claim() else { return Sent::Done };
+    if let Some(obstacle) = transaction::obstacle(open, claim) {
+        settle_alike(job, held, &obstacle).await;
+        return Sent::Done;
+    }
+    let started = Instant::now();
+    let mut round = Round::new(claim, job.settings.recipients_per_transaction_max);
+    let mut broken = None;
+    while !round.pending.is_empty() {
+        let mut text = match loaded.take() {
+            Some(Loaded::Streamed(reader)) => Text::Streamed(Some(reader)),
+            Some(Loaded::Whole) => Text::Whole(buffer),
+            None => break,
+        };
+        let left = job.settings.timeouts.transaction.saturating_sub(started.elapsed());
+        let sending = transaction::send(open, &mut round, &mut text, &job.settings.timeouts, &job.progress);
+        let sent = tokio::time::timeout(left, sending).await;
+        let result = sent
+            .unwrap_or_else(|_| Err(Failure { phase: job.progress.phase(), trouble: Trouble::TimedOut, peer: None }));
+        if let Err(failure) = result {
+            broken = Some(failure);
+            break;
+        }
+        // A streamed text has been read; those left get it at their next attempt.
+        loaded = matches!(text, Text::Whole(_)).then_some(Loaded::Whole);
+    }
+    let is_untouched = round.outcomes.is_empty();
+    if let Some(failure) = &broken {
+        let is_harmless = is_kept && is_untouched && failure.phase < Phase::Body;
+        if is_harmless && matches!(failure.trouble, Trouble::Lost(_) | Trouble::Refused(_)) {
+            job.hand.put_back(held);
+            return Sent::Again;
+        }
+        decide_undecided(&mut round, failure);
+    }
+    let outcomes = std::mem::take(&mut round.outcomes);
+    job.hand.settle(held, outcomes).await;
+    broken.map_or(Sent::Done, Sent::Broken)
+}
+
+async fn settle_alike(job: &Job, held: Held, outcome: &Outcome) {
+    let outcomes = held.claim().map(|claim| same_for_all(claim, outcome)).unwrap_or_default();
+    job.hand.settle(held, outcomes).await;
+}
+
+/// A verdict for those the broken conversation left without one.
+fn decide_undecided(round: &mut Round<'_>, failure: &Failure) {
+    // Who was sent the final dot has a verdict already, unless time ran out over everything.
+    let is_dot_said = failure.phase == Phase::FinalDot && round.outcomes.is_empty();
+    let phase = if is_dot_said { Phase::FinalDot } else { failure.phase.min(Phase::Body) };
+    let outcome = Failure { phase, ..failure.clone() }.outcome();
+    for (number, outcome) in same_for_all(round.claim, &outcome) {
+        if !round.outcomes.iter().any(|(decided, _)| *decided == number) {
+            round.outcomes.push((number, outcome));
+        }
+    }
+}

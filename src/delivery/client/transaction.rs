@@ -1,0 +1,379 @@
+//! One transaction: MAIL, RCPT for each recipient, DATA, the message, the final dot; a verdict
+//! for every recipient.
+//!
+//! It refuses to know retries and queues. Easy to get wrong: with PIPELINING (RFC 2920) all
+//! replies are read even if the first says no, and a peer may say 354 although nobody is left to
+//! receive; then a lone final dot ends it and nothing was sent.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::body::Text;
+use super::connection::Connection;
+use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, of_reply};
+use crate::delivery::settings::Timeouts;
+use crate::delivery::transport::{Progress, is_waiting};
+use crate::events::Why;
+use crate::mail::{BodyType, Notify, Reply, Ret, Smtputf8, printable};
+use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
+use crate::smtp::{DotStuffer, Extensions, encode_xtext};
+
+/// How long a peer that broke the connection within the message may still be heard.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A claim on its way through one or more transactions.
+pub(super) struct Round<'a> {
+    pub(super) claim: &'a Claim,
+    /// Recipients still without a verdict, as indices into the lane record.
+    pub(super) pending: Vec<usize>,
+    /// Recipients in the next transaction, at most.
+    pub(super) limit: usize,
+    /// Verdicts so far, by recipient number.
+    pub(super) outcomes: Vec<(u16, Outcome)>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(claim: &'a Claim, limit: usize) -> Self {
+        let recipients = claim.record.recipients.iter().enumerate();
+        let pending = recipients.filter(|(_, recipient)| is_waiting(recipient)).map(|(index, _)| index).collect();
+        Self { claim, pending, limit: limit.max(1), outcomes: Vec::new() }
+    }
+
+    fn decide(&mut self, indices: &[usize], outcome: &Outcome) {
+        let claim = self.claim;
+        for recipient in indices.iter().filter_map(|index| claim.record.recipients.get(*index)) {
+            self.outcomes.push((recipient.number, outcome.clone()));
+        }
+    }
+}
+
+/// What keeps a message from being offered to this peer at all (final, and the peer is not asked).
+pub(super) fn obstacle(connection: &Connection, claim: &Claim) -> Option<Outcome> {
+    let extensions = &connection.extensions;
+    let bounced = |why, detail: String| Some(Outcome::Bounced { why, detail, peer: Some(connection.peer.clone()) });
+    if claim.message.needs_8bit == Needs8bit::Yes && !extensions.eight_bit_mime {
+        // RFC 6152 s3: it may not be sent, and it was signed as it is.
+        return bounced(
+            Why::Unsupported,
+            "554 5.6.3 the peer does not offer 8BITMIME, which this message needs".into(),
+        );
+    }
+    if needs_smtputf8(claim) && !extensions.smtputf8 {
+        return bounced(
+            Why::Unsupported,
+            "553 5.6.7 the peer does not offer SMTPUTF8, which this message needs".into(),
+        );
+    }
+    match extensions.size {
+        Some(size) if claim.message.size_bytes > size => bounced(
+            Why::TooLarge,
+            format!("552 5.3.4 the message has {} octets, the peer takes {size} at most", claim.message.size_bytes),
+        ),
+        _ => None,
+    }
+}
+
+fn needs_smtputf8(claim: &Claim) -> bool {
+    let reverse = claim.message.reverse_path.0.as_ref();
+    claim.message.parameters.smtputf8 == Smtputf8::Needed
+        || reverse.is_some_and(crate::mail::Address::needs_smtputf8)
+        || claim.record.recipients.iter().any(|recipient| is_waiting(recipient) && recipient.address.needs_smtputf8())
+}
+
+/// Replies as far as they came.
+#[derive(Default)]
+struct Answers {
+    mail: Option<Reply>,
+    recipients: Vec<Reply>,
+    data: Option<Reply>,
+}
+
+/// Carries out one transaction for up to `round.limit` pending recipients. Verdicts go into
+/// `round`; `Err` means the connection is of no use any more, and recipients left in
+/// `round.pending` were not decided.
+pub(super) async fn send(
+    connection: &mut Connection,
+    round: &mut Round<'_>,
+    text: &mut Text<'_>,
+    timeouts: &Timeouts,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let rcpt_max = connection.extensions.limits.rcpt_max.and_then(|most| usize::try_from(most).ok());
+    let count = round.limit.min(rcpt_max.unwrap_or(usize::MAX)).min(round.pending.len());
+    let rest = round.pending.split_off(count);
+    let batch = std::mem::replace(&mut round.pending, rest);
+    connection.uses = connection.uses.saturating_add(1);
+    let mut answers = Answers::default();
+    let asked = if connection.extensions.pipelining {
+        ask_together(connection, round.claim, &batch, &mut answers, (timeouts, progress)).await
+    } else {
+        ask_one_by_one(connection, round.claim, &batch, &mut answers, (timeouts, progress)).await
+    };
+    let accepted = judge(connection, round, &batch, &answers, asked.is_err());
+    asked?;
+    let is_open = answers.data.as_ref().is_some_and(|reply| reply.code.0 == 354);
+    if accepted.is_empty() {
+        connection.needs_reset = true;
+        if is_open {
+            // RFC 2920 s3.1: the peer waits for a message that has no recipient.
+            connection.out.extend_from_slice(b".\r\n");
+            connection.flush(Phase::Data, timeouts.body).await?;
+            connection.reply(Phase::Data, timeouts.final_dot, progress).await?;
+        }
+        return Ok(());
+    }
+    if let (Some(reply), false) = (&answers.data, is_open) {
+        connection.needs_reset = true;
+        let outcome = of_reply(reply, Phase::Data, &connection.peer);
+        round.decide(&accepted, &outcome);
+        return Ok(());
+    }
+    let result = transfer(connection, text, timeouts, progress).await;
+    let outcome = match &result {
+        Ok(reply) => of_reply(reply, Phase::FinalDot, &connection.peer),
+        Err((_, Some(reply))) => of_reply(reply, Phase::Body, &connection.peer),
+        Err((failure, None)) => failure.outcome(),
+    };
+    round.decide(&accepted, &outcome);
+    match result {
+        Ok(reply) if reply.code.0 == 421 => Err(connection.failure(Phase::FinalDot, Trouble::Refused(reply))),
+        Ok(_) => Ok(()),
+        Err((failure, _)) => Err(failure),
+    }
+}
+
+/// Judges the replies to MAIL and RCPT; gives those who may receive. Recipients the peer had no
+/// room for go back to `pending`, and so does everyone undecided if the conversation broke.
+fn judge(
+    connection: &Connection,
+    round: &mut Round<'_>,
+    batch: &[usize],
+    answers: &Answers,
+    is_broken: bool,
+) -> Vec<usize> {
+    let is_yes = |reply: &Reply| reply.code.0 / 100 == 2;
+    if let Some(mail) = answers.mail.as_ref().filter(|mail| !is_yes(mail)) {
+        round.decide(batch, &of_reply(mail, Phase::Mail, &connection.peer));
+        return Vec::new();
+    }
+    let (mut accepted, mut again) = (Vec::new(), Vec::new());
+    let mut replies = answers.recipients.iter();
+    for index in batch {
+        match replies.next() {
+            Some(reply) if is_yes(reply) => accepted.push(*index),
+            // RFC 5321 s4.5.3.1.10: so many and no more; the others get a transaction of their own.
+            Some(reply) if is_too_many_recipients(reply) && !accepted.is_empty() && !is_broken => again.push(*index),
+            Some(reply) => round.decide(&[*index], &of_reply(reply, Phase::Rcpt, &connection.peer)),
+            None => again.push(*index),
+        }
+    }
+    if is_broken {
+        again.append(&mut accepted);
+    } else if !again.is_empty() {
+        round.limit = accepted.len().max(1);
+    }
+    again.append(&mut round.pending);
+    round.pending = again;
+    accepted
+}
+
+/// RFC 2920: all commands in one write, then all replies.
+async fn ask_together(
+    connection: &mut Connection,
+    claim: &Claim,
+    batch: &[usize],
+    answers: &mut Answers,
+    (timeouts, progress): (&Timeouts, &Progress),
+) -> Result<(), Failure> {
+    connection.expect_silence(Phase::Mail)?;
+    let has_reset = std::mem::take(&mut connection.needs_reset);
+    let mut lines = String::with_capacity(128);
+    if has_reset {
+        lines.push_str("RSET\r\n");
+    }
+    mail_line(&mut lines, claim, &connection.extensions);
+    for recipient in batch.iter().filter_map(|index| claim.record.recipients.get(*index)) {
+        rcpt_line(&mut lines, recipient, &connection.extensions);
+    }
+    lines.push_str("DATA\r\n");
+    connection.out.extend_from_slice(lines.as_bytes());
+    connection.flush(Phase::Mail, timeouts.mail).await?;
+    if has_reset {
+        expect_to_stay(connection.reply(Phase::Mail, timeouts.mail, progress).await?, Phase::Mail, connection)?;
+    }
+    let mail = connection.reply(Phase::Mail, timeouts.mail, progress).await?;
+    answers.mail = Some(expect_to_stay(mail, Phase::Mail, connection)?);
+    for _ in batch {
+        let reply = connection.reply(Phase::Rcpt, timeouts.rcpt, progress).await?;
+        answers.recipients.push(expect_to_stay(reply, Phase::Rcpt, connection)?);
+    }
+    let data = connection.reply(Phase::Data, timeouts.data, progress).await?;
+    answers.data = Some(expect_to_stay(data, Phase::Data, connection)?);
+    connection.expect_silence(Phase::Data)
+}
+
+async fn ask_one_by_one(
+    connection: &mut Connection,
+    claim: &Claim,
+    batch: &[usize],
+    answers: &mut Answers,
+    (timeouts, progress): (&Timeouts, &Progress),
+) -> Result<(), Failure> {
+    if std::mem::take(&mut connection.needs_reset) {
+        step(connection, "RSET\r\n", (Phase::Mail, timeouts.mail), progress).await?;
+    }
+    let mut line = String::with_capacity(128);
+    mail_line(&mut line, claim, &connection.extensions);
+    let mail = step(connection, &line, (Phase::Mail, timeouts.mail), progress).await?;
+    let is_refused = mail.code.0 / 100 != 2;
+    answers.mail = Some(mail);
+    if is_refused {
+        return Ok(());
+    }
+    for recipient in batch.iter().filter_map(|index| claim.record.recipients.get(*index)) {
+        line.clear();
+        rcpt_line(&mut line, recipient, &connection.extensions);
+        let reply = step(connection, &line, (Phase::Rcpt, timeouts.rcpt), progress).await?;
+        answers.recipients.push(reply);
+    }
+    if answers.recipients.iter().any(|reply| reply.code.0 / 100 == 2) {
+        answers.data = Some(step(connection, "DATA\r\n", (Phase::Data, timeouts.data), progress).await?);
+        connection.expect_silence(Phase::Data)?;
+    }
+    Ok(())
+}
+
+async fn step(
+    connection: &mut Connection,
+    line: &str,
+    (phase, patience): (Phase, Duration),
+    progress: &Progress,
+) -> Result<Reply, Failure> {
+    connection.expect_silence(phase)?;
+    connection.out.extend_from_slice(line.as_bytes());
+    connection.flush(phase, patience).await?;
+    let reply = connection.reply(phase, patience, progress).await?;
+    expect_to_stay(reply, phase, connection)
+}
+
+/// 421 means the peer is closing, whatever it answers (RFC 5321 s3.8).
+fn expect_to_stay(reply: Reply, phase: Phase, connection: &Connection) -> Result<Reply, Failure> {
+    if reply.code.0 == 421 { Err(connection.failure(phase, Trouble::Refused(reply))) } else { Ok(reply) }
+}
+
+/// Writes the message and the final dot and waits for the verdict. An error may carry the reply
+/// with which the peer cut us short.
+async fn transfer(
+    connection: &mut Connection,
+    text: &mut Text<'_>,
+    timeouts: &Timeouts,
+    progress: &Progress,
+) -> Result<Reply, (Failure, Option<Reply>)> {
+    progress.step(Phase::Body);
+    let written = match text {
+        Text::Whole(stuffed) => write(connection, stuffed, timeouts.body).await,
+        Text::Streamed(_) => stream(connection, text, timeouts, progress).await,
+    };
+    if let Err(failure) = written {
+        let reply = match failure.trouble {
+            Trouble::Lost(_) => connection.reply(Phase::Body, LAST_WORDS, progress).await.ok(),
+            _ => None,
+        };
+        return Err((failure, reply.filter(|reply| reply.code.0 >= 400)));
+    }
+    progress.step(Phase::FinalDot);
+    connection.reply(Phase::FinalDot, timeouts.final_dot, progress).await.map_err(|failure| (failure, None))
+}
+
+async fn stream(
+    connection: &mut Connection,
+    text: &mut Text<'_>,
+    timeouts: &Timeouts,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let mut stuffer = DotStuffer::new();
+    let mut stuffed = Vec::new();
+    loop {
+        // A damaged body is found at its end: the dot is then never said.
+        let slice = text.next_slice().await;
+        match slice.map_err(|reason| connection.failure(Phase::Body, Trouble::Stored(reason)))? {
+            Some(slice) => stuffer.write(&slice, &mut stuffed),
+            None => break,
+        }
+        write(connection, &stuffed, timeouts.body).await?;
+        progress.step(Phase::Body);
+        stuffed.clear();
+    }
+    stuffer.end(&mut stuffed);
+    write(connection, &stuffed, timeouts.body).await
+}
+
+async fn write(connection: &mut Connection, bytes: &[u8], patience: Duration) -> Result<(), Failure> {
+    let written = tokio::time::timeout(patience, async {
+        connection.stream.write_all(bytes).await?;
+        connection.stream.flush().await
+    });
+    // The dot is the last octet of all: if not everything was taken, it was not said.
+    let trouble = match written.await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => Trouble::Lost(printable(&error.to_string())),
+        Err(_) => Trouble::TimedOut,
+    };
+    Err(connection.failure(Phase::Body, trouble))
+}
+
+fn mail_line(line: &mut String, claim: &Claim, extensions: &Extensions) {
+    let parameters = &claim.message.parameters;
+    // Writing to a String cannot fail.
+    let _ = write!(line, "MAIL FROM:{}", claim.message.reverse_path);
+    if extensions.takes_size {
+        let _ = write!(line, " SIZE={}", claim.message.size_bytes);
+    }
+    let is_8bit = claim.message.needs_8bit == Needs8bit::Yes || parameters.body == BodyType::EightBitMime;
+    if extensions.eight_bit_mime && is_8bit {
+        line.push_str(" BODY=8BITMIME");
+    }
+    if extensions.smtputf8 && needs_smtputf8(claim) {
+        line.push_str(" SMTPUTF8");
+    }
+    if extensions.dsn {
+        match parameters.ret {
+            Some(Ret::Full) => line.push_str(" RET=FULL"),
+            Some(Ret::Headers) => line.push_str(" RET=HDRS"),
+            None => {}
+        }
+        if let Some(envid) = &parameters.envid {
+            let _ = write!(line, " ENVID={}", encode_xtext(envid));
+        }
+    }
+    line.push_str("\r\n");
+}
+
+fn rcpt_line(line: &mut String, recipient: &QueuedRecipient, extensions: &Extensions) {
+    let _ = write!(line, "RCPT TO:<{}>", recipient.address);
+    if extensions.dsn {
+        if let Some(wanted) = notify_words(recipient.notify) {
+            let _ = write!(line, " NOTIFY={wanted}");
+        }
+        let orcpt = recipient.orcpt.as_deref().and_then(|orcpt| orcpt.split_once(';'));
+        let is_word = |kind: &str| kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if let Some((kind, address)) = orcpt.filter(|(kind, _)| is_word(kind)) {
+            let _ = write!(line, " ORCPT={kind};{}", encode_xtext(address));
+        }
+    }
+    line.push_str("\r\n");
+}
+
+/// RFC 3461 s4.1; nothing is said where the default was wanted.
+fn notify_words(notify: Notify) -> Option<String> {
+    if notify == Notify::default() {
+        return None;
+    }
+    let words: Vec<&str> = [(notify.success, "SUCCESS"), (notify.failure, "FAILURE"), (notify.delay, "DELAY")]
+        .into_iter()
+        .filter_map(|(wanted, word)| wanted.then_some(word))
+        .collect();
+    Some(if words.is_empty() { "NEVER".to_owned() } else { words.join(",") })
+}

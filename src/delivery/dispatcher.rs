@@ -1,0 +1,488 @@
+//! The loop that pays what is owed; sole owner of shaper, sites and pool.
+//!
+//! Recipe: [`Dispatcher::run`]. Each pass asks the queue for lanes with something due, finds out
+//! where they go and from where, and starts one job per admitted connection.
+//! Easy to get wrong: the loop itself never waits for DNS, disk or a peer (tasks do), and a lane
+//! that may not run now must never make it spin: every reason to wait has a moment or an event.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+
+use super::client::{Connection, Pool, pool_keys};
+use super::lanes::{Places, Standing};
+use super::settle::{record_outcomes, share_fate};
+use super::shaping::{Admission, Path, Shaper, Use, allowance};
+use super::sources::Sources;
+use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
+use super::{Delivery, Settings};
+use crate::background::Shutdown;
+use crate::queue::{Outcome, Queue};
+use crate::routing::{Lane, TransportName};
+
+/// Lanes looked at in one pass, at most; the next pass goes on from there.
+const LANES_PER_PASS: usize = 1_000;
+/// Passes are at least so far apart.
+const PASS_GAP_MIN: Duration = Duration::from_millis(2);
+/// The loop may use one part in so many of a core.
+const PASS_SHARE: u32 = 5;
+/// How often pool and watchdog are looked at while there is something in them.
+const TICK: Duration = Duration::from_secs(1);
+/// The longest sleep of an idle loop.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// An address that failed is tried last for so long.
+const AVOID_FOR: Duration = Duration::from_secs(300);
+/// Addresses remembered as failing, at most.
+const AVOIDED_MAX: usize = 10_000;
+/// Mail for a site that pauses longer than this is deferred at once, with the reason.
+const PATIENCE_WITH_PAUSE: Duration = Duration::from_secs(60);
+
+/// All that can stir the loop.
+enum Wake {
+    /// Something may have become ready.
+    Nudge,
+    /// A moment came that was waited for.
+    Due,
+    /// A task ended.
+    Finished(Result<(Id, Done), JoinError>),
+    /// Settings changed.
+    Settings,
+    /// The daemon stops.
+    Stop,
+}
+
+/// What a task brings back.
+pub(super) enum Done {
+    Job(Box<Report>),
+    Lookup(super::lanes::Place, Result<Site, NoSite>),
+    Fate,
+}
+
+/// A task of the loop.
+enum Running {
+    Job { lane: Lane, path: Path, progress: Arc<Progress>, steps: u64, since: Instant, handle: AbortHandle },
+    Lookup(super::lanes::Place),
+    Fate(Lane),
+}
+
+/// What the loop works with.
+pub(super) struct Wiring {
+    pub(super) queue: Arc<Queue>,
+    pub(super) mx: Arc<dyn Transport>,
+    pub(super) smarthost: Arc<dyn Transport>,
+    pub(super) delivery: Arc<Delivery>,
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
+}
+
+/// The loop's state.
+pub(super) struct Dispatcher {
+    wiring: Wiring,
+    settings: Arc<Settings>,
+    sources: Sources,
+    shaper: Shaper,
+    pool: Pool,
+    places: Places,
+    tasks: JoinSet<Done>,
+    running: HashMap<Id, Running>,
+    jobs_of: HashMap<Lane, usize>,
+    fates: HashMap<Path, (Instant, Outcome)>,
+    avoided: HashMap<SocketAddr, Instant>,
+    jobs: usize,
+    lookups: usize,
+    waits: Option<Instant>,
+    stop: Shutdown,
+}
+
+/// A lane that could run now.
+struct Candidate {
+    lane: Lane,
+    ready: usize,
+    source: Arc<Source>,
+    site: Arc<Site>,
+    path: Path,
+}
+
+impl Dispatcher {
+    pub(super) fn new(wiring: Wiring, sources: Sources) -> Self {
+        let settings = wiring.settings.borrow().clone();
+        Self {
+            shaper: Shaper::new(settings.shaping),
+            wiring,
+            settings,
+            sources,
+            pool: Pool::new(),
+            places: Places::default(),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            jobs_of: HashMap::new(),
+            fates: HashMap::new(),
+            avoided: HashMap::new(),
+            jobs: 0,
+            lookups: 0,
+            waits: None,
+            stop: Shutdown::new(),
+        }
+    }
+
+    /// Runs until `shutdown`, then lets running attempts finish within the grace period.
+    pub(super) async fn run(mut self, shutdown: Shutdown) {
+        let mut is_dirty = true;
+        let mut not_before = Instant::now();
+        loop {
+            let until = if is_dirty { not_before } else { self.next_moment(Instant::now()) };
+            match self.wake(until, &shutdown).await {
+                Wake::Stop => break,
+                Wake::Nudge => is_dirty = true,
+                Wake::Settings => {
+                    self.adopt_settings();
+                    is_dirty = true;
+                }
+                Wake::Finished(ended) => {
+                    self.finished(ended, Instant::now());
+                    is_dirty = true;
+                }
+                Wake::Due => {
+                    let began = Instant::now();
+                    self.tick(began);
+                    is_dirty = self.pass(began) >= LANES_PER_PASS;
+                    let gap = began.elapsed().saturating_mul(PASS_SHARE.saturating_sub(1)).max(PASS_GAP_MIN);
+                    not_before = after(Instant::now(), gap);
+                }
+            }
+        }
+        self.wind_up().await;
+    }
+
+    async fn wake(&mut self, until: Instant, shutdown: &Shutdown) -> Wake {
+        let Self { wiring, sources, tasks, .. } = self;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Wake::Stop,
+            Some(ended) = tasks.join_next_with_id() => Wake::Finished(ended),
+            Ok(()) = wiring.settings.changed() => Wake::Settings,
+            () = sources.changed() => Wake::Nudge,
+            () = wiring.delivery.nudged() => Wake::Nudge,
+            () = tokio::time::sleep_until(until.into()) => Wake::Due,
+            () = wiring.queue.nudged() => Wake::Nudge,
+        }
+    }
+
+    /// When to look again if nothing else happens.
+    fn next_moment(&self, now: Instant) -> Instant {
+        let tick = if self.jobs > 0 || !self.pool.is_empty() { TICK } else { SLEEP_MAX };
+        let mut moment = after(now, tick);
+        if let Some(waits) = self.waits {
+            moment = moment.min(waits.max(after(now, PASS_GAP_MIN)));
+        }
+        // Zero means a lane is ready and waits for something that wakes us by itself.
+        match self.wiring.queue.next_due() {
+            Some(due) if !due.is_zero() => moment.min(after(now, due)),
+            _ => moment,
+        }
+    }
+
+    fn adopt_settings(&mut self) {
+        self.settings = self.wiring.settings.borrow_and_update().clone();
+        self.shaper.set_limits(self.settings.shaping);
+        self.places.forget_all();
+    }
+
+    /// One look at the lanes that are due; gives how many there were.
+    fn pass(&mut self, now: Instant) -> usize {
+        self.waits = None;
+        for site in self.wiring.delivery.take_resumed() {
+            self.shaper.resume(&site);
+            self.fates.retain(|path, _| *path.site != *site);
+        }
+        let due = self.wiring.queue.some_lanes(LANES_PER_PASS);
+        let count = due.len();
+        let mut backlog: HashMap<Path, usize> = HashMap::new();
+        let mut candidates = Vec::new();
+        for due in due {
+            match self.candidate(&due.lane, due.ready, now) {
+                Ok(Some(candidate)) => {
+                    let of_path = backlog.entry(candidate.path.clone()).or_default();
+                    *of_path = of_path.saturating_add(candidate.ready);
+                    candidates.push(candidate);
+                }
+                Ok(None) => {}
+                Err(reason) => self.wiring.delivery.waits(&due.lane, reason),
+            }
+        }
+        // One job per lane and round, so that lanes of one site share its connections.
+        while !candidates.is_empty() {
+            candidates.retain(|candidate| {
+                let of_path = backlog.get(&candidate.path).copied().unwrap_or(candidate.ready);
+                self.start_one(candidate, of_path, now)
+            });
+        }
+        self.wiring.delivery.pass_done();
+        count
+    }
+
+    /// Where a due lane would go, `None` if something is under way for it, `Err` why it waits.
+    fn candidate(&mut self, lane: &Lane, ready: usize, now: Instant) -> Result<Option<Candidate>, String> {
+        self.wiring.delivery.suspension(lane, None)?;
+        let source = self.sources.source(lane.vip, &self.settings, now).inspect_err(|_| {
+            self.waits = earlier(self.waits, after(now, self.settings.vip_check));
+        })?;
+        let site = match self.places.standing(lane, &source, now) {
+            Standing::At(site) => site,
+            Standing::Unknown(place) => {
+                if self.lookups < self.settings.lookups_max {
+                    self.look_up(lane, place);
+                }
+                return Err("looking up where its mail goes".to_owned());
+            }
+            Standing::LookingUp => return Err("looking up where its mail goes".to_owned()),
+            Standing::Nowhere(no_site) => {
+                self.fate(lane, no_site.outcome());
+                return Ok(None);
+            }
+        };
+        self.wiring.delivery.suspension(lane, Some(&site.name))?;
+        let path = Path { site: site.name.clone(), vip: lane.vip };
+        Ok(Some(Candidate { lane: lane.clone(), ready, source, site, path }))
+    }
+
+    /// Starts a job for the lane if it may have one more; false once it may not.
+    fn start_one(&mut self, candidate: &Candidate, backlog: usize, now: Instant) -> bool {
+        let (lane, path) = (&candidate.lane, &candidate.path);
+        let running = self.jobs_of.get(lane).copied().unwrap_or(0);
+        if running >= allowance(candidate.ready, lane.class, self.settings.shaping.connections_max) {
+            return false;
+        }
+        if self.jobs >= self.settings.connections_max {
+            self.wiring.delivery.waits(lane, "all connections are in use".to_owned());
+            return false;
+        }
+        match self.shaper.admit(path, lane.class, backlog.saturating_add(self.shaper.running(path)), now) {
+            Admission::Admitted => {
+                self.start(candidate, now);
+                true
+            }
+            Admission::Enough => {
+                let reason = format!("as many connections to {} as it may have are in use", path.site);
+                self.wiring.delivery.waits(lane, reason);
+                false
+            }
+            Admission::Wait(until, reason) => {
+                self.waits = earlier(self.waits, until);
+                let is_long = until.saturating_duration_since(now) > PATIENCE_WITH_PAUSE;
+                if let Some((_, outcome)) = self.fates.get(path).filter(|_| is_long).cloned() {
+                    self.fate(lane, outcome);
+                } else {
+                    self.wiring.delivery.waits(lane, format!("{} pauses: {reason}", path.site));
+                }
+                false
+            }
+        }
+    }
+
+    fn start(&mut self, candidate: &Candidate, now: Instant) {
+        let (settled, outcomes) = mpsc::channel(8);
+        let keys = pool_keys(&candidate.site, &candidate.source);
+        let idle = self.pool.take(keys.into_iter(), &self.settings, now);
+        let progress = Arc::new(Progress::default());
+        self.avoided.retain(|_, until| *until > now);
+        let job = Job {
+            lane: candidate.lane.clone(),
+            site: candidate.site.clone(),
+            source: candidate.source.clone(),
+            idle,
+            hand: self.hand(&candidate.lane, settled),
+            avoid: Arc::new(self.avoided.keys().copied().collect::<HashSet<_>>()),
+            settings: self.settings.clone(),
+            stop: self.stop.clone(),
+            progress: progress.clone(),
+        };
+        let transport = self.transport(&candidate.lane);
+        let recording = record_outcomes(self.wiring.queue.clone(), outcomes, self.settings.settling_max);
+        let task = self.tasks.spawn(async move {
+            // The job's hand is dropped with it, which ends the recording once all is written.
+            let (report, ()) = tokio::join!(transport.attempt(job), recording);
+            Done::Job(Box::new(report))
+        });
+        let (lane, path) = (candidate.lane.clone(), candidate.path.clone());
+        self.jobs = self.jobs.saturating_add(1);
+        self.count(&lane);
+        self.wiring.delivery.runs(&lane);
+        let running = Running::Job { lane, path, progress, steps: 0, since: now, handle: task.clone() };
+        self.running.insert(task.id(), running);
+    }
+
+    fn hand(&self, lane: &Lane, settled: mpsc::Sender<super::transport::Settled>) -> Hand {
+        super::settle::hand(&self.wiring.queue, lane, settled)
+    }
+
+    fn transport(&self, lane: &Lane) -> Arc<dyn Transport> {
+        match lane.transport {
+            TransportName::Mx => self.wiring.mx.clone(),
+            TransportName::Smarthost(_) => self.wiring.smarthost.clone(),
+        }
+    }
+
+    fn look_up(&mut self, lane: &Lane, place: super::lanes::Place) {
+        let (transport, lane) = (self.transport(lane), lane.clone());
+        let (asked, families) = (place.clone(), place.families);
+        let task = self.tasks.spawn(async move { Done::Lookup(asked, transport.site(&lane, families).await) });
+        self.places.looking_up(place.clone());
+        self.lookups = self.lookups.saturating_add(1);
+        self.running.insert(task.id(), Running::Lookup(place));
+    }
+
+    /// What is ready in the lane shares this outcome.
+    fn fate(&mut self, lane: &Lane, outcome: Outcome) {
+        if self.jobs_of.contains_key(lane) {
+            return;
+        }
+        let (queue, most) = (self.wiring.queue.clone(), self.settings.failed_together_max);
+        let (of, settling) = (lane.clone(), self.settings.settling_max);
+        let task = self.tasks.spawn(async move {
+            share_fate(queue, &of, outcome, most, settling).await;
+            Done::Fate
+        });
+        self.count(lane);
+        self.running.insert(task.id(), Running::Fate(lane.clone()));
+    }
+
+    fn count(&mut self, lane: &Lane) {
+        let jobs = self.jobs_of.entry(lane.clone()).or_default();
+        *jobs = jobs.saturating_add(1);
+    }
+
+    fn uncount(&mut self, lane: &Lane) {
+        if let Some(jobs) = self.jobs_of.get_mut(lane) {
+            *jobs = jobs.saturating_sub(1);
+            if *jobs == 0 {
+                self.jobs_of.remove(lane);
+            }
+        }
+    }
+
+    /// A task ended: on its own, aborted by the watchdog, or by a panic.
+    fn finished(&mut self, ended: Result<(Id, Done), JoinError>, now: Instant) {
+        let (id, done) = match ended {
+            Ok((id, done)) => (id, Some(done)),
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!("an attempt panicked; its mail was given back: {error}");
+                }
+                (error.id(), None)
+            }
+        };
+        match (self.running.remove(&id), done) {
+            (Some(Running::Job { lane, path, progress, .. }), done) => {
+                self.jobs = self.jobs.saturating_sub(1);
+                self.uncount(&lane);
+                match done {
+                    Some(Done::Job(report)) => self.learn(&lane, &path, *report, now),
+                    _ => {
+                        let reason = format!("an attempt was ended in the phase {}", progress.phase().name());
+                        self.shaper.finished(&path, Use::Failed(reason), now);
+                    }
+                }
+            }
+            (Some(Running::Lookup(place)), done) => {
+                self.lookups = self.lookups.saturating_sub(1);
+                match done {
+                    Some(Done::Lookup(place, result)) => self.places.learn(place, result, &self.settings, now),
+                    _ => self.places.forget(&place),
+                }
+            }
+            (Some(Running::Fate(lane)), _) => self.uncount(&lane),
+            (None, _) => {}
+        }
+    }
+
+    fn learn(&mut self, lane: &Lane, path: &Path, report: Report, now: Instant) {
+        for address in &report.reached {
+            self.avoided.remove(address);
+        }
+        for address in report.failed.into_iter().take(AVOIDED_MAX.saturating_sub(self.avoided.len())) {
+            self.avoided.insert(address, after(now, AVOID_FOR));
+        }
+        if let Some(connection) = report.idle {
+            let surplus = self.pool.put(connection, &self.settings, now);
+            self.close(surplus);
+        }
+        let is_served = report.messages > 0 || !report.reached.is_empty();
+        match report.ending {
+            Ending::Drained | Ending::TurnOver | Ending::Stopped if is_served => {
+                self.fates.remove(path);
+                self.shaper.finished(path, Use::Served, now);
+            }
+            Ending::Drained | Ending::TurnOver | Ending::Stopped => self.shaper.returned(path),
+            Ending::SourceMissing(address) => {
+                self.shaper.returned(path);
+                self.sources.missing(lane.vip, address, now);
+            }
+            Ending::Unreachable(..) if self.shaper.running(path) > 1 => {
+                self.shaper.finished(path, Use::Crowded, now);
+            }
+            Ending::Unreachable(reason, outcome) => {
+                self.shaper.finished(path, Use::Failed(reason), now);
+                self.fates.insert(path.clone(), (now, outcome.clone()));
+                self.fate(lane, outcome);
+            }
+            Ending::Failed(_) if report.messages > 0 => self.shaper.finished(path, Use::Served, now),
+            Ending::Failed(reason) => self.shaper.finished(path, Use::Failed(reason), now),
+        }
+    }
+
+    /// Closes politely, without anybody waiting for it.
+    fn close(&self, connections: impl IntoIterator<Item = Connection>) {
+        for connection in connections {
+            tokio::spawn(connection.quit(self.settings.timeouts.quit));
+        }
+    }
+
+    /// Pool and watchdog.
+    fn tick(&mut self, now: Instant) {
+        let old = self.pool.sweep(&self.settings, now);
+        self.close(old);
+        self.shaper.forget_quiet(now);
+        self.places.forget_old(now);
+        self.fates.retain(|_, (since, _)| now.duration_since(*since) < self.settings.shaping.pause_max);
+        for running in self.running.values_mut() {
+            let Running::Job { lane, progress, steps, since, handle, .. } = running else { continue };
+            if progress.steps() != *steps {
+                (*steps, *since) = (progress.steps(), now);
+            } else if now.duration_since(*since) > self.settings.timeouts.stall {
+                let phase = progress.phase().name();
+                tracing::warn!(to = %lane.next_hop, phase, "an attempt made no progress and was aborted; its mail waits");
+                // Its claims are released as it is dropped.
+                handle.abort();
+            }
+        }
+    }
+
+    /// Running attempts finish within the grace period; what is left is aborted, which gives its
+    /// mail back.
+    async fn wind_up(mut self) {
+        self.stop.cancel();
+        let until = tokio::time::Instant::from_std(after(Instant::now(), self.settings.grace));
+        while let Ok(Some(ended)) = tokio::time::timeout_at(until, self.tasks.join_next_with_id()).await {
+            self.finished(ended, Instant::now());
+        }
+        let left = self.tasks.len();
+        if left > 0 {
+            tracing::warn!("{left} attempts did not finish in time; their mail was given back");
+        }
+        self.tasks.shutdown().await;
+        let quits = self.pool.drain().into_iter().map(|connection| connection.quit(Duration::from_millis(500)));
+        futures_util::future::join_all(quits).await;
+    }
+}
+
+fn after(now: Instant, span: Duration) -> Instant {
+    now.checked_add(span).unwrap_or(now)
+}
+
+fn earlier(known: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(known.map_or(other, |known| known.min(other)))
+}

@@ -1,0 +1,78 @@
+//! Tries to pay what the queue owes: finds out where mail goes, speaks SMTP there, tells the queue
+//! what became of each recipient.
+//!
+//! Recipe: build [`Parts`], run [`run`] as a task; operators speak through [`Delivery`].
+//! Easy to get wrong: a message leaves by its own virtual IP or not at all; and a 4xx, a 5xx or a
+//! timeout is an outcome, never an error of ours.
+
+mod board;
+mod client;
+mod dispatcher;
+mod lanes;
+mod mx;
+mod outcome;
+mod settings;
+mod settle;
+mod shaping;
+mod smarthost;
+mod sources;
+mod transport;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use board::{Delivery, Scope, Suspension};
+pub use client::{Client, Connection, Pool};
+pub use mx::Mx;
+pub use outcome::{Phase, Verdict, classify};
+pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};
+pub use shaping::Limits;
+pub use smarthost::Smarthost;
+pub use transport::{
+    ClaimMore, Ending, Families, Hand, Held, Host, Job, Login, NoSite, OpenBody, Progress, Release, Report, Settled,
+    Site, Source, TlsUse, Transport,
+};
+
+use self::dispatcher::{Dispatcher, Wiring};
+use self::sources::Sources;
+use crate::background::Shutdown;
+use crate::net::{ClientTls, Dialer, Resolver};
+use crate::queue::Queue;
+use crate::routing::Routes;
+use crate::store::Store;
+use crate::vips::Vips;
+
+/// The rooms delivery works with.
+pub struct Parts {
+    /// What is owed.
+    pub queue: Arc<Queue>,
+    /// Our addresses and names.
+    pub vips: Arc<Vips>,
+    /// Relays.
+    pub routes: Arc<Routes>,
+    /// Events about virtual IPs are written here.
+    pub store: Arc<dyn Store>,
+    /// DNS.
+    pub resolver: Arc<dyn Resolver>,
+    /// Connections out.
+    pub dialer: Arc<dyn Dialer>,
+    /// TLS as a client.
+    pub tls: Arc<ClientTls>,
+    /// The operators' hand.
+    pub delivery: Arc<Delivery>,
+    /// Settings, followed as they change.
+    pub settings: watch::Receiver<Arc<Settings>>,
+}
+
+/// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
+pub async fn run(parts: Parts, shutdown: Shutdown) {
+    let Parts { queue, vips, routes, store, resolver, dialer, tls, delivery, settings } = parts;
+    let client = Arc::new(Client::new(dialer, tls));
+    let mx = Arc::new(Mx::new(resolver.clone(), vips.clone(), client.clone(), settings.clone()));
+    let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
+    let reasons = delivery.clone();
+    queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
+    let wiring = Wiring { queue, mx, smarthost, delivery, settings };
+    Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
+}

@@ -1,0 +1,249 @@
+//! From a domain to the hosts that take its mail (RFC 5321 s5.1), without ourselves and without
+//! addresses that no public MX has any business naming.
+//!
+//! Easy to get wrong: only a proven absence is final. One unanswered question among many leaves
+//! the domain undecided, unless another host was found to go to.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::future::join_all;
+
+use crate::delivery::settings::{PrivateAddresses, Settings};
+use crate::delivery::transport::{Families, Host, NoSite};
+use crate::events::Why;
+use crate::mail::Domain;
+use crate::net::{LookupError, Mx, Resolver};
+use crate::vips::Vip;
+
+/// How we may be named or addressed.
+#[derive(Debug, Default)]
+pub(super) struct Ourselves {
+    pub(super) names: HashSet<String>,
+    pub(super) addresses: HashSet<IpAddr>,
+}
+
+impl Ourselves {
+    /// Every virtual IP, with what the world sees of it.
+    pub(super) fn of(vips: &[Vip]) -> Self {
+        let mut ourselves = Self::default();
+        for vip in vips {
+            ourselves.names.insert(vip.ehlo.as_str().to_owned());
+            ourselves.addresses.extend(vip.addresses());
+            ourselves.addresses.extend(vip.public_ipv4.map(IpAddr::V4));
+            ourselves.addresses.extend(vip.public_ipv6.map(IpAddr::V6));
+        }
+        ourselves
+    }
+}
+
+/// What became of one MX host.
+enum Found {
+    Host(Host),
+    /// It is us.
+    Loop(u16),
+    /// It has no address of any type we asked for.
+    Absent,
+    /// It has none of our families, but one of the other.
+    OtherFamily,
+    /// Every address is private, loopback or the like.
+    Private(String),
+    /// DNS did not answer.
+    Unanswered(String),
+}
+
+/// The hosts to try for `domain`, by preference.
+pub(super) async fn hosts(
+    resolver: &dyn Resolver,
+    domain: &Domain,
+    families: Families,
+    ourselves: &Ourselves,
+    settings: &Settings,
+) -> Result<Vec<Host>, NoSite> {
+    let candidates = exchangers(resolver, domain, settings.mx_hosts_max).await?;
+    let examine = |(preference, host): (u16, Domain)| async move {
+        examine(resolver, preference, &host, families, (ourselves, settings)).await
+    };
+    let found = join_all(candidates.into_iter().map(examine)).await;
+    choose(domain, found)
+}
+
+/// Lanes whose domains are served by the same hosts share a site.
+pub(super) fn site_name(hosts: &[Host]) -> String {
+    let mut names: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(",")
+}
+
+/// MX records by preference, or the domain itself where there are none (implicit MX).
+async fn exchangers(resolver: &dyn Resolver, domain: &Domain, hosts_max: usize) -> Result<Vec<(u16, Domain)>, NoSite> {
+    let mut records = match resolver.mx(domain).await {
+        Ok(records) => records,
+        Err(LookupError::NoRecord) => return Ok(vec![(0, domain.clone())]),
+        Err(LookupError::NoSuchName) => {
+            return Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.1.2 the domain {domain} does not exist")));
+        }
+        Err(LookupError::Temporary(reason)) => {
+            return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.3 MX of {domain}: {reason}")));
+        }
+    };
+    records.sort_by_key(|mx| mx.preference);
+    let hosts: Vec<(u16, Domain)> = records
+        .iter()
+        .filter_map(|Mx { preference, host }| host.clone().map(|host| (*preference, host)))
+        .take(hosts_max)
+        .collect();
+    if hosts.is_empty() {
+        // RFC 7505 s3: the domain says it takes no mail.
+        return Err(NoSite::Bounced(
+            Why::NoSuchDomain,
+            format!("556 5.1.10 the domain {domain} takes no mail (null MX)"),
+        ));
+    }
+    Ok(hosts)
+}
+
+async fn examine(
+    resolver: &dyn Resolver,
+    preference: u16,
+    host: &Domain,
+    families: Families,
+    (ourselves, settings): (&Ourselves, &Settings),
+) -> Found {
+    if ourselves.names.contains(host.as_str()) {
+        return Found::Loop(preference);
+    }
+    let (ipv4, ipv6) =
+        tokio::join!(async { if families.ipv4 { resolver.ipv4(host).await } else { Ok(Vec::new()) } }, async {
+            if families.ipv6 { resolver.ipv6(host).await } else { Ok(Vec::new()) }
+        },);
+    let mut unanswered = None;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    match ipv4 {
+        Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V4)),
+        Err(LookupError::Temporary(reason)) => unanswered = Some(format!("A of {host}: {reason}")),
+        Err(_) => {}
+    }
+    match ipv6 {
+        Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V6)),
+        Err(LookupError::Temporary(reason)) => unanswered = Some(format!("AAAA of {host}: {reason}")),
+        Err(_) => {}
+    }
+    if settings.private_addresses == PrivateAddresses::Refused {
+        if addresses.iter().any(|address| ourselves.addresses.contains(&address.to_canonical())) {
+            return Found::Loop(preference);
+        }
+        let all = addresses.len();
+        addresses.retain(|address| is_public(*address));
+        if addresses.is_empty() && all > 0 {
+            return Found::Private(format!("{host} has only private addresses"));
+        }
+    }
+    addresses.truncate(settings.addresses_per_host_max);
+    match (addresses.is_empty(), unanswered) {
+        (false, _) => Found::Host(Host { name: host.as_str().to_owned(), preference, addresses }),
+        (true, Some(reason)) => Found::Unanswered(reason),
+        (true, None) => other_family(resolver, host, families).await,
+    }
+}
+
+/// Nothing of our families: is there something of the other?
+async fn other_family(resolver: &dyn Resolver, host: &Domain, families: Families) -> Found {
+    let other = if !families.ipv4 {
+        resolver.ipv4(host).await.map(|_| ())
+    } else if !families.ipv6 {
+        resolver.ipv6(host).await.map(|_| ())
+    } else {
+        Err(LookupError::NoRecord)
+    };
+    match other {
+        Ok(()) => Found::OtherFamily,
+        Err(LookupError::Temporary(reason)) => Found::Unanswered(format!("address of {host}: {reason}")),
+        Err(LookupError::NoSuchName | LookupError::NoRecord) => Found::Absent,
+    }
+}
+
+/// Hosts to try, or the strongest reason why there are none.
+fn choose(domain: &Domain, found: Vec<Found>) -> Result<Vec<Host>, NoSite> {
+    // RFC 5321 s5.1: hosts that are not preferred over ourselves would only send it back to us.
+    let own = found.iter().filter_map(|found| if let Found::Loop(own) = found { Some(*own) } else { None }).min();
+    let (mut hosts, mut unanswered, mut private, mut other_family) = (Vec::new(), None, None, false);
+    for found in found {
+        match found {
+            Found::Host(host) if own.is_none_or(|own| host.preference < own) => hosts.push(host),
+            Found::Host(_) | Found::Loop(_) | Found::Absent => {}
+            Found::OtherFamily => other_family = true,
+            Found::Private(detail) => private = Some(detail),
+            Found::Unanswered(reason) => unanswered = Some(reason),
+        }
+    }
+    if !hosts.is_empty() {
+        return Ok(hosts);
+    }
+    if let Some(reason) = unanswered {
+        return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.3 {reason}")));
+    }
+    if own.is_some() {
+        return Err(NoSite::Bounced(
+            Why::OurConfiguration,
+            format!("554 5.4.6 mail for {domain} would loop back to us"),
+        ));
+    }
+    if other_family {
+        let detail = format!("451 4.4.4 the mail hosts of {domain} have no address of a family this virtual IP has");
+        return Err(NoSite::Deferred(Why::OurConfiguration, detail));
+    }
+    if let Some(detail) = private {
+        return Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 {detail}")));
+    }
+    Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 no mail host of {domain} has an address")))
+}
+
+/// Whether an address may be named by a public MX: not loopback, private, link-local, CGNAT,
+/// documentation, multicast, unspecified, or one of these in IPv6 clothes.
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_ipv4(address),
+        IpAddr::V6(address) => is_public_ipv6(address),
+    }
+}
+
+fn is_public_ipv4(address: Ipv4Addr) -> bool {
+    let [first, second, third, _] = address.octets();
+    let is_special = matches!(
+        (first, second, third),
+        // "This network", CGNAT (RFC 6598), IETF assignments, benchmarks (RFC 2544), reserved.
+        (0, _, _) | (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) | (240.., _, _)
+    );
+    !(is_special
+        || address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || address.is_documentation()
+        || address.is_multicast()
+        || address.is_broadcast())
+}
+
+fn is_public_ipv6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_ipv4(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        // Unspecified, loopback, IPv4-compatible (deprecated) and IPv4-mapped.
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => segments[5] == 0xffff && embedded(high, low),
+        // NAT64 (RFC 6052, RFC 8215) and 6to4 (RFC 3056).
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+        [0x64, 0xff9b, ..] => false,
+        [0x2002, high, low, ..] => embedded(high, low),
+        // Teredo and other IETF assignments, documentation.
+        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, ..] => false,
+        // Only global unicast 2000::/3; not ULA, link-local, site-local, multicast, discard.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+#[cfg(test)]
+mod tests;

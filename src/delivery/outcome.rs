@@ -1,0 +1,368 @@
+//! What a reply or a failure means for the recipients concerned. Pure: tables and one loop.
+//!
+//! It refuses to know when the next attempt is (the queue) and whether to go slower (shaping).
+//! Easy to get wrong: a 5xx is final only where the peer speaks about this message; said in the
+//! greeting, to EHLO, STARTTLS or AUTH it speaks about us, and the mail waits.
+
+use std::net::IpAddr;
+
+use crate::events::{Peer, Why};
+use crate::mail::{EnhancedStatus, Reply, Severity};
+use crate::queue::Outcome;
+
+/// Where in a conversation something was said or went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not begun: DNS, choosing a host.
+    Start,
+    /// Connecting.
+    Connect,
+    /// The peer's first reply.
+    Greeting,
+    /// EHLO or HELO.
+    Hello,
+    /// STARTTLS and the handshake.
+    StartTls,
+    /// AUTH.
+    Login,
+    /// MAIL.
+    Mail,
+    /// RCPT.
+    Rcpt,
+    /// DATA, before the message.
+    Data,
+    /// The message, before the final dot.
+    Body,
+    /// The final dot was sent.
+    FinalDot,
+}
+
+impl Phase {
+    /// As people read it: "the peer closed the connection after `...`".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Connect => "connecting",
+            Self::Greeting => "greeting",
+            Self::Hello => "EHLO",
+            Self::StartTls => "STARTTLS",
+            Self::Login => "AUTH",
+            Self::Mail => "MAIL",
+            Self::Rcpt => "RCPT",
+            Self::Data => "DATA",
+            Self::Body => "message text",
+            Self::FinalDot => "final dot",
+        }
+    }
+
+    /// The phase of that number, as the watchdog reads it back.
+    pub fn from_number(number: u8) -> Self {
+        const ALL: [Phase; 11] = [
+            Phase::Start,
+            Phase::Connect,
+            Phase::Greeting,
+            Phase::Hello,
+            Phase::StartTls,
+            Phase::Login,
+            Phase::Mail,
+            Phase::Rcpt,
+            Phase::Data,
+            Phase::Body,
+            Phase::FinalDot,
+        ];
+        ALL.get(usize::from(number)).copied().unwrap_or(Self::Start)
+    }
+}
+
+/// What went wrong without a verdict of the peer about the message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Our own address is not on this host: the mail waits, nothing is counted.
+    SourceMissing(IpAddr),
+    /// Refused, unreachable, no answer.
+    Unreachable(String),
+    /// A reply did not come in time.
+    TimedOut,
+    /// The peer closed the connection, or it broke.
+    Lost(String),
+    /// Bytes that are no reply, or a reply nobody asked for.
+    Malformed(String),
+    /// A reply that ends the conversation.
+    Refused(Reply),
+    /// TLS failed or is not offered though required.
+    Tls(String),
+    /// Plain text came between the 220 to STARTTLS and the handshake.
+    Injected,
+    /// We cannot log in at the relay as configured.
+    Login(String),
+    /// The stored message cannot be read; the connection was dropped before the final dot.
+    Stored(String),
+}
+
+/// A conversation that ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Where.
+    pub phase: Phase,
+    /// What.
+    pub trouble: Trouble,
+    /// With whom, as far as we got.
+    pub peer: Option<Box<Peer>>,
+}
+
+impl Failure {
+    /// One line for the trail.
+    pub fn describe(&self) -> String {
+        let phase = self.phase.name();
+        let what = match &self.trouble {
+            Trouble::SourceMissing(address) => format!("our address {address} is not on this host"),
+            Trouble::Unreachable(reason) => reason.clone(),
+            Trouble::TimedOut => format!("no reply in time after {phase}"),
+            Trouble::Lost(reason) => format!("connection lost after {phase}: {reason}"),
+            Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
+            Trouble::Refused(reply) => format!("{reply} (after {phase})"),
+            Trouble::Tls(reason) => format!("TLS: {reason}"),
+            Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
+            Trouble::Login(reason) => format!("login at the relay: {reason}"),
+            Trouble::Stored(reason) => format!("the stored message cannot be read: {reason}"),
+        };
+        match (&self.trouble, self.phase) {
+            (Trouble::Refused(_) | Trouble::Stored(_), _) => what,
+            (_, Phase::FinalDot) => format!("{what}; the peer may have taken the message"),
+            _ => what,
+        }
+    }
+
+    /// The class of the deferral.
+    pub fn why(&self) -> Why {
+        match &self.trouble {
+            Trouble::Refused(reply) => why_of(reply, self.phase),
+            Trouble::SourceMissing(_) | Trouble::Login(_) | Trouble::Stored(_) => Why::OurConfiguration,
+            _ if self.phase == Phase::FinalDot => Why::UnknownOutcome,
+            _ => Why::Network,
+        }
+    }
+
+    /// Every failure is a deferral: the peer has not spoken about the message.
+    pub fn outcome(&self) -> Outcome {
+        Outcome::Deferred { why: self.why(), detail: self.describe(), peer: self.peer.as_deref().cloned() }
+    }
+}
+
+/// What a reply means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The peer took responsibility.
+    Delivered,
+    /// Try again later.
+    Deferred(Why),
+    /// Never again.
+    Bounced(Why),
+}
+
+/// Judges one reply that was said in `phase`.
+pub fn classify(reply: &Reply, phase: Phase) -> Verdict {
+    if reply.severity() == Severity::Success {
+        return match (phase, reply.code.0) {
+            (Phase::FinalDot, 200..300) => Verdict::Delivered,
+            _ => Verdict::Deferred(Why::Other),
+        };
+    }
+    let why = why_of(reply, phase);
+    let is_final = reply.severity() == Severity::Permanent && phase >= Phase::Mail && !is_too_many_recipients(reply);
+    if is_final { Verdict::Bounced(why) } else { Verdict::Deferred(why) }
+}
+
+/// The outcome for recipients whom `reply` concerns; the reply is kept whole.
+pub fn of_reply(reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
+    let detail = || format!("{} (after {})", reply.one_line(), phase.name());
+    match classify(reply, phase) {
+        Verdict::Delivered => Outcome::Delivered { peer: peer.clone(), reply: reply.clone() },
+        Verdict::Deferred(why) => Outcome::Deferred { why, detail: detail(), peer: Some(peer.clone()) },
+        Verdict::Bounced(why) => Outcome::Bounced { why, detail: detail(), peer: Some(peer.clone()) },
+    }
+}
+
+/// "Too many recipients", also where it is said with 552 (RFC 5321 s4.5.3.1.10).
+pub fn is_too_many_recipients(reply: &Reply) -> bool {
+    let by_status = reply.status.is_some_and(|status| (status.subject, status.detail) == (5, 3));
+    match reply.code.0 {
+        452 => by_status || reply.status.is_none_or(|status| (status.subject, status.detail) == (0, 0)),
+        552 | 451 | 450 => by_status,
+        _ => false,
+    }
+}
+
+fn why_of(reply: &Reply, phase: Phase) -> Why {
+    if is_too_many_recipients(reply) {
+        return Why::TryLater;
+    }
+    // 421 is about the connection, whatever else is in it (RFC 5321 s3.8).
+    if reply.code.0 == 421 && reply.status.is_none_or(|status| status.subject != 7) {
+        return Why::TryLater;
+    }
+    let by_status = reply.status.and_then(by_status);
+    if let Some((why, Certainty::Sure)) = by_status {
+        return why;
+    }
+    let text = reply.text.join(" ").to_ascii_lowercase();
+    let by_text = HINTS.iter().find(|(_, needles)| needles.iter().any(|needle| text.contains(needle)));
+    match (by_text, by_status) {
+        (Some((Why::TryLater, _)), _) if reply.severity() == Severity::Permanent => by_code(reply.code.0, phase),
+        (Some((why, _)), _) => *why,
+        (None, Some((why, _))) => why,
+        (None, None) => by_code(reply.code.0, phase),
+    }
+}
+
+/// Whether a status says it all, or the text may know better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certainty {
+    Sure,
+    Vague,
+}
+
+/// RFC 3463 and the registry of RFC 5248, by subject and detail; 4.x.x and 5.x.x alike.
+fn by_status(status: EnhancedStatus) -> Option<(Why, Certainty)> {
+    use Certainty::{Sure, Vague};
+    Some(match (status.subject, status.detail) {
+        (1, 2 | 10) => (Why::NoSuchDomain, Sure),
+        (1, 7 | 8) => (Why::OurConfiguration, Sure),
+        (1, 0) => (Why::RecipientGone, Vague),
+        (1, _) | (2, 1) => (Why::RecipientGone, Sure),
+        (2, 2) => (Why::MailboxFull, Sure),
+        (2, 3) | (3, 4) => (Why::TooLarge, Sure),
+        (3, 3) | (6, 3 | 7..=9) => (Why::Unsupported, Sure),
+        (3, 1 | 2) => (Why::TryLater, Sure),
+        (4, 3) => (Why::Dns, Sure),
+        (4, 5) => (Why::TryLater, Sure),
+        (4, _) => (Why::Network, Sure),
+        (6, _) => (Why::Content, Sure),
+        // Authentication of the sender: our login, SPF, DKIM, DMARC, reverse DNS, null MX.
+        (7, 8 | 9 | 11 | 20..=27) => (Why::OurConfiguration, Sure),
+        (7, 0 | 1) => (Why::PolicyOrReputation, Vague),
+        (7, _) => (Why::PolicyOrReputation, Sure),
+        _ => return None,
+    })
+}
+
+/// What peers write when their codes say little; the first class with a match wins.
+const HINTS: &[(Why, &[&str])] = &[
+    (Why::MailboxFull, &["quota", "mailbox full", "mailbox is full", "inbox is full", "out of storage"]),
+    (
+        Why::PolicyOrReputation,
+        &[
+            "spamhaus",
+            "blocklist",
+            "blacklist",
+            "block list",
+            " listed",
+            "dnsbl",
+            "reputation",
+            "rate limit",
+            "too many",
+            "throttl",
+        ],
+    ),
+    (
+        Why::TryLater,
+        &["greylist", "graylist", "grey-list", "gray-list", "greylisted", "try again", "try later", "come back later"],
+    ),
+    (
+        Why::RecipientGone,
+        &[
+            "user unknown",
+            "unknown user",
+            "no such user",
+            "no such mailbox",
+            "does not exist",
+            "doesn't exist",
+            "recipient unknown",
+            "unknown recipient",
+            "invalid recipient",
+            "recipient rejected",
+            "recipient address rejected",
+            "account disabled",
+            "account is disabled",
+            "mailbox unavailable",
+            "mailbox not found",
+            "user not found",
+        ],
+    ),
+    (Why::TooLarge, &["message size", "size limit", "too large", "too big"]),
+    (Why::Content, &["spam", "virus", "malware", "phish", "message content", "content rejected"]),
+];
+
+/// RFC 5321 s4.2.3, with what the codes mean in practice in each phase.
+fn by_code(code: u16, phase: Phase) -> Why {
+    match (code, phase) {
+        (421 | 450..=452, _) => Why::TryLater,
+        (454, Phase::StartTls) => Why::Network,
+        (454 | 530 | 534 | 535 | 538, _) => Why::OurConfiguration,
+        (521 | 556, _) => Why::NoSuchDomain,
+        (550 | 551 | 553, Phase::Rcpt) => Why::RecipientGone,
+        (553, Phase::Mail) => Why::OurConfiguration,
+        (552, Phase::Rcpt) => Why::MailboxFull,
+        (552 | 523, _) => Why::TooLarge,
+        (554, Phase::Data | Phase::Body | Phase::FinalDot) => Why::Content,
+        (550 | 554, _) => Why::PolicyOrReputation,
+        (555, _) => Why::Unsupported,
+        _ => Why::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::smtp::ReplyParser;
+
+    fn phase(name: &str) -> Phase {
+        match name {
+            "greeting" => Phase::Greeting,
+            "ehlo" => Phase::Hello,
+            "starttls" => Phase::StartTls,
+            "auth" => Phase::Login,
+            "mail" => Phase::Mail,
+            "rcpt" => Phase::Rcpt,
+            "data" => Phase::Data,
+            "body" => Phase::Body,
+            "dot" => Phase::FinalDot,
+            other => panic!("no phase {other}"),
+        }
+    }
+
+    #[test]
+    fn replies_are_classified_as_the_table_says() {
+        let table = include_str!("../../tests/data/replies/outcomes.txt");
+        let mut cases = 0;
+        for line in table.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let [name, said, expected] = line.split(" | ").collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let bytes = said.replace(" / ", "\r\n") + "\r\n";
+            let reply = ReplyParser::new().parse(&mut bytes.as_bytes()).unwrap().unwrap();
+            let verdict = match classify(&reply, phase(name.trim())) {
+                Verdict::Delivered => "delivered".to_owned(),
+                Verdict::Deferred(why) => format!("deferred {why:?}"),
+                Verdict::Bounced(why) => format!("bounced {why:?}"),
+            };
+            assert_eq!(verdict, expected.trim(), "{line}");
+            cases += 1;
+        }
+        assert!(cases > 50, "{cases}");
+    }
+
+    #[test]
+    fn a_connection_lost_after_the_final_dot_is_an_unknown_outcome_and_never_a_bounce() {
+        for trouble in [Trouble::Lost("closed".to_owned()), Trouble::TimedOut, Trouble::Malformed("?".to_owned())] {
+            let failure = Failure { phase: Phase::FinalDot, trouble, peer: None };
+            assert!(matches!(failure.outcome(), Outcome::Deferred { why: Why::UnknownOutcome, .. }));
+        }
+    }
+
+    #[test]
+    fn phases_read_back_from_their_numbers() {
+        for number in 0..11 {
+            assert_eq!(Phase::from_number(number) as u8, number);
+        }
+    }
+}

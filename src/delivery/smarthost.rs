@@ -1,0 +1,95 @@
+//! The transport through a relay people configured: host, port, TLS and login from the routes.
+//!
+//! Easy to get wrong: whatever is wrong with the route is the operator's to mend, so mail waits
+//! and is never bounced for it. A relay may be on a private network: it was named by the operator.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::client::Client;
+use super::transport::{Families, Host, Job, Login, NoSite, Report, Site, TlsUse, Transport};
+use crate::events::Why;
+use crate::mail::Domain;
+use crate::net::{LookupError, Resolver};
+use crate::routing::{Lane, RelayTls, Routes, TransportName};
+
+/// Through one configured relay.
+pub struct Smarthost {
+    resolver: Arc<dyn Resolver>,
+    routes: Arc<Routes>,
+    client: Arc<Client>,
+}
+
+impl Smarthost {
+    /// The transport.
+    pub fn new(resolver: Arc<dyn Resolver>, routes: Arc<Routes>, client: Arc<Client>) -> Self {
+        Self { resolver, routes, client }
+    }
+
+    async fn addresses(&self, host: &str, families: Families) -> Result<Vec<IpAddr>, NoSite> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![address]);
+        }
+        let wrong = |detail: String| NoSite::Deferred(Why::OurConfiguration, detail);
+        let name = Domain::parse(host).map_err(|error| wrong(format!("relay {host}: {error}")))?;
+        let (ipv4, ipv6) = tokio::join!(
+            async { if families.ipv4 { self.resolver.ipv4(&name).await } else { Err(LookupError::NoRecord) } },
+            async { if families.ipv6 { self.resolver.ipv6(&name).await } else { Err(LookupError::NoRecord) } },
+        );
+        let mut found: Vec<IpAddr> = Vec::new();
+        let mut last = None;
+        match ipv4 {
+            Ok(addresses) => found.extend(addresses.into_iter().map(IpAddr::V4)),
+            Err(error) => last = Some(error),
+        }
+        match ipv6 {
+            Ok(addresses) => found.extend(addresses.into_iter().map(IpAddr::V6)),
+            Err(LookupError::NoRecord) => {}
+            Err(error) => last = Some(error),
+        }
+        match (found.is_empty(), last) {
+            (false, _) => Ok(found),
+            (true, Some(LookupError::Temporary(reason))) => {
+                Err(NoSite::Deferred(Why::Dns, format!("relay {host}: {reason}")))
+            }
+            (true, _) => Err(wrong(format!("relay {host} has no address this virtual IP can reach"))),
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for Smarthost {
+    async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
+        let wrong = |detail: String| NoSite::Deferred(Why::OurConfiguration, detail);
+        let TransportName::Smarthost(id) = lane.transport else {
+            return Err(wrong("this lane does not go through a relay".to_owned()));
+        };
+        let route = self.routes.route(id).ok_or_else(|| wrong("its route was removed".to_owned()))?;
+        let login = match (&route.login, self.routes.login(&route)) {
+            (None, _) => None,
+            (Some(_), Some((user, password))) => Some(Arc::new(Login { user, password })),
+            (Some(_), None) => return Err(wrong("the login of its route cannot be opened".to_owned())),
+        };
+        let addresses = self.addresses(&route.host, families).await?;
+        let tls = match route.tls {
+            RelayTls::Implicit => TlsUse::Implicit,
+            RelayTls::Starttls => TlsUse::Required(crate::net::Verify::Required),
+            RelayTls::Opportunistic => TlsUse::Opportunistic,
+            RelayTls::None => TlsUse::Never,
+        };
+        Ok(Site {
+            name: format!("{}:{}", route.host, route.port).into(),
+            hosts: vec![Host { name: route.host.clone(), preference: 0, addresses }],
+            port: route.port,
+            tls,
+            realm: route.id,
+            login,
+        })
+    }
+
+    async fn attempt(&self, job: Job) -> Report {
+        self.client.drain(job).await
+    }
+}

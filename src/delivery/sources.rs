@@ -1,0 +1,113 @@
+//! Virtual IPs as delivery sees them: which of their addresses are on this host now.
+//!
+//! Easy to get wrong: a missing address is told once when it goes and once when it is back, not at
+//! each look; and mail never leaves by an address of another virtual IP meanwhile.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::Settings;
+use super::transport::Source;
+use crate::events::{Event, EventKind, InstanceEvent, record};
+use crate::ext::Timestamp;
+use crate::mail::VipId;
+use crate::net::is_present;
+use crate::store::{Batch, Store};
+use crate::vips::Vips;
+
+struct Known {
+    source: Result<Arc<Source>, String>,
+    missing: BTreeSet<String>,
+    looked: Instant,
+}
+
+/// Sources by virtual IP.
+pub(super) struct Sources {
+    vips: Arc<Vips>,
+    changes: watch::Receiver<u64>,
+    store: Arc<dyn Store>,
+    known: HashMap<VipId, Known>,
+}
+
+impl Sources {
+    pub(super) fn new(vips: Arc<Vips>, store: Arc<dyn Store>) -> Self {
+        let changes = vips.changed();
+        Self { vips, changes, store, known: HashMap::new() }
+    }
+
+    /// Resolves when virtual IPs were added, changed or removed.
+    pub(super) async fn changed(&mut self) {
+        match self.changes.changed().await {
+            Ok(()) => self.known.values_mut().for_each(|known| known.looked = long_ago(known.looked)),
+            // Nobody will change them any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The virtual IP as a source, or why its mail waits.
+    pub(super) fn source(&mut self, vip: VipId, settings: &Settings, now: Instant) -> Result<Arc<Source>, String> {
+        if let Some(known) = self.known.get(&vip)
+            && now.duration_since(known.looked) < settings.vip_check
+        {
+            return known.source.clone();
+        }
+        let (source, missing) = self.look(vip);
+        self.adopt(vip, Known { source: source.clone(), missing, looked: now });
+        source
+    }
+
+    /// An attempt found that `address` is not on this host.
+    pub(super) fn missing(&mut self, vip: VipId, address: IpAddr, now: Instant) {
+        let reason = format!("its address {address} is not on this host");
+        let missing = BTreeSet::from([address.to_string()]);
+        self.adopt(vip, Known { source: Err(reason), missing, looked: now });
+    }
+
+    fn look(&self, id: VipId) -> (Result<Arc<Source>, String>, BTreeSet<String>) {
+        let Some(vip) = self.vips.get(id) else {
+            return (Err("its virtual IP was removed".to_owned()), BTreeSet::from(["removed".to_owned()]));
+        };
+        let (present, missing): (Vec<IpAddr>, Vec<IpAddr>) = vip.addresses().partition(|own| is_present(*own));
+        let missing: BTreeSet<String> = missing.iter().map(IpAddr::to_string).collect();
+        if present.is_empty() {
+            let names = missing.iter().cloned().collect::<Vec<_>>().join(", ");
+            return (Err(format!("its virtual IP {} ({names}) is not on this host", vip.ehlo)), missing);
+        }
+        (Ok(Arc::new(Source { vip: id, ehlo: vip.ehlo, addresses: present })), missing)
+    }
+
+    fn adopt(&mut self, vip: VipId, known: Known) {
+        let none = BTreeSet::new();
+        let before = self.known.get(&vip).map_or(&none, |known| &known.missing);
+        let mut events: Vec<InstanceEvent> = Vec::new();
+        for address in known.missing.difference(before) {
+            tracing::warn!(%vip, address, "a virtual IP is not on this host; its mail waits");
+            events.push(InstanceEvent::VipMissing { vip, address: address.clone() });
+        }
+        for address in before.difference(&known.missing) {
+            events.push(InstanceEvent::VipPresent { vip, address: address.clone() });
+        }
+        self.known.insert(vip, known);
+        if events.is_empty() {
+            return;
+        }
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let mut batch = Batch::new();
+            let at = Timestamp::now();
+            events.into_iter().for_each(|event| record(&mut batch, &Event { at, kind: EventKind::Instance(event) }));
+            if let Err(error) = store.commit(batch).await {
+                tracing::warn!("an event about a virtual IP was not recorded: {error}");
+            }
+        });
+    }
+}
+
+/// So long ago that the next look is due.
+fn long_ago(moment: Instant) -> Instant {
+    moment.checked_sub(std::time::Duration::from_secs(86_400)).unwrap_or(moment)
+}

@@ -1,0 +1,344 @@
+//! The seam between the dispatcher and the ways mail can leave: a [`Transport`] says where a lane
+//! goes now ([`Site`]) and drains claims towards it ([`Job`] in, [`Report`] out).
+//!
+//! Easy to get wrong: a claim must be given back exactly once, also when an attempt is aborted or
+//! panics. [`Held`] sees to that: dropped unsettled, it releases its claim.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use super::Settings;
+use super::client::Connection;
+use super::outcome::Phase;
+use crate::background::Shutdown;
+use crate::events::Why;
+use crate::mail::{Domain, VipId};
+use crate::net::Verify;
+use crate::queue::{Claim, Outcome};
+use crate::routing::Lane;
+use crate::store::{BodyReader, StoreError};
+
+/// A virtual IP as a source of connections: its addresses that are on this host now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Which.
+    pub vip: VipId,
+    /// What it says in EHLO.
+    pub ehlo: Domain,
+    /// At most one of each family; never empty when a job has it.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Source {
+    /// The address that can reach `target`.
+    pub fn towards(&self, target: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|own| own.is_ipv4() == target.is_ipv4())
+    }
+}
+
+/// What TLS means towards a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TlsUse {
+    /// Never.
+    Never,
+    /// STARTTLS if offered; if it fails, once more without.
+    Opportunistic,
+    /// STARTTLS or nothing.
+    Required(Verify),
+    /// TLS from the first byte, verified.
+    Implicit,
+}
+
+/// A login at a relay.
+#[derive(Clone)]
+pub struct Login {
+    /// User name.
+    pub user: String,
+    /// Password; wiped when dropped.
+    pub password: Zeroizing<String>,
+}
+
+/// One host of a site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its name, or its address as text for a relay given by address.
+    pub name: String,
+    /// MX preference; lower first.
+    pub preference: u16,
+    /// Where it is.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Where a lane's mail goes now: the unit of shaping and reuse.
+#[derive(Clone)]
+pub struct Site {
+    /// Sorted host names: lanes with the same hosts share limits and connections.
+    pub name: Arc<str>,
+    /// By preference; random among equals when tried.
+    pub hosts: Vec<Host>,
+    /// The port.
+    pub port: u16,
+    /// What TLS means here.
+    pub tls: TlsUse,
+    /// Whether connections from one login may be used for another: the route's id, or 0.
+    pub realm: u64,
+    /// The login, for relays.
+    pub login: Option<Arc<Login>>,
+}
+
+/// Why a lane has no site now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoSite {
+    /// Try again later.
+    Deferred(Why, String),
+    /// Never.
+    Bounced(Why, String),
+}
+
+impl NoSite {
+    /// The outcome for every recipient of the lane.
+    pub fn outcome(&self) -> Outcome {
+        match self.clone() {
+            Self::Deferred(why, detail) => Outcome::Deferred { why, detail, peer: None },
+            Self::Bounced(why, detail) => Outcome::Bounced { why, detail, peer: None },
+        }
+    }
+}
+
+/// Address families of a virtual IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Families {
+    /// It has an IPv4 address.
+    pub ipv4: bool,
+    /// It has an IPv6 address.
+    pub ipv6: bool,
+}
+
+/// A way mail can leave.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Where the lane goes now. Asked by the dispatcher, which remembers the answer for a while.
+    async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite>;
+
+    /// Drains claims over connections to the site until there are none, or the job's bounds are
+    /// reached. Every outcome goes through the job's [`Hand`].
+    async fn attempt(&self, job: Job) -> Report;
+}
+
+/// Opens the body of a claim; blocks on the disk.
+pub type OpenBody = Arc<dyn Fn(&Claim) -> Result<Option<Box<dyn BodyReader>>, StoreError> + Send + Sync>;
+/// Gives a claim back untouched, due after a pause.
+pub type Release = Arc<dyn Fn(Claim, Duration) + Send + Sync>;
+/// Claims up to so many further records of the lane.
+pub type ClaimMore = Arc<dyn Fn(usize) -> Vec<Claim> + Send + Sync>;
+
+/// A claim that is released if it is dropped unsettled.
+pub struct Held {
+    claim: Option<Claim>,
+    release: Release,
+    pause: Duration,
+}
+
+impl Held {
+    fn take(mut self) -> Option<Claim> {
+        self.claim.take()
+    }
+
+    fn give_back(mut self) {
+        self.pause = Duration::ZERO;
+    }
+
+    /// The claim; always there until it is settled.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            (self.release)(claim, self.pause);
+        }
+    }
+}
+
+/// A settled claim on its way to the queue.
+pub struct Settled {
+    /// What was claimed.
+    pub claim: Claim,
+    /// What became of its recipients, by number.
+    pub outcomes: Vec<(u16, Outcome)>,
+}
+
+/// What an attempt may ask of the queue.
+pub struct Hand {
+    held: VecDeque<Held>,
+    more: ClaimMore,
+    open: OpenBody,
+    release: Release,
+    settled: mpsc::Sender<Settled>,
+    pause: Duration,
+}
+
+/// Records claimed at a time: few, so that several connections share a short backlog.
+const CLAIMS_AT_ONCE: usize = 4;
+
+impl Hand {
+    /// A hand that claims with `more`, and gives what it drops back with `pause`.
+    pub fn new(
+        more: ClaimMore,
+        open: OpenBody,
+        release: Release,
+        settled: mpsc::Sender<Settled>,
+        pause: Duration,
+    ) -> Self {
+        Self { held: VecDeque::new(), more, open, release, settled, pause }
+    }
+
+    /// The next claim, or `None` if the lane has nothing ready.
+    pub fn next_claim(&mut self) -> Option<Held> {
+        if self.held.is_empty() {
+            let (release, pause) = (&self.release, self.pause);
+            let claims = (self.more)(CLAIMS_AT_ONCE);
+            self.held.extend(claims.into_iter().map(|claim| Held {
+                claim: Some(claim),
+                release: release.clone(),
+                pause,
+            }));
+        }
+        self.held.pop_front()
+    }
+
+    /// Puts a claim back to be the next one.
+    pub fn put_back(&mut self, held: Held) {
+        self.held.push_front(held);
+    }
+
+    /// Releases everything held, due at once.
+    pub fn give_back(&mut self) {
+        for held in self.held.drain(..) {
+            held.give_back();
+        }
+    }
+
+    /// How bodies are opened.
+    pub fn opener(&self) -> OpenBody {
+        self.open.clone()
+    }
+
+    /// Hands outcomes over to be recorded. Waits only when very many are not recorded yet.
+    pub async fn settle(&self, held: Held, outcomes: Vec<(u16, Outcome)>) {
+        if let Some(claim) = held.take() {
+            // The receiver outlives every job; were it gone, the claim is due again at restart.
+            let _ = self.settled.send(Settled { claim, outcomes }).await;
+        }
+    }
+
+    /// The same outcome for every waiting recipient of up to `most` claims.
+    pub async fn settle_all(&mut self, outcome: &Outcome, most: usize) -> usize {
+        let mut count = 0;
+        while count < most {
+            let Some(held) = self.next_claim() else { break };
+            let outcomes = held.claim().map(|claim| same_for_all(claim, outcome)).unwrap_or_default();
+            self.settle(held, outcomes).await;
+            count += 1;
+        }
+        count
+    }
+}
+
+/// `outcome` for every waiting recipient of `claim`.
+pub fn same_for_all(claim: &Claim, outcome: &Outcome) -> Vec<(u16, Outcome)> {
+    let waiting = claim.record.recipients.iter().filter(|recipient| is_waiting(recipient));
+    waiting.map(|recipient| (recipient.number, outcome.clone())).collect()
+}
+
+/// Whether a recipient is to be tried.
+pub fn is_waiting(recipient: &crate::queue::QueuedRecipient) -> bool {
+    recipient.state == crate::queue::RecipientState::Waiting
+}
+
+/// Where an attempt is, for the watchdog: every step forward counts.
+#[derive(Debug, Default)]
+pub struct Progress {
+    steps: AtomicU64,
+    phase: AtomicU8,
+}
+
+impl Progress {
+    /// A step forward, in `phase`.
+    pub fn step(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// The phase of the last step.
+    pub fn phase(&self) -> Phase {
+        Phase::from_number(self.phase.load(Ordering::Relaxed))
+    }
+}
+
+/// One connection's work: drain a lane towards a site.
+pub struct Job {
+    /// Which lane.
+    pub lane: Lane,
+    /// Where to.
+    pub site: Arc<Site>,
+    /// From where.
+    pub source: Arc<Source>,
+    /// A connection to the site that is open already.
+    pub idle: Option<Connection>,
+    /// The claims.
+    pub hand: Hand,
+    /// Addresses that failed lately: tried last.
+    pub avoid: Arc<HashSet<SocketAddr>>,
+    /// Limits.
+    pub settings: Arc<Settings>,
+    /// No further claim is begun once this is cancelled.
+    pub stop: Shutdown,
+    /// Read by the watchdog.
+    pub progress: Arc<Progress>,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing ready any more.
+    Drained,
+    /// Its turn is over: others wait for this site too.
+    TurnOver,
+    /// It was told to stop.
+    Stopped,
+    /// Our address is not on this host.
+    SourceMissing(IpAddr),
+    /// No address of the site served us; why, and what that would mean for a message.
+    Unreachable(String, Outcome),
+    /// The site served us and then broke off, or sent us away.
+    Failed(String),
+}
+
+/// What the dispatcher learns from a job.
+pub struct Report {
+    /// How it ended.
+    pub ending: Ending,
+    /// Messages that got a reply of their own from the peer.
+    pub messages: usize,
+    /// An open connection to keep.
+    pub idle: Option<Connection>,
+    /// Addresses that could not be used.
+    pub failed: Vec<SocketAddr>,
+    /// Addresses that could.
+    pub reached: Vec<SocketAddr>,
+}
