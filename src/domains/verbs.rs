@@ -224,7 +224,12 @@ impl Domains {
         Ok(record)
     }
 
-    async fn store_in(&self, turn: records::Turn, batch: Batch, record: SendingDomain) -> Result<(), AdminError> {
+    pub(super) async fn store_in(
+        &self,
+        turn: records::Turn,
+        batch: Batch,
+        record: SendingDomain,
+    ) -> Result<(), AdminError> {
         let known = self.entry(record.tenant, &record.domain);
         let entry = Arc::new(Entry::new(record, &self.key, known.as_deref()));
         let memory = Arc::clone(&self.memory);

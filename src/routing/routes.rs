@@ -189,3 +189,6 @@ fn key(id: u64) -> Key {
 fn scope_key(scope: &RouteScope) -> Key {
     [&[prefix::ROUTE, b's'][..], &codec::encode(scope)].concat()
 }
+
+#[cfg(test)]
+mod tests;

@@ -279,3 +279,6 @@ fn subject_of(key: &[u8]) -> Option<Subject> {
         _ => Domain::parse(text).ok().map(Subject::Domain),
     }
 }
+
+#[cfg(test)]
+mod tests;

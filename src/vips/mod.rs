@@ -298,3 +298,6 @@ fn address_key(address: IpAddr) -> Key {
         IpAddr::V6(address) => [&[prefix::VIP, b'a'][..], &address.octets()].concat(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Tests of the suppression lists.
+
+use super::*;
+use crate::store::{CommitError, MemoryStore};
+
+const START: Timestamp = Timestamp(1_800_000_000_000);
+const TENANT: TenantId = TenantId(1);
+const OTHER: TenantId = TenantId(2);
+
+fn room() -> (Arc<MemoryStore>, Suppression, Actor) {
+    let store = Arc::new(MemoryStore::new());
+    (store.clone(), Suppression::open(store), Actor::system("test"))
+}
+
+fn entry(text: &str) -> NewEntry {
+    let subject = Subject::parse(text).unwrap();
+    NewEntry { subject, reason: Reason::Manual, origin: Origin::Operator, note: "by hand".into() }
+}
+
+fn address(text: &str) -> Address {
+    Address::parse(text).unwrap()
+}
+
+#[tokio::test]
+async fn an_address_is_suppressed_in_any_case_for_its_tenant_only() {
+    let (_, list, actor) = room();
+    list.add(&actor, TENANT, entry("Ann@Example.com"), START).await.unwrap();
+    assert!(list.contains(TENANT, &address("aNN@example.COM")).unwrap());
+    assert!(!list.contains(TENANT, &address("bob@example.com")).unwrap());
+    assert!(!list.contains(OTHER, &address("ann@example.com")).unwrap());
+    list.remove(&actor, TENANT, &Subject::parse("ANN@example.com").unwrap(), START).await.unwrap();
+    assert!(!list.contains(TENANT, &address("ann@example.com")).unwrap());
+    let again = list.remove(&actor, TENANT, &Subject::parse("ann@example.com").unwrap(), START).await;
+    assert!(matches!(again, Err(AdminError::Missing(_))));
+}
+
+#[tokio::test]
+async fn a_domain_suppresses_all_its_addresses_and_not_its_subdomains() {
+    let (_, list, actor) = room();
+    list.add(&actor, TENANT, entry("@example.com"), START).await.unwrap();
+    assert!(list.contains(TENANT, &address("anybody@example.com")).unwrap());
+    assert!(!list.contains(TENANT, &address("anybody@sub.example.com")).unwrap());
+}
+
+#[tokio::test]
+async fn an_import_may_be_repeated_and_what_is_there_stays_as_it_was() {
+    let (store, list, actor) = room();
+    list.add(&actor, TENANT, entry("a@example.com"), START).await.unwrap();
+    assert!(matches!(list.add(&actor, TENANT, entry("a@example.com"), START).await, Err(AdminError::Exists(_))));
+    let import = || ["a@example.com", "b@example.com", "B@example.com", "c.example"].map(entry).to_vec();
+    let later = Timestamp(START.0 + 1);
+    assert_eq!(list.add_many(&actor, TENANT, import(), later).await.unwrap(), 2);
+    let commits = store.commits();
+    assert_eq!(list.add_many(&actor, TENANT, import(), later).await.unwrap(), 0);
+    assert_eq!(store.commits(), commits);
+    let kept = list.entry(&actor, TENANT, &Subject::parse("a@example.com").unwrap()).unwrap().unwrap();
+    assert_eq!(kept.added, START);
+    let many = vec![entry("a@example.com"); PAGE_MAX + 1];
+    assert!(matches!(list.add_many(&actor, TENANT, many, later).await, Err(AdminError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn a_list_is_read_page_by_page_and_holds_no_other_tenants_entries() {
+    let (_, list, actor) = room();
+    let mut expected = Vec::new();
+    for count in 0..25 {
+        let text = format!("user{count:02}@example.com");
+        list.add(&actor, TENANT, entry(&text), START).await.unwrap();
+        expected.push(text);
+    }
+    list.add(&actor, OTHER, entry("foreign@example.com"), START).await.unwrap();
+    list.add(&actor, TENANT, entry("example.org"), START).await.unwrap();
+    expected.push("example.org".into());
+    let (mut found, mut from) = (Vec::new(), None);
+    loop {
+        let page = list.list(&actor, TENANT, from.as_ref(), 10).unwrap();
+        assert!(page.entries.len() <= 10);
+        found.extend(page.entries.iter().map(|entry| entry.subject.to_string()));
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_still_suppresses() {
+    let (store, list, actor) = room();
+    list.add(&actor, TENANT, entry("a@example.com"), START).await.unwrap();
+    let mut batch = Batch::new();
+    batch.set(key(TENANT, &Subject::parse("a@example.com").unwrap()), vec![77]);
+    store.commit(batch).await.unwrap();
+    assert!(list.contains(TENANT, &address("a@example.com")).unwrap());
+    assert!(list.list(&actor, TENANT, None, 10).unwrap().entries.is_empty());
+    store.fail_reads(Some(StoreError::Failed("test".into())));
+    assert!(list.contains(TENANT, &address("a@example.com")).is_err());
+}
+
+#[tokio::test]
+async fn people_see_and_change_their_own_tenants_list_only_and_a_full_store_is_said() {
+    let (store, list, actor) = room();
+    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(TENANT) };
+    assert!(list.add(&owner, TENANT, entry("a@example.com"), START).await.is_ok());
+    assert!(matches!(list.add(&owner, OTHER, entry("a@example.com"), START).await, Err(AdminError::Forbidden(_))));
+    assert!(matches!(list.list(&owner, OTHER, None, 10), Err(AdminError::Forbidden(_))));
+    store.fail_next(1, CommitError::Full("test".into()));
+    assert!(matches!(list.add(&actor, TENANT, entry("b@example.com"), START).await, Err(AdminError::Commit(_))));
+}
+
+#[tokio::test]
+async fn long_notes_are_cut_between_characters() {
+    let (_, list, actor) = room();
+    let new = NewEntry { note: "ż".repeat(NOTE_OCTETS_MAX), ..entry("a@example.com") };
+    list.add(&actor, TENANT, new, START).await.unwrap();
+    let page = list.list(&actor, TENANT, None, 1).unwrap();
+    assert_eq!(page.entries[0].note.len(), NOTE_OCTETS_MAX);
+}
