@@ -3,36 +3,23 @@
 //! The header From is decided by the pipeline, which sees the message. Easy to get wrong: the
 //! null reverse-path is no way around the rules, only a different one (RFC 5321 s4.5.5).
 
-use crate::accounts::{Accounts, Sender, Sending};
-use crate::domains::Domains;
+use crate::accounts::Sender;
 use crate::mail::{ForwardPath, Refusal, Reply, ReversePath};
-use crate::vips::{Vip, Vips};
+use crate::vips::Vip;
 
-/// Who decides about senders.
-pub(super) struct Deciders<'a> {
-    pub(super) accounts: &'a Accounts,
-    pub(super) domains: &'a Domains,
-    pub(super) vips: &'a Vips,
-}
+use super::listener::Door;
 
-impl Deciders<'_> {
-    /// Whether `sender`, logged in on `vip`, may hand in mail of `path` now.
-    pub(super) fn reverse_path(&self, sender: &Sender, vip: &Vip, path: &ReversePath) -> Result<(), Refusal> {
-        let is_suspended =
-            self.accounts.tenant(sender.tenant).is_none_or(|tenant| tenant.sending == Sending::Suspended);
-        if is_suspended {
-            let reply = Reply::enhanced(451, 7, 1, "Sending is suspended for this customer; ask the operator");
-            return Err(Refusal::with_cause(reply, format!("tenant {} is suspended or gone", sender.tenant)));
-        }
-        // The virtual IP may have been removed or given to somebody else since the login.
-        if !self.vips.get(vip.id).is_some_and(|now| now.serves(sender.tenant)) {
-            let reply = Reply::enhanced(451, 7, 1, "This address no longer serves this login; connect again");
-            return Err(Refusal::with_cause(reply, format!("virtual IP {} no longer serves the tenant", vip.id)));
-        }
-        match &path.0 {
-            None => Ok(()),
-            Some(address) => self.domains.signer(sender.tenant, address.domain()).map(|_| ()),
-        }
+/// Whether `sender`, logged in on `vip`, may hand in mail of `path` now.
+pub(super) fn reverse_path(door: &Door, sender: &Sender, vip: &Vip, path: &ReversePath) -> Result<(), Refusal> {
+    door.accounts.may_send(sender.tenant, Some(sender.account))?;
+    // The virtual IP may have been removed or given to somebody else since the login.
+    if !door.vips.get(vip.id).is_some_and(|now| now.serves(sender.tenant)) {
+        let reply = Reply::enhanced(451, 7, 1, "This address no longer serves this login; connect again");
+        return Err(Refusal::with_cause(reply, format!("virtual IP {} no longer serves the tenant", vip.id)));
+    }
+    match &path.0 {
+        None => Ok(()),
+        Some(address) => (door.may_send_from)(sender.tenant, address.domain()),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
 use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step};
 use crate::vips::Vip;
 
-use super::authorize::{self, Deciders};
+use super::authorize;
 use super::counts::Place;
 use super::line::{Front, LineReader};
 use super::listener::{Door, PortMode};
@@ -216,9 +216,7 @@ impl Connection {
             let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
             return Err(Refusal::with_cause(reply, "drafts_bytes_max reached"));
         }
-        let door = &self.door;
-        let deciders = Deciders { accounts: &door.accounts, domains: &door.domains, vips: &door.vips };
-        deciders.reverse_path(&login.sender, &self.vip, path)
+        authorize::reverse_path(&self.door, &login.sender, &self.vip, path)
     }
 
     /// Logs a refusal's cause; gives the reply, which is all that the peer sees.

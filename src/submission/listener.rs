@@ -18,8 +18,6 @@ use tracing::{debug, info, warn};
 
 use crate::accounts::Accounts;
 use crate::background::{Shutdown, Tasks};
-use crate::domains::Domains;
-use crate::intake::Intake;
 use crate::mail::SmtpAccountId;
 use crate::metrics::SESSIONS;
 use crate::net::{self, Certificates};
@@ -29,7 +27,7 @@ use crate::vips::{Vip, Vips};
 use super::connection::Connection;
 use super::counts::{Counts, Octets, Place, network_of};
 use super::wire::Wire;
-use super::{Parts, Settings};
+use super::{Accept, Parts, SenderRule, Settings};
 
 /// Connections the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -78,8 +76,8 @@ pub(super) struct Door {
     pub(super) settings: Arc<Settings>,
     pub(super) session: Arc<smtp::Settings>,
     pub(super) accounts: Arc<Accounts>,
-    pub(super) domains: Arc<Domains>,
-    pub(super) intake: Arc<Intake>,
+    pub(super) may_send_from: SenderRule,
+    pub(super) accept: Accept,
     pub(super) vips: Arc<Vips>,
     pub(super) certificates: Arc<Certificates>,
     pub(super) drafts_folder: PathBuf,
@@ -98,7 +96,7 @@ pub(super) struct Door {
 type Spot = (SocketAddr, PortMode);
 
 pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { settings, accounts, domains, intake, vips, certificates, drafts_folder, given_sockets } = parts;
+    let Parts { settings, accounts, may_send_from, accept, vips, certificates, drafts_folder, given_sockets } = parts;
     let door = Arc::new(Door {
         session: Arc::new(settings.session.clone()),
         drafts: Octets::new(settings.drafts_bytes_max),
@@ -107,8 +105,8 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
         in_total: Counts::new(settings.sessions_max),
         settings: Arc::new(settings),
         accounts,
-        domains,
-        intake,
+        may_send_from,
+        accept,
         vips,
         certificates,
         drafts_folder,
@@ -122,7 +120,7 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
             Ok((listener, address)) => {
                 info!(%address, ?mode, "serving a given socket");
                 given.push(address);
-                door.sessions.spawn(accept(Arc::clone(&door), listener, mode, shutdown.clone()));
+                door.sessions.spawn(listen(Arc::clone(&door), listener, mode, shutdown.clone()));
             }
             Err(error) => warn!(%error, "a given socket cannot be used"),
         }
@@ -161,7 +159,7 @@ async fn reconcile(door: &Arc<Door>, given: &[SocketAddr], shutdown: &Shutdown) 
                     complaints.remove(&address);
                     let stop = shutdown.child_token();
                     running.insert(address, (mode, stop.clone()));
-                    door.sessions.spawn(accept(Arc::clone(door), listener, mode, stop));
+                    door.sessions.spawn(listen(Arc::clone(door), listener, mode, stop));
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -219,7 +217,7 @@ fn adopt(listener: std::net::TcpListener) -> io::Result<(TcpListener, SocketAddr
     Ok((TcpListener::from_std(listener)?, address))
 }
 
-async fn accept(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Shutdown) {
+async fn listen(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Shutdown) {
     loop {
         let accepted = tokio::select! {
             biased;

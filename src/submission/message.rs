@@ -1,8 +1,8 @@
 //! Reads one message, by DATA or by BDAT, and hands it to the intake.
 //!
 //! What is refused is read to its end all the same, so that the client sees the reply; but not
-//! for ever. Easy to get wrong: the 250 is said only after [`crate::intake::Intake::accept`]
-//! returned, and the reservation of its octets lives until then.
+//! for ever. Easy to get wrong: the 250 is said only after the intake returned,
+//! and the reservation of its octets lives until then.
 
 use std::sync::Arc;
 
@@ -254,7 +254,7 @@ impl Connection {
             class: login.sender.class,
             way: Way::Smtp(facts),
         };
-        let queue_id = self.door.intake.accept(Submission { envelope, draft, source }, Timestamp::now()).await?;
+        let queue_id = (self.door.accept)(Submission { envelope, draft, source }, Timestamp::now()).await?;
         Ok(Reply::enhanced(250, 0, 0, format!("Queued as {queue_id}")))
     }
 }

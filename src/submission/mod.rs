@@ -18,10 +18,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
-use crate::domains::Domains;
-use crate::intake::Intake;
+use crate::ext::Timestamp;
+use crate::intake::Submission;
+use crate::mail::{Domain, QueueId, Refusal, TenantId};
 use crate::net::Certificates;
 use crate::smtp::{self, BareLineEnds};
 use crate::vips::Vips;
@@ -95,16 +98,22 @@ impl Default for Settings {
     }
 }
 
+/// Whether a tenant may use a domain in MAIL; the refusal names the domain and what to do.
+pub type SenderRule = Arc<dyn Fn(TenantId, &Domain) -> Result<(), Refusal> + Send + Sync>;
+
+/// Takes responsibility for a message: `Ok` means that it survives a power cut.
+pub type Accept = Arc<dyn Fn(Submission, Timestamp) -> BoxFuture<'static, Result<QueueId, Refusal>> + Send + Sync>;
+
 /// What the door is built from.
 pub struct Parts {
     /// Limits and ports.
     pub settings: Settings,
     /// Checks logins.
     pub accounts: Arc<Accounts>,
-    /// Checks senders.
-    pub domains: Arc<Domains>,
-    /// Takes the messages.
-    pub intake: Arc<Intake>,
+    /// Decides who may use which domain in MAIL: the domains room.
+    pub may_send_from: SenderRule,
+    /// Takes the messages: the intake.
+    pub accept: Accept,
     /// Where to listen.
     pub vips: Arc<Vips>,
     /// What to show there.
