@@ -213,6 +213,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn adopt(listener: std::net::TcpListener) -> io::Result<(TcpListener, SocketAddr)> {
     let address = listener.local_addr()?;
+    // Whoever opened it may have asked for a short queue.
+    rustix::net::listen(&listener, BACKLOG)?;
     listener.set_nonblocking(true)?;
     Ok((TcpListener::from_std(listener)?, address))
 }
@@ -288,5 +290,20 @@ fn refuse(stream: &TcpStream, mode: PortMode, reply: &str) {
     if mode == PortMode::Starttls {
         // Ok to fail: a peer that cannot take 60 octets does not want them.
         let _ = stream.try_write(reply.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn octets_of<F: Future>(_: impl FnOnce(Connection) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_silent_session_waits_in_less_than_two_kibibytes() {
+        let octets = octets_of(|connection| connection.serve(PortMode::Starttls));
+        assert!(octets < 2048, "{octets}");
     }
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod config_mistakes;
+mod dialogues;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
+mod scenarios;
 mod tidy;

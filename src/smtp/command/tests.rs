@@ -1,3 +1,5 @@
+//! Tests of command parsing: what clients send, and every mistake with its reply.
+
 use super::*;
 
 fn parse(line: &str) -> Result<Command, CommandError> {

@@ -1,3 +1,5 @@
+//! Tests of the data reader: smuggling sequences at every split, and a model under proptest.
+
 use proptest::prelude::*;
 
 use super::*;

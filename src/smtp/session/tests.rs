@@ -1,3 +1,5 @@
+//! Tests of the session: sequences, logins, limits, and arbitrary lines without a login.
+
 use proptest::prelude::*;
 
 use super::*;
