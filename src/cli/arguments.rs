@@ -11,9 +11,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::mail::Domain;
 
-/// Where the configuration is unless `--config` says otherwise.
-pub const CONFIG_FILE: &str = "/etc/postern/postern.toml";
-
 /// Your own mail sending service in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "postern", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
@@ -30,7 +27,7 @@ pub struct Arguments {
 #[derive(Args, Clone, Debug)]
 pub struct Everywhere {
     /// The configuration file
-    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG_FILE)]
+    #[arg(long, global = true, value_name = "FILE", default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
     /// The daemon's socket, instead of the one the configuration names
     #[arg(long, global = true, value_name = "PATH")]
@@ -98,9 +95,6 @@ pub struct Init {
     /// Where records and mail are kept
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/postern")]
     pub data_dir: PathBuf,
-    /// The daemon's socket
-    #[arg(long, value_name = "PATH", default_value = "/run/postern/postern.sock")]
-    pub control_socket: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -148,11 +142,37 @@ pub enum Tenant {
         #[arg(long, value_name = "MESSAGES")]
         daily: Option<Ceiling>,
     },
+    /// Change how its mail is treated; without options, show it
+    Set(TenantSet),
     /// Remove a tenant that has no SMTP accounts, domains and queued mail any more
     Remove {
         /// The tenant
         name: String,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct TenantSet {
+    /// The tenant
+    pub name: String,
+    /// Whether waiting mail may be moved to a shared virtual IP by `queue move`
+    #[arg(long, value_name = "YES|NO")]
+    pub move_to_shared: Option<Switch>,
+    /// Whether delay notices go to senders who did not ask for them
+    #[arg(long, value_name = "YES|NO")]
+    pub delay_notices: Option<Switch>,
+    /// The virtual IP notices to it leave by: an address or id, or `none`
+    #[arg(long, value_name = "VIP")]
+    pub default_vip: Option<String>,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes
+    Yes,
+    /// No
+    No,
 }
 
 /// A number of messages, or none.
@@ -213,7 +233,7 @@ pub enum DomainCommand {
     Add {
         /// The tenant
         tenant: String,
-        /// The domain, as it stands after the @ in From
+        /// The domain, as it stands after the @ in From; for the tenant @instance, the name notices come from
         domain: Domain,
     },
     /// List domains

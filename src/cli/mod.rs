@@ -5,13 +5,31 @@
 //! under the folder's lock. Easy to get wrong: scripts rely on the exit codes of [`exit`].
 
 mod arguments;
+mod client;
+mod domain;
+mod init;
+mod output;
+mod route;
+mod smtp_account;
+mod snippets;
+mod status;
+mod suppression;
+mod tenant;
+mod vip;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use arguments::{Arguments, Command};
+use crate::config::{self, Config};
+use crate::ext::Timestamp;
+use arguments::{Arguments, Command, Everywhere};
+use client::{Client, Fault};
+use output::Colour;
 
 /// Exit codes scripts and systemd rely on.
 pub mod exit {
@@ -39,13 +57,114 @@ where
             return ExitCode::from(code);
         }
     };
-    match &arguments.command {
-        Command::Serve | Command::Check => missing("serve"),
-        _ => missing("this command"),
+    let ended = match &arguments.command {
+        Command::Serve => return missing("serve"),
+        Command::Try(_) => return missing("try"),
+        Command::Init(init) => init::run(init),
+        Command::Check => check(&arguments.everywhere.config),
+        command => online(&arguments.everywhere, command),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("postern: {fault}");
+            ExitCode::from(fault.code())
+        }
     }
 }
 
 fn missing(what: &str) -> ExitCode {
     eprintln!("postern: {what} is not part of this build yet");
     ExitCode::from(exit::FAILED)
+}
+
+fn load(path: &Path) -> Result<Config, Fault> {
+    config::load(path).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Fault::Configuration(lines.join("\npostern: "))
+    })
+}
+
+fn check(path: &Path) -> Result<(), Fault> {
+    load(path)?;
+    output::print(&format!("{} is fine\n", path.display()));
+    Ok(())
+}
+
+/// Commands that speak to the daemon.
+fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
+    let session = Session::open(everywhere)?;
+    runtime()?.block_on(async {
+        match command {
+            Command::Status => status::run(&session).await,
+            Command::Tenant(command) => tenant::run(&session, command).await,
+            Command::Vip(command) => vip::run(&session, command).await,
+            Command::Domain(command) => domain::run(&session, command).await,
+            Command::SmtpAccount(command) => smtp_account::run(&session, command).await,
+            Command::Suppression(command) => suppression::run(&session, command).await,
+            Command::Route(command) => route::run(&session, command).await,
+            _ => Err(Fault::Failed("this command is not part of this build yet".to_owned())),
+        }
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Fault> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Fault::Failed(format!("the runtime cannot start: {error}")))
+}
+
+/// One command's client and the way it prints.
+struct Session {
+    client: Client,
+    form: Form,
+    colour: Colour,
+    now: Timestamp,
+}
+
+/// What is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    People,
+    Json,
+}
+
+impl Session {
+    /// The socket is `--socket`, else the configuration's, else the default if there is no file.
+    fn open(everywhere: &Everywhere) -> Result<Self, Fault> {
+        let socket = match &everywhere.socket {
+            Some(socket) => socket.clone(),
+            None if everywhere.config.exists() => load(&everywhere.config)?.web.socket,
+            None => crate::web::Settings::default().socket,
+        };
+        let form = if everywhere.json { Form::Json } else { Form::People };
+        Ok(Self { client: Client { socket }, form, colour: Colour::of_output(), now: Timestamp::now() })
+    }
+
+    fn is_json(&self) -> bool {
+        self.form == Form::Json
+    }
+
+    /// Prints an answer: as it came, or in words.
+    fn show<T: DeserializeOwned>(&self, value: &Value, words: impl FnOnce(&Self, T) -> String) -> Result<(), Fault> {
+        match self.form {
+            Form::Json => output::print_json(value),
+            Form::People => output::print(&words(self, output::read(value)?)),
+        }
+        Ok(())
+    }
+
+    /// Prints that something without an answer of its own is done.
+    fn done(&self, value: &Value, words: &str) -> Result<(), Fault> {
+        match self.form {
+            Form::Json => output::print_json(value),
+            Form::People => output::print(&format!("{words}\n")),
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a list.
+fn rows<T: DeserializeOwned>(list: &Value) -> Result<Vec<T>, Fault> {
+    let rows = list.get("rows").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    rows.iter().map(output::read).collect()
 }

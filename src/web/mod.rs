@@ -31,9 +31,10 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 
 pub use api::{
-    LimitsJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewTenantJson, NewVipJson,
-    RouteJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, SuppressionJson, TenantChangeJson,
-    TenantJson, VipJson,
+    DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson, NewRouteJson,
+    NewSmtpAccountJson, NewSuppressionJson, NewTenantJson, NewVipJson, RecordJson, RetiredJson, RouteJson, ServerJson,
+    SmtpAccountChangeJson, SmtpAccountJson, StatusJson, SuppressionJson, TenantChangeJson, TenantJson,
+    VerificationJson, VipJson,
 };
 pub use guard::PeerUser;
 pub use health::{Monitor, Readiness, Remark, serve as serve_monitor};

@@ -43,8 +43,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            socket: PathBuf::from("/run/postern/postern.sock"),
-            group: "postern".to_owned(),
+            socket: PathBuf::from("/run/postern/admin.sock"),
+            group: String::new(),
             body_bytes_max: 1024 * 1024,
             request_patience: Duration::from_secs(60),
             connections_max: 64,

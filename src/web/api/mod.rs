@@ -4,6 +4,7 @@
 //! what came back. Easy to get wrong: people name a tenant by its short name; a name always wins
 //! over an id that looks the same.
 
+mod domains;
 mod routes;
 mod smtp_accounts;
 mod status;
@@ -25,6 +26,9 @@ use crate::mail::{Domain, TenantId};
 use crate::records::AdminError;
 use crate::vips::Vip;
 
+pub use domains::{
+    DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
+};
 pub use routes::{NewRouteJson, RouteJson};
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
@@ -53,6 +57,10 @@ pub(super) fn router(parts: Shared) -> Router {
 
 fn accounts_and_domains() -> Router<Shared> {
     Router::new()
+        .route("/tenants/{tenant}/domains", get(domains::list).post(domains::add))
+        .route("/tenants/{tenant}/domains/{domain}", get(domains::show).patch(domains::change).delete(domains::remove))
+        .route("/tenants/{tenant}/domains/{domain}/verify", post(domains::verify))
+        .route("/tenants/{tenant}/domains/{domain}/rotate", post(domains::rotate))
         .route("/smtp-accounts", get(smtp_accounts::list).post(smtp_accounts::add))
         .route(
             "/smtp-accounts/{login}",

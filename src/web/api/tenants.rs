@@ -184,8 +184,11 @@ pub(super) async fn remove(
 
 /// What other rooms keep for a tenant, in words.
 fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>, AdminError> {
-    let _ = actor;
     let mut held = Vec::new();
+    let domains = parts.domains.list(actor, tenant.id)?.len();
+    if domains > 0 {
+        held.push(format!("{domains} domains"));
+    }
     let vips = parts.vips.all().iter().filter(|vip| vip.owner == Owner::Tenant(tenant.id)).count();
     if vips > 0 {
         held.push(format!("{vips} virtual IPs"));

@@ -1,0 +1,98 @@
+//! `postern vip`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::arguments::{Vip, VipAdd};
+use super::client::{Fault, encoded};
+use super::output::{Table, or_dash};
+use super::{Session, rows};
+use crate::web::{NewVipJson, VipJson};
+
+/// Carries out one of them.
+pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
+    match command {
+        Vip::Add(add) => {
+            let new = new_vip(add).map_err(Fault::Failed)?;
+            let made = session.client.post("/vips", &new).await?;
+            session.show(&made, added)
+        }
+        Vip::List => {
+            let list = session.client.list("/vips", usize::MAX).await?;
+            session.show(&list, table)
+        }
+        Vip::Remove { vip } => {
+            let answer = session.client.delete(&format!("/vips/{}", encoded(vip))).await?;
+            session.done(&answer, &format!("virtual IP {vip} removed"))
+        }
+    }
+}
+
+fn new_vip(add: &VipAdd) -> Result<NewVipJson, String> {
+    let (ipv4, mut ipv6) = match add.address.to_canonical() {
+        IpAddr::V4(address) => (Some(address), None),
+        IpAddr::V6(address) => (None, Some(address)),
+    };
+    if let Some(address) = add.ipv6 {
+        if ipv6.is_some() {
+            return Err(format!("{} is an IPv6 address already; leave out --ipv6", add.address));
+        }
+        ipv6 = Some(address);
+    }
+    let (mut public_ipv4, mut public_ipv6): (Option<Ipv4Addr>, Option<Ipv6Addr>) = (None, None);
+    for address in &add.public {
+        let twice = match address {
+            IpAddr::V4(address) => public_ipv4.replace(*address).is_some(),
+            IpAddr::V6(address) => public_ipv6.replace(*address).is_some(),
+        };
+        if twice {
+            return Err("--public takes at most one address of each family".to_owned());
+        }
+    }
+    let (ehlo, tenant, shared) = (add.ehlo.clone(), add.tenant.clone(), add.shared);
+    Ok(NewVipJson { ipv4, ipv6, public_ipv4, public_ipv6, ehlo, tenant, shared })
+}
+
+fn added(session: &Session, vip: VipJson) -> String {
+    let mut text = format!("virtual IP {} added for {}\n", vip.ehlo, owner(&vip));
+    for address in &vip.missing {
+        let warning = format!("{address} is not on this host yet: its mail waits until it is");
+        text.push_str(&format!("{}\n", session.colour.yellow(&warning)));
+    }
+    text.push_str("DNS records it needs:\n");
+    let public =
+        (vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4).into_iter()).chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6));
+    for address in public {
+        let kind = if address.is_ipv4() { "A" } else { "AAAA" };
+        text.push_str(&format!("  {}. {kind} {address}\n", vip.ehlo));
+        text.push_str(&format!("  PTR of {address}: {}. (set where you rent the address)\n", vip.ehlo));
+    }
+    text
+}
+
+fn owner(vip: &VipJson) -> String {
+    vip.tenant.as_ref().map_or_else(|| "every tenant".to_owned(), |name| format!("tenant {name}"))
+}
+
+fn table(session: &Session, list: serde_json::Value) -> String {
+    let vips: Vec<VipJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["EHLO NAME", "IPV4", "IPV6", "PUBLIC", "FOR", "ON THIS HOST", "ID"]);
+    for vip in vips {
+        let public: Vec<String> = (vip.public_ipv4.map(|address| address.to_string()).into_iter())
+            .chain(vip.public_ipv6.map(|address| address.to_string()))
+            .collect();
+        let present = match vip.missing.as_slice() {
+            [] => "yes".to_owned(),
+            missing => format!("MISSING {}", missing.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")),
+        };
+        table.row([
+            vip.ehlo.clone(),
+            or_dash(vip.ipv4.map(|address| address.to_string())),
+            or_dash(vip.ipv6.map(|address| address.to_string())),
+            or_dash((!public.is_empty()).then(|| public.join(" "))),
+            owner(&vip),
+            present,
+            vip.id,
+        ]);
+    }
+    table.text(session.colour, "no virtual IPs yet; add one with: postern vip add ADDRESS --ehlo NAME --shared")
+}
