@@ -6,6 +6,7 @@
 mod address;
 mod canonical;
 pub mod dkim;
+pub mod dsn;
 mod envelope;
 mod header;
 mod id;
