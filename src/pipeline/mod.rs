@@ -24,12 +24,15 @@ use tokio::sync::Semaphore;
 
 pub use about::{About, Octets, SmtpFacts, Source, Way};
 
-use crate::domains::Signer;
+use crate::accounts::Accounts;
+use crate::domains::{Domains, Signer};
 use crate::ext::Timestamp;
 use crate::mail::dkim::Algorithms;
 use crate::mail::{
     Address, Domain, Draft, Envelope, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId, printable,
 };
+use crate::suppression::Suppression;
+use crate::vips::Vips;
 
 /// Bytes of a body in memory up to which stages other than `sign` stay on the async worker.
 pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
@@ -138,6 +141,26 @@ pub struct Prepared {
 /// The ordered stages.
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
+}
+
+impl Parts {
+    /// The real rooms.
+    pub fn of_rooms(
+        accounts: Arc<Accounts>,
+        domains: Arc<Domains>,
+        suppression: Arc<Suppression>,
+        vips: Arc<Vips>,
+    ) -> Self {
+        let names = Arc::clone(&domains);
+        Self {
+            signer: Arc::new(move |tenant, domain| domains.signer(tenant, domain)),
+            name_signer: Arc::new(move |vip| names.name_signer(&vips.get(vip)?)),
+            suppressed: Arc::new(move |tenant, address| {
+                suppression.contains(tenant, address).map_err(|error| error.to_string())
+            }),
+            count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
+        }
+    }
 }
 
 impl Pipeline {
