@@ -4,8 +4,10 @@
 
 mod config_mistakes;
 mod dialogues;
+mod dkim_verifiers;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
+mod notices;
 mod scenarios;
 mod tidy;
