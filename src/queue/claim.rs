@@ -49,6 +49,20 @@ impl Queue {
         }
     }
 
+    /// Sets a claim aside whose body is damaged: it is not tried again, on record, and what is left
+    /// of the body is kept.
+    pub fn set_aside(&self, claim: Claim, detail: &str) {
+        let name = (claim.queue_id, claim.number);
+        if self.in_memory().claimed(name, claim.token).is_none() {
+            return;
+        }
+        self.in_memory().claim_is_busy(name);
+        let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
+        let due_key = key::due(&claim.record.lane, entry);
+        self.chores().damaged(Damage::Record { name, due_key, detail: detail.to_owned() });
+        self.chore_nudge.notify_one();
+    }
+
     /// Opens the body of a claim. Blocks on the disk.
     pub fn open_body(&self, claim: &Claim) -> Result<Option<Box<dyn BodyReader>>, StoreError> {
         self.blobs.open(claim.record.body)

@@ -19,6 +19,8 @@ use crate::store::{Batch, CommitError, Key, StoreError};
 
 /// How often the clock is stored.
 const CLOCK_PERIOD: Duration = Duration::from_secs(60);
+/// How often history records past retention are looked for.
+const FORGET_PERIOD: Duration = Duration::from_secs(60 * 60);
 /// How often the chores are looked at without being nudged.
 const CHORE_PERIOD: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a failed commit is repeated.
@@ -62,6 +64,7 @@ impl Queue {
     /// The housekeeping loop: runs beside everything else until `shutdown`, and once more then.
     pub async fn keep(&self, shutdown: &Shutdown) {
         let mut clock_due = QueueTime(0);
+        let mut forget_due = self.now().plus(CLOCK_PERIOD);
         loop {
             let now = self.now();
             if now >= clock_due || shutdown.is_cancelled() {
@@ -69,6 +72,10 @@ impl Queue {
                 clock_due = now.plus(CLOCK_PERIOD);
             }
             self.do_chores(Timestamp::now()).await;
+            if now >= forget_due {
+                forget_due = now.plus(FORGET_PERIOD);
+                self.forget_old(Timestamp::now()).await;
+            }
             if shutdown.is_cancelled() {
                 return;
             }
@@ -86,6 +93,15 @@ impl Queue {
         batch.set(key::clock(), self.clock.stored(wall));
         if let Err(error) = self.store.commit(batch).await {
             tracing::warn!(%error, "the queue clock could not be stored");
+        }
+    }
+
+    async fn forget_old(&self, wall: Timestamp) {
+        let kept = u64::try_from(self.history_retention.as_millis()).unwrap_or(u64::MAX);
+        match self.forget_histories(Timestamp(wall.0.saturating_sub(kept))).await {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::info!(forgotten, "history records past retention were removed"),
+            Err(error) => tracing::warn!(%error, "history records past retention could not be removed yet"),
         }
     }
 

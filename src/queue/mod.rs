@@ -14,6 +14,7 @@ mod lanes;
 mod locks;
 mod notices;
 mod record;
+mod retention;
 mod salvage;
 mod schedule;
 mod selectors;
@@ -109,6 +110,7 @@ pub struct Queue {
     chore_nudge: Nudge,
     bell: events::Bell,
     trail: events::Trail,
+    history_retention: Duration,
     lane_reasons: OnceLock<LaneReasons>,
 }
 
@@ -165,6 +167,7 @@ impl Queue {
             notice_nudge: Nudge::new(),
             chore_nudge: Nudge::new(),
             bell: events::Bell::default(),
+            history_retention: events::Settings::default().retention,
             lane_reasons: OnceLock::new(),
         };
         queue.discover_lanes()?;
@@ -191,6 +194,14 @@ impl Queue {
     #[must_use]
     pub fn with_archive(mut self, archive: Arc<events::Archive>) -> Self {
         self.trail = self.trail.with_archive(archive);
+        self
+    }
+
+    /// The same queue, keeping history records this long after acceptance (30 days), and longer
+    /// as long as the message is owed.
+    #[must_use]
+    pub fn with_history_retention(mut self, retention: Duration) -> Self {
+        self.history_retention = retention;
         self
     }
 
@@ -270,6 +281,8 @@ impl Queue {
     }
 }
 
+#[cfg(test)]
+mod crowd_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

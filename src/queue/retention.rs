@@ -1,0 +1,126 @@
+//! Forgetting: history records of messages that are done and older than the retention, and erasing
+//! one message's addresses on request.
+//!
+//! Queue ids begin with the time they were made, so the records to forget come first in their range.
+//! Easy to get wrong: a message still owed keeps its history, however old it is.
+
+use super::Queue;
+use super::key;
+use crate::access::{Actor, Permission};
+use crate::events::{History, history_key};
+use crate::ext::Timestamp;
+use crate::mail::{Address, Domain, QueueId, ReversePath};
+use crate::records::{AdminError, audit};
+use crate::store::{Batch, CommitError, Key, codec, prefix};
+
+use super::settle::refused;
+
+/// Records forgotten in one batch, at most.
+const FORGOTTEN_AT_ONCE: usize = 1_000;
+/// What an erased address reads as.
+const ERASED_LOCAL: &str = "erased";
+const ERASED_DOMAIN: &str = "erased.invalid";
+
+impl Queue {
+    /// Removes history records of finished messages accepted before `before`; returns how many.
+    pub async fn forget_histories(&self, before: Timestamp) -> Result<usize, CommitError> {
+        let end = first_of(before);
+        let mut from: Key = vec![prefix::HISTORY];
+        let mut forgotten = 0;
+        loop {
+            let page = self.store.range(&from, &end, FORGOTTEN_AT_ONCE).map_err(refused)?;
+            let Some((last, _)) = page.last() else { return Ok(forgotten) };
+            from.clone_from(last);
+            from.push(0);
+            let mut batch = Batch::new();
+            for (own, _) in page {
+                let owed = match key::id_of(&own) {
+                    Some(id) => self.store.get(&key::message(id)).map_err(refused)?.is_some(),
+                    None => false,
+                };
+                if !owed {
+                    batch.remove(own);
+                }
+            }
+            if !batch.changes.is_empty() {
+                forgotten += batch.changes.len();
+                self.store.commit(batch).await?;
+            }
+        }
+    }
+
+    /// Overwrites the addresses and header facts of a finished message; its events name numbers only.
+    pub async fn erase(&self, actor: &Actor, id: QueueId, now: Timestamp) -> Result<(), AdminError> {
+        let _lock = self.locks.lock(id).await;
+        let history = self.history(id)?.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
+        actor.require(Permission::ManageTenant(history.tenant))?;
+        if self.message(id)?.is_some() {
+            return Err(AdminError::Invalid(format!("message {id} is still owed: cancel it first")));
+        }
+        let erased = Domain::parse(ERASED_DOMAIN)
+            .and_then(|domain| Address::from_parts(ERASED_LOCAL.to_owned(), domain))
+            .map_err(|error| AdminError::Invalid(error.to_string()))?;
+        let recipients = vec![erased; history.recipients.len()];
+        let empty = History {
+            reverse_path: ReversePath(None),
+            header_from: String::new(),
+            subject: String::new(),
+            message_id: String::new(),
+            recipients,
+            ..history
+        };
+        let mut batch = Batch::new();
+        batch.set(history_key(id), codec::encode(&empty));
+        audit(&mut batch, actor, "queue.erase", id.to_string(), now);
+        self.commit(batch).await?;
+        Ok(())
+    }
+}
+
+/// The first key that a history record made at `moment` can have.
+fn first_of(moment: Timestamp) -> Key {
+    let mut id = [0; 16];
+    if let (Some(head), Some(millis)) = (id.first_chunk_mut::<6>(), moment.0.to_be_bytes().last_chunk::<6>()) {
+        *head = *millis;
+    }
+    history_key(QueueId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::{Bench, WALL, all, delivered, message};
+
+    #[tokio::test]
+    async fn histories_are_forgotten_after_their_time_but_not_while_owed() {
+        let bench = Bench::new().await;
+        let (done, owed) = (message(&["a@one.example"]), message(&["a@two.example"]));
+        let (done_id, owed_id) = (done.id, owed.id);
+        bench.queue.enqueue(done, WALL).await.unwrap();
+        let claim = bench.claim_all().remove(0);
+        let outcomes = all(&claim, &delivered());
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+        bench.queue.enqueue(owed, WALL).await.unwrap();
+        assert_eq!(bench.queue.forget_histories(WALL).await, Ok(0));
+        assert_eq!(bench.queue.forget_histories(Timestamp(WALL.0 + 1)).await, Ok(1));
+        assert_eq!(bench.queue.history(done_id), Ok(None));
+        assert!(bench.queue.history(owed_id).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn erasing_leaves_numbers_only_and_not_what_is_owed() {
+        let bench = Bench::new().await;
+        let new = message(&["a@one.example"]);
+        let id = new.id;
+        bench.queue.enqueue(new, WALL).await.unwrap();
+        let admin = Actor::local(0);
+        assert!(matches!(bench.queue.erase(&admin, id, WALL).await, Err(AdminError::Invalid(_))));
+        let claim = bench.claim_all().remove(0);
+        let outcomes = all(&claim, &delivered());
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+        bench.queue.erase(&admin, id, WALL).await.unwrap();
+        let history = bench.queue.history(id).unwrap().unwrap();
+        assert_eq!(history.recipients[0].to_string(), "erased@erased.invalid");
+        assert_eq!(history.reverse_path, ReversePath(None));
+    }
+}
