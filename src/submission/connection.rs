@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,6 +30,10 @@ use super::wire::Wire;
 const COMMAND_READ_OCTETS: usize = 4096;
 /// Replies held back while more commands are at hand (RFC 2920 s3.2), at most.
 const REPLIES_OCTETS_MAX: usize = 4096;
+
+/// How long, and for how many octets, a peer is listened to after our last word.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_OCTETS_MAX: usize = 1024 * 1024;
 
 /// One connection and everything known about it.
 pub(super) struct Connection {
@@ -125,6 +130,21 @@ impl Connection {
             self.wire.end().await
         })
         .await;
+        let _ = timeout(LINGER, self.drain()).await;
+    }
+
+    /// Reads what the peer still sends: closing on unread octets would reset the connection, and
+    /// the peer would lose our last reply.
+    async fn drain(&mut self) -> io::Result<()> {
+        let mut octets = 0;
+        while octets < LINGER_OCTETS_MAX {
+            self.input.clear();
+            match self.wire.read(&mut self.input, COMMAND_READ_OCTETS).await? {
+                0 => return Ok(()),
+                count => octets += count,
+            }
+        }
+        Ok(())
     }
 
     async fn converse(&mut self) -> End {
@@ -160,7 +180,8 @@ impl Connection {
                     step
                 }
             };
-            if !matches!(step, Step::ReadChunk { .. }) {
+            // RSET and EHLO give the message up; NOOP between two chunks does not.
+            if !self.session.is_in_transaction() {
                 self.incoming = None;
             }
             if self.act(step).await? == Step::Close {
@@ -260,7 +281,7 @@ impl Connection {
         Ok(self.session.login_checked(answer, &mut self.out))
     }
 
-    async fn sleep(&self, delay: std::time::Duration) -> Result<(), End> {
+    async fn sleep(&self, delay: Duration) -> Result<(), End> {
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),
             () = self.door.stop.cancelled() => Err(STOPPING),
@@ -283,6 +304,11 @@ impl Connection {
         Ok(())
     }
 
+    /// When even a message in progress is given up.
+    pub(super) fn last_moment(&self) -> Instant {
+        self.begun + self.door.settings.session_time_max.saturating_mul(2)
+    }
+
     /// Waits for more of a command.
     async fn read_command(&mut self) -> Result<(), End> {
         let settings = &self.door.settings;
@@ -291,9 +317,10 @@ impl Connection {
         if !self.session.is_logged_in() {
             deadline = deadline.min(self.begun + settings.login_timeout);
         }
-        if !self.session.is_in_transaction() {
-            deadline = deadline.min(self.begun + settings.session_time_max);
-        }
+        deadline = deadline.min(match self.session.is_in_transaction() {
+            true => self.last_moment(),
+            false => self.begun + settings.session_time_max,
+        });
         if self.input.is_empty() {
             // Nothing is kept for a peer that may be silent for long.
             self.input = BytesMut::new();

@@ -162,7 +162,8 @@ impl Connection {
         let mut incoming = match self.incoming.take() {
             Some(mut incoming) => {
                 // Pauses between chunks have the deadline of commands, not that of the message.
-                incoming.begun = incoming.begun.max(Instant::now() - self.door.settings.data_grace / 2);
+                let recent = Instant::now().checked_sub(self.door.settings.data_grace / 2);
+                incoming.begun = incoming.begun.max(recent.unwrap_or(incoming.begun));
                 incoming
             }
             None => Box::new(Incoming::new(&self.door, DataReader::chunked)),
@@ -218,6 +219,7 @@ impl Connection {
 
     async fn read_until(&mut self, deadline: Instant) -> Result<(), End> {
         self.flush().await?;
+        let deadline = deadline.min(self.last_moment());
         match timeout_at(deadline, self.wire.read(&mut self.input, DATA_READ_OCTETS)).await {
             Err(_) => Err(TOO_SLOW),
             Ok(Ok(0)) => Err(End::Quiet),

@@ -59,7 +59,7 @@ pub struct Settings {
     pub login_timeout: Duration,
     /// From our reply to the end of the next command (5 min, RFC 5321 s4.5.3.2.7); longer: `421 4.4.2`.
     pub command_timeout: Duration,
-    /// A whole session (1 h); a running message is finished first, then `421 4.4.2`.
+    /// A whole session (1 h), then `421 4.4.2`; a message in progress may go on for as long again.
     pub session_time_max: Duration,
     /// How long a peer may take to read our replies (1 min); longer: closed.
     pub write_timeout: Duration,
