@@ -6,11 +6,43 @@
 //! engine refuses every commit until it has been reopened from disk (the next sync may lie).
 
 mod batch;
+mod blobs;
+mod census;
 pub mod codec;
+mod committer;
+mod engine;
+mod frame;
+mod housekeeping;
+mod layout;
+pub mod lease;
 mod memory;
+mod offline;
+mod record;
+mod replay;
+mod scan;
+mod segment;
+mod settings;
+mod shared;
+mod sled;
+mod space;
+mod table;
+
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
+#[doc(hidden)]
+pub use engine::open_with;
+pub use engine::{SledStore, open};
 pub use memory::MemoryStore;
+pub use offline::{Salvage, Salvaged, VerifyReport, salvage, verify};
+pub use settings::{OpenError, Opened, Settings};
+#[doc(hidden)]
+pub use shared::Faults;
 
 use async_trait::async_trait;
 use bytes::Bytes;

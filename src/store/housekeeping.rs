@@ -1,0 +1,233 @@
+//! Two threads beside the committer: the one flusher, and the one that gives space back.
+//!
+//! Flusher: makes the records durable every second or every 16 MiB of journal; the journal before
+//! that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
+//! emptied first, one file kept ready. Easy to get wrong: before a segment goes, what it alone says
+//! about bodies that still lie elsewhere (settled recipients, dead copies) is written again.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::blobs::SegmentReader;
+use super::committer::{MovedBody, ReadyBody, Work};
+use super::frame::{self, DeadEntry, Kind};
+use super::record::{LOCATION_PREFIX, Location};
+use super::scan::{self, Found, Frames};
+use super::segment::{DATA_START, Segment, Use};
+use super::shared::{Shared, Woken};
+use super::{CommitError, StoreError, after_prefix};
+use crate::mail::QueueId;
+
+/// Housekeeping looks around this often even if nobody calls.
+const ROUND: Duration = Duration::from_secs(1);
+/// A segment is emptied by copying when at most one part in this many of it is live.
+const STRAGGLERS_PART: u64 = 4;
+/// Bytes of bodies copied with one request to the committer.
+const MOVE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The flusher's loop.
+pub fn flush_loop(shared: &Shared) {
+    loop {
+        let woken = shared.flush_bell.wait(shared.settings.checkpoint_every);
+        if woken == Woken::Closing || shared.stop_reason().is_some() {
+            return;
+        }
+        let _at_work = shared.at_work[0].lock().unwrap_or_else(PoisonError::into_inner);
+        checkpoint(shared);
+    }
+}
+
+/// Makes everything applied so far durable in the records.
+pub fn checkpoint(shared: &Shared) {
+    let target = shared.applied.load(Ordering::Acquire);
+    let skipped = shared.faults.checkpoints_skipped.load(Ordering::Acquire);
+    if skipped || target == shared.checkpointed.load(Ordering::Acquire) {
+        return;
+    }
+    let bytes = shared.unflushed_bytes.load(Ordering::Acquire);
+    match shared.records.flush() {
+        Ok(()) => {
+            shared.checkpointed.store(target, Ordering::Release);
+            shared.unflushed_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            shared.house_bell.ring();
+        }
+        Err(error) => {
+            shared.stop(format!("a checkpoint failed: {error}"));
+        }
+    }
+}
+
+/// Housekeeping's loop.
+pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
+    loop {
+        if shared.house_bell.wait(ROUND) == Woken::Closing || shared.stop_reason().is_some() {
+            return;
+        }
+        let _at_work = shared.at_work[1].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = round(shared, committer) {
+            tracing::warn!(%error, "housekeeping of the segments failed; it will try again");
+        }
+    }
+}
+
+fn round(shared: &Shared, committer: &Sender<Work>) -> io::Result<()> {
+    if shared.is_counted.load(Ordering::Acquire) {
+        for segment in shared.segments.all() {
+            if shared.house_bell.is_closing() {
+                return Ok(());
+            }
+            if is_needless(shared, &segment) && carry_over(shared, committer, &segment)? {
+                let number = segment.header.number;
+                drop(segment);
+                shared.segments.give_back(number)?;
+            }
+        }
+        if let Some(segment) = straggling(shared) {
+            empty(shared, committer, &segment)?;
+        }
+    }
+    if shared.space.shortage().is_none() { shared.segments.prepare_spare() } else { Ok(()) }
+}
+
+fn is_needless(shared: &Shared, segment: &Segment) -> bool {
+    !segment.in_hand.load(Ordering::Acquire)
+        && segment.live_bodies.load(Ordering::Acquire) == 0
+        && segment.last_commit.load(Ordering::Acquire) <= shared.checkpointed.load(Ordering::Acquire)
+}
+
+/// Writes again what salvage must still find after this segment is gone. `false` if it could not.
+fn carry_over(shared: &Shared, committer: &Sender<Work>, segment: &Segment) -> io::Result<bool> {
+    if segment.header.usage == Use::Own {
+        return Ok(true);
+    }
+    let others =
+        shared.segments.all().iter().any(|other| other.header.number != segment.header.number && has_bodies(other));
+    if !others {
+        return Ok(true);
+    }
+    let (dead, settled) = still_needed(shared, segment)?;
+    if dead.is_empty() && settled.is_empty() {
+        return Ok(true);
+    }
+    match ask(shared, committer, |reply| Work::Carry(dead, settled, reply)) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            tracing::debug!(%error, "a segment stays for now");
+            Ok(false)
+        }
+    }
+}
+
+/// Whether frames of bodies, live or dead, may lie there.
+fn has_bodies(segment: &Segment) -> bool {
+    segment.end.load(Ordering::Acquire) > DATA_START
+}
+
+type Needed = (Vec<DeadEntry>, Vec<(QueueId, Vec<u16>)>);
+
+fn still_needed(shared: &Shared, segment: &Segment) -> io::Result<Needed> {
+    let (mut dead, mut settled) = (Vec::new(), Vec::new());
+    let mut frames = Frames::new(&segment.file, segment.header.salt, DATA_START, segment.end.load(Ordering::Acquire));
+    while let Some(found) = frames.next_found()? {
+        let Found::Frame(placed) = found else { continue };
+        if !matches!(placed.header.kind, Kind::Settled | Kind::Dead) {
+            continue;
+        }
+        let Some(payload) = scan::payload(&segment.file, &placed)? else { continue };
+        if placed.header.kind == Kind::Dead {
+            let here = segment.header.number;
+            let lies = |entry: &DeadEntry| entry.1 != here && shared.segments.get(entry.1).is_some();
+            dead.extend(frame::dead_entries(&payload).into_iter().filter(lies));
+        } else {
+            for (queue_id, numbers) in frame::settled_entries(&payload) {
+                if is_live(shared, queue_id).map_err(io::Error::other)? {
+                    settled.push((queue_id, numbers));
+                }
+            }
+        }
+    }
+    Ok((dead, settled))
+}
+
+fn is_live(shared: &Shared, queue_id: QueueId) -> Result<bool, StoreError> {
+    let mut from = LOCATION_PREFIX.to_vec();
+    from.extend_from_slice(&queue_id.0);
+    Ok(!shared.records.range(&from, &after_prefix(&from), 1)?.is_empty())
+}
+
+/// The emptiest journal segment that is worth copying out.
+fn straggling(shared: &Shared) -> Option<Arc<Segment>> {
+    let candidates = shared.segments.all().into_iter().filter(|segment| {
+        let live = segment.live_bytes.load(Ordering::Acquire);
+        segment.header.usage == Use::Shared
+            && !segment.in_hand.load(Ordering::Acquire)
+            && !segment.stuck.load(Ordering::Acquire)
+            && live > 0
+            && live <= segment.size / STRAGGLERS_PART
+            && segment.last_commit.load(Ordering::Acquire) <= shared.checkpointed.load(Ordering::Acquire)
+    });
+    candidates.min_by_key(|segment| segment.live_bytes.load(Ordering::Acquire))
+}
+
+/// Copies the live bodies of a segment to the end of the journal.
+fn empty(shared: &Shared, committer: &Sender<Work>, segment: &Arc<Segment>) -> io::Result<()> {
+    let end = segment.end.load(Ordering::Acquire);
+    let mut frames = Frames::new(&segment.file, segment.header.salt, DATA_START, end);
+    let (mut moved, mut bytes) = (Vec::new(), 0);
+    while let Some(found) = frames.next_found()? {
+        let Found::Frame(placed) = found else { continue };
+        if placed.header.kind != Kind::Body || shared.house_bell.is_closing() {
+            continue;
+        }
+        let location = shared.location(placed.header.body).map_err(io::Error::other)?;
+        let here = |location: &Location| location.segment == segment.header.number && location.offset == placed.offset;
+        let Some(location) = location.filter(here) else { continue };
+        match lift(segment, &placed, location) {
+            Ok(body) => {
+                bytes += location.frame_bytes();
+                moved.push(MovedBody { from: location, body });
+            }
+            Err(StoreError::Damaged(what)) => {
+                shared.damaged(what);
+                segment.stuck.store(true, Ordering::Release);
+            }
+            Err(error) => return Err(io::Error::other(error)),
+        }
+        if bytes >= MOVE_BYTES {
+            bytes = 0;
+            let batch = std::mem::take(&mut moved);
+            ask(shared, committer, |reply| Work::Move(batch, reply)).map_err(io::Error::other)?;
+        }
+    }
+    if !moved.is_empty() {
+        ask(shared, committer, |reply| Work::Move(moved, reply)).map_err(io::Error::other)?;
+    }
+    // Nothing live was found although some is counted: a frame in it is unreadable. Leave it be.
+    if segment.live_bodies.load(Ordering::Acquire) > 0 {
+        segment.stuck.store(true, Ordering::Release);
+    }
+    shared.house_bell.ring();
+    Ok(())
+}
+
+fn lift(segment: &Arc<Segment>, placed: &scan::Placed, location: Location) -> Result<ReadyBody, StoreError> {
+    let id = placed.header.body;
+    let (payload, crc) = SegmentReader::new(Arc::clone(segment), id, location).whole()?;
+    let envelope_bytes = usize::try_from(location.envelope_bytes).unwrap_or(usize::MAX).min(payload.len());
+    let message = [payload.slice(envelope_bytes..), bytes::Bytes::new()];
+    Ok(ReadyBody { id, envelope: payload.slice(..envelope_bytes).to_vec(), message, crc, own: None })
+}
+
+fn ask(
+    shared: &Shared,
+    committer: &Sender<Work>,
+    work: impl FnOnce(Sender<Result<(), CommitError>>) -> Work,
+) -> Result<(), CommitError> {
+    let (reply, answer) = channel();
+    let gone = || CommitError::Stopped(shared.stop_reason().unwrap_or_else(|| "the committer is gone".into()));
+    committer.send(work(reply)).map_err(|_| gone())?;
+    answer.recv().unwrap_or_else(|_| Err(gone()))
+}

@@ -1,0 +1,239 @@
+//! What can be done with a folder that no daemon has open: check it, and save the mail out of it.
+//!
+//! `verify` reads everything and changes nothing but what opening the records needs. `salvage` reads
+//! the segments alone, for the day the records cannot be opened: every body not known to be dead,
+//! with the recipients known to be settled. Easy to get wrong: salvage errs towards owing mail a
+//! second time, so a body of a group that was never acknowledged is given out too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::blobs::SegmentReader;
+use super::engine::lock_folder;
+use super::frame::{self, Kind};
+use super::record::{Location, location_key_id, locations_range};
+use super::replay::bound_ends;
+use super::scan::{self, Found, Frames, Placed};
+use super::segment::{self, DATA_START, Segment, Use};
+use super::sled::Records;
+use super::{OpenError, Settings, StoreError, prefix};
+use crate::mail::{BodyId, QueueId};
+
+/// Records read at a time.
+const PAGE: usize = 1000;
+
+/// What `verify` counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Records of the rooms.
+    pub records: u64,
+    /// Live bodies.
+    pub bodies: u64,
+    /// Their bytes in the segments.
+    pub body_bytes: u64,
+    /// Segment files in use.
+    pub segments: u64,
+    /// Frames whose checksum was computed.
+    pub frames: u64,
+    /// What is damaged, one sentence each.
+    pub damaged: Vec<String>,
+}
+
+/// Reads all records, all frames, and every live body of a folder nobody has open.
+pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
+    let _lock = lock_folder(folder)?;
+    let mut report = VerifyReport::default();
+    let used = used_segments(folder, &mut report.damaged)?;
+    let mut whole = HashSet::new();
+    for segment in used.values() {
+        report.segments += 1;
+        verify_segment(segment, &mut report, &mut whole).map_err(OpenError::Files)?;
+    }
+    match Records::open(&folder.join("records"), Settings::default().cache_bytes) {
+        Err(why) => report.damaged.push(why),
+        Ok(records) => {
+            if let Err(error) = verify_records(&records, &whole, &mut report) {
+                report.damaged.push(format!("the records cannot be read to their end: {error}"));
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn used_segments(folder: &Path, damage: &mut Vec<String>) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
+    let found = segment::open_all(&folder.join("segments")).map_err(OpenError::Files)?;
+    damage.extend(found.unreadable.iter().map(|spare| format!("{}: header unreadable", spare.path.display())));
+    let mut used = BTreeMap::new();
+    for (header, spare) in found.used {
+        let segment = Segment::new(header, spare);
+        segment.end.store(segment.size, Ordering::Release);
+        used.insert(header.number, segment);
+    }
+    bound_ends(&used);
+    Ok(used)
+}
+
+fn frames_of(segment: &Segment) -> Frames<'_> {
+    Frames::new(&segment.file, segment.header.salt, DATA_START, segment.end.load(Ordering::Acquire))
+}
+
+type Whole = HashSet<(u64, u64)>;
+
+fn verify_segment(segment: &Segment, report: &mut VerifyReport, whole: &mut Whole) -> std::io::Result<()> {
+    let number = segment.header.number;
+    let mut frames = frames_of(segment);
+    if segment.header.usage == Use::Own {
+        while let Some(found) = frames.next_found()? {
+            let Found::Frame(placed) = found else { continue };
+            report.frames += 1;
+            if scan::payload_is_whole(&segment.file, &placed)? {
+                whole.insert((number, placed.offset));
+            }
+        }
+        return Ok(());
+    }
+    let mut unsure: Vec<String> = Vec::new();
+    while let Some(group) = scan::next_group(&mut frames)? {
+        report.frames += group.frames.len() as u64 + 1;
+        for placed in group.frames.iter().filter(|placed| placed.header.kind == Kind::Body) {
+            if group.is_complete || scan::payload_is_whole(&segment.file, placed)? {
+                whole.insert((number, placed.offset));
+            }
+        }
+        if group.is_complete {
+            report.damaged.append(&mut unsure);
+        } else {
+            unsure.extend(group.faults.iter().map(|fault| format!("segment {number}: {fault}")));
+        }
+    }
+    // An unfinished group at the very end of the last segment was never acknowledged.
+    if segment.end.load(Ordering::Acquire) < segment.size {
+        report.damaged.append(&mut unsure);
+    }
+    Ok(())
+}
+
+fn verify_records(records: &Records, whole: &Whole, report: &mut VerifyReport) -> Result<(), StoreError> {
+    each(records, locations_range(), |key, value| {
+        let name = location_key_id(key).map(|id| format!("{}/{}", id.queue_id, id.number)).unwrap_or_default();
+        report.bodies += 1;
+        match Location::from_bytes(value) {
+            None => report.damaged.push(format!("the location of body {name} is unreadable")),
+            Some(location) => {
+                report.body_bytes += location.frame_bytes();
+                if !whole.contains(&(location.segment, location.offset)) {
+                    report.damaged.push(format!("body {name} is missing or fails its checksum"));
+                }
+            }
+        }
+    })?;
+    each(records, (vec![prefix::ENGINE + 1], vec![u8::MAX; 64]), |_, _| report.records += 1)
+}
+
+fn each(
+    records: &Records,
+    (mut from, to): (Vec<u8>, Vec<u8>),
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> Result<(), StoreError> {
+    loop {
+        let page = records.range(&from, &to, PAGE)?;
+        for (key, value) in &page {
+            visit(key, value);
+        }
+        match page.last() {
+            Some((last, _)) if page.len() == PAGE => {
+                from.clone_from(last);
+                from.push(0);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// One body that may still be owed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Salvaged {
+    /// Its name.
+    pub id: BodyId,
+    /// What the queue wrote beside it.
+    pub envelope: Vec<u8>,
+    /// Recipients of its message that are settled for good.
+    pub settled: BTreeSet<u16>,
+    /// The final bytes.
+    pub message: Bytes,
+}
+
+/// Goes through the bodies that may still be owed. Holds the folder's lock.
+pub struct Salvage {
+    _lock: File,
+    left: std::vec::IntoIter<(Arc<Segment>, Placed)>,
+    settled: HashMap<QueueId, BTreeSet<u16>>,
+    damage: Vec<String>,
+}
+
+/// Reads only the segments of a folder nobody has open. The bodies come in the order they were written.
+pub fn salvage(folder: &Path) -> Result<Salvage, OpenError> {
+    let lock = lock_folder(folder)?;
+    let mut damage = Vec::new();
+    let used = used_segments(folder, &mut damage)?;
+    let mut bodies: Vec<(Arc<Segment>, Placed)> = Vec::new();
+    let (mut dead, mut settled) = (HashSet::new(), HashMap::<QueueId, BTreeSet<u16>>::new());
+    for segment in used.values() {
+        let mut frames = frames_of(segment);
+        while let Some(found) = frames.next_found().map_err(OpenError::Files)? {
+            let Found::Frame(placed) = found else { continue };
+            match placed.header.kind {
+                Kind::Body => bodies.push((Arc::clone(segment), placed)),
+                Kind::Dead => {
+                    let payload = scan::payload(&segment.file, &placed).map_err(OpenError::Files)?;
+                    dead.extend(frame::dead_entries(&payload.unwrap_or_default()));
+                }
+                Kind::Settled => {
+                    let payload = scan::payload(&segment.file, &placed).map_err(OpenError::Files)?;
+                    for (queue_id, numbers) in frame::settled_entries(&payload.unwrap_or_default()) {
+                        settled.entry(queue_id).or_default().extend(numbers);
+                    }
+                }
+                Kind::Batch | Kind::Seal => {}
+            }
+        }
+    }
+    bodies.retain(|(segment, placed)| !dead.contains(&(placed.header.body, segment.header.number)));
+    Ok(Salvage { _lock: lock, left: bodies.into_iter(), settled, damage })
+}
+
+impl Salvage {
+    /// Bodies and segments that could not be read, so far.
+    pub fn damage(&self) -> &[String] {
+        &self.damage
+    }
+}
+
+impl Iterator for Salvage {
+    type Item = Salvaged;
+
+    fn next(&mut self) -> Option<Salvaged> {
+        for (segment, placed) in self.left.by_ref() {
+            let id = placed.header.body;
+            let envelope_bytes = placed.header.envelope_bytes;
+            let message_bytes = placed.header.payload_bytes.saturating_sub(u64::from(envelope_bytes));
+            let number = segment.header.number;
+            let location = Location { segment: number, offset: placed.offset, envelope_bytes, message_bytes };
+            match SegmentReader::new(segment, id, location).whole() {
+                Ok((payload, _)) => {
+                    let middle = usize::try_from(envelope_bytes).unwrap_or(usize::MAX).min(payload.len());
+                    let settled = self.settled.get(&id.queue_id).cloned().unwrap_or_default();
+                    let envelope = payload.slice(..middle).to_vec();
+                    return Some(Salvaged { id, envelope, settled, message: payload.slice(middle..) });
+                }
+                Err(error) => self.damage.push(error.to_string()),
+            }
+        }
+        None
+    }
+}

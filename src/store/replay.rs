@@ -1,0 +1,178 @@
+//! Brings the records up to what the journal promises, once, when a folder is opened.
+//!
+//! From the position the records hold, every complete group is applied again in order. What was
+//! acknowledged and is damaged is reported and passed over, its whole batches applied alone.
+//! Easy to get wrong: the last group of all may be torn, and then it never was acknowledged: it is left out whole.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::OpenError;
+use super::frame::Kind;
+use super::record::{self, Operation, Position};
+use super::scan::{self, Frames, Group};
+use super::segment::{self, DATA_START, Found, Segment, Use};
+use super::sled::Records;
+use super::table::Chain;
+
+/// What a replay found out.
+pub struct Replayed {
+    /// The segments in use.
+    pub used: BTreeMap<u64, Arc<Segment>>,
+    /// What the next journal segment says about the last.
+    pub chain: Chain,
+    /// The highest number of any segment.
+    pub last_number: u64,
+    /// What was damaged, in words.
+    pub damage: Vec<String>,
+    /// How many batches were applied again.
+    pub batches: u64,
+}
+
+/// Enters the found segments and replays what the records lack. The records hold it durably after this.
+pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
+    let position = records.position().map_err(|error| OpenError::Records(error.to_string()))?;
+    let numbers =
+        found.used.iter().map(|(header, _)| header.number).chain(found.free.iter().map(|(number, _)| *number));
+    let last_number = numbers.max().unwrap_or(0).max(position.segment);
+    let unreadable = found.unreadable.iter();
+    let damage =
+        unreadable.map(|spare| format!("{}: the segment's header is unreadable", spare.path.display())).collect();
+    let mut used = BTreeMap::new();
+    for (header, spare) in found.used {
+        let segment = Segment::new(header, spare);
+        segment.end.store(segment.size, Ordering::Release);
+        used.insert(header.number, segment);
+    }
+    bound_ends(&used);
+    let mut replayed = Replayed { used, chain: Chain::default(), last_number, damage, batches: 0 };
+    let mut applier = Applier { records, position, missing: 0, damage: Vec::new(), batches: 0 };
+    let shared: Vec<_> =
+        replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
+    let mut torn: Option<(Arc<Segment>, Group)> = None;
+    for segment in shared.iter().filter(|segment| segment.header.number >= position.segment) {
+        applier.segment(segment, &mut torn).map_err(OpenError::Files)??;
+    }
+    if let Some((segment, group)) = torn {
+        let faults = group.faults.join("; ");
+        tracing::info!(
+            segment = segment.header.number,
+            end = group.end,
+            faults,
+            "an unfinished last group is left out"
+        );
+    }
+    let commits_before = shared.last().map_or(0, |last| last.header.commits_before);
+    applier.missing += commits_before.saturating_sub(applier.position.commit);
+    replayed.damage.append(&mut applier.damage);
+    replayed.batches = applier.batches;
+    if applier.missing > 0 && replayed.damage.is_empty() {
+        return Err(OpenError::WentBack { commit: applier.position.commit, missing: applier.missing });
+    }
+    if applier.missing > 0 {
+        replayed.damage.push(format!("{} commits are missing from the journal", applier.missing));
+    }
+    if replayed.batches > 0 {
+        records.flush().map_err(|error| OpenError::Records(error.to_string()))?;
+    }
+    replayed.chain = Chain {
+        previous: shared.last().map_or(0, |last| last.header.number),
+        previous_end: shared.last().map_or(0, |last| last.end.load(Ordering::Acquire)),
+        commits: applier.position.commit.max(commits_before),
+    };
+    Ok((replayed, found.free))
+}
+
+/// A segment's successor says where its last acknowledged group ended.
+pub fn bound_ends(used: &BTreeMap<u64, Arc<Segment>>) {
+    for next in used.values().filter(|segment| segment.header.usage == Use::Shared) {
+        if let Some(segment) = used.get(&next.header.previous) {
+            segment.end.store(next.header.previous_end.min(segment.size), Ordering::Release);
+        }
+    }
+}
+
+struct Applier<'a> {
+    records: &'a Records,
+    position: Position,
+    missing: u64,
+    damage: Vec<String>,
+    batches: u64,
+}
+
+impl Applier<'_> {
+    /// Applies a segment's groups. `torn` is the last group seen if it was not complete: whatever
+    /// complete group follows proves that it had been acknowledged.
+    fn segment(
+        &mut self,
+        segment: &Arc<Segment>,
+        torn: &mut Option<(Arc<Segment>, Group)>,
+    ) -> io::Result<Result<(), OpenError>> {
+        let number = segment.header.number;
+        let from = if number == self.position.segment { self.position.offset } else { DATA_START };
+        let bound = segment.end.load(Ordering::Acquire);
+        let mut frames = Frames::new(&segment.file, segment.header.salt, from, bound);
+        let mut end = from;
+        while let Some(group) = scan::next_group(&mut frames)? {
+            if !group.is_complete {
+                if let Some((earlier, group)) = torn.take()
+                    && let Err(error) = self.damaged(&earlier, &group)?
+                {
+                    return Ok(Err(error));
+                }
+                *torn = Some((Arc::clone(segment), group));
+                continue;
+            }
+            if let Some((earlier, group)) = torn.take()
+                && let Err(error) = self.damaged(&earlier, &group)?
+            {
+                return Ok(Err(error));
+            }
+            end = group.end;
+            if let Err(error) = self.group(segment, &group)? {
+                return Ok(Err(error));
+            }
+        }
+        segment.last_commit.store(self.position.commit, Ordering::Release);
+        // Behind the last complete group of the last segment lies nothing that counts.
+        let is_bounded = bound < segment.size;
+        segment.end.store(if is_bounded { bound } else { end }, Ordering::Release);
+        Ok(Ok(()))
+    }
+
+    fn damaged(&mut self, segment: &Arc<Segment>, group: &Group) -> io::Result<Result<(), OpenError>> {
+        self.damage.push(format!("segment {}: {}", segment.header.number, group.faults.join("; ")));
+        self.group(segment, group)
+    }
+
+    fn group(&mut self, segment: &Segment, group: &Group) -> io::Result<Result<(), OpenError>> {
+        let mut payloads = Vec::new();
+        for frame in group.frames.iter().filter(|frame| frame.header.kind == Kind::Batch) {
+            if let Some(payload) = scan::payload(&segment.file, frame)? {
+                payloads.push(payload);
+            }
+        }
+        let mut operations: Vec<Operation<'_>> = Vec::new();
+        for payload in &payloads {
+            let Some((commit, list)) = record::operations(payload) else {
+                self.damage.push(format!("segment {}: a batch of an unknown format", segment.header.number));
+                continue;
+            };
+            if commit <= self.position.commit {
+                continue;
+            }
+            self.missing += commit - self.position.commit - 1;
+            self.position.commit = commit;
+            self.batches += 1;
+            operations.extend(list);
+        }
+        (self.position.segment, self.position.offset) = (segment.header.number, group.end);
+        if operations.is_empty() {
+            return Ok(Ok(()));
+        }
+        let applied = self.records.apply(&operations, self.position);
+        Ok(applied.map_err(|error| OpenError::Records(error.to_string())))
+    }
+}

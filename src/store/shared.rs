@@ -1,0 +1,164 @@
+//! What the committer, the flusher, housekeeping and the readers of one open folder share.
+//!
+//! It holds state and no threads. Easy to get wrong: `stopped` is set once and never cleared; only
+//! a new opening of the folder reads from disk what really arrived there.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::record::{Location, location_key};
+use super::sled::Records;
+use super::space::Space;
+use super::table::Segments;
+use super::{CommitError, Settings, StoreError};
+use crate::mail::BodyId;
+
+/// Problems remembered for [`super::Opened::damage`]; later ones are only logged.
+const DAMAGE_MAX: usize = 1000;
+
+/// The state of one open folder.
+pub struct Shared {
+    /// The ordered map.
+    pub records: Records,
+    /// The segments.
+    pub segments: Segments,
+    /// As given.
+    pub settings: Settings,
+    /// Room on the disk.
+    pub space: Space,
+    /// For tests.
+    pub faults: std::sync::Arc<Faults>,
+    /// The last commit applied to the records.
+    pub applied: AtomicU64,
+    /// The last commit the records hold durably.
+    pub checkpointed: AtomicU64,
+    /// Bytes of journal since the last checkpoint.
+    pub unflushed_bytes: AtomicU64,
+    /// Whether every body that was here at open is counted.
+    pub is_counted: AtomicBool,
+    /// Held during a checkpoint, and during a round of housekeeping.
+    pub at_work: [Mutex<()>; 2],
+    /// Wakes the flusher.
+    pub flush_bell: Bell,
+    /// Wakes housekeeping.
+    pub house_bell: Bell,
+    /// What was found damaged.
+    pub damage: Mutex<Vec<String>>,
+    /// Why no commit succeeds any more.
+    pub stopped: OnceLock<String>,
+}
+
+impl Shared {
+    /// Stops everything for good; the first reason stays.
+    pub fn stop(&self, why: String) -> CommitError {
+        tracing::error!(why, "storage has stopped accepting");
+        let _ = self.stopped.set(why.clone());
+        CommitError::Stopped(why)
+    }
+
+    /// Why it stopped, if it did.
+    pub fn stop_reason(&self) -> Option<String> {
+        self.stopped.get().map(String::as_str).or_else(|| self.records.broken()).map(str::to_owned)
+    }
+
+    /// Where a body lies.
+    pub fn location(&self, id: BodyId) -> Result<Option<Location>, StoreError> {
+        match self.records.get(&location_key(id))? {
+            None => Ok(None),
+            Some(bytes) => Location::from_bytes(&bytes)
+                .map(Some)
+                .ok_or_else(|| StoreError::Damaged(format!("the location of body {}/{}", id.queue_id, id.number))),
+        }
+    }
+
+    /// Reports damage: once in the log, and in the list.
+    pub fn damaged(&self, what: String) {
+        tracing::error!(what, "damage in the store");
+        let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        if damage.len() < DAMAGE_MAX {
+            damage.push(what);
+        }
+    }
+}
+
+/// Wakes a thread that waits with a time limit.
+#[derive(Debug, Default)]
+pub struct Bell {
+    state: Mutex<BellState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct BellState {
+    is_rung: bool,
+    is_closing: bool,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Somebody rang, or time passed.
+    Work,
+    /// The store is closing.
+    Closing,
+}
+
+impl Bell {
+    /// Wakes the thread now, or at its next wait.
+    pub fn ring(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_rung = true;
+        self.changed.notify_all();
+    }
+
+    /// Wakes the thread for the last time.
+    pub fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closing = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether the store is closing.
+    pub fn is_closing(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closing
+    }
+
+    /// Waits until rung, closed, or `limit` passed.
+    pub fn wait(&self, limit: Duration) -> Woken {
+        let until = Instant::now() + limit;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if state.is_closing {
+                return Woken::Closing;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if state.is_rung || left.is_zero() {
+                state.is_rung = false;
+                return Woken::Work;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Faults a test can ask for. All off by default; nothing in the daemon sets them.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// This many group writes fail halfway.
+    pub writes_fail: AtomicU32,
+    /// They fail as if the disk were full.
+    pub disk_is_full: AtomicBool,
+    /// This many syncs fail.
+    pub syncs_fail: AtomicU32,
+    /// Syncs are left out: the negative control of the power-cut suite.
+    pub syncs_skipped: AtomicBool,
+    /// The committer panics at its next group.
+    pub committer_panics: AtomicBool,
+    /// Checkpoints are left out, so that everything is replayed at the next open of a copy.
+    pub checkpoints_skipped: AtomicBool,
+}
+
+impl Faults {
+    pub(super) fn take(counter: &AtomicU32) -> bool {
+        counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
+    }
+}

@@ -1,0 +1,222 @@
+//! The ordered map under the engine: sled, every call guarded, nothing else of it visible.
+//!
+//! Its `Db` is `Send` but not `Sync`, so callers borrow a clone from a pool. A panic or error in any
+//! call is final: the clone is leaked, `broken` is set, and only a new process opens it again.
+//! Easy to get wrong: with sled's timer switched off every drop of a `Db`, a `Tree` or an iterator
+//! flushes; with a timer of ten years none does, and the one flusher stays the only one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::engine::{LOCK_PAUSE, LOCK_TRIES};
+use super::record::{Operation, POSITION_KEY, Position};
+use super::{Key, StoreError};
+
+type Db = sled::Db<LEAF_KEYS>;
+
+/// Keys in one leaf, at most. Cannot change once a folder exists.
+const LEAF_KEYS: usize = 256;
+/// Ten years: sled's own timer never fires.
+const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
+/// zstd level of stored leaves; the higher ones cost the committer time.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// The map.
+pub struct Records {
+    pool: Mutex<Vec<Db>>,
+    template: Mutex<Option<Db>>,
+    broken: OnceLock<String>,
+}
+
+impl Records {
+    /// Opens or creates the map in `folder`. Damage and panics come back as text.
+    pub fn open(folder: &Path, cache_bytes: usize) -> Result<Self, String> {
+        let config = sled::Config::new()
+            .path(folder)
+            .cache_capacity_bytes(cache_bytes)
+            .zstd_compression_level(COMPRESSION_LEVEL)
+            .flush_every_ms(Some(NEVER_MS));
+        let mut tries = LOCK_TRIES;
+        let db = loop {
+            match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_KEYS>())) {
+                Ok(Ok(db)) => break db,
+                // sled locks its folder too; see `lock_folder`.
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock && tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Ok(Err(error)) => return Err(format!("the record files could not be opened: {error}")),
+                Err(panic) => return Err(format!("the record files are damaged: {}", panic_text(&*panic))),
+            }
+        };
+        Ok(Self { pool: Mutex::new(Vec::new()), template: Mutex::new(Some(db)), broken: OnceLock::new() })
+    }
+
+    /// Why nothing works any more, if so.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.get().map(String::as_str)
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|db| Ok(db.get(key)?.map(|value| value.to_vec())))
+    }
+
+    /// Pairs of `from <= key < to`, in order, at most `limit`.
+    pub fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        if from >= to || limit == 0 {
+            return Ok(Vec::new());
+        }
+        self.with(|db| {
+            let mut pairs = Vec::with_capacity(limit.min(64));
+            for pair in db.range(from..to).take(limit) {
+                let (key, value) = pair?;
+                pairs.push((key.to_vec(), value.to_vec()));
+            }
+            Ok(pairs)
+        })
+    }
+
+    /// Does the operations in order, then notes the position. For the committer alone.
+    ///
+    /// Sets go in one atomic batch, removals one by one, because only those merge emptied leaves;
+    /// the position comes last, so that a flush in between replays the whole group.
+    pub fn apply(&self, operations: &[Operation<'_>], position: Position) -> Result<(), StoreError> {
+        self.with(|db| {
+            let mut last = std::collections::BTreeMap::new();
+            for operation in operations {
+                match operation {
+                    Operation::Set(key, value) => last.insert(*key, Some(*value)),
+                    Operation::Remove(key) => last.insert(*key, None),
+                };
+            }
+            let mut sets = sled::Batch::default();
+            for (key, value) in &last {
+                if let Some(value) = value {
+                    sets.insert(*key, *value);
+                }
+            }
+            db.apply_batch(sets)?;
+            for (key, _) in last.iter().filter(|(_, value)| value.is_none()) {
+                db.remove(key)?;
+            }
+            db.insert(POSITION_KEY, &position.to_bytes()[..])?;
+            Ok(())
+        })
+    }
+
+    /// Makes what was applied before this call durable. For the flusher alone.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.with(|db| db.flush().map(drop))
+    }
+
+    /// Where replay begins; zeros for a new folder.
+    pub fn position(&self) -> Result<Position, StoreError> {
+        match self.get(&POSITION_KEY)? {
+            None => Ok(Position::default()),
+            Some(bytes) => Position::from_bytes(&bytes)
+                .ok_or_else(|| StoreError::Damaged("the replay position is unreadable".into())),
+        }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Db) -> std::io::Result<T>) -> Result<T, StoreError> {
+        if let Some(why) = self.broken() {
+            return Err(StoreError::Failed(why.to_owned()));
+        }
+        let db = self.borrow()?;
+        match catch_unwind(AssertUnwindSafe(|| work(&db))) {
+            Ok(Ok(value)) => {
+                lock(&self.pool).push(db);
+                Ok(value)
+            }
+            Ok(Err(error)) => Err(self.break_down(db, format!("sled: {error}"))),
+            Err(panic) => Err(self.break_down(db, format!("sled panicked: {}", panic_text(&*panic)))),
+        }
+    }
+
+    fn borrow(&self) -> Result<Db, StoreError> {
+        if let Some(db) = lock(&self.pool).pop() {
+            return Ok(db);
+        }
+        let template = lock(&self.template);
+        template.clone().ok_or_else(|| StoreError::Failed("the records are closed".into()))
+    }
+
+    fn break_down(&self, db: Db, why: String) -> StoreError {
+        // Dropping a broken one would flush, and abort the process if that fails: leak it.
+        std::mem::forget(db);
+        let _ = self.broken.set(why.clone());
+        tracing::error!(why, "the record engine broke; no commit is accepted until restart");
+        StoreError::Failed(why)
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        if self.broken().is_some() {
+            std::mem::forget(std::mem::take(&mut *lock(&self.pool)));
+            std::mem::forget(lock(&self.template).take());
+        }
+    }
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn what_was_flushed_is_there_after_a_reopen_however_writes_and_flushes_met() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut random = 88_172_645_463_325_252_u64;
+        let mut next = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        for round in 0..30 {
+            let records = Arc::new(Records::open(folder.path(), 1 << 20).unwrap());
+            let found: BTreeMap<_, _> = records.range(b"T", b"U", usize::MAX).unwrap().into_iter().collect();
+            assert!(found == model, "round {round}: {} found, {} expected", found.len(), model.len());
+            let done = Arc::new(AtomicBool::new(false));
+            let flusher = {
+                let (records, done) = (records.clone(), done.clone());
+                std::thread::spawn(move || {
+                    while !done.load(Ordering::Acquire) {
+                        records.flush().unwrap();
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                })
+            };
+            for commit in 0..200 {
+                let key = |number: u64| [b"T", &(number % 3000).to_be_bytes()[..]].concat();
+                let pairs: Vec<_> = (0..5).map(|_| (key(next()), vec![next() as u8; 40])).collect();
+                let gone: Vec<_> = (0..if round % 2 == 0 { 3 } else { 12 }).map(|_| key(next())).collect();
+                let mut operations: Vec<_> = pairs.iter().map(|(key, value)| Operation::Set(key, value)).collect();
+                operations.extend(gone.iter().map(|key| Operation::Remove(key)));
+                records.apply(&operations, Position { commit, segment: 1, offset: 1 }).unwrap();
+                model.extend(pairs.clone());
+                gone.iter().for_each(|key| drop(model.remove(key)));
+            }
+            done.store(true, Ordering::Release);
+            flusher.join().unwrap();
+            records.flush().unwrap();
+        }
+    }
+}
