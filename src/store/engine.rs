@@ -169,6 +169,14 @@ impl SledStore {
         work()
     }
 
+    /// The bodies the records name.
+    #[cfg(test)]
+    pub(super) fn named_bodies(&self) -> Vec<BodyId> {
+        let (from, to) = super::record::locations_range();
+        let pairs = self.shared.records.range(&from, &to, usize::MAX).unwrap_or_default();
+        pairs.iter().filter_map(|(key, _)| super::record::location_key_id(key)).collect()
+    }
+
     /// Where the last group in the newest journal segment ends.
     #[cfg(test)]
     pub(super) fn journal_end(&self) -> u64 {

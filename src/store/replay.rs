@@ -51,11 +51,11 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     let mut applier = Applier { records, position, missing: 0, damage: Vec::new(), batches: 0 };
     let shared: Vec<_> =
         replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
-    let mut torn: Option<(Arc<Segment>, Group)> = None;
+    let mut torn: Torn = Vec::new();
     for segment in shared.iter().filter(|segment| segment.header.number >= position.segment) {
         applier.segment(segment, &mut torn).map_err(OpenError::Files)??;
     }
-    if let Some((segment, group)) = torn {
+    for (segment, group) in torn {
         let faults = group.faults.join("; ");
         tracing::info!(
             segment = segment.header.number,
@@ -74,7 +74,7 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     if applier.missing > 0 {
         replayed.damage.push(format!("{} commits are missing from the journal", applier.missing));
     }
-    if replayed.batches > 0 {
+    if applier.position != position {
         records.flush().map_err(|error| OpenError::Records(error.to_string()))?;
     }
     replayed.chain = Chain {
@@ -94,6 +94,9 @@ pub fn bound_ends(used: &BTreeMap<u64, Arc<Segment>>) {
     }
 }
 
+/// Groups that are not whole and may never have been acknowledged.
+type Torn = Vec<(Arc<Segment>, Group)>;
+
 struct Applier<'a> {
     records: &'a Records,
     position: Position,
@@ -103,13 +106,9 @@ struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Applies a segment's groups. `torn` is the last group seen if it was not complete: whatever
-    /// complete group follows proves that it had been acknowledged.
-    fn segment(
-        &mut self,
-        segment: &Arc<Segment>,
-        torn: &mut Option<(Arc<Segment>, Group)>,
-    ) -> io::Result<Result<(), OpenError>> {
+    /// Applies a segment's groups. `torn` are the last groups seen if they were not complete: a
+    /// complete group that follows proves that they had been acknowledged.
+    fn segment(&mut self, segment: &Arc<Segment>, torn: &mut Torn) -> io::Result<Result<(), OpenError>> {
         let number = segment.header.number;
         let from = if number == self.position.segment { self.position.offset } else { DATA_START };
         let bound = segment.end.load(Ordering::Acquire);
@@ -117,18 +116,13 @@ impl Applier<'_> {
         let mut end = from;
         while let Some(group) = scan::next_group(&mut frames)? {
             if !group.is_complete {
-                if let Some((earlier, group)) = torn.take()
-                    && let Err(error) = self.damaged(&earlier, &group)?
-                {
-                    return Ok(Err(error));
-                }
-                *torn = Some((Arc::clone(segment), group));
+                torn.push((Arc::clone(segment), group));
                 continue;
             }
-            if let Some((earlier, group)) = torn.take()
-                && let Err(error) = self.damaged(&earlier, &group)?
-            {
-                return Ok(Err(error));
+            for (earlier, group) in torn.drain(..) {
+                if let Err(error) = self.damaged(&earlier, &group)? {
+                    return Ok(Err(error));
+                }
             }
             end = group.end;
             if let Err(error) = self.group(segment, &group)? {
@@ -169,9 +163,7 @@ impl Applier<'_> {
             operations.extend(list);
         }
         (self.position.segment, self.position.offset) = (segment.header.number, group.end);
-        if operations.is_empty() {
-            return Ok(Ok(()));
-        }
+        // Even without operations the position must move on: what lies before it will be given back.
         let applied = self.records.apply(&operations, self.position);
         Ok(applied.map_err(|error| OpenError::Records(error.to_string())))
     }
