@@ -47,3 +47,4 @@ pub mod sink; // a throwaway receiving MX
 
 // roof
 pub mod config; // the file, checked, as one Settings per room
+pub mod daemon; // builds every room, starts and stops them

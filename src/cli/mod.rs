@@ -58,7 +58,7 @@ where
         }
     };
     let ended = match &arguments.command {
-        Command::Serve => return missing("serve"),
+        Command::Serve => return crate::daemon::serve(&arguments.everywhere.config, config::RootPolicy::Refuse),
         Command::Try(_) => return missing("try"),
         Command::Init(init) => init::run(init),
         Command::Check => check(&arguments.everywhere.config),

@@ -7,9 +7,12 @@ use super::file::File;
 use super::secret::SecretPlace;
 use super::settings::{Applied, SETTINGS, Setting};
 use super::{Config, Log, LogFormat, Problem, RootPolicy};
+use crate::delivery::{MxTls, PrivateAddresses};
+use crate::mail::dkim::Algorithms;
 use crate::net::DnsSettings;
+use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
-use crate::{accounts, queue, smtp, submission, web};
+use crate::{accounts, delivery, domains, pipeline, queue, smtp, store, submission, web};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -28,8 +31,17 @@ fn build(path: &Path, file: &File) -> Config {
         certificates: file.path("tls.certificates"),
         master_key: SecretPlace::parse(&file.text("secrets.master_key")),
         submission: submission(file),
-        client_address_shown: file.text("submission.client_address") == "show",
-        free_bytes_min: file.count("store.free_bytes_min"),
+        pipeline: pipeline(file),
+        store: store::Settings {
+            folder: file.path("data").join("store"),
+            free_bytes_min: file.count("store.free_bytes_min"),
+            free_inodes_min: file.count("store.free_inodes_min"),
+            cache_bytes: file.size("store.cache_bytes"),
+            ..Default::default()
+        },
+        domains: domains::Settings::default(),
+        delivery: delivery(file),
+        history_kept: file.span("events.history_kept"),
         accounts: accounts::Settings {
             login_failures_free_max: file.small("accounts.login_failures_free_max"),
             network_failures_max: file.small("accounts.network_failures_max"),
@@ -44,8 +56,6 @@ fn build(path: &Path, file: &File) -> Config {
             notice_gather: file.span("queue.notice_gather"),
         },
         dns: DnsSettings { servers: file.addresses("dns.servers"), ..Default::default() },
-        delivery_port: u16::try_from(file.count("delivery.port")).unwrap_or(25),
-        private_addresses: file.text("delivery.private_addresses") == "allow",
         web: web::Settings { socket: file.path("admin.socket"), group: file.text("admin.group"), ..Default::default() },
         monitor: file.addresses("monitor.listen").first().copied(),
         log: Log {
@@ -84,6 +94,44 @@ fn submission(file: &File) -> submission::Settings {
         session_time_max: file.span("submission.session_time_max"),
         data_bytes_per_second_min: file.count("submission.data_bytes_per_second_min"),
         ..submission::Settings::default()
+    }
+}
+
+fn pipeline(file: &File) -> pipeline::Settings {
+    pipeline::Settings {
+        algorithms: match file.text("pipeline.signatures").as_str() {
+            "rsa" => Algorithms::RsaOnly,
+            _ => Algorithms::Both,
+        },
+        client_address: match file.text("submission.client_address").as_str() {
+            "show" => ClientAddress::Shown,
+            _ => ClientAddress::Hidden,
+        },
+        spill_folder: file.path("data").join("spill"),
+        ..pipeline::Settings::default()
+    }
+}
+
+fn delivery(file: &File) -> delivery::Settings {
+    let default = delivery::Settings::default();
+    delivery::Settings {
+        mx_port: u16::try_from(file.count("delivery.port")).unwrap_or(default.mx_port),
+        mx_tls: match file.text("delivery.tls").as_str() {
+            "encrypted" => MxTls::Encrypted,
+            "verified" => MxTls::Verified,
+            _ => MxTls::Opportunistic,
+        },
+        private_addresses: match file.text("delivery.private_addresses").as_str() {
+            "allow" => PrivateAddresses::Allowed,
+            _ => PrivateAddresses::Refused,
+        },
+        shaping: delivery::Limits {
+            connections_max: file.size("delivery.connections_per_site_max"),
+            ..default.shaping
+        },
+        connections_max: file.size("delivery.connections_max"),
+        messages_per_connection_max: file.size("delivery.messages_per_connection_max"),
+        ..default
     }
 }
 
@@ -183,6 +231,7 @@ impl Config {
     /// Takes over what a reload may change; the rest stays as it was at the start.
     pub fn take_over(&mut self, new: &Self) {
         self.log.level.clone_from(&new.log.level);
+        self.delivery = new.delivery.clone();
         for setting in SETTINGS.iter().filter(|setting| setting.applied == Applied::OnReload) {
             if let Some(value) = new.effective.get(setting.key) {
                 self.effective.insert(setting.key, value.clone());

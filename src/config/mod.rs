@@ -20,10 +20,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::mail::Domain;
 use crate::net::DnsSettings;
-use crate::{accounts, queue, submission, web};
+use crate::{accounts, delivery, domains, pipeline, queue, store, submission, web};
 
 pub use reference::{example, reference};
 pub use secret::SecretPlace;
@@ -53,20 +54,22 @@ pub struct Config {
     pub master_key: SecretPlace,
     /// For `submission`.
     pub submission: submission::Settings,
-    /// Whether Received shows the client's address.
-    pub client_address_shown: bool,
-    /// The floor of free disk space.
-    pub free_bytes_min: u64,
+    /// For `pipeline`.
+    pub pipeline: pipeline::Settings,
+    /// For `store`; its folder is within the data folder.
+    pub store: store::Settings,
+    /// For `domains`: constants today.
+    pub domains: domains::Settings,
+    /// For `delivery`.
+    pub delivery: delivery::Settings,
+    /// How long past events are kept.
+    pub history_kept: Duration,
     /// For `accounts`.
     pub accounts: accounts::Settings,
     /// For `queue`.
     pub queue: queue::Settings,
     /// For `net`'s resolver.
     pub dns: DnsSettings,
-    /// The port of mail exchangers.
-    pub delivery_port: u16,
-    /// Whether private addresses are delivered to.
-    pub private_addresses: bool,
     /// For `web`'s local socket.
     pub web: web::Settings,
     /// Where health and metrics are served.

@@ -44,6 +44,9 @@ fn the_documented_defaults_are_those_of_the_rooms() {
     assert_eq!(config.accounts, accounts::Settings::default());
     assert_eq!(config.queue, queue::Settings::default());
     assert_eq!(config.submission, submission::Settings::default());
+    assert_eq!(config.delivery, delivery::Settings::default());
+    assert_eq!(config.pipeline, pipeline::Settings::default());
+    assert_eq!(config.store, store::Settings::default());
     assert_eq!(config.web, web::Settings::default());
     assert_eq!(config.dns, DnsSettings::default());
 }

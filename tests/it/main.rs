@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod config_mistakes;
+mod daemon_life;
 mod dialogues;
 mod dkim_verifiers;
 mod hardening;

@@ -1,5 +1,6 @@
 //! What tests of the whole daemon share: peers, zones, and the way to say that a check could not run.
 
+pub mod daemon;
 pub mod door;
 pub mod load;
 

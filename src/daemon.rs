@@ -1,0 +1,322 @@
+//! The composition root: builds every room from a [`Config`], starts their tasks, and stops them
+//! in order. The only file that knows how everything is connected; nothing here decides about mail.
+//!
+//! Recipe: [`Daemon::start`], then [`Daemon::stop`]. [`serve`] puts a process around it (signals,
+//! systemd, exit codes). Easy to get wrong: the order of stopping. The doors close and attempts end
+//! first, while what they report to (queue, events) still runs; only then the rest is stopped.
+
+mod log;
+mod process;
+mod readiness;
+mod rooms;
+mod world;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::accounts::Accounts;
+use crate::background::{Background, periodically};
+use crate::config::{Config, LogFormat};
+use crate::delivery::{self, Delivery};
+use crate::domains::Domains;
+use crate::events::{self, Archive, Consumer, LogLine};
+use crate::ext::Timestamp;
+use crate::metrics;
+use crate::net::{CERTIFICATE_POLL, Certificates, ClientTls, Dialer, Resolver};
+use crate::queue::Queue;
+use crate::routing::Routes;
+use crate::seal::MasterKey;
+use crate::store::{Health, Store};
+use crate::submission::{self, GivenSocket};
+use crate::suppression::Suppression;
+use crate::vips::Vips;
+use crate::web::{self, Monitor, Readiness};
+
+pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, serve};
+
+use readiness::{Phase, State};
+use rooms::Rooms;
+use world::{Folders, World};
+
+/// Running messages and attempts may finish within this; then they are given back.
+pub const DRAIN: Duration = Duration::from_secs(30);
+/// Beyond [`DRAIN`]: rooms write down what they were given back.
+const DRAIN_MARGIN: Duration = Duration::from_secs(5);
+/// Consumers and the operator's sockets end within this.
+const CLOSE: Duration = Duration::from_secs(10);
+/// How often gauges are set.
+const MEASURE: Duration = Duration::from_secs(10);
+/// How often counters of limits and logins are written.
+const PERSIST: Duration = Duration::from_secs(10);
+
+/// Why the daemon could not start. A variant per exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration, or what it points to, is not usable: an operator must act.
+    #[error("{0}")]
+    Configuration(String),
+    /// The machine did not give what is needed: a disk, a lock, a port. Trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// What tests and trials put in place of the world.
+#[derive(Default)]
+pub struct Overrides {
+    /// Instead of the configured DNS servers.
+    pub resolver: Option<Arc<dyn Resolver>>,
+    /// Instead of sockets bound to virtual IPs.
+    pub dialer: Option<Arc<dyn Dialer>>,
+    /// Instead of the key file.
+    pub master_key: Option<MasterKey>,
+    /// Served beside those of the virtual IPs; a session belongs to the virtual IP of its local address.
+    pub sockets: Vec<GivenSocket>,
+    /// Verifies relays with these roots too.
+    pub client_tls: Option<ClientTls>,
+}
+
+/// A running daemon and the handles of its rooms.
+pub struct Daemon {
+    /// Virtual IPs.
+    pub vips: Arc<Vips>,
+    /// Tenants and SMTP accounts.
+    pub accounts: Arc<Accounts>,
+    /// Sending domains.
+    pub domains: Arc<Domains>,
+    /// Suppression lists.
+    pub suppression: Arc<Suppression>,
+    /// Relays.
+    pub routes: Arc<Routes>,
+    /// What is owed.
+    pub queue: Arc<Queue>,
+    /// The operators' hand on delivery.
+    pub delivery: Arc<Delivery>,
+    /// Records.
+    pub store: Arc<dyn Store>,
+    /// Where health and metrics are served, if they are.
+    pub monitor: Option<SocketAddr>,
+    /// The local socket.
+    pub socket: PathBuf,
+    certificates: Arc<Certificates>,
+    delivery_settings: watch::Sender<Arc<delivery::Settings>>,
+    state: Arc<State>,
+    /// Doors and delivery: stopped first.
+    flow: Background,
+    /// Consumers, watchers, operator's sockets: stopped last.
+    rest: Background,
+}
+
+impl Daemon {
+    /// Opens everything and begins to serve.
+    ///
+    /// # Errors
+    /// The first step that failed, as a sentence that names the setting or path.
+    pub async fn start(config: Config, mut overrides: Overrides) -> Result<Self, StartError> {
+        let started = Timestamp::now();
+        let world = World::open(&config, &mut overrides).await?;
+        let key = world::master_key(&config, overrides.master_key)?;
+        let opened = world::open_store(&config).await?;
+        let folders = Folders::open(&config)?;
+        let tls = world::client_tls(overrides.client_tls)?;
+        let rooms = Rooms::open(&config, opened, key, (&world, &folders)).await?;
+        let state = State::new(&rooms, Arc::clone(&world.certificates), started);
+        let daemon = Self::around(&config, &rooms, &world, state);
+        daemon.start_rest(&config, &rooms, folders.archive);
+        daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started));
+        daemon.state.enter(Phase::Serving);
+        Ok(daemon)
+    }
+
+    fn around(config: &Config, rooms: &Rooms, world: &World, state: State) -> Self {
+        let rooms = rooms.clone();
+        Self {
+            vips: rooms.vips,
+            accounts: rooms.accounts,
+            domains: rooms.domains,
+            suppression: rooms.suppression,
+            routes: rooms.routes,
+            queue: rooms.queue,
+            store: rooms.store,
+            monitor: world.monitor.as_ref().and_then(|listener| listener.local_addr().ok()),
+            socket: config.web.socket.clone(),
+            delivery: Arc::default(),
+            certificates: Arc::clone(&world.certificates),
+            delivery_settings: watch::Sender::new(Arc::new(config.delivery.clone())),
+            state: Arc::new(state),
+            flow: Background::new(),
+            rest: Background::new(),
+        }
+    }
+
+    /// What runs behind the doors: housekeeping, consumers of events, watchers.
+    fn start_rest(&self, config: &Config, rooms: &Rooms, archive: Arc<Archive>) {
+        let shutdown = || self.rest.shutdown().clone();
+        let (queue, stop) = (Arc::clone(&self.queue), shutdown());
+        self.rest.vital("queue", async move { queue.keep(&stop).await });
+        let (domains, stop) = (Arc::clone(&self.domains), shutdown());
+        self.rest.vital("domains", async move { domains.run(stop).await });
+        self.rest.vital("certificates", Arc::clone(&self.certificates).watch(CERTIFICATE_POLL, shutdown()));
+        self.rest.vital("accounts", persist_accounts(Arc::clone(&self.accounts), shutdown()));
+        let format = match config.log.format {
+            LogFormat::Text => events::LogFormat::Text,
+            LogFormat::Json => events::LogFormat::Json,
+        };
+        let consumers: Vec<Arc<dyn Consumer>> = vec![Arc::new(LogLine::new(Arc::clone(&self.store), format))];
+        let names = consumers.iter().map(|consumer| consumer.name()).collect();
+        for consumer in consumers {
+            let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
+            self.rest.vital("events", async move { events::drive(&*store, &consumer, &bell, &stop).await });
+        }
+        let (store, stop, retention) = (Arc::clone(&self.store), shutdown(), config.history_kept);
+        self.rest.vital("history", async move { archive.run(store, names, retention, &stop).await });
+        let (state, stop) = (Arc::clone(&self.state), shutdown());
+        self.rest.spawn("gauges", async move {
+            let exporter = metrics::exporter();
+            periodically(MEASURE, &Notify::new(), &stop, || async {
+                state.measure();
+                if let Ok(exporter) = &exporter {
+                    exporter.run_upkeep();
+                }
+            })
+            .await;
+        });
+    }
+
+    /// What the world may knock at, and delivery.
+    fn start_doors(&self, config: Config, rooms: &Rooms, world: World, given: (PathBuf, ClientTls, Timestamp)) {
+        let (drafts_folder, tls, started) = given;
+        let parts = delivery::Parts {
+            queue: Arc::clone(&self.queue),
+            vips: Arc::clone(&self.vips),
+            routes: Arc::clone(&self.routes),
+            store: Arc::clone(&self.store),
+            resolver: world.resolver,
+            dialer: world.dialer,
+            tls: Arc::new(tls),
+            delivery: Arc::clone(&self.delivery),
+            settings: self.delivery_settings.subscribe(),
+        };
+        self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));
+        let about = web::About {
+            hostname: config.hostname,
+            tls_ports: config.submission.tls_ports.clone(),
+            starttls_ports: config.submission.starttls_ports.clone(),
+            started,
+        };
+        let parts = submission::Parts {
+            settings: config.submission,
+            accounts: Arc::clone(&self.accounts),
+            may_send_from: rooms.sender_rule(),
+            accept: rooms.accept(),
+            vips: Arc::clone(&self.vips),
+            certificates: Arc::clone(&self.certificates),
+            drafts_folder,
+            given_sockets: world.given_sockets,
+        };
+        self.flow.vital("submission", submission::run(parts, self.flow.shutdown().clone()));
+        let (settings, socket, stop) = (config.web, world.socket, self.rest.shutdown().clone());
+        let parts = rooms.for_web(about);
+        self.rest.vital("admin", async move { web::serve(parts, &settings, socket, stop).await });
+        if let Some(listener) = world.monitor {
+            let (monitor, stop) = (Arc::new(monitor(&self.state)), self.rest.shutdown().clone());
+            self.rest.spawn("monitor", async move {
+                if let Err(error) = web::serve_monitor(listener, monitor, stop).await {
+                    tracing::error!(%error, "health and metrics are no longer served");
+                }
+            });
+        }
+    }
+
+    /// Whether mail is accepted now, and why not.
+    pub fn readiness(&self) -> Readiness {
+        self.state.readiness()
+    }
+
+    /// One line for systemd and people.
+    pub fn status(&self) -> String {
+        let totals = self.queue.totals();
+        let vips = self.vips.all().len();
+        let doing = match self.state.readiness().reasons.first() {
+            None => "accepting mail".to_owned(),
+            Some(reason) => format!("not accepting mail ({})", reason.text),
+        };
+        format!("{doing}; virtual IPs: {vips}; lanes with mail: {}; in flight: {}", totals.lanes, totals.claimed)
+    }
+
+    /// Why the store has stopped, if it has: only opening it anew mends that.
+    pub fn store_stopped(&self) -> Option<String> {
+        match self.store.health() {
+            Health::Stopped(why) => Some(why),
+            Health::Accepting | Health::LowSpace(_) => None,
+        }
+    }
+
+    /// Whether the store answers a read within `patience`, for the watchdog.
+    pub async fn is_alive(&self, patience: Duration) -> bool {
+        let store = Arc::clone(&self.store);
+        let read = tokio::task::spawn_blocking(move || store.get(ALIVE_KEY).is_ok());
+        matches!(tokio::time::timeout(patience, read).await, Ok(Ok(true)))
+    }
+
+    /// Takes over what a reload may change, and looks at the certificate folder now.
+    pub fn reload(&self, config: &Config) {
+        let new = &config.delivery;
+        self.delivery_settings.send_if_modified(|settings| {
+            let changed = **settings != *new;
+            *settings = Arc::new(new.clone());
+            changed
+        });
+        if let Err(error) = self.certificates.reload() {
+            tracing::warn!(%error, "the certificate folder cannot be read; what was loaded stays in use");
+        }
+    }
+
+    /// Resolves when a task without which nothing works has ended before its time.
+    pub async fn ended(&self) {
+        tokio::select! {
+            () = self.flow.shutdown().cancelled() => {}
+            () = self.rest.shutdown().cancelled() => {}
+        }
+    }
+
+    /// Which task ended before its time, if one did.
+    pub fn fallen(&self) -> Option<String> {
+        self.flow.fallen().or_else(|| self.rest.fallen())
+    }
+
+    /// No new sessions; running messages and attempts finish within [`DRAIN`] or are given back;
+    /// then the rest ends. The number of tasks that did not end in time.
+    pub async fn stop(&self) -> usize {
+        self.state.enter(Phase::Draining);
+        let left = self.flow.stop(DRAIN + DRAIN_MARGIN).await;
+        left + self.rest.stop(CLOSE).await
+    }
+}
+
+/// Any key will do: what counts is that the store answers.
+const ALIVE_KEY: &[u8] = &[crate::store::prefix::QUEUE_STATE];
+
+async fn persist_accounts(accounts: Arc<Accounts>, shutdown: crate::background::Shutdown) {
+    let write = || async {
+        if let Err(error) = accounts.persist(Timestamp::now()).await {
+            tracing::warn!(%error, "counters of limits and logins could not be written yet");
+        }
+    };
+    periodically(PERSIST, &Notify::new(), &shutdown, write).await;
+    write().await;
+}
+
+fn monitor(state: &Arc<State>) -> Monitor {
+    let (asked, measured) = (Arc::clone(state), Arc::clone(state));
+    Monitor {
+        readiness: Box::new(move || asked.readiness()),
+        metrics: Box::new(move || {
+            measured.measure();
+            metrics::exporter().map(|exporter| exporter.render()).unwrap_or_default()
+        }),
+    }
+}

@@ -1,0 +1,140 @@
+//! Whether mail is accepted now, and why not: what `/health/ready`, systemd's status line and the
+//! gauges say. It only asks; it changes nothing.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::rooms::Rooms;
+use crate::ext::Timestamp;
+use crate::metrics;
+use crate::net::{Certificates, Issuer, is_present};
+use crate::store::{Blobs, Health, Store};
+use crate::vips::Vips;
+use crate::web::{Readiness, Remark};
+
+/// A certificate that expires within this is a warning: 21 days.
+const EXPIRY_WARNING_SECS: u64 = 21 * 86_400;
+
+/// Where the daemon stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// Rooms are being opened.
+    Starting = 0,
+    /// Mail is accepted.
+    Serving = 1,
+    /// No new sessions; what runs may finish.
+    Draining = 2,
+}
+
+/// What readiness is read from.
+pub(super) struct State {
+    phase: AtomicU8,
+    store: Arc<dyn Store>,
+    blobs: Arc<dyn Blobs>,
+    certificates: Arc<Certificates>,
+    vips: Arc<Vips>,
+    started: Timestamp,
+}
+
+impl State {
+    pub(super) fn new(rooms: &Rooms, certificates: Arc<Certificates>, started: Timestamp) -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            store: Arc::clone(&rooms.store),
+            blobs: Arc::clone(&rooms.blobs),
+            certificates,
+            vips: Arc::clone(&rooms.vips),
+            started,
+        }
+    }
+
+    /// Moves on to `phase`.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Virtual IPs' addresses that are not on this host.
+    pub(super) fn missing_addresses(&self) -> Vec<IpAddr> {
+        self.vips.all().iter().flat_map(|vip| vip.addresses()).filter(|address| !is_present(*address)).collect()
+    }
+
+    /// Whether mail is accepted, and what deserves attention.
+    pub(super) fn readiness(&self) -> Readiness {
+        let mut readiness = Readiness::default();
+        let against = |code, text: &str| Remark { code, text: text.to_owned() };
+        match self.phase.load(Ordering::SeqCst) {
+            phase if phase == Phase::Starting as u8 => readiness.reasons.push(against("starting", "still starting")),
+            phase if phase == Phase::Draining as u8 => readiness.reasons.push(against("draining", "stopping")),
+            _ => {}
+        }
+        match self.store.health() {
+            Health::Accepting => {}
+            Health::LowSpace(why) => readiness.reasons.push(Remark { code: "low-space", text: why }),
+            Health::Stopped(why) => readiness.reasons.push(Remark { code: "store-stopped", text: why }),
+        }
+        self.warnings(&mut readiness.warnings);
+        readiness
+    }
+
+    /// No names and no addresses here: the page has no login.
+    fn warnings(&self, warnings: &mut Vec<Remark>) {
+        let mut warn = |code, text: String| warnings.push(Remark { code, text });
+        if self.vips.all().is_empty() {
+            warn("no-virtual-ip", "no virtual IP has been added; nobody can log in".to_owned());
+        }
+        match self.missing_addresses().len() {
+            0 => {}
+            count => warn(
+                "virtual-ip-missing",
+                format!("{count} addresses of virtual IPs are not on this host; their mail waits"),
+            ),
+        }
+        if !self.certificates.has_default() {
+            warn("no-certificate", "no certificate covers this machine's name".to_owned());
+        }
+        let now = Timestamp::now();
+        let expiries = self.certificates.expiries();
+        let soon = expiries.iter().filter(|expiry| expiry.not_after.since(now).as_secs() < EXPIRY_WARNING_SECS).count();
+        if soon > 0 {
+            warn("certificate-expires", format!("{soon} certificates expire within 21 days or have expired"));
+        }
+        let own = expiries.iter().filter(|expiry| expiry.issuer == Issuer::Itself).count();
+        if own > 0 {
+            warn("certificate-self-signed", format!("{own} certificates are self-signed; clients do not trust them"));
+        }
+    }
+
+    /// Sets the gauges that nobody else keeps.
+    pub(super) fn measure(&self) {
+        metrics::set(metrics::READY, if self.readiness().is_ready() { 1.0 } else { 0.0 });
+        metrics::set(metrics::STARTED, lossy(self.started.as_secs()));
+        let usage = self.blobs.usage();
+        metrics::set(metrics::BODIES_LIVE, lossy(usage.live_bytes));
+        metrics::set(metrics::BODIES_FILES, lossy(usage.file_bytes));
+        if let Some(bytes) = resident_bytes() {
+            metrics::set(metrics::RESIDENT, lossy(bytes));
+        }
+        for expiry in self.certificates.expiries() {
+            metrics::set_labelled(
+                metrics::CERTIFICATE_EXPIRY,
+                ("certificate", expiry.folder),
+                lossy(expiry.not_after.as_secs()),
+            );
+        }
+    }
+}
+
+/// A gauge's value; above 2^53 it is rounded, which no reader minds.
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn lossy(number: u64) -> f64 {
+    number as f64
+}
+
+/// Resident memory from `/proc/self/status`; `None` where there is no such file.
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}

@@ -1,0 +1,139 @@
+//! The rooms, opened over one store and connected: what one asks of another is handed over as a
+//! function where the arrows do not allow it to know the other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::StartError;
+use super::world::{Folders, World};
+use crate::accounts::{Accounts, DelayNotices, MoveToShared};
+use crate::config::Config;
+use crate::domains::Domains;
+use crate::intake::{self, Intake};
+use crate::pipeline::{self, Pipeline};
+use crate::queue::{self, Queue};
+use crate::routing::Routes;
+use crate::seal::MasterKey;
+use crate::store::{Blobs, Store, StoreError};
+use crate::suppression::Suppression;
+use crate::vips::{Owner, Vips};
+use crate::{events, submission, web};
+
+/// Every room that has state.
+#[derive(Clone)]
+pub(super) struct Rooms {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) blobs: Arc<dyn Blobs>,
+    pub(super) vips: Arc<Vips>,
+    pub(super) accounts: Arc<Accounts>,
+    pub(super) domains: Arc<Domains>,
+    pub(super) suppression: Arc<Suppression>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) intake: Arc<Intake>,
+    pub(super) bell: events::Bell,
+}
+
+impl Rooms {
+    /// Reads the records and connects the rooms.
+    pub(super) async fn open(
+        config: &Config,
+        (store, blobs): (Arc<dyn Store>, Arc<dyn Blobs>),
+        key: Arc<MasterKey>,
+        (world, folders): (&World, &Folders),
+    ) -> Result<Self, StartError> {
+        let unreadable = |what: &'static str| {
+            move |error: StoreError| StartError::Unavailable(format!("the {what} cannot be read: {error}"))
+        };
+        let records = || Arc::clone(&store);
+        let vips = Arc::new(Vips::open(records()).map_err(unreadable("virtual IPs"))?);
+        let accounts = Arc::new(Accounts::open(records(), config.accounts).map_err(unreadable("accounts"))?);
+        let routes = Arc::new(Routes::open(records(), Arc::clone(&key)).map_err(unreadable("routes"))?);
+        let suppression = Arc::new(Suppression::open(records()));
+        let resolver = Arc::clone(&world.resolver);
+        let domains = Domains::open(records(), key, resolver, config.domains).map_err(unreadable("domains"))?;
+        let domains = Arc::new(domains);
+        let bell = events::Bell::default();
+        let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
+        let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips));
+        let queue = Arc::new(queue.with_archive(Arc::clone(&folders.archive)));
+        let named = Arc::clone(&queue);
+        domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
+        let pipeline = Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips)));
+        let parts =
+            intake::Parts { pipeline, routes: Arc::clone(&routes), queue: Arc::clone(&queue), store: records() };
+        let intake = Arc::new(Intake::new(parts));
+        Ok(Self { store, blobs, vips, accounts, domains, suppression, routes, queue, intake, bell })
+    }
+
+    /// What the admin API is built from.
+    pub(super) fn for_web(&self, about: web::About) -> web::Parts {
+        let rooms = self.clone();
+        web::Parts {
+            accounts: rooms.accounts,
+            vips: rooms.vips,
+            domains: rooms.domains,
+            suppression: rooms.suppression,
+            routes: rooms.routes,
+            queue: rooms.queue,
+            store: rooms.store,
+            blobs: rooms.blobs,
+            about,
+        }
+    }
+
+    /// What the SMTP door asks before it takes MAIL.
+    pub(super) fn sender_rule(&self) -> submission::SenderRule {
+        let domains = Arc::clone(&self.domains);
+        Arc::new(move |tenant, domain| domains.may_use_in_mail_from(tenant, domain))
+    }
+
+    /// Where the SMTP door hands messages in.
+    pub(super) fn accept(&self) -> submission::Accept {
+        let intake = Arc::clone(&self.intake);
+        Arc::new(move |submission, now| {
+            let intake = Arc::clone(&intake);
+            Box::pin(async move { intake.accept(submission, now).await })
+        })
+    }
+}
+
+fn pipeline(
+    config: &Config,
+    drafts: &Path,
+    (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
+) -> Pipeline {
+    let (accounts, suppression, vips) = (Arc::clone(accounts), Arc::clone(suppression), Arc::clone(vips));
+    let (signers, names) = (Arc::clone(domains), Arc::clone(domains));
+    let parts = pipeline::Parts {
+        signer: Arc::new(move |tenant, domain| signers.signer(tenant, domain)),
+        name_signer: Arc::new(move |vip| vips.get(vip).and_then(|vip| names.name_signer(&vip))),
+        suppressed: Arc::new(move |tenant, address| {
+            suppression.contains(tenant, address).map_err(|error| error.to_string())
+        }),
+        count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
+    };
+    let settings = pipeline::Settings { spill_folder: drafts.to_owned(), ..config.pipeline.clone() };
+    Pipeline::new(parts, settings)
+}
+
+/// What the queue asks of records it may not read itself.
+fn policy(accounts: &Arc<Accounts>, vips: &Arc<Vips>) -> queue::Policy {
+    let (tells, owner, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
+    queue::Policy {
+        tells_delays: Arc::new(move |tenant| {
+            tells.tenant(tenant).is_some_and(|tenant| tenant.delay_notices == DelayNotices::Always)
+        }),
+        may_move: Arc::new(move |tenant, vip| {
+            let tenant = owner.tenant(tenant).ok_or("the tenant is gone")?;
+            let vip = vips.get(vip).ok_or("there is no such virtual IP")?;
+            match (tenant.move_to_shared, vip.owner) {
+                (MoveToShared::Permitted, Owner::Shared) => Ok(()),
+                (MoveToShared::Forbidden, _) => {
+                    Err(format!("tenant {} does not permit that its mail leaves by another virtual IP", tenant.name))
+                }
+                (_, Owner::Tenant(_)) => Err("mail may only be moved to a shared virtual IP".to_owned()),
+            }
+        }),
+    }
+}

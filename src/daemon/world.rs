@@ -1,0 +1,151 @@
+//! What touches the world before any room is opened: folders, the master key, certificates, DNS,
+//! sockets and the store. Each failure is one sentence that names the setting or path, and says
+//! whether an operator must act (configuration) or trying again may help.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+use super::{Overrides, StartError};
+use crate::config::Config;
+use crate::events::Archive;
+use crate::net::{BoundDialer, Certificates, ClientTls, Dialer, Resolver, SystemResolver};
+use crate::seal::MasterKey;
+use crate::store::{Blobs, OpenError, Store};
+use crate::submission::{self, GivenSocket};
+use crate::web;
+
+/// Bodies on their way in; emptied at every start, since no 250 was said for what lies there.
+const DRAFTS: &str = "drafts";
+/// Past events.
+const HISTORY: &str = "history";
+
+/// What was opened.
+pub(super) struct World {
+    pub(super) certificates: Arc<Certificates>,
+    pub(super) resolver: Arc<dyn Resolver>,
+    pub(super) dialer: Arc<dyn Dialer>,
+    pub(super) monitor: Option<TcpListener>,
+    pub(super) socket: web::Socket,
+    pub(super) given_sockets: Vec<GivenSocket>,
+}
+
+impl World {
+    pub(super) async fn open(config: &Config, overrides: &mut Overrides) -> Result<Self, StartError> {
+        prepare_folder(&config.data)?;
+        // The socket first: a second daemon on the same machine fails before it touches anything.
+        let socket = web::Socket::bind(&config.web).map_err(|error| {
+            StartError::Unavailable(format!("admin.socket {}: {error}", config.web.socket.display()))
+        })?;
+        Ok(Self {
+            certificates: certificates(config)?,
+            resolver: resolver(config, overrides.resolver.take())?,
+            dialer: overrides.dialer.take().unwrap_or_else(|| Arc::new(BoundDialer)),
+            monitor: monitor_listener(config).await?,
+            socket,
+            given_sockets: given_sockets(config, overrides)?,
+        })
+    }
+}
+
+/// Opens the store, which takes its lock, off the async workers: replaying may take a while.
+pub(super) async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Blobs>), StartError> {
+    let settings = config.store.clone();
+    let folder = settings.folder.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || crate::store::open(settings)).await;
+    let opened = opened.map_err(|error| StartError::Unavailable(format!("the store {folder}: {error}")))?;
+    let opened = opened.map_err(|error: OpenError| StartError::Unavailable(format!("the store {folder}: {error}")))?;
+    if opened.replayed_batches > 0 {
+        tracing::info!(batches = opened.replayed_batches, "the store replayed what its last run had not checkpointed");
+    }
+    Ok((opened.records, opened.bodies))
+}
+
+/// Folders within the data folder, beside the store's.
+pub(super) struct Folders {
+    /// Of bodies on their way in.
+    pub(super) drafts: PathBuf,
+    /// Of past events.
+    pub(super) archive: Arc<Archive>,
+}
+
+impl Folders {
+    /// Empties the drafts and opens the rest. Only under the store's lock, so that no other
+    /// daemon's drafts are removed.
+    pub(super) fn open(config: &Config) -> Result<Self, StartError> {
+        let failed =
+            |folder: &Path, error: std::io::Error| StartError::Unavailable(format!("{}: {error}", folder.display()));
+        let drafts = config.data.join(DRAFTS);
+        match fs::remove_dir_all(&drafts) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&drafts, error)),
+            _ => prepare_folder(&drafts)?,
+        }
+        let history = config.data.join(HISTORY);
+        let archive = Archive::open(&history).map_err(|error| failed(&history, error))?;
+        Ok(Self { drafts, archive: Arc::new(archive) })
+    }
+}
+
+/// Handshakes towards peers.
+pub(super) fn client_tls(given: Option<ClientTls>) -> Result<ClientTls, StartError> {
+    match given {
+        Some(tls) => Ok(tls),
+        None => ClientTls::new(None).map_err(|error| StartError::Configuration(error.to_string())),
+    }
+}
+
+fn prepare_folder(folder: &Path) -> Result<(), StartError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| StartError::Unavailable(format!("the data folder {}: {error}", folder.display())))
+}
+
+pub(super) fn master_key(config: &Config, given: Option<MasterKey>) -> Result<Arc<MasterKey>, StartError> {
+    if let Some(key) = given {
+        return Ok(Arc::new(key));
+    }
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let path = config.master_key_file(credentials.as_deref()).map_err(StartError::Configuration)?;
+    let key = MasterKey::load(&path).map_err(|error| {
+        StartError::Configuration(format!("the master key {}: {error}; postern init makes one", path.display()))
+    })?;
+    Ok(Arc::new(key))
+}
+
+fn certificates(config: &Config) -> Result<Arc<Certificates>, StartError> {
+    let folder = config.certificates.display();
+    let certificates = Certificates::open(&config.certificates, &config.hostname)
+        .map_err(|error| StartError::Configuration(format!("the certificate folder {folder}: {error}")))?;
+    if certificates.expiries().is_empty() {
+        let remedy = "postern init writes a self-signed one to begin with";
+        return Err(StartError::Configuration(format!("there is no usable certificate in {folder}; {remedy}")));
+    }
+    Ok(Arc::new(certificates))
+}
+
+fn resolver(config: &Config, given: Option<Arc<dyn Resolver>>) -> Result<Arc<dyn Resolver>, StartError> {
+    match given {
+        Some(resolver) => Ok(resolver),
+        None => match SystemResolver::new(&config.dns) {
+            Ok(resolver) => Ok(Arc::new(resolver)),
+            Err(error) => Err(StartError::Unavailable(error.to_string())),
+        },
+    }
+}
+
+async fn monitor_listener(config: &Config) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = config.monitor else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|error| StartError::Unavailable(format!("monitor.listen {address}: {error}")))
+}
+
+/// Sockets of a test or trial, else those systemd opened for us.
+fn given_sockets(config: &Config, overrides: &mut Overrides) -> Result<Vec<GivenSocket>, StartError> {
+    if !overrides.sockets.is_empty() {
+        return Ok(std::mem::take(&mut overrides.sockets));
+    }
+    let inherited = submission::inherited_sockets(&config.submission);
+    inherited.map_err(|error| StartError::Unavailable(format!("the sockets systemd gave: {error}")))
+}

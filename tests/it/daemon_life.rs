@@ -1,0 +1,211 @@
+//! The whole daemon from start to stop: a message's path through every room, a restart with mail
+//! owed, and the process around it (signals, systemd's notifications, exit codes).
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postern::net::Zone;
+use postern::sink::Sink;
+use postern::vips::Owner;
+
+use crate::harness::daemon::{Running, certificate_folder, config_text, http_get, new_folder};
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const MESSAGE: &str = "From: Shop <orders@shop.example.com>\r\nTo: <someone@receiver.test>\r\nSubject: Your order\r\n\
+                       \r\nThank you.\r\n";
+
+fn zone() -> Zone {
+    Zone::new().mx("receiver.test", 10, "mx.receiver.test").ipv4("mx.receiver.test", LOCALHOST)
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(20), "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_goes_from_a_login_to_the_mail_exchanger_signed() {
+    let folder = new_folder();
+    let sink_folder = certificate_folder(&folder.path().join("sink"), "mx.receiver.test");
+    let sink = Sink::start(SocketAddr::from((LOCALHOST, 0)), "mx.receiver.test", &sink_folder).unwrap();
+    let running = Running::start(zone(), sink.address.port()).await;
+    let tenant = running.tenant("shop").await;
+    running.vip(LOCALHOST, "shop.example.com", Owner::Tenant(tenant)).await;
+    running.trusted_domain(tenant, "shop.example.com").await;
+    let login = running.account(tenant).await;
+
+    let reply = running.submit(&login, "orders@shop.example.com", "someone@receiver.test", MESSAGE).await;
+    assert!(reply.starts_with("250 2.0.0 "), "{reply}");
+    let received = tokio::task::spawn_blocking(move || sink.received.recv_timeout(Duration::from_secs(20)));
+    let received = received.await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&received.message).into_owned();
+    assert_eq!(received.helo, "shop.example.com");
+    assert_eq!(text.matches("DKIM-Signature:").count(), 2, "{text}");
+    assert!(text.contains("d=shop.example.com"), "{text}");
+    until("the queue to forget it", || running.daemon.queue.totals().lanes == 0).await;
+
+    let monitor = running.daemon.monitor.unwrap();
+    let ready = http_get(monitor, "/health/ready").await;
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"ready\":true"), "{ready}");
+    assert!(http_get(monitor, "/metrics").await.contains("\npostern_ready 1"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_that_is_owed_survives_a_restart() {
+    // Nothing listens at the port of mail exchangers.
+    let closed = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let running = Running::start(zone(), closed).await;
+    let tenant = running.tenant("shop").await;
+    running.vip(LOCALHOST, "shop.example.com", Owner::Shared).await;
+    running.trusted_domain(tenant, "shop.example.com").await;
+    let login = running.account(tenant).await;
+    let reply = running.submit(&login, "orders@shop.example.com", "someone@receiver.test", MESSAGE).await;
+    assert!(reply.starts_with("250 "), "{reply}");
+    let (folder, zone) = running.stop().await;
+
+    let sink_folder = certificate_folder(&folder.path().join("sink"), "mx.receiver.test");
+    let sink = Sink::start(SocketAddr::from((LOCALHOST, 0)), "mx.receiver.test", &sink_folder).unwrap();
+    let running = Running::start_in(folder, Arc::clone(&zone), sink.address.port()).await;
+    assert_eq!(running.daemon.accounts.tenant_named("shop").unwrap().id, tenant);
+    assert_eq!(running.daemon.queue.totals().lanes, 1);
+    running.stop().await;
+}
+
+struct Process {
+    child: Child,
+    notifications: UnixDatagram,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Process {
+    fn start(more: &str) -> Self {
+        let folder = new_folder();
+        let path = folder.path().join("notify.sock");
+        let notifications = UnixDatagram::bind(&path).unwrap();
+        notifications.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        std::fs::write(folder.path().join("postern.toml"), config_text(folder.path(), more)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_postern"))
+            .args(["--config", &folder.path().join("postern.toml").display().to_string(), "serve"])
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "400000")
+            .stderr(Stdio::from(std::fs::File::create(folder.path().join("log")).unwrap()))
+            .spawn()
+            .unwrap();
+        Self { child, notifications, folder }
+    }
+
+    /// Waits for a notification that contains `wanted`.
+    fn notified(&self, wanted: &str) -> String {
+        let mut bytes = [0; 4096];
+        loop {
+            let read = self.notifications.recv(&mut bytes).unwrap_or_else(|error| {
+                panic!("no {wanted}: {error}\n{}", self.log());
+            });
+            let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+            if text.contains(wanted) {
+                return text;
+            }
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_ports() -> String {
+    let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind((LOCALHOST, 0)).unwrap()).collect();
+    let port = |index: usize| ports[index].local_addr().unwrap().port();
+    format!(
+        "submission.tls_ports = [{}]\nsubmission.starttls_ports = [{}]\nmonitor.listen = \"127.0.0.1:{}\"\n",
+        port(0),
+        port(1),
+        port(2)
+    )
+}
+
+#[test]
+fn systemd_is_told_ready_reloading_watchdog_and_stopping() {
+    let mut process = Process::start(&free_ports());
+    assert!(process.notified("READY=1").contains("STATUS=accepting mail"));
+    process.notified("WATCHDOG=1");
+
+    let path = process.folder.path().join("postern.toml");
+    let sound = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{sound}\nlog.level = \"loud\"\n")).unwrap();
+    process.signal(rustix::process::Signal::HUP);
+    assert!(process.notified("RELOADING=1").contains("MONOTONIC_USEC="));
+    process.notified("READY=1");
+    assert!(process.log().contains("log.level: must be one of"), "{}", process.log());
+    assert!(process.log().contains("the old one stays in use"));
+
+    std::fs::write(&path, format!("{sound}\nlog.level = \"debug\"\nqueue.retry_first = \"7m\"\n")).unwrap();
+    process.signal(rustix::process::Signal::HUP);
+    process.notified("RELOADING=1");
+    process.notified("READY=1");
+    assert!(process.log().contains("log.level"), "{}", process.log());
+    assert!(process.log().contains("a restart takes it over"), "{}", process.log());
+
+    process.signal(rustix::process::Signal::TERM);
+    process.notified("STOPPING=1");
+    assert_eq!(process.child.wait().unwrap().code(), Some(0), "{}", process.log());
+}
+
+#[test]
+fn a_second_daemon_in_the_same_folder_does_not_start() {
+    let ports = free_ports();
+    let mut first = Process::start(&ports);
+    first.notified("READY=1");
+    let config = first.folder.path().join("postern.toml").display().to_string();
+    let second = Command::new(env!("CARGO_BIN_EXE_postern")).args(["--config", &config, "serve"]).output().unwrap();
+    assert_eq!(second.status.code(), Some(1), "{}", String::from_utf8_lossy(&second.stderr));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("admin.socket"));
+    first.signal(rustix::process::Signal::TERM);
+    assert_eq!(first.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_wrong_configuration_exits_with_78_and_every_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("postern.toml");
+    std::fs::write(&path, "hostnam = \"mx.example.com\"\n[log]\nlevel = \"loud\"\n").unwrap();
+    let config = path.display().to_string();
+    let done = Command::new(env!("CARGO_BIN_EXE_postern")).args(["--config", &config, "serve"]).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(78), "{said}");
+    assert!(said.contains(":1: hostnam: ") && said.contains(":3: log.level: "), "{said}");
+}
+
+#[test]
+fn root_is_refused_unless_told() {
+    if !rustix::process::geteuid().is_root() {
+        crate::harness::not_run("root_is_refused_unless_told", "not run by root");
+        return;
+    }
+    let folder = new_folder();
+    let path = folder.path().join("postern.toml");
+    let text = config_text(folder.path(), &free_ports()).replace("allow_root = true\n", "");
+    std::fs::write(&path, text).unwrap();
+    let config = path.display().to_string();
+    let done = Command::new(env!("CARGO_BIN_EXE_postern")).args(["--config", &config, "serve"]).output().unwrap();
+    assert_eq!(done.status.code(), Some(77), "{}", String::from_utf8_lossy(&done.stderr));
+}
