@@ -3,6 +3,7 @@
 pub mod daemon;
 pub mod door;
 pub mod load;
+pub mod process;
 
 use std::io::Write;
 
