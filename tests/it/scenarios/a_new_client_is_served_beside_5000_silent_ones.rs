@@ -14,15 +14,38 @@ const SILENT: usize = 5_000;
 /// Of the whole process: what was there before comes on top.
 const GROWTH_MIB_MAX: u64 = 150;
 
+/// Runs the named test of this file in a process of its own: the memory of other tests is none of
+/// its business. Whether this is that process.
+fn is_alone(name: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let name = format!("scenarios::a_new_client_is_served_beside_5000_silent_ones::{name}");
+    let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+    let status = alone.args([&name, "--exact", "--nocapture"]).env(ALONE, "1").status().unwrap();
+    assert!(status.success());
+    false
+}
+
+#[test]
+fn logged_in_idle_sessions_cost_at_most_64_kib_each_both_ends_counted() {
+    const SESSIONS: usize = 190;
+    if !is_alone("logged_in_idle_sessions_cost_at_most_64_kib_each_both_ends_counted") {
+        return;
+    }
+    let door = Door::start(Settings::default());
+    let _warm: Vec<Client> = (0..5).map(|_| door.logged_in()).collect();
+    let before = resident_kib();
+    let _idle: Vec<Client> = (0..SESSIONS).map(|_| door.logged_in()).collect();
+    let each = resident_kib().saturating_sub(before) / SESSIONS as u64;
+    eprintln!("{each} KiB for each logged-in idle session, client's side included");
+    assert!(each <= 64, "{each} KiB each");
+}
+
 #[test]
 fn a_new_client_is_served_beside_5000_silent_ones() {
-    // In a process of its own: the memory of other tests is none of its business.
-    if std::env::var_os(ALONE).is_none() {
-        let name =
-            "scenarios::a_new_client_is_served_beside_5000_silent_ones::a_new_client_is_served_beside_5000_silent_ones";
-        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
-        let status = alone.args([name, "--exact", "--nocapture"]).env(ALONE, "1").status().unwrap();
-        return assert!(status.success());
+    if !is_alone("a_new_client_is_served_beside_5000_silent_ones") {
+        return;
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let enough = 2 * SILENT as u64 + 500;
@@ -57,7 +80,11 @@ fn a_new_client_is_served_beside_5000_silent_ones() {
 }
 
 fn resident_mib() -> u64 {
+    resident_kib() / 1024
+}
+
+fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
