@@ -286,6 +286,8 @@ mod crowd_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod scale_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod verb_tests;
