@@ -3,7 +3,10 @@
 pub mod daemon;
 pub mod door;
 pub mod load;
+pub mod outbound;
+pub mod peer;
 pub mod process;
+pub mod zone;
 
 use std::io::Write;
 

@@ -1,0 +1,157 @@
+//! Which hosts are tried, how connections are shared, and what happens without an address or at
+//! the end of the daemon.
+
+use std::time::{Duration, Instant};
+
+use postern::access::Actor;
+use postern::delivery::Scope;
+use postern::events::{InstanceEvent, MailEvent, Why};
+use postern::net::{Trouble, Zone};
+
+use crate::harness::outbound::{Outbound, settings, until};
+use crate::harness::peer::{Act, Peer, Script};
+
+const LOCAL: [&str; 2] = ["127.0.1.1", "127.0.1.2"];
+
+fn zone() -> Zone {
+    Zone::new()
+        .mx("shop.example", 10, "mx1.shop.example")
+        .mx("shop.example", 20, "mx2.shop.example")
+        .ipv4("mx1.shop.example", LOCAL[0].parse().unwrap())
+        .ipv4("mx2.shop.example", LOCAL[1].parse().unwrap())
+}
+
+#[tokio::test]
+async fn the_next_host_is_tried_when_the_best_one_is_away_or_says_421() {
+    let second = Peer::start("127.0.1.2:0".parse().unwrap(), Script::polite()).await;
+    let port = second.address.port();
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(port)).await;
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { peer, .. } if peer.host == "mx2.shop.example"));
+    let script = Script::polite().always("", Act::SayAndClose("421 busy"));
+    let _first = Peer::start(format!("127.0.1.1:{port}").parse().unwrap(), script).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(port)).await;
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { peer, .. } if peer.host == "mx2.shop.example"));
+}
+
+#[tokio::test]
+async fn many_messages_share_few_connections() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let started = Instant::now();
+    for _ in 0..400 {
+        outbound.owe(&["ann@shop.example"]).await;
+    }
+    assert!(until(|| peer.taken().len() >= 400).await, "{}", peer.taken().len());
+    assert!(peer.connections() <= 12, "{} connections", peer.connections());
+    eprintln!("400 messages in {:?} over {} connections", started.elapsed(), peer.connections());
+    assert!(until(|| outbound.queue.totals().lanes == 0).await);
+    assert_eq!(peer.taken().len(), 400, "none twice");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_used_again_and_a_dead_one_is_replaced_without_a_word() {
+    let script = Script::polite();
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.clone()).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    for _ in 0..2 {
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { .. }));
+    }
+    assert_eq!(peer.connections(), 1);
+    // The peer hangs up at the next MAIL of the kept connection: nobody is told, a new one is made.
+    let _script = script.once("MAIL", Act::Close);
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    let verdicts = outbound.judged(id, 1).await;
+    assert!(matches!(verdicts[..], [MailEvent::Delivered { .. }]), "{verdicts:?}");
+    assert_eq!(peer.connections(), 2);
+}
+
+#[tokio::test]
+async fn mail_of_a_missing_virtual_ip_waits_and_leaves_by_no_other_address() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
+    let outbound = Outbound::start("192.0.2.55", zone(), settings(peer.address.port())).await;
+    let message = outbound.message(&["ann@shop.example"]);
+    let lane = message.recipients[0].lane.clone().unwrap();
+    let id = message.id;
+    outbound.queue.enqueue(message, postern::ext::Timestamp::now()).await.unwrap();
+    let told =
+        || outbound.instance_events().iter().filter(|event| matches!(event, InstanceEvent::VipMissing { .. })).count();
+    assert!(until(|| told() == 1).await);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(told(), 1, "told once");
+    assert!(outbound.verdicts(id).is_empty(), "no attempt is counted");
+    assert_eq!(peer.connections(), 0);
+    assert!(outbound.delivery.why(&lane).unwrap().contains("192.0.2.55"), "{:?}", outbound.delivery.why(&lane));
+}
+
+#[tokio::test]
+async fn what_dns_says_decides_between_bouncing_and_waiting() {
+    let zone = Zone::new().mx("null.example", 0, ".").trouble("failing.example", Trouble::ServerFailure);
+    let outbound = Outbound::start("127.0.2.1", zone, settings(1)).await;
+    for (to, code) in [("a@null.example", "556 5.1.10"), ("a@nowhere.example", "550 5.1.2")] {
+        let id = outbound.owe(&[to]).await;
+        let MailEvent::Bounced { why, detail, .. } = outbound.verdict(id).await else { panic!("{to}") };
+        assert_eq!(why, Why::NoSuchDomain);
+        assert!(detail.starts_with(code), "{detail}");
+    }
+    let id = outbound.owe(&["a@failing.example"]).await;
+    assert!(matches!(outbound.verdict(id).await, MailEvent::Deferred { why: Why::Dns, .. }));
+}
+
+#[tokio::test]
+async fn a_public_domain_that_points_inside_is_not_connected_to() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
+    let mut settings = settings(peer.address.port());
+    settings.private_addresses = postern::delivery::PrivateAddresses::Refused;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    assert!(matches!(outbound.verdict(id).await, MailEvent::Bounced { .. }));
+    assert_eq!(peer.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_suspended_domain_waits_until_it_is_resumed() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let actor = Actor::local(0);
+    let scope = Scope::Domain("shop.example".parse().unwrap());
+    outbound.delivery.suspend(&actor, scope.clone(), "they asked").unwrap();
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(outbound.verdicts(id).is_empty());
+    assert!(outbound.delivery.resume(&actor, &scope).unwrap());
+    assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { .. }));
+}
+
+#[tokio::test]
+async fn an_attempt_that_makes_no_progress_is_freed_and_its_mail_waits() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite().once(".", Act::Silence)).await;
+    let mut settings = settings(peer.address.port());
+    settings.timeouts.final_dot = Duration::from_secs(60);
+    settings.timeouts.stall = Duration::from_millis(800);
+    let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
+    outbound.owe(&["ann@shop.example"]).await;
+    assert!(until(|| peer.lines().iter().any(|line| line.starts_with("DATA"))).await);
+    assert_eq!(outbound.queue.totals().claimed, 1);
+    assert!(until(|| outbound.queue.totals().claimed == 0).await, "the claim was given back");
+}
+
+#[tokio::test]
+async fn a_stop_lets_running_attempts_finish_and_gives_the_rest_back() {
+    let script = Script::polite().always(".", Act::Drip(Duration::from_millis(30)));
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let mut outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let mut ids = Vec::new();
+    for _ in 0..30 {
+        ids.push(outbound.owe(&["ann@shop.example"]).await);
+    }
+    assert!(until(|| peer.lines().iter().any(|line| line.starts_with("DATA"))).await);
+    let started = Instant::now();
+    outbound.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    let delivered = ids.iter().filter(|id| !outbound.verdicts(**id).is_empty()).count();
+    assert_eq!(delivered, peer.taken().len(), "what was taken was recorded");
+    assert_eq!(outbound.queue.totals().claimed, 0);
+}

@@ -1,0 +1,148 @@
+//! TLS towards peers that do it well, badly, or with ill intent.
+
+use postern::access::Actor;
+use postern::delivery::MxTls;
+use postern::events::{MailEvent, Why};
+use postern::ext::Timestamp;
+use postern::net::Zone;
+use postern::routing::{NewRoute, RelayTls, RouteScope, TransportName};
+
+use crate::harness::outbound::{Outbound, settings};
+use crate::harness::peer::{Act, Peer, Script};
+
+fn zone() -> Zone {
+    Zone::new().mx("shop.example", 10, "mx.shop.example").ipv4("mx.shop.example", "127.0.1.1".parse().unwrap())
+}
+
+async fn verdict(script: Script, tls: MxTls) -> (MailEvent, Peer) {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let mut settings = settings(peer.address.port());
+    settings.mx_tls = tls;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    (outbound.verdict(id).await, peer)
+}
+
+fn tls_used(event: &MailEvent) -> String {
+    let MailEvent::Delivered { peer, .. } = event else { panic!("{event:?}") };
+    peer.tls.clone()
+}
+
+#[tokio::test]
+async fn starttls_is_used_where_offered_even_with_a_certificate_nobody_vouches_for() {
+    let (script, _) = Script::polite().with_tls("somebody.else.example");
+    let (event, peer) = verdict(script, MxTls::Opportunistic).await;
+    assert!(peer.taken()[0].tls);
+    let used = tls_used(&event);
+    assert!(used.starts_with("TLSv1.3 ") && used.contains("not verified"), "{used}");
+}
+
+#[tokio::test]
+async fn where_a_verified_certificate_is_required_a_bad_one_makes_the_mail_wait() {
+    let (script, _) = Script::polite().with_tls("somebody.else.example");
+    let (event, peer) = verdict(script, MxTls::Verified).await;
+    assert!(matches!(event, MailEvent::Deferred { why: Why::Network, .. }), "{event:?}");
+    assert!(peer.taken().is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_that_verifies_is_recorded_as_verified() {
+    let (script, certificate) = Script::polite().with_tls("mx.shop.example");
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    for tls in [MxTls::Opportunistic, MxTls::Verified] {
+        let mut settings = settings(peer.address.port());
+        settings.mx_tls = tls;
+        let outbound = Outbound::start_trusting("127.0.2.1", zone(), settings, vec![certificate.clone()]).await;
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let used = tls_used(&outbound.verdict(id).await);
+        assert!(used.ends_with("certificate verified"), "{used}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_handshake_is_retried_once_in_plain_text_and_recorded() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    for act in [Act::BrokenHandshake, Act::SayAndClose("220 go ahead")] {
+        let (event, peer) = verdict(script.clone().once("STARTTLS", act), MxTls::Opportunistic).await;
+        let used = tls_used(&event);
+        assert!(used.starts_with("none (TLS failed"), "{used}");
+        assert_eq!(peer.connections(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_starttls_goes_on_in_plain_text_unless_tls_is_required() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    let script = script.always("STARTTLS", Act::Say("454 4.7.0 not now"));
+    let (event, peer) = verdict(script.clone(), MxTls::Opportunistic).await;
+    assert!(tls_used(&event).contains("none (refused: 454"), "{event:?}");
+    assert_eq!(peer.connections(), 1);
+    let (event, peer) = verdict(script, MxTls::Encrypted).await;
+    assert!(matches!(event, MailEvent::Deferred { .. }), "{event:?}");
+    assert!(peer.taken().is_empty());
+}
+
+#[tokio::test]
+async fn plain_text_injected_before_the_handshake_ends_the_attempt() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    let script = script.always("STARTTLS", Act::SayRaw(b"220 go ahead\r\n250 2.0.0 injected\r\n"));
+    let (event, peer) = verdict(script, MxTls::Opportunistic).await;
+    let MailEvent::Deferred { detail, .. } = &event else { panic!("{event:?}") };
+    assert!(detail.contains("injected"), "{detail}");
+    assert!(peer.taken().is_empty());
+    assert_eq!(peer.connections(), 1, "no fallback to plain text");
+}
+
+/// A relay by address with TLS as given and a login.
+async fn relayed(
+    script: Script,
+    tls: RelayTls,
+    trusted: Vec<rustls_pki_types::CertificateDer<'static>>,
+) -> (MailEvent, Peer) {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let zone = Zone::new().ipv4("relay.example", "127.0.1.1".parse().unwrap());
+    let outbound = Outbound::start_trusting("127.0.2.1", zone, settings(1), trusted).await;
+    let new = NewRoute {
+        scope: RouteScope::Instance,
+        host: "relay.example".to_owned(),
+        port: peer.address.port(),
+        tls,
+        login: Some(("me".to_owned(), "secret".to_owned().into())),
+    };
+    let route = outbound.routes.add(&Actor::local(0), new, Timestamp::now()).await.unwrap();
+    let mut message = outbound.message(&["ann@anywhere.example"]);
+    for recipient in &mut message.recipients {
+        recipient.lane.as_mut().unwrap().transport = TransportName::Smarthost(route.id);
+    }
+    let id = message.id;
+    outbound.queue.enqueue(message, Timestamp::now()).await.unwrap();
+    (outbound.verdict(id).await, peer)
+}
+
+#[tokio::test]
+async fn a_relay_is_logged_in_to_under_verified_tls() {
+    let (script, certificate) = Script::polite().with_tls("relay.example");
+    let with_auth = script.clone().offering(&["PIPELINING", "AUTH PLAIN LOGIN", "STARTTLS"]);
+    for (script, tls) in [(with_auth.clone(), RelayTls::Starttls), (with_auth.implicit(), RelayTls::Implicit)] {
+        let (event, peer) = relayed(script, tls, vec![certificate.clone()]).await;
+        assert!(tls_used(&event).ends_with("certificate verified"), "{event:?}");
+        assert!(peer.lines().contains(&"AUTH PLAIN AG1lAHNlY3JldA==".to_owned()), "{:?}", peer.lines());
+    }
+}
+
+#[tokio::test]
+async fn the_password_is_not_shown_to_a_relay_whose_certificate_does_not_verify() {
+    let (script, _) = Script::polite().with_tls("relay.example");
+    let script = script.offering(&["AUTH PLAIN", "STARTTLS"]);
+    let (event, peer) = relayed(script, RelayTls::Starttls, Vec::new()).await;
+    assert!(matches!(event, MailEvent::Deferred { .. }), "{event:?}");
+    assert!(!peer.lines().iter().any(|line| line.starts_with("AUTH")));
+}
+
+#[tokio::test]
+async fn a_refused_login_waits_for_the_operator_and_bounces_nothing() {
+    let (script, certificate) = Script::polite().with_tls("relay.example");
+    let script = script.offering(&["AUTH PLAIN", "STARTTLS"]).always("AUTH", Act::Say("535 5.7.8 wrong"));
+    let (event, _peer) = relayed(script, RelayTls::Starttls, vec![certificate]).await;
+    assert!(matches!(event, MailEvent::Deferred { why: Why::OurConfiguration, .. }), "{event:?}");
+}
