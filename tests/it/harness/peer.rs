@@ -135,6 +135,14 @@ impl Script {
         self
     }
 
+    fn ehlo(&self, is_tls: bool) -> String {
+        let mut lines = vec!["250-mx.example".to_owned()];
+        let offers = self.offers.iter().filter(|offer| !is_tls || **offer != "STARTTLS");
+        lines.extend(offers.map(|offer| format!("250-{offer}")));
+        lines.push("250 HELP".to_owned());
+        lines.join("\r\n")
+    }
+
     fn act(&self, line: &str) -> Option<Act> {
         let mut rules = self.rules.lock().unwrap();
         let matches = |rule: &&mut Rule| {
@@ -237,16 +245,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         let verb = upper.split(' ').next().unwrap_or_default();
         match verb {
             "EHLO" => {
-                let mut lines = vec!["250-mx.example".to_owned()];
-                lines.extend(
-                    script
-                        .offers
-                        .iter()
-                        .filter(|offer| !is_tls || **offer != "STARTTLS")
-                        .map(|offer| format!("250-{offer}")),
-                );
-                lines.push("250 HELP".to_owned());
-                answer(stream, act, &lines.join("\r\n")).await?;
+                answer(stream, act, &script.ehlo(is_tls)).await?;
             }
             "STARTTLS" => {
                 let goes_on = act.is_none();
