@@ -1,11 +1,13 @@
 //! Tries to pay what the queue owes: finds out where mail goes, speaks SMTP there, tells the queue
 //! what became of each recipient.
 //!
-//! Recipe: build [`Parts`], run [`run`] as a task; operators speak through [`Delivery`].
+//! Recipe: build [`Parts`] and [`NoticeParts`], run [`run`] and [`pay_notices`] as tasks; operators
+//! speak through [`Delivery`].
 //! Easy to get wrong: a message leaves by its own virtual IP or not at all; and a 4xx, a 5xx or a
 //! timeout is an outcome, never an error of ours.
 
 mod board;
+mod bounce;
 mod client;
 mod dispatcher;
 mod lanes;
@@ -37,6 +39,7 @@ pub use transport::{
 use self::dispatcher::{Dispatcher, Wiring};
 use self::sources::Sources;
 use crate::background::Shutdown;
+use crate::intake::Intake;
 use crate::net::{ClientTls, Dialer, Resolver};
 use crate::queue::Queue;
 use crate::routing::Routes;
@@ -75,4 +78,22 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let wiring = Wiring { queue, mx, smarthost, delivery, settings };
     Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
+}
+
+/// The rooms paying notices works with.
+pub struct NoticeParts {
+    /// Knows which notices are owed.
+    pub queue: Arc<Queue>,
+    /// A notice enters like any other mail.
+    pub intake: Arc<Intake>,
+    /// A notice leaves by the virtual IP of the message it reports.
+    pub vips: Arc<Vips>,
+    /// Settings, followed as they change.
+    pub settings: watch::Receiver<Arc<Settings>>,
+}
+
+/// Pays owed notices until `shutdown`.
+pub async fn pay_notices(parts: NoticeParts, shutdown: Shutdown) {
+    let NoticeParts { queue, intake, vips, settings } = parts;
+    bounce::run(bounce::Cashier { queue, intake, vips }, settings, shutdown).await;
 }

@@ -1,0 +1,304 @@
+//! Pays the notices the queue says are owed, through intake like any other mail.
+//!
+//! Recipe: [`run`], nudged and periodic; each round is idempotent, because the queue forgets a
+//! debt in the batch that owes the notice. Easy to get wrong: a notice leaves by the virtual IP of
+//! the message it reports, with the null reverse-path, and never about a notice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Settings;
+use crate::background::Shutdown;
+use crate::events::{NoticeKind, Why};
+use crate::ext::Timestamp;
+use crate::intake::{Intake, Source, Submission, Way};
+use crate::mail::dsn::{self, Action, Diagnostic, Kind, Notice, ORIGINAL_BYTES_MAX, Reported};
+use crate::mail::{
+    Address, EnhancedStatus, Envelope, ForwardPath, MailParameters, Notify, ReversePath, Severity, Smtputf8,
+};
+use crate::queue::{NoticeOwed, Queue, QueuedMessage, QueuedRecipient};
+use crate::vips::{Vip, Vips};
+
+/// Notices paid in one round, at most.
+const NOTICES_PER_ROUND: usize = 64;
+/// A notice that could not be paid is tried again after this.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(10);
+
+/// What paying needs.
+#[derive(Clone)]
+pub(super) struct Cashier {
+    pub(super) queue: Arc<Queue>,
+    pub(super) intake: Arc<Intake>,
+    pub(super) vips: Arc<Vips>,
+}
+
+/// What became of one debt.
+enum Paid {
+    /// The notice is owed as mail now, or the debt was dropped on record.
+    Yes,
+    /// It stays owed.
+    Later,
+}
+
+/// Pays until `shutdown`.
+pub(super) async fn run(cashier: Cashier, mut settings: watch::Receiver<Arc<Settings>>, shutdown: Shutdown) {
+    loop {
+        let every = settings.borrow_and_update().notices_every;
+        let pause = match cashier.round().await {
+            Round::More if !shutdown.is_cancelled() => continue,
+            Round::More => return,
+            Round::Done => cashier.queue.next_notice_due().map_or(every, |due| due.min(every)),
+            Round::Troubled => PAUSE_AFTER_FAILURE,
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = cashier.queue.notice_nudged() => {}
+            // Zero would mean that one is due that could not be paid just now.
+            () = tokio::time::sleep(pause.max(Duration::from_millis(50))) => {}
+        }
+        if shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+enum Round {
+    More,
+    Done,
+    Troubled,
+}
+
+impl Cashier {
+    /// One look at what is due.
+    async fn round(&self) -> Round {
+        let owed = match self.queue.owed_notices(NOTICES_PER_ROUND) {
+            Ok(owed) => owed,
+            Err(error) => {
+                tracing::warn!("owed notices cannot be read: {error}");
+                return Round::Troubled;
+            }
+        };
+        let is_full = owed.len() >= NOTICES_PER_ROUND;
+        let mut is_troubled = false;
+        for notice in &owed {
+            is_troubled |= matches!(self.pay(notice).await, Paid::Later);
+        }
+        match (is_troubled, is_full) {
+            (true, _) => Round::Troubled,
+            (false, true) => Round::More,
+            (false, false) => Round::Done,
+        }
+    }
+
+    async fn pay(&self, owed: &NoticeOwed) -> Paid {
+        let now = Timestamp::now();
+        let message = match self.queue.message(owed.queue_id) {
+            Ok(Some(message)) => message,
+            // Nothing is known of it any more: nobody can be told.
+            Ok(None) => return self.forget(owed, now).await,
+            Err(error) => {
+                tracing::warn!(about = %owed.queue_id, "a notice waits, its message cannot be read: {error}");
+                return Paid::Later;
+            }
+        };
+        // The null reverse-path: no notice about a notice (RFC 5321 s4.5.5).
+        let Some(to) = message.reverse_path.0.clone() else { return self.forget(owed, now).await };
+        let Some(vip) = self.vips.get(message.vip) else {
+            tracing::warn!(about = %owed.queue_id, "a notice waits, its virtual IP was removed");
+            return Paid::Later;
+        };
+        let original = self.original(owed).await;
+        let submission = write(owed, &message, &vip, &to, (&original, now));
+        match self.intake.accept(submission, now).await {
+            Ok(_) => Paid::Yes,
+            Err(refusal) if refusal.reply.severity() == Severity::Permanent => {
+                tracing::warn!(about = %owed.queue_id, "a notice was refused for good: {refusal}");
+                self.forget(owed, now).await
+            }
+            Err(refusal) => {
+                tracing::warn!(about = %owed.queue_id, "a notice waits: {refusal}");
+                Paid::Later
+            }
+        }
+    }
+
+    async fn forget(&self, owed: &NoticeOwed, now: Timestamp) -> Paid {
+        match self.queue.drop_notice(owed, now).await {
+            Ok(()) => Paid::Yes,
+            Err(error) => {
+                tracing::warn!(about = %owed.queue_id, "a notice that cannot be sent was not dropped: {error}");
+                Paid::Later
+            }
+        }
+    }
+
+    /// The beginning of the message, as much as a notice may return; empty if it cannot be read.
+    async fn original(&self, owed: &NoticeOwed) -> Vec<u8> {
+        let (queue, id) = (self.queue.clone(), owed.queue_id);
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut beginning = Vec::new();
+            let Ok(Some(mut reader)) = queue.open_message(id) else { return beginning };
+            while beginning.len() < ORIGINAL_BYTES_MAX {
+                match reader.next_slice() {
+                    Ok(Some(slice)) => beginning.extend_from_slice(&slice),
+                    Ok(None) => break,
+                    // Damaged: what was read before must not be used.
+                    Err(_) => return Vec::new(),
+                }
+            }
+            beginning.truncate(ORIGINAL_BYTES_MAX);
+            beginning
+        });
+        reading.await.unwrap_or_default()
+    }
+}
+
+/// The notice as a submission: by the virtual IP of the message it reports, from nobody.
+fn write(
+    owed: &NoticeOwed,
+    message: &QueuedMessage,
+    vip: &Vip,
+    to: &Address,
+    (original, now): (&[u8], Timestamp),
+) -> Submission {
+    let recipients: Vec<Reported> = owed.recipients.iter().map(|recipient| reported(recipient, owed.kind)).collect();
+    let notice = Notice {
+        kind: match owed.kind {
+            NoticeKind::Failure => Kind::Failure,
+            NoticeKind::Delay => Kind::Delay,
+            NoticeKind::Success => Kind::Success,
+        },
+        reporting_mta: &vip.ehlo,
+        to,
+        about: owed.queue_id,
+        envid: message.parameters.envid.as_deref(),
+        ret: message.parameters.ret,
+        arrival: message.accepted,
+        recipients: &recipients,
+        original,
+        original_length: message.size_bytes,
+    };
+    let smtputf8 = if to.needs_smtputf8() { Smtputf8::Needed } else { Smtputf8::NotNeeded };
+    Submission {
+        envelope: Envelope {
+            reverse_path: ReversePath(None),
+            parameters: MailParameters { smtputf8, ..MailParameters::default() },
+            recipients: vec![ForwardPath { address: to.clone(), notify: Notify::NEVER, orcpt: None }],
+        },
+        draft: dsn::write(&notice, now),
+        source: Source {
+            tenant: message.tenant,
+            account: None,
+            vip: vip.id,
+            vip_name: vip.ehlo.clone(),
+            class: message.class,
+            way: Way::Notice { about: owed.queue_id },
+        },
+    }
+}
+
+fn reported(recipient: &QueuedRecipient, kind: NoticeKind) -> Reported {
+    let action = match kind {
+        NoticeKind::Failure => Action::Failed,
+        NoticeKind::Delay => Action::Delayed,
+        // The peer took it; whether it tells about the mailbox is not known to the queue.
+        NoticeKind::Success => Action::Relayed,
+    };
+    let detail = recipient.last_detail.clone();
+    let status = detail.as_deref().and_then(status_in).filter(|status| status.class == class_of(kind));
+    let host = recipient.last_peer.as_ref().map(|peer| peer.host.clone());
+    Reported {
+        address: recipient.address.clone(),
+        orcpt: recipient.orcpt.clone(),
+        action,
+        status: status.unwrap_or_else(|| status_for(recipient.last_why, kind)),
+        remote_mta: host.clone(),
+        diagnostic: detail.map(|detail| {
+            if is_reply(&detail) && host.is_some() { Diagnostic::Smtp(detail) } else { Diagnostic::Own(detail) }
+        }),
+        last_attempt: None,
+        will_retry_until: None,
+    }
+}
+
+fn class_of(kind: NoticeKind) -> u8 {
+    match kind {
+        NoticeKind::Failure => 5,
+        NoticeKind::Delay => 4,
+        NoticeKind::Success => 2,
+    }
+}
+
+/// Whether a detail begins with a reply code, as delivery writes what peers said.
+fn is_reply(detail: &str) -> bool {
+    let mut words = detail.splitn(2, ' ');
+    words.next().is_some_and(|word| word.len() == 3 && word.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The enhanced status after the reply code.
+fn status_in(detail: &str) -> Option<EnhancedStatus> {
+    let (_, rest) = detail.split_once(' ').filter(|_| is_reply(detail))?;
+    EnhancedStatus::split_from(rest).map(|(status, _)| status)
+}
+
+/// A status where the peer gave none of that class (RFC 3463).
+fn status_for(why: Option<Why>, kind: NoticeKind) -> EnhancedStatus {
+    let (subject, detail) = match (kind, why) {
+        (NoticeKind::Success, _) => (0, 0),
+        (_, Some(Why::RecipientGone)) => (1, 1),
+        (_, Some(Why::MailboxFull)) => (2, 2),
+        (_, Some(Why::PolicyOrReputation)) => (7, 1),
+        (_, Some(Why::Content)) => (6, 0),
+        (_, Some(Why::TooLarge)) => (3, 4),
+        (_, Some(Why::NoSuchDomain)) => (1, 2),
+        (_, Some(Why::Dns)) => (4, 3),
+        (_, Some(Why::Network)) => (4, 1),
+        (_, Some(Why::UnknownOutcome)) => (4, 2),
+        (_, Some(Why::TryLater)) => (4, 7),
+        (_, Some(Why::Unsupported)) => (6, 3),
+        (_, Some(Why::OurConfiguration)) => (3, 5),
+        (_, Some(Why::Other) | None) => (0, 0),
+    };
+    EnhancedStatus::new(class_of(kind), subject, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipient(detail: &str, why: Why) -> QueuedRecipient {
+        QueuedRecipient {
+            number: 0,
+            address: Address::parse("ann@shop.example").unwrap(),
+            notify: Notify::default(),
+            orcpt: None,
+            state: crate::queue::RecipientState::Waiting,
+            last_why: Some(why),
+            last_detail: Some(detail.to_owned()),
+            last_peer: None,
+            delay_told: false,
+        }
+    }
+
+    #[test]
+    fn a_notice_carries_the_peers_own_status_or_one_of_its_class() {
+        for (detail, why, kind, expected) in [
+            ("550 5.1.1 no such user (after RCPT)", Why::RecipientGone, NoticeKind::Failure, "5.1.1"),
+            ("450 4.2.0 greylisted (after RCPT)", Why::TryLater, NoticeKind::Delay, "4.2.0"),
+            // Expired on a 4xx: the failure is ours to name.
+            ("450 4.2.0 greylisted (after RCPT)", Why::TryLater, NoticeKind::Failure, "5.4.7"),
+            ("connect: refused", Why::Network, NoticeKind::Failure, "5.4.1"),
+            ("250 2.0.0 queued", Why::Other, NoticeKind::Success, "2.0.0"),
+        ] {
+            assert_eq!(reported(&recipient(detail, why), kind).status.to_string(), expected, "{detail}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_peer_said_is_quoted_as_a_reply() {
+        let own = reported(&recipient("556 5.1.10 null MX", Why::NoSuchDomain), NoticeKind::Failure);
+        assert!(matches!(own.diagnostic, Some(Diagnostic::Own(_))));
+    }
+}
