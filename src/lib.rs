@@ -44,6 +44,7 @@ pub mod web; // health and metrics; the admin API on the local socket
 
 // trials
 pub mod sink; // a throwaway receiving MX
+pub mod trial; // `postern try`
 
 // roof
 pub mod config; // the file, checked, as one Settings per room

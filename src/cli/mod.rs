@@ -27,6 +27,7 @@ use serde_json::Value;
 
 use crate::config::{self, Config};
 use crate::ext::Timestamp;
+use crate::trial;
 use arguments::{Arguments, Command, Everywhere};
 use client::{Client, Fault};
 use output::Colour;
@@ -59,7 +60,10 @@ where
     };
     let ended = match &arguments.command {
         Command::Serve => return crate::daemon::serve(&arguments.everywhere.config, config::RootPolicy::Refuse),
-        Command::Try(_) => return missing("try"),
+        Command::Try(options) => {
+            let afterwards = if options.once { trial::Afterwards::Exit } else { trial::Afterwards::Stay };
+            return trial::run(afterwards);
+        }
         Command::Init(init) => init::run(init),
         Command::Check => check(&arguments.everywhere.config),
         command => online(&arguments.everywhere, command),
@@ -71,11 +75,6 @@ where
             ExitCode::from(fault.code())
         }
     }
-}
-
-fn missing(what: &str) -> ExitCode {
-    eprintln!("postern: {what} is not part of this build yet");
-    ExitCode::from(exit::FAILED)
 }
 
 fn load(path: &Path) -> Result<Config, Fault> {
