@@ -46,7 +46,7 @@ pub fn serve(path: &Path, root: RootPolicy) -> ExitCode {
     if rustix::process::geteuid().is_root() && root == RootPolicy::Refuse && config.root == RootPolicy::Refuse {
         eprintln!(
             "postern: refuses to serve as root; start it as a user of its own (systemd/postern.service does), \
-             or give --allow-root if root is the only user there is"
+             or set allow_root = true if root is the only user there is"
         );
         return ExitCode::from(EXIT_ROOT);
     }
