@@ -201,6 +201,13 @@ impl Daemon {
             settings: self.delivery_settings.subscribe(),
         };
         self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));
+        let parts = delivery::NoticeParts {
+            queue: Arc::clone(&self.queue),
+            intake: Arc::clone(&rooms.intake),
+            vips: Arc::clone(&self.vips),
+            settings: self.delivery_settings.subscribe(),
+        };
+        self.flow.vital("notices", delivery::pay_notices(parts, self.flow.shutdown().clone()));
         let about = web::About {
             hostname: config.hostname,
             tls_ports: config.submission.tls_ports.clone(),
