@@ -284,7 +284,7 @@ impl Queue {
 #[cfg(test)]
 mod crowd_tests;
 #[cfg(test)]
-mod model;
+mod model_tests;
 #[cfg(test)]
 mod scale_tests;
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::tests::{Bench, WALL, all, delivered, message};
-use super::*;
 
 /// Messages and lanes; the engine in memory needs about 2 KB for each message.
 const MESSAGES: usize = 1_000_000;
