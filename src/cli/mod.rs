@@ -9,6 +9,7 @@ mod client;
 mod domain;
 mod init;
 mod output;
+mod queue;
 mod route;
 mod smtp_account;
 mod snippets;
@@ -101,6 +102,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Domain(command) => domain::run(&session, command).await,
             Command::SmtpAccount(command) => smtp_account::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
+            Command::Queue(command) => queue::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
             _ => Err(Fault::Failed("this command is not part of this build yet".to_owned())),
         }

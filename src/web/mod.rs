@@ -31,8 +31,9 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 
 pub use api::{
-    DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson, NewRouteJson,
-    NewSmtpAccountJson, NewSuppressionJson, NewTenantJson, NewVipJson, RecordJson, RetiredJson, RouteJson, ServerJson,
+    DomainChangeJson, DomainJson, EventJson, FoundJson, INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson,
+    NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewTenantJson, NewVipJson, QueueActJson, QueueChangeJson,
+    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RetiredJson, RouteJson, ServerJson,
     SmtpAccountChangeJson, SmtpAccountJson, StatusJson, SuppressionJson, TenantChangeJson, TenantJson,
     VerificationJson, VipJson,
 };
@@ -93,3 +94,6 @@ pub fn router(parts: Parts, settings: &Settings) -> Router {
 pub async fn serve(parts: Parts, settings: &Settings, socket: Socket, shutdown: Shutdown) {
     socket.serve(router(parts, settings), shutdown).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! over an id that looks the same.
 
 mod domains;
+mod queue;
 mod routes;
 mod smtp_accounts;
 mod status;
@@ -29,6 +30,7 @@ use crate::vips::Vip;
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
+pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use routes::{NewRouteJson, RouteJson};
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
@@ -52,6 +54,7 @@ pub(super) fn router(parts: Shared) -> Router {
         .route("/routes", get(routes::list).post(routes::add))
         .route("/routes/{route}", delete(routes::remove))
         .merge(accounts_and_domains())
+        .merge(queue_routes())
         .with_state(parts)
 }
 
@@ -70,9 +73,34 @@ fn accounts_and_domains() -> Router<Shared> {
         .route("/smtp-accounts/{login}/finish-rotation", post(smtp_accounts::finish_rotation))
 }
 
+fn queue_routes() -> Router<Shared> {
+    Router::new()
+        .route("/queue", get(queue::list))
+        .route("/queue/{id}", get(queue::show))
+        .route("/queue/{id}/why", get(queue::why))
+        .route("/queue/{id}/retry", post(queue::retry))
+        .route("/queue/{id}/hold", post(queue::hold))
+        .route("/queue/{id}/release", post(queue::release))
+        .route("/queue/{id}/cancel", post(queue::cancel))
+        .route("/queue/{id}/move", post(queue::move_to))
+}
+
 /// For reading what belongs to the whole instance.
 fn require_instance(actor: &Actor) -> Result<(), Problem> {
     Ok(actor.require(Permission::ManageInstance).map_err(AdminError::from)?)
+}
+
+/// Runs a read of the store off the async workers.
+async fn off_workers<T, F>(work: F) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, AdminError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| {
+        let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
+        Problem::inner(status, "failed", "reading the queue failed; the log has the details", error)
+    })??)
 }
 
 /// The tenant people call `text`: its name, else its id.

@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Shared, tenant_called, vip_called};
+use super::{Answer, Shared, off_workers, tenant_called, vip_called};
 use crate::access::Actor;
 use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
 use crate::ext::Timestamp;
+use crate::queue::Filter;
 use crate::records::AdminError;
 use crate::vips::Owner;
 use crate::web::Parts;
@@ -176,7 +177,13 @@ pub(super) async fn remove(
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let tenant = tenant_called(&parts, &name)?;
-    let held = held_for(&parts, &actor, &tenant)?;
+    let mut held = held_for(&parts, &actor, &tenant)?;
+    let (queue, asker) = (parts.queue.clone(), actor.clone());
+    let filter = Filter { tenant: Some(tenant.id), ..Filter::default() };
+    let waiting = off_workers(move || queue.list(&asker, &filter, None, 1)).await?;
+    if !waiting.messages.is_empty() || waiting.next.is_some() {
+        held.push("queued mail".to_owned());
+    }
     let (id, now) = (tenant.id, Timestamp::now());
     parts.accounts.remove_tenant(&actor, id, &held, now).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -10,11 +10,12 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Shared, require_instance, tenant_called, tenant_name, vip_called};
+use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::net;
+use crate::queue::Filter;
 use crate::vips::{NewVip, Owner, Vip};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
@@ -131,6 +132,12 @@ pub(super) async fn remove(
     let default_of = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.default_vip == Some(vip.id));
     if let Some(tenant) = default_of {
         return Err(Problem::in_use(format!("notices to tenant {} leave by this virtual IP", tenant.name)));
+    }
+    let (queue, asker) = (parts.queue.clone(), actor.clone());
+    let filter = Filter { vip: Some(vip.id), ..Filter::default() };
+    let waiting = off_workers(move || queue.list(&asker, &filter, None, 1)).await?;
+    if !waiting.messages.is_empty() || waiting.next.is_some() {
+        return Err(Problem::in_use("queued mail leaves by this virtual IP; wait, or cancel or move it first"));
     }
     parts.vips.remove(&actor, vip.id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)

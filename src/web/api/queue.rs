@@ -1,0 +1,362 @@
+//! `/queue`: mail that is still owed, what happened to it, and what an operator may do about it.
+//!
+//! Reading walks the store, so it runs off the async workers. Easy to get wrong: a message that was
+//! delivered meanwhile is not an error of the person who typed its id.
+
+use axum::extract::{Path, Query, State};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Shared, off_workers, tenant_called, tenant_name, vip_called};
+use crate::access::Actor;
+use crate::events::{EventKind, MailEvent, Peer};
+use crate::ext::Timestamp;
+use crate::mail::{Domain, QueueId, VipId};
+use crate::queue::{Changed, Filter, Listed, RecipientState, Shown};
+use crate::web::Parts;
+use crate::web::body::JsonBody;
+use crate::web::paging::{self, PageJson, Paging};
+use crate::web::problem::Problem;
+
+/// A message in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRowJson {
+    /// Its queue id.
+    pub id: String,
+    /// Whose.
+    pub tenant: String,
+    /// When it was accepted.
+    pub accepted: String,
+    /// Octets.
+    pub size_bytes: u64,
+    /// The envelope's sender; `<>` for notices.
+    pub reverse_path: String,
+    /// Subject, if it was not erased.
+    pub subject: Option<String>,
+    /// Recipients, if they were not erased; the first few.
+    pub to: Vec<String>,
+    /// How many recipients in all.
+    pub recipients: u16,
+    /// Recipients that wait, are being tried now, are held.
+    pub waiting: usize,
+    /// Recipients being tried now.
+    pub in_flight: usize,
+    /// Recipients held.
+    pub held: usize,
+    /// Seconds until the next of them is due.
+    pub due_in_secs: Option<u64>,
+    /// The last reply or cause of one of them.
+    pub last: Option<String>,
+}
+
+/// Everything known of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedJson {
+    /// Its queue id.
+    pub id: String,
+    /// Whose.
+    pub tenant: Option<String>,
+    /// When it was accepted.
+    pub accepted: Option<String>,
+    /// Whether everything is settled and the body is gone.
+    pub retired: bool,
+    /// Octets, while it is kept.
+    pub size_bytes: Option<u64>,
+    /// The virtual IP it was accepted for: its EHLO name.
+    pub vip: Option<String>,
+    /// The envelope's sender.
+    pub reverse_path: Option<String>,
+    /// The header From.
+    pub header_from: Option<String>,
+    /// Subject.
+    pub subject: Option<String>,
+    /// The Message-ID header.
+    pub message_id: Option<String>,
+    /// `selector._domainkey.domain` of each signature.
+    pub signatures: Vec<String>,
+    /// Each recipient.
+    pub recipients: Vec<RecipientJson>,
+    /// What is damaged about it.
+    pub damaged: Vec<String>,
+    /// What happened, oldest first.
+    pub events: Vec<EventJson>,
+}
+
+/// One recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipientJson {
+    /// Its number in the message.
+    pub number: u16,
+    /// Where to.
+    pub address: String,
+    /// `waiting`, `held`, `done`.
+    pub state: String,
+    /// What it waits for, or how it ended: a sentence.
+    pub why: String,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventJson {
+    /// When.
+    pub at: String,
+    /// What, on one line.
+    pub text: String,
+}
+
+/// Which recipients an act is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueActJson {
+    /// By number; empty is all.
+    pub recipients: Vec<u16>,
+}
+
+/// Where waiting mail is to leave by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueMoveJson {
+    /// A virtual IP's address, id or EHLO name.
+    pub to: String,
+}
+
+/// What an act did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueChangeJson {
+    /// Recipients it applied to, by number.
+    pub recipients: Vec<u16>,
+    /// Of these, those being tried now: it takes effect when their attempt has ended.
+    pub in_flight: Vec<u16>,
+}
+
+/// Recipients shown in a row, at most.
+const ROW_RECIPIENTS_MAX: usize = 3;
+
+fn read_id(text: &str) -> Result<QueueId, Problem> {
+    text.parse().map_err(|_| Problem::field("id", format!("{text:?} is not a queue id; they have 26 characters")))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    tenant: Option<String>,
+    to: Option<String>,
+}
+
+pub(super) async fn list(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Query(asked): Query<Asked>,
+    paging: Paging,
+) -> Answer<PageJson<QueueRowJson>> {
+    let tenant = asked.tenant.map(|name| tenant_called(&parts, &name)).transpose()?.map(|tenant| tenant.id);
+    let recipient_domain = asked.to.map(|text| Domain::parse(&text)).transpose();
+    let recipient_domain = recipient_domain.map_err(|error| Problem::field("to", error.to_string()))?;
+    let filter = Filter { tenant, recipient_domain, ..Filter::default() };
+    let after = paging.after.map(|text| read_id(&text)).transpose()?;
+    let queue = parts.queue.clone();
+    let page = off_workers(move || queue.list(&actor, &filter, after, paging.limit)).await?;
+    let next = page.next.map(|id| paging::wrap(&id.to_string()));
+    Ok(Json(PageJson { rows: page.messages.into_iter().map(|message| row(&parts, message)).collect(), next }))
+}
+
+fn row(parts: &Parts, listed: Listed) -> QueueRowJson {
+    let to = listed.history.as_ref().map(|history| history.recipients.as_slice()).unwrap_or_default();
+    QueueRowJson {
+        id: listed.id.to_string(),
+        tenant: tenant_name(parts, listed.message.tenant),
+        accepted: listed.message.accepted.rfc3339(),
+        size_bytes: listed.message.size_bytes,
+        reverse_path: listed.message.reverse_path.to_string(),
+        to: to.iter().take(ROW_RECIPIENTS_MAX).map(ToString::to_string).collect(),
+        subject: listed.history.map(|history| history.subject),
+        recipients: listed.message.recipients,
+        waiting: listed.waiting,
+        in_flight: listed.in_flight,
+        held: listed.held,
+        due_in_secs: listed.due_in.map(|due| due.as_secs()),
+        last: listed.last,
+    }
+}
+
+pub(super) async fn show(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Answer<QueuedJson> {
+    let id = read_id(&id)?;
+    let queue = parts.queue.clone();
+    let (shown, why) = off_workers(move || Ok((queue.show(&actor, id)?, queue.why(&actor, id)?))).await?;
+    let recipients = why.into_iter().map(|line| RecipientJson {
+        state: state_of(&shown, line.recipient).to_owned(),
+        number: line.recipient,
+        address: line.address,
+        why: line.sentence,
+    });
+    let recipients = recipients.collect();
+    let tenant = shown.message.as_ref().map(|message| message.tenant);
+    let tenant = tenant.or(shown.history.as_ref().map(|history| history.tenant));
+    let accepted = shown.message.as_ref().map(|message| message.accepted);
+    let accepted = accepted.or(shown.history.as_ref().map(|history| history.accepted));
+    let vip = shown.message.as_ref().map(|message| vip_name(&parts, message.vip));
+    let history = shown.history.as_ref();
+    Ok(Json(QueuedJson {
+        id: id.to_string(),
+        tenant: tenant.map(|tenant| tenant_name(&parts, tenant)),
+        accepted: accepted.map(Timestamp::rfc3339),
+        retired: shown.message.is_none(),
+        size_bytes: shown.message.as_ref().map(|message| message.size_bytes),
+        vip,
+        reverse_path: history.map(|history| history.reverse_path.to_string()),
+        header_from: history.map(|history| history.header_from.clone()),
+        subject: history.map(|history| history.subject.clone()),
+        message_id: history.map(|history| history.message_id.clone()),
+        signatures: shown.message.as_ref().map(|message| message.signatures.clone()).unwrap_or_default(),
+        recipients,
+        damaged: shown.damaged.clone(),
+        events: shown.events.iter().map(event).collect(),
+    }))
+}
+
+fn vip_name(parts: &Parts, id: VipId) -> String {
+    parts.vips.get(id).map_or_else(|| format!("{id} (removed)"), |vip| vip.ehlo.to_string())
+}
+
+fn state_of(shown: &Shown, number: u16) -> &'static str {
+    let mut all = shown.records.iter().flat_map(|(_, record)| &record.recipients);
+    match all.find(|recipient| recipient.number == number).map(|recipient| recipient.state) {
+        Some(RecipientState::Waiting) => "waiting",
+        Some(RecipientState::Held) => "held",
+        Some(RecipientState::Done(ending)) => ending.as_str(),
+        None => "done",
+    }
+}
+
+fn event(event: &crate::events::Event) -> EventJson {
+    let text = match &event.kind {
+        EventKind::Mail(_, event) => happened(event),
+        EventKind::Audit(audit) => format!("{} by {}: {}", audit.act, audit.actor, audit.subject),
+        EventKind::Instance(event) => format!("{event:?}"),
+    };
+    EventJson { at: event.at.rfc3339(), text }
+}
+
+/// An event of a message in words; recipients by number.
+fn happened(event: &MailEvent) -> String {
+    let at = |peer: &Option<Peer>| peer.as_ref().map(|peer| format!(" by {}", place(peer))).unwrap_or_default();
+    match event {
+        MailEvent::Accepted(accepted) => format!(
+            "accepted by {} for {} recipients, {} octets, signed by {}",
+            accepted.source,
+            accepted.recipients,
+            accepted.size_bytes,
+            if accepted.signatures.is_empty() { "nobody".to_owned() } else { accepted.signatures.join(" and ") }
+        ),
+        MailEvent::Suppressed { recipients } => format!("{}: suppressed, never mailed", to(recipients)),
+        MailEvent::Delivered { recipients, peer, reply } => {
+            format!("{}: delivered to {}: {reply}", to(recipients), place(peer))
+        }
+        MailEvent::Deferred { recipients, peer, why, detail, due_in_secs } => {
+            format!("{}: deferred{} ({why:?}), due again in {due_in_secs} s: {detail}", to(recipients), at(peer))
+        }
+        MailEvent::Bounced { recipients, peer, why, detail } => {
+            format!("{}: given up{} ({why:?}): {detail}", to(recipients), at(peer))
+        }
+        MailEvent::Expired { recipients, last } => {
+            format!("{}: given up after waiting too long: {last}", to(recipients))
+        }
+        MailEvent::Held { recipients, by } => format!("{}: held by {by}", to(recipients)),
+        MailEvent::Released { recipients, by } => format!("{}: released by {by}", to(recipients)),
+        MailEvent::Retried { recipients, by } => format!("{}: an attempt was asked for by {by}", to(recipients)),
+        MailEvent::Cancelled { recipients, by } => format!("{}: cancelled by {by}", to(recipients)),
+        MailEvent::VipMissing { recipients, vip } => {
+            format!("{}: waits, virtual IP {vip} is not on this host", to(recipients))
+        }
+        MailEvent::Moved { recipients, from, to: vip, by } => {
+            format!("{}: moved from virtual IP {from} to {vip} by {by}", to(recipients))
+        }
+        MailEvent::NoticeSent { recipients, kind, notice } => {
+            format!("{}: {kind:?} notice sent as {notice}", to(recipients))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn place(peer: &Peer) -> String {
+    format!("{} ({}, from {}, TLS {})", peer.host, peer.address, peer.source, peer.tls)
+}
+
+fn to(recipients: &[u16]) -> String {
+    let numbers: Vec<String> = recipients.iter().map(u16::to_string).collect();
+    format!("recipient {}", numbers.join(", "))
+}
+
+pub(super) async fn why(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Answer<Vec<RecipientJson>> {
+    let id = read_id(&id)?;
+    let queue = parts.queue.clone();
+    let (shown, why) = off_workers(move || Ok((queue.show(&actor, id)?, queue.why(&actor, id)?))).await?;
+    let one = |line: crate::queue::WhyLine| RecipientJson {
+        state: state_of(&shown, line.recipient).to_owned(),
+        number: line.recipient,
+        address: line.address,
+        why: line.sentence,
+    };
+    Ok(Json(why.into_iter().map(one).collect()))
+}
+
+fn changed(changed: Changed) -> Json<QueueChangeJson> {
+    Json(QueueChangeJson { recipients: changed.recipients, in_flight: changed.in_flight })
+}
+
+pub(super) async fn retry(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueActJson>,
+) -> Answer<QueueChangeJson> {
+    let id = read_id(&id)?;
+    Ok(changed(parts.queue.retry(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+pub(super) async fn hold(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueActJson>,
+) -> Answer<QueueChangeJson> {
+    let id = read_id(&id)?;
+    Ok(changed(parts.queue.hold(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+pub(super) async fn release(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueActJson>,
+) -> Answer<QueueChangeJson> {
+    let id = read_id(&id)?;
+    Ok(changed(parts.queue.release_hold(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+pub(super) async fn cancel(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueActJson>,
+) -> Answer<QueueChangeJson> {
+    let id = read_id(&id)?;
+    Ok(changed(parts.queue.cancel(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+pub(super) async fn move_to(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueMoveJson>,
+) -> Answer<QueueChangeJson> {
+    let (id, vip) = (read_id(&id)?, vip_called(&parts, &asked.to)?);
+    Ok(changed(parts.queue.move_to(&actor, id, vip.id, Timestamp::now()).await?))
+}

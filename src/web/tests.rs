@@ -1,0 +1,273 @@
+//! The admin API over rooms on a store in memory, and the guard on a real socket.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{About, Parts, Settings, Socket, router};
+use crate::access::{Actor, Role};
+use crate::accounts::Accounts;
+use crate::background::Shutdown;
+use crate::domains::Domains;
+use crate::ext::Timestamp;
+use crate::mail::{Domain, TenantId};
+use crate::net::{LookupError, Mx, Resolver};
+use crate::queue::Queue;
+use crate::routing::Routes;
+use crate::seal::MasterKey;
+use crate::store::MemoryStore;
+use crate::suppression::Suppression;
+use crate::vips::Vips;
+
+/// A DNS in which nothing exists.
+struct EmptyDns;
+
+#[async_trait::async_trait]
+impl Resolver for EmptyDns {
+    async fn mx(&self, _: &Domain) -> Result<Vec<Mx>, LookupError> {
+        Err(LookupError::NoSuchName)
+    }
+    async fn ipv4(&self, _: &Domain) -> Result<Vec<std::net::Ipv4Addr>, LookupError> {
+        Err(LookupError::NoSuchName)
+    }
+    async fn ipv6(&self, _: &Domain) -> Result<Vec<std::net::Ipv6Addr>, LookupError> {
+        Err(LookupError::NoSuchName)
+    }
+    async fn txt(&self, _: &Domain) -> Result<Vec<String>, LookupError> {
+        Err(LookupError::NoSuchName)
+    }
+    async fn ptr(&self, _: std::net::IpAddr) -> Result<Vec<Domain>, LookupError> {
+        Err(LookupError::NoSuchName)
+    }
+}
+
+async fn api() -> Router {
+    let store = Arc::new(MemoryStore::new());
+    let key = Arc::new(MasterKey::from_bytes([7; 32]));
+    let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
+    let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();
+    let parts = Parts {
+        accounts,
+        vips: Arc::new(Vips::open(store.clone()).unwrap()),
+        domains: Arc::new(domains),
+        suppression: Arc::new(Suppression::open(store.clone())),
+        routes: Arc::new(Routes::open(store.clone(), key).unwrap()),
+        queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
+        store: store.clone(),
+        blobs: store,
+        about: About {
+            hostname: Domain::parse("mx.example.com").unwrap(),
+            tls_ports: vec![465],
+            starttls_ports: vec![587],
+            started: Timestamp(1_795_342_500_000),
+        },
+    };
+    router(parts, &Settings { body_bytes_max: 4096, ..Settings::default() })
+}
+
+fn request(method: &str, path: &str, body: Option<Value>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(format!("/api/v1{path}"));
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    let mut request = request.body(body.map_or_else(Body::empty, |body| Body::from(body.to_string()))).unwrap();
+    request.extensions_mut().insert(Actor::local(0));
+    request
+}
+
+async fn ask(api: &Router, request: Request<Body>) -> (StatusCode, Value) {
+    let answer = api.clone().oneshot(request).await.unwrap();
+    let status = answer.status();
+    assert!(answer.headers().contains_key("x-request-id"));
+    if !status.is_success() {
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    }
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+async fn call(api: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+    ask(api, request(method, path, (!body.is_null()).then_some(body))).await
+}
+
+async fn shop() -> Router {
+    let api = api().await;
+    let (status, _) = call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
+    assert_eq!(status, StatusCode::CREATED);
+    api
+}
+
+#[tokio::test]
+async fn a_tenant_is_made_once_changed_and_removed() {
+    let api = shop().await;
+    let (status, problem) = call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("exists")));
+    assert_eq!(problem["detail"], "tenant shop exists already");
+    let (_, tenant) = call(&api, "PATCH", "/tenants/shop", json!({"suspended": true, "limits": {"hourly": 10}})).await;
+    assert_eq!((&tenant["suspended"], &tenant["limits"]["hourly"]), (&json!(true), &json!(10)));
+    let (status, _) = call(&api, "DELETE", "/tenants/shop", Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, problem) = call(&api, "GET", "/tenants/shop", Value::Null).await;
+    assert_eq!((status, &problem["detail"]), (StatusCode::NOT_FOUND, &json!("there is no tenant shop")));
+}
+
+#[tokio::test]
+async fn mistakes_are_named_with_the_field_and_a_request_id() {
+    let api = shop().await;
+    let (status, problem) = call(&api, "POST", "/tenants", json!({"name": "Bad Name"})).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(problem["request_id"].as_str().is_some_and(|id| id.len() == 16), "{problem}");
+    let (_, problem) =
+        call(&api, "POST", "/vips", json!({"ipv4": "300.1.1.1", "ehlo": "a.example", "shared": true})).await;
+    assert_eq!(problem["errors"][0]["field"], "ipv4");
+    let (_, problem) =
+        call(&api, "POST", "/vips", json!({"ipv4": "192.0.2.1", "ehlo": "a.example", "tenant": "nobody"})).await;
+    assert_eq!(problem["detail"], "there is no tenant nobody");
+    let (_, problem) = call(&api, "POST", "/tenants", json!({"name": "x", "colour": 1})).await;
+    assert!(problem["detail"].as_str().is_some_and(|text| text.contains("unknown field `colour`")), "{problem}");
+    let new = json!({"tenant": "shop", "allowed_from": ["192.0.2.0/24", "nonsense"]});
+    let (_, problem) = call(&api, "POST", "/smtp-accounts", new).await;
+    assert_eq!(problem["errors"][0]["field"], "allowed_from[1]");
+    let (status, problem) = call(&api, "GET", "/tenants?limit=251", Value::Null).await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("limit")));
+    let (status, problem) = call(&api, "GET", "/queue/short", Value::Null).await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("id")));
+}
+
+#[tokio::test]
+async fn what_is_no_json_too_large_or_unknown_gets_a_problem_too() {
+    let api = shop().await;
+    let mut plain = request("POST", "/tenants", None);
+    *plain.body_mut() = Body::from("name=x");
+    let (status, problem) = ask(&api, plain).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::UNSUPPORTED_MEDIA_TYPE, &json!("not_json")));
+    let (status, _) = call(&api, "POST", "/tenants", json!({"name": "x".repeat(5000)})).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, problem) = call(&api, "PUT", "/tenants", Value::Null).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::METHOD_NOT_ALLOWED, &json!("method_not_allowed")));
+    let (status, problem) = call(&api, "GET", "/nothing", Value::Null).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &json!("not_found")));
+}
+
+#[tokio::test]
+async fn a_virtual_ip_is_added_once_and_kept_while_a_tenant_holds_it() {
+    let api = shop().await;
+    let new = json!({"ipv4": "192.0.2.9", "ehlo": "a.example.com", "tenant": "shop"});
+    let (status, vip) = call(&api, "POST", "/vips", new.clone()).await;
+    assert_eq!((status, &vip["missing"]), (StatusCode::CREATED, &json!(["192.0.2.9"])));
+    let (status, problem) = call(&api, "POST", "/vips", new).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(problem["detail"], "a virtual IP with the address 192.0.2.9 exists already");
+    let (_, problem) = call(&api, "DELETE", "/tenants/shop", Value::Null).await;
+    assert!(problem["detail"].as_str().is_some_and(|text| text.contains("1 virtual IPs")), "{problem}");
+    let (status, _) = call(&api, "DELETE", "/vips/a.example.com", Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn an_accounts_password_is_in_the_answer_that_made_it_and_nowhere_else() {
+    let api = shop().await;
+    let (_, made) = call(&api, "POST", "/smtp-accounts", json!({"tenant": "shop"})).await;
+    let (login, password) = (made["account"]["login"].as_str().unwrap(), made["password"].as_str().unwrap());
+    assert!(login.starts_with("shop-") && password.len() >= 20, "{made}");
+    let (_, list) = call(&api, "GET", "/smtp-accounts?tenant=shop", Value::Null).await;
+    assert_eq!(list["rows"][0]["login"], login);
+    assert!(!list.to_string().contains(password));
+    let (_, rotated) = call(&api, "POST", &format!("/smtp-accounts/{login}/rotate"), json!(null)).await;
+    assert_eq!(rotated["account"]["passwords"], 2);
+    assert_ne!(rotated["password"], password);
+    let (_, account) = call(&api, "PATCH", &format!("/smtp-accounts/{login}"), json!({"disabled": true})).await;
+    assert_eq!(account["disabled"], true);
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_that_follow_each_other() {
+    let api = shop().await;
+    for number in 0..5 {
+        let new = json!({"subject": format!("u{number}@example.com"), "note": "asked"});
+        let (status, _) = call(&api, "POST", "/tenants/shop/suppressions", new).await;
+        assert_eq!(status, StatusCode::CREATED);
+    }
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/tenants/shop/suppressions?limit=2{cursor}");
+        let (_, page) = call(&api, "GET", &path, Value::Null).await;
+        seen.extend(page["rows"].as_array().unwrap().iter().map(|row| row["subject"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen, (0..5).map(|number| format!("u{number}@example.com")).collect::<Vec<_>>());
+    let (status, _) = call(&api, "DELETE", "/tenants/shop/suppressions/u3%40example.com", Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_domain_shows_its_records_and_no_private_key() {
+    let api = shop().await;
+    let (status, domain) = call(&api, "POST", "/tenants/shop/domains", json!({"domain": "shop.example.com"})).await;
+    assert_eq!((status, &domain["state"]), (StatusCode::CREATED, &json!("pending")));
+    let records = domain["records"].as_array().unwrap();
+    assert!(records.iter().any(|record| record["value"].as_str().unwrap().starts_with("v=DKIM1")), "{domain}");
+    assert!(!domain.to_string().contains("sealed") && !domain.to_string().contains("PRIVATE"));
+    let (_, seen) = call(&api, "POST", "/tenants/shop/domains/shop.example.com/verify", json!(null)).await;
+    assert_eq!((&seen["domain"]["state"], &seen["found"][0]["finding"]), (&json!("pending"), &json!("absent")));
+    let (_, trusted) = call(&api, "PATCH", "/tenants/shop/domains/shop.example.com", json!({"trusted": true})).await;
+    assert_eq!(trusted["state"], "trusted");
+}
+
+#[tokio::test]
+async fn a_relays_password_goes_in_and_never_comes_out() {
+    let api = shop().await;
+    let new = json!({"all": true, "host": "relay.example", "port": 587, "tls": "starttls", "user": "u", "password": "hush-hush"});
+    let (status, route) = call(&api, "POST", "/routes", new).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (_, list) = call(&api, "GET", "/routes", Value::Null).await;
+    assert!(!route.to_string().contains("hush") && !list.to_string().contains("hush"));
+    let path = format!("/routes/{}", list["rows"][0]["id"].as_str().unwrap());
+    assert_eq!(call(&api, "DELETE", &path, Value::Null).await.0, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn nobody_is_answered_without_an_actor_and_a_tenants_reader_changes_nothing() {
+    let api = shop().await;
+    let mut stranger = request("GET", "/tenants", None);
+    stranger.extensions_mut().clear();
+    let (status, problem) = ask(&api, stranger).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::FORBIDDEN, &json!("forbidden")));
+    let mut reader = request("POST", "/tenants", Some(json!({"name": "mine"})));
+    reader.extensions_mut().insert(Actor { name: "reader".into(), role: Role::TenantReader(TenantId(9)) });
+    assert_eq!(ask(&api, reader).await.0, StatusCode::FORBIDDEN);
+    let mut foreign = request("GET", "/tenants/shop", None);
+    foreign.extensions_mut().insert(Actor { name: "reader".into(), role: Role::TenantReader(TenantId(9)) });
+    assert_eq!(ask(&api, foreign).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_socket_admits_its_own_user_and_a_second_daemon_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { socket: folder.path().join("run/admin.sock"), ..Settings::default() };
+    let socket = Socket::bind(&settings).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&settings.socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let shutdown = Shutdown::new();
+    let task = tokio::spawn(socket.serve(api().await, shutdown.clone()));
+    let stream = tokio::net::UnixStream::connect(&settings.socket).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let answer = sender.send_request(Request::get("/api/v1/status").body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(Socket::bind(&settings).unwrap_err().to_string().contains("another daemon listens"));
+    shutdown.cancel();
+    task.await.unwrap();
+    assert!(!settings.socket.exists());
+    drop(std::os::unix::net::UnixListener::bind(&settings.socket).unwrap());
+    assert!(Socket::bind(&settings).is_ok(), "a dead socket file is replaced");
+    std::fs::write(&settings.socket, "precious").unwrap();
+    assert!(Socket::bind(&settings).is_err(), "what is not a socket is left alone");
+}
