@@ -138,6 +138,9 @@ fn hand_over(init: &Init, places: &Places) -> Result<HandOver, Fault> {
     }
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let Some((uid, gid)) = user_numbers(&users, USER) else { return Ok(HandOver::NoUser) };
+    // The unit may set the folder to 0750: the daemon reads it as a member of its group.
+    chown(&init.config_dir, None, Some(gid))
+        .map_err(|error| Fault::Failed(format!("{}: {error}", init.config_dir.display())))?;
     let certificate = places.certificates.join(init.hostname.as_str());
     let mut paths = vec![places.key.clone(), places.data.clone(), places.certificates.clone(), certificate.clone()];
     paths.extend(fs::read_dir(&certificate).into_iter().flatten().flatten().map(|entry| entry.path()));
@@ -164,7 +167,8 @@ fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
         HandOver::NoUser => format!(
             "Make the daemon's user and give it its files:\n  \
              useradd --system --user-group --home-dir {data} --shell /usr/sbin/nologin {USER}\n  \
-             chown -R {USER}:{USER} {data} {certificates} {key}\n\n",
+             chown -R {USER}:{USER} {data} {certificates} {key}\n  chgrp {USER} {config}\n\n",
+            config = init.config_dir.display(),
             data = places.data.display(),
             certificates = places.certificates.display(),
             key = places.key.display(),

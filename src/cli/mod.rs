@@ -6,9 +6,11 @@
 
 mod arguments;
 mod client;
+mod doctor;
 mod domain;
 mod init;
 mod output;
+mod page;
 mod queue;
 mod route;
 mod smtp_account;
@@ -65,6 +67,10 @@ where
             let afterwards = if options.once { trial::Afterwards::Exit } else { trial::Afterwards::Stay };
             return trial::run(afterwards);
         }
+        Command::Doctor(asked) => match runtime() {
+            Ok(runtime) => return runtime.block_on(doctor::run(&arguments.everywhere, asked)),
+            Err(fault) => Err(fault),
+        },
         Command::Init(init) => init::run(init),
         Command::Check => check(&arguments.everywhere.config),
         command => online(&arguments.everywhere, command),

@@ -1,0 +1,179 @@
+//! `postern doctor`: everything that mail depends on, one line each, with a remedy.
+//!
+//! What needs no daemon is checked without one: the rest says that it was left out. Easy to get
+//! wrong: a check that cannot be made is a warning, never an "ok".
+
+mod machine;
+mod network;
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::arguments::{Doctor, Everywhere};
+use super::client::Client;
+use super::output::{self, Colour};
+use super::{exit, rows};
+use crate::config;
+use crate::web::{DomainJson, StatusJson, TenantJson, VipJson};
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Grade {
+    /// As it should be.
+    Ok,
+    /// Mail flows, but something deserves attention, or it could not be checked.
+    Warn,
+    /// Mail suffers.
+    Fail,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    /// What was looked at.
+    pub(super) check: String,
+    /// How it is.
+    pub(super) grade: Grade,
+    /// What was found.
+    pub(super) found: String,
+    /// What to do.
+    pub(super) remedy: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { check: check.into(), grade: Grade::Ok, found: found.into(), remedy: None }
+    }
+
+    pub(super) fn warn(check: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check: check.into(), grade: Grade::Warn, found: found.into(), remedy: Some(remedy.into()) }
+    }
+
+    pub(super) fn fail(check: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check: check.into(), grade: Grade::Fail, found: found.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+/// What the daemon knows, if it runs.
+struct Known {
+    status: StatusJson,
+    vips: Vec<VipJson>,
+    domains: Vec<DomainJson>,
+}
+
+/// Checks everything; 0 if nothing failed, 1 if something did, 78 if the configuration is wrong.
+pub async fn run(everywhere: &Everywhere, asked: &Doctor) -> ExitCode {
+    let mut found = Vec::new();
+    let loaded = config::load(&everywhere.config);
+    match &loaded {
+        Ok(_) => found.push(Finding::ok("configuration", format!("{} is fine", everywhere.config.display()))),
+        Err(problems) => found.extend(problems.iter().map(|problem| {
+            Finding::fail("configuration", problem.to_string(), "correct the file, then: postern check")
+        })),
+    }
+    let configuration = loaded.ok();
+    let socket = everywhere.socket.clone().or(configuration.as_ref().map(|config| config.web.socket.clone()));
+    let known =
+        ask(&Client { socket: socket.unwrap_or_else(|| crate::web::Settings::default().socket) }, &mut found).await;
+    if let Some(config) = &configuration {
+        found.extend(machine::check(config));
+    }
+    if let Some(known) = &known {
+        found.extend(machine::check_vips(&known.vips));
+        if let Some(config) = &configuration {
+            found.extend(machine::check_names(config, &known.vips));
+        }
+    }
+    if !asked.offline {
+        let dns = configuration.as_ref().map(|config| config.dns.clone()).unwrap_or_default();
+        let (vips, domains) = known.as_ref().map_or((&[][..], &[][..]), |known| (&known.vips, &known.domains));
+        found.extend(network::check(&dns, vips, &asked.probe).await);
+        found.extend(network::check_domains(domains));
+    }
+    report(everywhere, &found);
+    let is_failed = found.iter().any(|finding| finding.grade == Grade::Fail);
+    match (configuration.is_some(), is_failed) {
+        (false, _) => ExitCode::from(exit::CONFIGURATION),
+        (true, true) => ExitCode::from(exit::FAILED),
+        (true, false) => ExitCode::SUCCESS,
+    }
+}
+
+async fn ask(client: &Client, found: &mut Vec<Finding>) -> Option<Known> {
+    match known(client).await {
+        Ok(known) => {
+            let status = &known.status;
+            found.push(Finding::ok("daemon", format!("postern {} answers", status.version)));
+            let detail = status.storage_detail.clone().unwrap_or_default();
+            found.push(match status.storage.as_str() {
+                "accepting" => Finding::ok("storage", "accepts mail"),
+                "low_space" => Finding::fail("storage", detail, "free some disk space; new mail is refused until then"),
+                _ => Finding::fail("storage", detail, "restart the daemon: systemctl restart postern"),
+            });
+            if known.vips.is_empty() {
+                let remedy = "postern vip add ADDRESS --ehlo NAME --tenant NAME";
+                found.push(Finding::warn("virtual IPs", "there are none, nobody can log in", remedy));
+            }
+            Some(known)
+        }
+        Err(fault) => {
+            let remedy = "systemctl status postern; what only the daemon knows was not checked";
+            found.push(Finding::fail("daemon", fault.to_string(), remedy));
+            None
+        }
+    }
+}
+
+async fn known(client: &Client) -> Result<Known, super::client::Fault> {
+    let status = output::read(&client.get("/status").await?)?;
+    let vips = rows(&client.list("/vips", usize::MAX).await?)?;
+    let tenants: Vec<TenantJson> = rows(&client.list("/tenants", usize::MAX).await?)?;
+    let names = tenants.into_iter().map(|tenant| tenant.name).chain([crate::web::INSTANCE_NAME.to_owned()]);
+    let mut domains = Vec::new();
+    for name in names {
+        let path = format!("/tenants/{}/domains", super::client::encoded(&name));
+        domains.extend(rows::<DomainJson>(&client.list(&path, usize::MAX).await?)?);
+    }
+    Ok(Known { status, vips, domains })
+}
+
+fn report(everywhere: &Everywhere, found: &[Finding]) {
+    if everywhere.json {
+        output::print_json(&serde_json::to_value(found).unwrap_or_default());
+    } else {
+        found.iter().for_each(|finding| output::print(&line(Colour::of_output(), finding)));
+    }
+}
+
+fn line(colour: Colour, finding: &Finding) -> String {
+    let grade = match finding.grade {
+        Grade::Ok => colour.green("ok  "),
+        Grade::Warn => colour.yellow("warn"),
+        Grade::Fail => colour.red("FAIL"),
+    };
+    let remedy = finding.remedy.as_ref().map(|remedy| format!(" -> {remedy}")).unwrap_or_default();
+    format!("{grade} {}: {}\n", finding.check, crate::mail::printable(&format!("{}{remedy}", finding.found)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_check_is_one_line_with_its_remedy() {
+        let finding = Finding::fail("clock", "stands\nstill", "wind it up");
+        assert_eq!(line(Colour::Plain, &finding), "FAIL clock: stands?still -> wind it up\n");
+        assert_eq!(line(Colour::Plain, &Finding::ok("disk", "fine")), "ok   disk: fine\n");
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_what_needs_none_is_still_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut found = Vec::new();
+        let client = Client { socket: folder.path().join("none") };
+        assert!(ask(&client, &mut found).await.is_none());
+        assert_eq!((found.len(), found.first().map(|finding| finding.grade)), (1, Some(Grade::Fail)));
+    }
+}

@@ -1,0 +1,108 @@
+//! Checks that ask others: DNS, port 25, each virtual IP's name and the way back, each domain.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::Finding;
+use crate::mail::Domain;
+use crate::net::{DnsSettings, LookupError, Resolver, SystemResolver};
+use crate::web::DomainJson;
+use crate::web::VipJson;
+
+/// How long port 25 of the probe may take to answer.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) async fn check(dns: &DnsSettings, vips: &[VipJson], probe: &str) -> Vec<Finding> {
+    let resolver = match SystemResolver::new(dns) {
+        Ok(resolver) => resolver,
+        Err(error) => return vec![Finding::fail("DNS", error.to_string(), "correct dns.servers or /etc/resolv.conf")],
+    };
+    let mut found = Vec::new();
+    let Ok(host) = Domain::parse(probe) else {
+        return vec![Finding::fail("port 25", format!("{probe:?} is not a host name"), "give --probe another host")];
+    };
+    match resolver.ipv4(&host).await {
+        Ok(addresses) => {
+            found.push(Finding::ok("DNS", format!("{host} was found")));
+            found.push(port_25(&host, addresses.first().copied().map(IpAddr::V4)).await);
+        }
+        Err(error) => {
+            let remedy = "without DNS no mail leaves; a local resolver such as unbound is best";
+            found.push(Finding::fail("DNS", format!("{host}: {error}"), remedy));
+            found.push(Finding::warn("port 25", "not checked for want of DNS", "mend DNS first"));
+            return found;
+        }
+    }
+    for vip in vips {
+        for address in public(vip) {
+            found.push(way_back(&resolver, vip, address).await);
+        }
+    }
+    found
+}
+
+fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
+    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
+    ipv4.into_iter().chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6))
+}
+
+async fn port_25(host: &Domain, address: Option<IpAddr>) -> Finding {
+    let Some(address) = address else {
+        return Finding::warn("port 25", format!("{host} has no IPv4 address"), "give --probe another host");
+    };
+    let connected = tokio::time::timeout(PROBE_PATIENCE, tokio::net::TcpStream::connect((address, 25))).await;
+    match connected {
+        Ok(Ok(_)) => Finding::ok("port 25", format!("{host} answers")),
+        Ok(Err(error)) => Finding::fail("port 25", format!("{host}: {error}"), BLOCKED),
+        Err(_) => Finding::fail("port 25", format!("{host} does not answer"), BLOCKED),
+    }
+}
+
+const BLOCKED: &str = "ask your provider to open port 25 outbound, or send by a relay: postern route add";
+
+/// The address must lead to the name (PTR) and the name back to the address.
+async fn way_back(resolver: &dyn Resolver, vip: &VipJson, address: IpAddr) -> Finding {
+    let check = format!("PTR of {address}");
+    if address.is_loopback() {
+        return Finding::warn(check, "a loopback address has none", "only trials use loopback addresses");
+    }
+    let Ok(name) = Domain::parse(&vip.ehlo) else {
+        return Finding::fail(check, format!("{} is not a name", vip.ehlo), "remove the virtual IP and add it anew");
+    };
+    let set = format!("set it to {name} where you rent the address");
+    match resolver.ptr(address).await {
+        Ok(names) if names.contains(&name) => {}
+        Ok(names) => {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            return Finding::fail(check, format!("is {}, not {name}", names.join(", ")), set);
+        }
+        Err(LookupError::Temporary(text)) => return Finding::warn(check, text, "try again"),
+        Err(error) => return Finding::fail(check, error.to_string(), set),
+    }
+    let forward: Result<Vec<IpAddr>, LookupError> = match address {
+        IpAddr::V4(_) => resolver.ipv4(&name).await.map(|found| found.into_iter().map(IpAddr::V4).collect()),
+        IpAddr::V6(_) => resolver.ipv6(&name).await.map(|found| found.into_iter().map(IpAddr::V6).collect()),
+    };
+    let kind = if address.is_ipv4() { "A" } else { "AAAA" };
+    match forward {
+        Ok(found) if found.contains(&address) => Finding::ok(check, format!("is {name}, which leads back")),
+        Ok(_) => Finding::fail(check, format!("is {name}, which leads elsewhere"), format!("{name}. {kind} {address}")),
+        Err(LookupError::Temporary(text)) => Finding::warn(check, text, "try again"),
+        Err(error) => Finding::fail(check, format!("is {name}: {error}"), format!("publish {name}. {kind} {address}")),
+    }
+}
+
+/// What the last look into DNS said about each domain.
+pub(super) fn check_domains(domains: &[DomainJson]) -> Vec<Finding> {
+    let one = |domain: &DomainJson| {
+        let check = format!("domain {} of {}", domain.domain, domain.tenant);
+        let remedy = format!("postern domain verify {} {}", domain.tenant, domain.domain);
+        match (domain.state.as_str(), &domain.absent_since) {
+            (_, Some(since)) => Finding::fail(check, format!("its record is absent since {since}"), remedy),
+            ("verified", None) => Finding::ok(check, "verified"),
+            ("trusted", None) => Finding::warn(check, "trusted without proof: DKIM may fail at the peers", remedy),
+            (state, None) => Finding::fail(check, format!("{state}: its mail is refused"), remedy),
+        }
+    };
+    domains.iter().map(one).collect()
+}
