@@ -526,10 +526,10 @@ pub struct QueueTarget {
 pub enum Store {
     /// Read every record and every message and say what is damaged
     Verify,
-    /// Owe the mail again from the message segments alone, when the records are lost
+    /// Save the mail from the message segments alone, when the records are lost; without options, only count it
     Salvage {
-        /// Say what would be done, change nothing
-        #[arg(long)]
-        dry_run: bool,
+        /// A new data folder in which what was not settled is owed again
+        #[arg(long, value_name = "FOLDER")]
+        into: Option<PathBuf>,
     },
 }

@@ -16,6 +16,7 @@ mod route;
 mod smtp_account;
 mod snippets;
 mod status;
+mod store;
 mod suppression;
 mod tenant;
 mod vip;
@@ -72,6 +73,7 @@ where
             Err(fault) => Err(fault),
         },
         Command::Init(init) => init::run(init),
+        Command::Store(command) => offline(&arguments.everywhere, command),
         Command::Check => check(&arguments.everywhere.config),
         command => online(&arguments.everywhere, command),
     };
@@ -97,6 +99,12 @@ fn check(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Commands on a folder no daemon has open.
+fn offline(everywhere: &Everywhere, command: &arguments::Store) -> Result<(), Fault> {
+    let config = load(&everywhere.config)?;
+    runtime()?.block_on(store::run(everywhere, &config, command))
+}
+
 /// Commands that speak to the daemon.
 fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
     let session = Session::open(everywhere)?;
@@ -110,7 +118,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
-            _ => Err(Fault::Failed("this command is not part of this build yet".to_owned())),
+            _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })
 }

@@ -67,7 +67,7 @@ fn disk(config: &Config) -> Vec<Finding> {
         Err(error) => return vec![Finding::warn("disk", format!("cannot be asked: {error}"), "run doctor as root")],
     };
     let bytes = free.f_bavail.saturating_mul(free.f_frsize);
-    let floor = config.free_bytes_min;
+    let floor = config.store.free_bytes_min;
     let space = if bytes < floor {
         let remedy = "free some, or lower store.free_bytes_min; new mail is refused until then";
         Finding::fail("disk space", format!("{} free, the floor is {}", size(bytes), size(floor)), remedy)
