@@ -21,7 +21,7 @@ const DAMAGE_SHOWN_MAX: usize = 100;
 /// Carries out one of them on the configured data folder.
 pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> Result<(), Fault> {
     match command {
-        Store::Verify => verify(everywhere, &config.data),
+        Store::Verify => verify(everywhere, &config.store.folder),
         Store::Salvage { into: None } => salvage(everywhere, config, None).await,
         Store::Salvage { into: Some(folder) } => {
             let holds_something = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
@@ -86,7 +86,7 @@ struct Tally {
 }
 
 async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) -> Result<(), Fault> {
-    let mut bodies = store::salvage(&config.data).map_err(|error| unopened(&config.data, &error))?;
+    let mut bodies = store::salvage(&config.store.folder).map_err(|error| unopened(&config.store.folder, &error))?;
     let queue = match into {
         None => None,
         Some(folder) => Some(new_queue(config, folder).await?),
@@ -135,8 +135,12 @@ fn words(tally: &Tally, into: Option<&Path>) -> String {
 }
 
 async fn new_queue(config: &Config, folder: &Path) -> Result<Queue, Fault> {
-    let settings = store::Settings { folder: folder.to_owned(), ..store::Settings::default() };
-    let opened = store::open(settings).map_err(|error| unopened(folder, &error))?;
+    // The store's place within the data folder stays the same.
+    let place = config.store.folder.strip_prefix(&config.data).unwrap_or(Path::new("store"));
+    let folder = folder.join(place);
+    std::fs::create_dir_all(&folder).map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))?;
+    let settings = store::Settings { folder: folder.clone(), ..config.store.clone() };
+    let opened = store::open(settings).map_err(|error| unopened(&folder, &error))?;
     let queue = Queue::open(Arc::clone(&opened.records), opened.bodies, config.queue).await;
     queue.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))
 }
