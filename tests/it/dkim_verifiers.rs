@@ -112,7 +112,7 @@ async fn sign_samples() -> Signed {
 }
 
 /// One line per message.
-fn verdicts(command: &mut Command, zone: &Path, messages: &[PathBuf]) -> Vec<Vec<String>> {
+pub fn verdicts(command: &mut Command, zone: &Path, messages: &[PathBuf]) -> Vec<Vec<String>> {
     let output = command.arg(zone).args(messages).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -122,11 +122,11 @@ fn verdicts(command: &mut Command, zone: &Path, messages: &[PathBuf]) -> Vec<Vec
     lines
 }
 
-fn script(name: &str) -> PathBuf {
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/foreign").join(name)
 }
 
-fn runs(program: &str, arguments: &[&str]) -> bool {
+pub fn runs(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod clients;
 mod config_mistakes;
 mod daemon_life;
 mod dialogues;
@@ -9,6 +10,7 @@ mod dkim_verifiers;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
+mod interop;
 mod notices;
 mod scenarios;
 mod tidy;

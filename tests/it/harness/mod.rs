@@ -1,11 +1,13 @@
 //! What tests of the whole daemon share: peers, zones, and the way to say that a check could not run.
 
+pub mod apart;
 pub mod daemon;
 pub mod door;
 pub mod load;
 pub mod outbound;
 pub mod peer;
 pub mod process;
+pub mod shop;
 pub mod zone;
 
 use std::io::Write;
