@@ -123,6 +123,9 @@ impl Daemon {
         let folders = Folders::open(&config)?;
         let tls = world::client_tls(overrides.client_tls)?;
         let rooms = Rooms::open(&config, opened, key, (&world, &folders)).await?;
+        if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {
+            tracing::warn!(%error, "the instance's own key could not be made; notices may leave unsigned");
+        }
         let state = State::new(&rooms, Arc::clone(&world.certificates), started);
         let daemon = Self::around(&config, &rooms, &world, state);
         daemon.start_rest(&config, &rooms, folders.archive);

@@ -23,6 +23,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use crate::access::{Actor, Permission};
+use crate::ext::Timestamp;
 use crate::mail::dkim::{Algorithms, SigningKeys};
 use crate::mail::{Domain, Refusal, Reply, TenantId};
 use crate::net::Resolver;
@@ -190,14 +191,38 @@ impl Domains {
         self.covering(tenant, domain).map(|_| ())
     }
 
-    /// What signs a notice from a virtual IP's EHLO name: the owner's key if it covers the name,
-    /// else the instance's own, else nothing (a notice, and only a notice, then leaves unsigned).
+    /// What signs a notice from a virtual IP's EHLO name: the owner's key if it covers the name, else
+    /// the instance's key for that name, else any verified key of the instance (the signature then
+    /// names who runs the service, though it does not align with From), else nothing: a notice, and
+    /// only a notice, then leaves unsigned.
     pub fn name_signer(&self, vip: &Vip) -> Option<Arc<Signer>> {
         let of_owner = match vip.owner {
             Owner::Tenant(tenant) => self.signer(tenant, &vip.ehlo).ok(),
             Owner::Shared => None,
         };
-        of_owner.or_else(|| self.signer(INSTANCE, &vip.ehlo).ok())
+        of_owner.or_else(|| self.signer(INSTANCE, &vip.ehlo).ok()).or_else(|| self.instance_signer())
+    }
+
+    fn instance_signer(&self) -> Option<Arc<Signer>> {
+        let mut names: Vec<Domain> = {
+            let memory = records::read(&self.memory);
+            memory.get(&INSTANCE).into_iter().flat_map(HashMap::keys).cloned().collect()
+        };
+        names.sort();
+        names.iter().find_map(|name| self.signer(INSTANCE, name).ok())
+    }
+
+    /// Makes the instance's own key for `hostname` unless it has one; pending until its records are
+    /// in DNS. Called at every start, so the first one makes it.
+    pub async fn ensure_instance_key(&self, hostname: &Domain, now: Timestamp) -> Result<(), AdminError> {
+        if self.entry(INSTANCE, hostname).is_some() {
+            return Ok(());
+        }
+        let actor = Actor::system("the instance's own key, made at the first start");
+        match self.add(&actor, INSTANCE, hostname, now).await {
+            Ok(_) | Err(AdminError::Exists(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// One domain of a tenant's.

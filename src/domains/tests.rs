@@ -364,10 +364,21 @@ async fn notices_are_signed_by_the_owner_else_by_the_instance_else_not_at_all() 
     assert_eq!(signer(&shared), None, "pending");
     room.add_verified(INSTANCE, "mx.host.example").await;
     assert_eq!(signer(&shared).as_deref(), Some("mx.host.example"));
+    assert_eq!(signer(&own).as_deref(), Some("mx.host.example"), "better than no signature");
     assert_eq!(signer(&vip(Owner::Tenant(SHOP), "mx.host.example")).as_deref(), Some("mx.host.example"));
     room.add_verified(SHOP, "shop.example").await;
     assert_eq!(signer(&own).as_deref(), Some("shop.example"));
-    assert_eq!(signer(&vip(Owner::Shared, "mx.shop.example")), None, "a tenant's key signs for its own address only");
+    let foreign = signer(&vip(Owner::Shared, "mx.shop.example"));
+    assert_eq!(foreign.as_deref(), Some("mx.host.example"), "a tenant's key signs for its own address only");
+}
+
+#[tokio::test]
+async fn the_instances_own_key_is_made_once() {
+    let room = Room::new();
+    for _ in 0..2 {
+        room.domains.ensure_instance_key(&domain("mx.host.example"), START).await.unwrap();
+    }
+    assert_eq!(room.domains.list(&room.actor, INSTANCE).unwrap().len(), 1);
 }
 
 #[tokio::test]
