@@ -186,7 +186,7 @@ fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
          DNS records to publish for this machine:\n  {name}.  A     (its IPv4 address)\n  {name}.  AAAA  (its IPv6 address, if it has one)\n  \
          PTR of each address: {name}.  (set where you rent the address)\n\n\
          Next:\n  systemctl enable --now postern\n  postern{config} doctor\n  \
-         postern{config} domain add {INSTANCE_NAME} {name}   (the keys that sign notices; prints their records)\n  \
+         postern{config} domain status {INSTANCE_NAME} {name}   (the keys that sign notices, made at the first start; publish their records)\n  \
          postern{config} tenant add shop\n  postern{config} vip add ADDRESS --ehlo {name} --tenant shop\n  \
          postern{config} domain add shop DOMAIN\n  postern{config} smtp-account add shop\n",
         config_file = places.config.display(),
