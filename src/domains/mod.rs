@@ -144,13 +144,15 @@ impl Domains {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let (records, mut damaged) = records::load::<SendingDomain>(&*store, &[prefix::DOMAIN])?;
-        let mut memory = Memory::new();
+        let (mut memory, mut sound) = (Memory::new(), Vec::with_capacity(records.len()));
         for (store_key, record) in records {
             if store_key != record::store_key(record.tenant, &record.domain) {
                 damaged.push(records::set_aside(&store_key, "the record is another domain's"));
                 continue;
             }
-            let entry = Entry::new(record, &key, None);
+            sound.push(record);
+        }
+        for entry in open_keys(sound, &key) {
             if let Err(error) = &entry.signer {
                 tracing::error!(domain = %entry.record.domain, tenant = %entry.record.tenant, error, "mail cannot be signed");
             }
@@ -260,6 +262,23 @@ impl Domains {
         }
         Err(refusal(name, nearest.as_deref()))
     }
+}
+
+/// Opens the keys of many domains on every processor: each takes most of a millisecond, and a
+/// service with thousands of them shall still start at once.
+fn open_keys(mut records: Vec<SendingDomain>, key: &MasterKey) -> Vec<Entry> {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let part = records.len().div_ceil(processors).max(1);
+    std::thread::scope(|scope| {
+        let mut parts = Vec::new();
+        while !records.is_empty() {
+            let own = records.split_off(records.len().saturating_sub(part));
+            let open = move || own.into_iter().map(|record| Entry::new(record, key, None)).collect::<Vec<_>>();
+            parts.push(scope.spawn(open));
+        }
+        let ended = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ended.flatten().collect()
+    })
 }
 
 fn missing(domain: &Domain) -> AdminError {
