@@ -123,6 +123,7 @@ impl Daemon {
         let folders = Folders::open(&config)?;
         let tls = world::client_tls(overrides.client_tls)?;
         let rooms = Rooms::open(&config, opened, key, (&world, &folders)).await?;
+        rooms.report_damage(started).await;
         if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {
             tracing::warn!(%error, "the instance's own key could not be made; notices may leave unsigned");
         }

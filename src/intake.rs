@@ -84,8 +84,13 @@ impl Intake {
         let is_notice = about.is_notice();
         let prepared = self.parts.pipeline.prepare(draft, about).await?;
         let is_unsigned = prepared.signatures.is_empty();
+        let counted = prepared.counted;
         let message = self.addressed(id, prepared);
-        self.parts.queue.enqueue(message, now).await.map_err(not_stored)?;
+        let (tenant, account) = (message.tenant, message.account);
+        if let Err(error) = self.parts.queue.enqueue(message, now).await {
+            self.parts.pipeline.not_accepted(counted, tenant, account);
+            return Err(not_stored(error));
+        }
         if is_notice && is_unsigned {
             self.tell(EventKind::Mail(id, MailEvent::NoticeUnsigned), now);
         }

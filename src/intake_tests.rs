@@ -1,5 +1,7 @@
 //! Mail taken in with the real queue and routes over the store in memory.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use super::*;
 use crate::mail::Smtputf8;
 use crate::pipeline::{self, samples};
@@ -8,6 +10,7 @@ use crate::seal::MasterKey;
 use crate::store::{Blobs, MemoryStore, after_prefix, codec, prefix};
 
 struct Bench {
+    counted: Arc<AtomicI64>,
     store: Arc<MemoryStore>,
     intake: Intake,
 }
@@ -18,16 +21,24 @@ async fn bench() -> Bench {
     let bodies: Arc<dyn Blobs> = store.clone();
     let queue = Queue::open(Arc::clone(&records), bodies, queue::Settings::default()).await.unwrap();
     let routes = Routes::open(Arc::clone(&records), Arc::new(MasterKey::from_bytes([7; 32]))).unwrap();
+    let counted = Arc::new(AtomicI64::new(0));
+    let (counts, takes_back) = (Arc::clone(&counted), Arc::clone(&counted));
     let parts = pipeline::Parts {
         signer: samples::signer_for(&["shop.example"]),
         name_signer: Arc::new(|_| None),
         suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
-        count: Arc::new(|_, _, _| Ok(())),
+        count: Arc::new(move |_, _, _| {
+            counts.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }),
+        uncount: Arc::new(move |_, _| {
+            takes_back.fetch_sub(1, Ordering::SeqCst);
+        }),
     };
     let settings = pipeline::Settings { spill_folder: std::env::temp_dir(), ..pipeline::Settings::default() };
     let pipeline = Arc::new(Pipeline::new(parts, settings));
     let parts = Parts { pipeline, routes: Arc::new(routes), queue: Arc::new(queue), store: records };
-    Bench { store, intake: Intake::new(parts) }
+    Bench { counted, store, intake: Intake::new(parts) }
 }
 
 impl Bench {
@@ -97,7 +108,19 @@ async fn a_store_that_does_not_take_it_gives_a_reply_that_keeps_the_message_with
             bench.intake.accept(submission(&["b@x.example"], samples::PLAIN), samples::NOW).await.unwrap_err();
         assert!(refusal.reply.one_line().starts_with(reply), "{refusal}");
         assert!(bench.intake.parts.queue.lanes().is_empty());
+        assert_eq!(bench.counted.load(Ordering::SeqCst), 0, "what was not taken is not counted");
     }
+}
+
+#[tokio::test]
+async fn what_fails_behind_the_limits_is_not_counted_and_what_is_taken_is_once() {
+    let bench = bench().await;
+    let mut broken = submission(&["b@x.example"], samples::PLAIN);
+    broken.draft.body = samples::unreadable_body();
+    bench.intake.accept(broken, samples::NOW).await.unwrap_err();
+    assert_eq!(bench.counted.load(Ordering::SeqCst), 0);
+    bench.intake.accept(submission(&["b@x.example"], samples::PLAIN), samples::NOW).await.unwrap();
+    assert_eq!(bench.counted.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

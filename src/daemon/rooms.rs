@@ -9,6 +9,7 @@ use super::world::{Folders, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::config::Config;
 use crate::domains::Domains;
+use crate::ext::Timestamp;
 use crate::intake::{self, Intake};
 use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
@@ -17,7 +18,7 @@ use crate::seal::MasterKey;
 use crate::store::{Blobs, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::vips::{Owner, Vips};
-use crate::{events, submission, web};
+use crate::{events, records, submission, web};
 
 /// Every room that has state.
 #[derive(Clone)]
@@ -66,6 +67,14 @@ impl Rooms {
         Ok(Self { store, blobs, vips, accounts, domains, suppression, routes, queue, intake, bell })
     }
 
+    /// Writes an event for each record that could not be read. They were logged; nothing waits for this.
+    pub(super) async fn report_damage(&self, now: Timestamp) {
+        let rooms = [self.vips.damaged(), self.accounts.damaged(), self.routes.damaged(), self.domains.damaged()];
+        if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
+            tracing::warn!(%error, "events about damaged records were not recorded");
+        }
+    }
+
     /// What the admin API is built from.
     pub(super) fn for_web(&self, about: web::About) -> web::Parts {
         let rooms = self.clone();
@@ -104,6 +113,7 @@ fn pipeline(
     (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
 ) -> Pipeline {
     let (accounts, suppression, vips) = (Arc::clone(accounts), Arc::clone(suppression), Arc::clone(vips));
+    let (counts, takes_back) = (Arc::clone(&accounts), accounts);
     let (signers, names) = (Arc::clone(domains), Arc::clone(domains));
     let parts = pipeline::Parts {
         signer: Arc::new(move |tenant, domain| signers.signer(tenant, domain)),
@@ -111,7 +121,8 @@ fn pipeline(
         suppressed: Arc::new(move |tenant, address| {
             suppression.contains(tenant, address).map_err(|error| error.to_string())
         }),
-        count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
+        count: Arc::new(move |tenant, account, now| counts.count(tenant, account, now)),
+        uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
     };
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), ..config.pipeline.clone() };
     Pipeline::new(parts, settings)

@@ -62,6 +62,8 @@ pub struct About {
     pub envelope: Envelope,
     /// `identity`: what signs it; `None` before that, and for notices.
     pub signer: Option<Arc<Signer>>,
+    /// `limits`: whether the message is counted.
+    pub counted: Counted,
     /// `suppressed`: numbers of recipients never to be mailed, ascending.
     pub suppressed: Vec<u16>,
     /// `encoding`: what octets the final bytes hold.
@@ -74,13 +76,23 @@ impl About {
     /// Before the first stage.
     pub fn new(id: QueueId, now: Timestamp, source: Source, envelope: Envelope) -> Self {
         let (signer, suppressed, octets, signatures) = (None, Vec::new(), Octets::Eight, Vec::new());
-        Self { id, now, source, envelope, signer, suppressed, octets, signatures }
+        let counted = Counted::No;
+        Self { id, now, source, envelope, signer, counted, suppressed, octets, signatures }
     }
 
     /// Whether it is a notice of ours.
     pub fn is_notice(&self) -> bool {
         matches!(self.source.way, Way::Notice { .. })
     }
+}
+
+/// Whether a message was booked against the limits of its tenant and account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// It was, and is given back if it is not accepted after all.
+    Yes,
+    /// Not yet, or it is exempt.
+    No,
 }
 
 /// Which octets a message holds.

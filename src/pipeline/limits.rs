@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 
-use super::about::About;
+use super::about::{About, Counted};
 use super::{Count, Stage};
 use crate::mail::{Draft, Refusal};
 
@@ -23,6 +23,8 @@ impl Stage for Limits {
     }
 
     async fn apply(&self, _draft: &mut Draft, about: &mut About) -> Result<(), Refusal> {
-        (self.count)(about.source.tenant, about.source.account, about.now)
+        (self.count)(about.source.tenant, about.source.account, about.now)?;
+        about.counted = Counted::Yes;
+        Ok(())
     }
 }

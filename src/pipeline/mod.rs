@@ -22,7 +22,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-pub use about::{About, Octets, SmtpFacts, Source, Way};
+pub use about::{About, Counted, Octets, SmtpFacts, Source, Way};
 
 use crate::accounts::Accounts;
 use crate::domains::{Domains, Signer};
@@ -64,6 +64,9 @@ pub type SuppressedLookup = Arc<dyn Fn(TenantId, &Address) -> Result<bool, Strin
 /// Counts one message against the limits.
 pub type Count = Arc<dyn Fn(TenantId, Option<SmtpAccountId>, Timestamp) -> Result<(), Refusal> + Send + Sync>;
 
+/// Takes back what [`Count`] counted.
+pub type Uncount = Arc<dyn Fn(TenantId, Option<SmtpAccountId>) + Send + Sync>;
+
 /// What the stages ask of the rooms that keep records.
 #[derive(Clone)]
 pub struct Parts {
@@ -75,6 +78,8 @@ pub struct Parts {
     pub suppressed: SuppressedLookup,
     /// `Accounts::count`.
     pub count: Count,
+    /// `Accounts::uncount`.
+    pub uncount: Uncount,
 }
 
 /// What the configuration file may set.
@@ -124,6 +129,8 @@ pub struct Prepared {
     pub envelope: Envelope,
     /// Who handed it in.
     pub source: Source,
+    /// Whether it is counted against limits.
+    pub counted: Counted,
     /// Whether the peer must offer 8BITMIME.
     pub octets: Octets,
     /// Subject, for people.
@@ -141,6 +148,7 @@ pub struct Prepared {
 /// The ordered stages.
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
+    uncount: Uncount,
 }
 
 impl Parts {
@@ -151,7 +159,7 @@ impl Parts {
         suppression: Arc<Suppression>,
         vips: Arc<Vips>,
     ) -> Self {
-        let names = Arc::clone(&domains);
+        let (names, takes_back) = (Arc::clone(&domains), Arc::clone(&accounts));
         Self {
             signer: Arc::new(move |tenant, domain| domains.signer(tenant, domain)),
             name_signer: Arc::new(move |vip| names.name_signer(&vips.get(vip)?)),
@@ -159,6 +167,7 @@ impl Parts {
                 suppression.contains(tenant, address).map_err(|error| error.to_string())
             }),
             count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
+            uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
         }
     }
 }
@@ -187,14 +196,16 @@ impl Pipeline {
                 at_once: Arc::new(Semaphore::new(processors.max(2))),
             }),
         ];
-        Self { stages }
+        Self { stages, uncount: parts.uncount }
     }
 
-    /// Makes a draft final, or says why not. The reply of a refusal is for the peer.
+    /// Makes a draft final, or says why not. The reply of a refusal is for the peer. A message that
+    /// is prepared and then not owed must be given to [`Pipeline::not_accepted`].
     pub async fn prepare(&self, mut draft: Draft, mut about: About) -> Result<Prepared, Refusal> {
         for stage in &self.stages {
             if stage.concerns(&about) {
                 stage.apply(&mut draft, &mut about).await.map_err(|mut refusal| {
+                    self.not_accepted(about.counted, about.source.tenant, about.source.account);
                     refusal.cause = format!("{}: {}", stage.name(), refusal.cause);
                     refusal
                 })?;
@@ -216,6 +227,7 @@ impl Pipeline {
             sealed: draft.seal(),
             envelope: about.envelope,
             source: about.source,
+            counted: about.counted,
             octets: about.octets,
             subject,
             message_id,
@@ -223,6 +235,13 @@ impl Pipeline {
             signatures: about.signatures,
             suppressed: about.suppressed,
         })
+    }
+
+    /// Gives back what was counted for a message that is not accepted after all.
+    pub fn not_accepted(&self, counted: Counted, tenant: TenantId, account: Option<SmtpAccountId>) {
+        if counted == Counted::Yes {
+            (self.uncount)(tenant, account);
+        }
     }
 }
 

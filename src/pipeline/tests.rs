@@ -10,6 +10,7 @@ fn parts() -> Parts {
         name_signer: Arc::new(|_| None),
         suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
         count: Arc::new(|_, _, _| Ok(())),
+        uncount: Arc::new(|_, _| {}),
     }
 }
 

@@ -85,6 +85,7 @@ async fn sign_samples() -> Signed {
         name_signer: Arc::new(|_| None),
         suppressed: Arc::new(|_, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
+        uncount: Arc::new(|_, _| {}),
     };
     let settings = Settings { spill_folder: folder.path().to_owned(), ..Settings::default() };
     let pipeline = Pipeline::new(parts, settings);
