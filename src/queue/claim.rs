@@ -19,8 +19,12 @@ use crate::store::{BodyReader, StoreError, after_prefix, codec, prefix};
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(30);
 
 impl Queue {
-    /// Claims up to `most` ready records of a lane, the longest due first. May read the store.
+    /// Claims up to `most` ready records of a lane, the longest due first; none while
+    /// [`Queue::can_record`] says no. May read the store.
     pub fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
+        if !self.can_record() {
+            return Vec::new();
+        }
         let now = self.now();
         let refill = |lane: &Lane, from: Entry, limit: usize| self.entries(lane, from, limit);
         let taken = self.in_memory().take(lane, now, most, &refill);
@@ -53,10 +57,14 @@ impl Queue {
     /// of the body is kept.
     pub fn set_aside(&self, claim: Claim, detail: &str) {
         let name = (claim.queue_id, claim.number);
-        if self.in_memory().claimed(name, claim.token).is_none() {
+        let known = self.in_memory().claimed(name, claim.token);
+        let Some(known) = known else { return };
+        self.in_memory().claim_is_busy(name);
+        if known == WhileClaimed::Changed {
+            // Perhaps nobody is to be tried any more; if somebody is, it is found damaged again.
+            self.look_again(name);
             return;
         }
-        self.in_memory().claim_is_busy(name);
         let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
         let due_key = key::due(&claim.record.lane, entry);
         self.chores().damaged(Damage::Record { name, due_key, detail: detail.to_owned() });

@@ -55,6 +55,11 @@ impl Chores {
         self.settlements.push((settlement, tries, again));
     }
 
+    /// No settlement waits for its next try any longer: there will be no later one.
+    fn hurry(&mut self) {
+        self.settlements.iter_mut().for_each(|(_, _, again)| *again = QueueTime(0));
+    }
+
     pub(super) fn damaged(&mut self, damage: Damage) {
         self.damage.push(damage);
     }
@@ -66,17 +71,22 @@ impl Queue {
         let mut clock_due = QueueTime(0);
         let mut forget_due = self.now().plus(CLOCK_PERIOD);
         loop {
+            // Asked before the work: what came in meanwhile gets a round of its own.
+            let is_last = shutdown.is_cancelled();
             let now = self.now();
-            if now >= clock_due || shutdown.is_cancelled() {
+            if now >= clock_due || is_last {
                 self.keep_clock(Timestamp::now()).await;
                 clock_due = now.plus(CLOCK_PERIOD);
+            }
+            if is_last {
+                self.chores().hurry();
             }
             self.do_chores(Timestamp::now()).await;
             if now >= forget_due {
                 forget_due = now.plus(FORGET_PERIOD);
                 self.forget_old(Timestamp::now()).await;
             }
-            if shutdown.is_cancelled() {
+            if is_last {
                 return;
             }
             tokio::select! {
@@ -114,18 +124,32 @@ impl Queue {
     /// Works the lists off once.
     pub(super) async fn do_chores(&self, wall: Timestamp) {
         self.repeat_settlements().await;
-        let looks = std::mem::take(&mut self.chores().looks);
-        for name in looks {
-            if let Err(error) = self.look(name, wall).await {
-                tracing::warn!(queue_id = %name.0, %error, "a queued record could not be put in order yet");
-                self.chores().looks.insert(name);
-            }
-        }
+        self.look_at_all(wall).await;
         let damage = std::mem::take(&mut self.chores().damage);
         for damaged in damage {
             if let Err(error) = self.set_damage_aside(&damaged, wall).await {
                 tracing::warn!(%error, "a damaged record could not be set aside yet");
                 self.chores().damage.push(damaged);
+            }
+        }
+    }
+
+    async fn look_at_all(&self, wall: Timestamp) {
+        let looks = std::mem::take(&mut self.chores().looks);
+        if looks.is_empty() {
+            return;
+        }
+        // Whoever went away may have left a batch with the committer: once this empty one is
+        // through, so is theirs, and what is read is what stays.
+        if let Err(error) = self.store.commit(Batch::new()).await {
+            tracing::warn!(%error, "queued records could not be put in order yet");
+            self.chores().looks.extend(looks);
+            return;
+        }
+        for name in looks {
+            if let Err(error) = self.look(name, wall).await {
+                tracing::warn!(queue_id = %name.0, %error, "a queued record could not be put in order yet");
+                self.chores().looks.insert(name);
             }
         }
     }

@@ -23,6 +23,8 @@ const ENTRIES_MAX: usize = 200_000;
 const RECORDS_MAX: usize = 50_000;
 /// Bytes of decoded records in all windows together, estimated.
 const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// One part in so many of the lanes looked at is kept for marketing, if as many are due.
+const MARKETING_SHARE: usize = 5;
 /// A lane whose entries could not be read is left alone this long, in milliseconds.
 const READ_FAILURE_PAUSE_MS: u64 = 5_000;
 
@@ -215,9 +217,12 @@ impl Lanes {
     /// continues where this one stopped.
     pub(super) fn due(&mut self, now: QueueTime, most: usize) -> Vec<(Lane, usize)> {
         let mut found = Vec::new();
+        let last = (now, u32::MAX);
+        // However many transactional lanes are due and cannot run, marketing ones get their look.
+        let share = (most / MARKETING_SHARE).max(usize::from(most > 1));
+        let kept_back = self.due[1].range(..=last).take(share).count();
         for class in 0..self.due.len() {
             let set = &self.due[class];
-            let last = (now, u32::MAX);
             let turn = self.turn[class].filter(|turn| *turn < last);
             let (behind, before) = match turn {
                 Some(turn) => (
@@ -226,7 +231,7 @@ impl Lanes {
                 ),
                 None => (set.range(..=last), set.range(..(QueueTime(0), 0))),
             };
-            let room = most.saturating_sub(found.len());
+            let room = most.saturating_sub(if class == 0 { kept_back } else { found.len() });
             let mut reached = None;
             for key in behind.chain(before).take(room) {
                 let Some(state) = self.states.get(key.1 as usize).and_then(Option::as_ref) else { continue };

@@ -40,10 +40,13 @@ use crate::events;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, TenantId, VipId};
 use crate::routing::Lane;
-use crate::store::{Batch, Blobs, CommitError, Sharing, Store, StoreError};
+use crate::store::{Batch, Blobs, CommitError, Health, Sharing, Store, StoreError};
 use clock::Clock;
 use lanes::Lanes;
 use locks::MessageLocks;
+
+/// With so many outcomes waiting to be recorded, nothing more is handed out.
+const UNRECORDED_MAX: usize = 64;
 
 /// When to try, when to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +247,12 @@ impl Queue {
         self.notice_nudge.notified().await;
     }
 
+    /// Whether the outcome of an attempt made now could be recorded. If not, nothing is handed out:
+    /// what cannot be recorded is forgotten at a crash, and would be delivered again.
+    pub fn can_record(&self) -> bool {
+        self.chores().unrecorded() < UNRECORDED_MAX && !matches!(self.store.health(), Health::Stopped(_))
+    }
+
     /// Figures of what is in memory, for metrics and the status line.
     pub fn totals(&self) -> Totals {
         let (lanes, claimed) = self.in_memory().totals();
@@ -283,6 +292,8 @@ impl Queue {
 
 #[cfg(test)]
 mod crowd_tests;
+#[cfg(test)]
+mod mishap_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub(super) struct Owed {
     /// Key, and the stored bytes if it was handed out.
     keys: BTreeMap<Key, Option<Vec<u8>>>,
     about: HashMap<QueueId, Vec<Key>>,
+    /// There may be some in the store that are not known here.
+    is_doubtful: bool,
 }
 
 impl Owed {
@@ -35,6 +37,11 @@ impl Owed {
     /// How many are owed about a message.
     pub(super) fn about(&self, id: QueueId) -> usize {
         self.about.get(&id).map_or(0, Vec::len)
+    }
+
+    /// More may be owed than is known: the store is asked before anything relies on none being.
+    pub(super) fn doubt(&mut self) {
+        self.is_doubtful = true;
     }
 
     /// The keys of those owed about a message.
@@ -85,6 +92,16 @@ impl Queue {
     /// Notices that are due now, at most one per message. The same ones are returned until they are
     /// paid (by [`Queue::enqueue`] with `notice_about`) or dropped.
     pub fn owed_notices(&self, most: usize) -> Result<Vec<NoticeOwed>, StoreError> {
+        self.owed_notices_but(most, &|_| false)
+    }
+
+    /// As [`Queue::owed_notices`], without those about messages that `is_skipped` names, so that
+    /// notices which cannot be paid now do not stand before the others.
+    pub fn owed_notices_but(
+        &self,
+        most: usize,
+        is_skipped: &dyn Fn(QueueId) -> bool,
+    ) -> Result<Vec<NoticeOwed>, StoreError> {
         let now = self.now();
         let mut owed = self.notices_owed();
         let due = owed.keys.keys().take_while(|own| key::read_notice(own).is_some_and(|read| read.0 <= now));
@@ -92,7 +109,7 @@ impl Queue {
         // What is handed out already goes before anything else about that message.
         let ids: Vec<QueueId> = due
             .filter_map(|own| key::read_notice(own).map(|read| read.1))
-            .filter(|id| messages.insert(*id))
+            .filter(|id| !is_skipped(*id) && messages.insert(*id))
             .take(most)
             .collect();
         let mut notices = Vec::with_capacity(ids.len());
@@ -156,13 +173,21 @@ impl Queue {
         Ok(own)
     }
 
-    fn retire_after_notice(&self, batch: &mut Batch, id: QueueId, now: Timestamp) -> Result<(), CommitError> {
-        if self.notices_owed().about(id) > 1 {
-            return Ok(());
+    /// How many notices are owed about a message. To retire it on that ground, look first whether
+    /// its lane records are gone: whatever removed one owed its notices in the same batch.
+    pub(super) fn notices_about(&self, id: QueueId) -> Result<usize, CommitError> {
+        let is_doubtful = std::mem::take(&mut self.notices_owed().is_doubtful);
+        if is_doubtful {
+            self.discover_notices().map_err(refused).inspect_err(|_| self.notices_owed().doubt())?;
+            self.notice_nudge.notify_one();
         }
+        Ok(self.notices_owed().about(id))
+    }
+
+    fn retire_after_notice(&self, batch: &mut Batch, id: QueueId, now: Timestamp) -> Result<(), CommitError> {
         let records = key::lane_records(id);
         let open = self.store.range(&records, &after_prefix(&records), 1).map_err(refused)?;
-        if open.is_empty() {
+        if open.is_empty() && self.notices_about(id)? <= 1 {
             Self::retire(batch, id, now);
         }
         Ok(())

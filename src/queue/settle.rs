@@ -37,6 +37,8 @@ impl Drop for Unrecorded<'_> {
     fn drop(&mut self) {
         if let Some(settlement) = self.settlement.take() {
             let again = self.queue.now();
+            // It may have been written all the same, with a notice that memory has not heard of.
+            self.queue.notices_owed().doubt();
             self.queue.chores().keep_settlement(settlement, 0, again);
             self.queue.chore_nudge.notify_one();
         }
@@ -60,6 +62,15 @@ impl Queue {
         self.write_settlement(settlement).await?;
         unrecorded.settlement = None;
         Ok(())
+    }
+
+    /// As [`Queue::settle`], for those who cannot wait: [`Queue::keep`] records the outcomes.
+    pub fn settle_later(&self, claim: Claim, outcomes: Vec<(u16, Outcome)>, now: Timestamp) {
+        let known = self.in_memory().claimed((claim.queue_id, claim.number), claim.token);
+        if known.is_some() {
+            let settlement = Settlement { claim, outcomes, at: now };
+            drop(Unrecorded { queue: self, settlement: Some(settlement) });
+        }
     }
 
     /// Writes a settlement; `Ok` also if an earlier, abandoned try had written it.
@@ -150,8 +161,11 @@ impl Queue {
         ] {
             owed.extend(self.owe_notice(batch, id, kind, recipients));
         }
-        let notice_owed = !owed.is_empty() || self.notices_owed().about(id) > 0;
-        if verdict.is_done() && !notice_owed && !self.others_open(id, &claim.message, number)? {
+        if verdict.is_done()
+            && owed.is_empty()
+            && !self.others_open(id, &claim.message, number)?
+            && self.notices_about(id)? == 0
+        {
             Self::retire(batch, id, at);
         }
         Ok(owed)
@@ -235,8 +249,7 @@ impl Queue {
         let mut batch = Batch::new();
         let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
         batch.remove(key::due(&claim.record.lane, entry)).remove(key::lane_record(name.0, name.1));
-        let notice_owed = self.notices_owed().about(name.0) > 0;
-        if !notice_owed && !self.others_open(name.0, &claim.message, name.1)? {
+        if !self.others_open(name.0, &claim.message, name.1)? && self.notices_about(name.0)? == 0 {
             Self::retire(&mut batch, name.0, at);
         }
         self.commit(batch).await

@@ -152,7 +152,10 @@ impl Queue {
     fn listed(&self, id: QueueId, message: QueuedMessage, filter: &Filter) -> Result<Option<Listed>, StoreError> {
         let mut counts = HashMap::<Standing, usize>::new();
         let (mut due, mut last, mut fits) = (None, None, false);
-        for (number, record) in self.lane_records_of(id)?.0 {
+        let (records, damaged) = self.lane_records_of(id)?;
+        // Only notices are owed: they leave by the message's own virtual IP.
+        let own = (records.is_empty() && damaged.is_empty()).then_some(message.vip);
+        for (number, record) in records {
             for recipient in &record.recipients {
                 let Some(standing) = self.standing((id, number), recipient) else { continue };
                 *counts.entry(standing).or_default() += 1;
@@ -166,7 +169,8 @@ impl Queue {
                     && filter.vip.is_none_or(|vip| vip == record.lane.vip);
             }
         }
-        let whole = filter.recipient_domain.is_none() && filter.state.is_none() && filter.vip.is_none();
+        let whole = filter.recipient_domain.is_none() && filter.state.is_none();
+        let whole = whole && filter.vip.is_none_or(|vip| own == Some(vip));
         if !fits && !whole {
             return Ok(None);
         }

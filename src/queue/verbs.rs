@@ -50,6 +50,16 @@ struct Change {
     seized: Seized,
 }
 
+/// What an order comes to.
+#[derive(Default)]
+struct Plan {
+    changes: Vec<Change>,
+    /// Records left as they are.
+    untouched: usize,
+    /// Keys of records that cannot be read and are dropped.
+    unreadable: Vec<Key>,
+}
+
 /// One order of an actor about one message.
 struct Order<'a> {
     actor: &'a Actor,
@@ -125,8 +135,8 @@ impl Queue {
         if let Verb::Move(to) = order.verb {
             (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
         }
-        let (mut changes, untouched) = self.plan(&order)?;
-        if changes.is_empty() {
+        let Plan { mut changes, untouched, unreadable } = self.plan(&order)?;
+        if changes.is_empty() && unreadable.is_empty() {
             return Ok(Changed::default());
         }
         {
@@ -143,36 +153,43 @@ impl Queue {
         let mut batch = Batch::new();
         let left = changes.iter().filter(|change| change.stays()).count() + untouched;
         changes.iter().for_each(|change| change.write(&mut batch));
+        for own in &unreadable {
+            batch.remove(own.clone()).remove(key::damaged(own));
+        }
         write_events(&mut batch, &order, &changes, now);
-        if order.verb == Verb::Cancel && left == 0 && self.notices_owed().about(id) == 0 {
+        if order.verb == Verb::Cancel && left == 0 && self.notices_about(id).map_err(AdminError::Commit)? == 0 {
             Self::retire(&mut batch, id, now);
         }
-        if !changes.is_empty() {
+        if !changes.is_empty() || !unreadable.is_empty() {
             self.commit(batch).await?;
         }
         drop(seized.forget());
         Ok(self.obeyed(changes))
     }
 
-    /// The records the order changes, and how many it leaves as they are.
-    fn plan(&self, order: &Order<'_>) -> Result<(Vec<Change>, usize), AdminError> {
+    /// The records the order changes, and how many it leaves as they are. Nobody knows which
+    /// recipients an unreadable one holds: it goes when the whole message is cancelled.
+    fn plan(&self, order: &Order<'_>) -> Result<Plan, AdminError> {
         let records = key::lane_records(order.id);
         let stored = self.store.range(&records, &after_prefix(&records), RECORDS_MAX)?;
-        let (mut changes, mut untouched) = (Vec::new(), 0);
+        let mut plan = Plan::default();
         for (own, raw) in stored {
             let number = key::number_of(&own);
             let (Some(number), Ok(old)) = (number, codec::decode::<LaneRecord>(&raw)) else {
-                untouched += 1;
+                match order.verb {
+                    Verb::Cancel if order.only.is_empty() => plan.unreadable.push(own),
+                    _ => plan.untouched += 1,
+                }
                 continue;
             };
             let (new, recipients) = order.apply(&old, self.now());
             if recipients.is_empty() {
-                untouched += 1;
+                plan.untouched += 1;
             } else {
-                changes.push(Change { name: (order.id, number), raw, old, new, recipients, seized: Seized::Busy });
+                plan.changes.push(Change { name: (order.id, number), raw, old, new, recipients, seized: Seized::Busy });
             }
         }
-        Ok((changes, untouched))
+        Ok(plan)
     }
 
     /// Puts what was committed into memory.
@@ -256,7 +273,8 @@ impl Change {
                 batch.set(self.due_key(&self.new), Vec::new());
             }
         } else {
-            batch.remove(own);
+            // Its body may have been found damaged, which is noted beside it.
+            batch.remove(key::damaged(&own)).remove(own);
         }
     }
 }
