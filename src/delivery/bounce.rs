@@ -4,8 +4,9 @@
 //! debt in the batch that owes the notice. Easy to get wrong: a notice leaves by the virtual IP of
 //! the message it reports, with the null reverse-path, and never about a notice.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -16,15 +17,17 @@ use crate::ext::Timestamp;
 use crate::intake::{Intake, Source, Submission, Way};
 use crate::mail::dsn::{self, Action, Diagnostic, Kind, Notice, ORIGINAL_BYTES_MAX, Reported};
 use crate::mail::{
-    Address, EnhancedStatus, Envelope, ForwardPath, MailParameters, Notify, ReversePath, Severity, Smtputf8,
+    Address, EnhancedStatus, Envelope, ForwardPath, MailParameters, Notify, QueueId, ReversePath, Severity, Smtputf8,
 };
 use crate::queue::{NoticeOwed, Queue, QueuedMessage, QueuedRecipient};
 use crate::vips::{Vip, Vips};
 
 /// Notices paid in one round, at most.
 const NOTICES_PER_ROUND: usize = 64;
-/// A notice that could not be paid is tried again after this.
+/// After a round in which something could not be paid, this long passes before the next.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(10);
+/// A notice that could not be paid is tried again after this; the others go before it.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// What paying needs.
 #[derive(Clone)]
@@ -44,9 +47,10 @@ enum Paid {
 
 /// Pays until `shutdown`.
 pub(super) async fn run(cashier: Cashier, mut settings: watch::Receiver<Arc<Settings>>, shutdown: Shutdown) {
+    let mut unpaid = Unpaid::new();
     loop {
         let every = settings.borrow_and_update().notices_every;
-        let pause = match cashier.round().await {
+        let pause = match cashier.round(&mut unpaid, Instant::now()).await {
             Round::More if !shutdown.is_cancelled() => continue,
             Round::More => return,
             Round::Done => cashier.queue.next_notice_due().map_or(every, |due| due.min(every)),
@@ -64,6 +68,9 @@ pub(super) async fn run(cashier: Cashier, mut settings: watch::Receiver<Arc<Sett
     }
 }
 
+/// Messages whose notice could not be paid, and when that is tried again.
+type Unpaid = HashMap<QueueId, Instant>;
+
 enum Round {
     More,
     Done,
@@ -71,9 +78,10 @@ enum Round {
 }
 
 impl Cashier {
-    /// One look at what is due.
-    async fn round(&self) -> Round {
-        let owed = match self.queue.owed_notices(NOTICES_PER_ROUND) {
+    /// One look at what is due, past those that could not be paid lately.
+    async fn round(&self, unpaid: &mut Unpaid, now: Instant) -> Round {
+        unpaid.retain(|_, again| *again > now);
+        let owed = match self.queue.owed_notices_but(NOTICES_PER_ROUND, &|id| unpaid.contains_key(&id)) {
             Ok(owed) => owed,
             Err(error) => {
                 tracing::warn!("owed notices cannot be read: {error}");
@@ -81,14 +89,21 @@ impl Cashier {
             }
         };
         let is_full = owed.len() >= NOTICES_PER_ROUND;
-        let mut is_troubled = false;
+        let mut is_paid = false;
         for notice in &owed {
-            is_troubled |= matches!(self.pay(notice).await, Paid::Later);
+            match self.pay(notice).await {
+                Paid::Yes => is_paid = true,
+                Paid::Later => {
+                    unpaid.insert(notice.queue_id, now.checked_add(TRY_AGAIN_AFTER).unwrap_or(now));
+                }
+            }
         }
-        match (is_troubled, is_full) {
-            (true, _) => Round::Troubled,
-            (false, true) => Round::More,
-            (false, false) => Round::Done,
+        match (is_full, unpaid.is_empty()) {
+            // A round in which nothing could be paid means that nothing can be paid now.
+            (true, _) if is_paid => Round::More,
+            (_, false) => Round::Troubled,
+            (true, true) => Round::More,
+            (false, true) => Round::Done,
         }
     }
 
@@ -106,8 +121,9 @@ impl Cashier {
         // The null reverse-path: no notice about a notice (RFC 5321 s4.5.5).
         let Some(to) = message.reverse_path.0.clone() else { return self.forget(owed, now).await };
         let Some(vip) = self.vips.get(message.vip) else {
-            tracing::warn!(about = %owed.queue_id, "a notice waits, its virtual IP was removed");
-            return Paid::Later;
+            // It will not come back under that id, and by another one a notice never leaves.
+            tracing::warn!(about = %owed.queue_id, "a notice cannot be sent, its virtual IP was removed");
+            return self.forget(owed, now).await;
         };
         let original = self.original(owed).await;
         let submission = write(owed, &message, &vip, &to, (&original, now));

@@ -21,6 +21,7 @@ use super::sources::Sources;
 use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
 use super::{Delivery, Settings};
 use crate::background::Shutdown;
+use crate::events::Why;
 use crate::queue::{Outcome, Queue};
 use crate::routing::{Lane, TransportName};
 
@@ -38,6 +39,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 const AVOID_FOR: Duration = Duration::from_secs(300);
 /// Addresses remembered as failing, at most.
 const AVOIDED_MAX: usize = 10_000;
+/// A lookup of all of a lane's hosts that took so long is given up; its lane asks again later.
+const LOOKUP_MAX: Duration = Duration::from_secs(120);
 /// Mail for a site that pauses longer than this is deferred at once, with the reason.
 const PATIENCE_WITH_PAUSE: Duration = Duration::from_secs(60);
 
@@ -94,6 +97,10 @@ pub(super) struct Dispatcher {
     jobs: usize,
     lookups: usize,
     waits: Option<Instant>,
+    /// Jobs, lookups and fates begun so far.
+    begun: u64,
+    /// Lanes looked at since the last of these, in passes that were full.
+    idle_lanes: usize,
     stop: Shutdown,
 }
 
@@ -124,6 +131,8 @@ impl Dispatcher {
             jobs: 0,
             lookups: 0,
             waits: None,
+            begun: 0,
+            idle_lanes: 0,
             stop: Shutdown::new(),
         }
     }
@@ -136,19 +145,21 @@ impl Dispatcher {
             let until = if is_dirty { not_before } else { self.next_moment(Instant::now()) };
             match self.wake(until, &shutdown).await {
                 Wake::Stop => break,
-                Wake::Nudge => is_dirty = true,
+                // Whatever stirs the loop may be about any lane: a whole round follows.
+                Wake::Nudge => (is_dirty, self.idle_lanes) = (true, 0),
                 Wake::Settings => {
                     self.adopt_settings();
-                    is_dirty = true;
+                    (is_dirty, self.idle_lanes) = (true, 0);
                 }
                 Wake::Finished(ended) => {
                     self.finished(ended, Instant::now());
-                    is_dirty = true;
+                    (is_dirty, self.idle_lanes) = (true, 0);
                 }
                 Wake::Due => {
                     let began = Instant::now();
                     self.tick(began);
-                    is_dirty = self.pass(began) >= LANES_PER_PASS;
+                    let count = self.pass(began);
+                    is_dirty = self.goes_on(count);
                     let gap = began.elapsed().saturating_mul(PASS_SHARE.saturating_sub(1)).max(PASS_GAP_MIN);
                     not_before = after(Instant::now(), gap);
                 }
@@ -193,7 +204,14 @@ impl Dispatcher {
 
     /// One look at the lanes that are due; gives how many there were.
     fn pass(&mut self, now: Instant) -> usize {
-        self.waits = None;
+        if self.idle_lanes == 0 {
+            self.waits = None;
+        }
+        if !self.wiring.queue.can_record() {
+            self.waits = earlier(self.waits, after(now, TICK));
+            return 0;
+        }
+        let begun = self.begun;
         for site in self.wiring.delivery.take_resumed() {
             self.shaper.resume(&site);
             self.fates.retain(|path, _| *path.site != *site);
@@ -221,7 +239,18 @@ impl Dispatcher {
             });
         }
         self.wiring.delivery.pass_done();
+        self.idle_lanes = if self.begun == begun { self.idle_lanes.saturating_add(count) } else { 0 };
         count
+    }
+
+    /// Whether lanes are left to look at now. If a whole round began nothing, all of them wait.
+    fn goes_on(&mut self, count: usize) -> bool {
+        let goes_on =
+            count >= LANES_PER_PASS && (self.idle_lanes == 0 || self.idle_lanes < self.wiring.queue.totals().lanes);
+        if !goes_on {
+            self.idle_lanes = 0;
+        }
+        goes_on
     }
 
     /// Where a due lane would go, `None` if something is under way for it, `Err` why it waits.
@@ -295,7 +324,7 @@ impl Dispatcher {
             source: candidate.source.clone(),
             idle,
             hand: self.hand(&candidate.lane, settled),
-            avoid: Arc::new(self.avoided.keys().copied().collect::<HashSet<_>>()),
+            avoid: Arc::new(self.avoided_of(&candidate.site)),
             settings: self.settings.clone(),
             stop: self.stop.clone(),
             progress: progress.clone(),
@@ -313,6 +342,14 @@ impl Dispatcher {
         self.wiring.delivery.runs(&lane);
         let running = Running::Job { lane, path, progress, steps: 0, since: now, handle: task.clone() };
         self.running.insert(task.id(), running);
+        self.begun = self.begun.wrapping_add(1);
+    }
+
+    /// Addresses of the site that failed lately.
+    fn avoided_of(&self, site: &Site) -> HashSet<SocketAddr> {
+        let addresses = site.hosts.iter().flat_map(|host| &host.addresses);
+        let addresses = addresses.map(|address| SocketAddr::new(*address, site.port));
+        addresses.filter(|address| self.avoided.contains_key(address)).collect()
     }
 
     fn hand(&self, lane: &Lane, settled: mpsc::Sender<super::transport::Settled>) -> Hand {
@@ -329,10 +366,15 @@ impl Dispatcher {
     fn look_up(&mut self, lane: &Lane, place: super::lanes::Place) {
         let (transport, lane) = (self.transport(lane), lane.clone());
         let (asked, families) = (place.clone(), place.families);
-        let task = self.tasks.spawn(async move { Done::Lookup(asked, transport.site(&lane, families).await) });
+        let task = self.tasks.spawn(async move {
+            let found = tokio::time::timeout(LOOKUP_MAX, transport.site(&lane, families)).await;
+            let late = |_| Err(NoSite::Deferred(Why::Dns, "451 4.4.3 DNS did not answer in time".to_owned()));
+            Done::Lookup(asked, found.unwrap_or_else(late))
+        });
         self.places.looking_up(place.clone());
         self.lookups = self.lookups.saturating_add(1);
         self.running.insert(task.id(), Running::Lookup(place));
+        self.begun = self.begun.wrapping_add(1);
     }
 
     /// What is ready in the lane shares this outcome.
@@ -348,6 +390,7 @@ impl Dispatcher {
         });
         self.count(lane);
         self.running.insert(task.id(), Running::Fate(lane.clone()));
+        self.begun = self.begun.wrapping_add(1);
     }
 
     fn count(&mut self, lane: &Lane) {

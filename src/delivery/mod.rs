@@ -32,8 +32,8 @@ pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};
 pub use shaping::Limits;
 pub use smarthost::Smarthost;
 pub use transport::{
-    ClaimMore, Ending, Families, Hand, Held, Host, Job, Login, NoSite, OpenBody, Progress, Release, Report, Settled,
-    Site, Source, TlsUse, Transport,
+    ClaimMore, Ending, Families, Hand, Held, Host, Job, Late, Login, Moves, NoSite, OpenBody, Progress, Release,
+    Report, SetAside, Settled, Site, Source, TlsUse, Transport,
 };
 
 use self::dispatcher::{Dispatcher, Wiring};

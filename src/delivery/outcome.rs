@@ -96,8 +96,10 @@ pub enum Trouble {
     Injected,
     /// We cannot log in at the relay as configured.
     Login(String),
-    /// The stored message cannot be read; the connection was dropped before the final dot.
+    /// The stored message cannot be read now; the connection was dropped before the final dot.
     Stored(String),
+    /// The stored message is damaged; the connection was dropped before the final dot.
+    Damaged(String),
 }
 
 /// A conversation that ended before its time.
@@ -125,10 +127,12 @@ impl Failure {
             Trouble::Tls(reason) => format!("TLS: {reason}"),
             Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
             Trouble::Login(reason) => format!("login at the relay: {reason}"),
-            Trouble::Stored(reason) => format!("the stored message cannot be read: {reason}"),
+            Trouble::Stored(reason) | Trouble::Damaged(reason) => {
+                format!("the stored message cannot be read: {reason}")
+            }
         };
         match (&self.trouble, self.phase) {
-            (Trouble::Refused(_) | Trouble::Stored(_), _) => what,
+            (Trouble::Refused(_) | Trouble::Stored(_) | Trouble::Damaged(_), _) => what,
             (_, Phase::FinalDot) => format!("{what}; the peer may have taken the message"),
             _ => what,
         }
@@ -138,7 +142,9 @@ impl Failure {
     pub fn why(&self) -> Why {
         match &self.trouble {
             Trouble::Refused(reply) => why_of(reply, self.phase),
-            Trouble::SourceMissing(_) | Trouble::Login(_) | Trouble::Stored(_) => Why::OurConfiguration,
+            Trouble::SourceMissing(_) | Trouble::Login(_) | Trouble::Stored(_) | Trouble::Damaged(_) => {
+                Why::OurConfiguration
+            }
             _ if self.phase == Phase::FinalDot => Why::UnknownOutcome,
             _ => Why::Network,
         }

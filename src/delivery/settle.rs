@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
-use super::transport::{Hand, Settled};
+use super::transport::{Hand, Moves, Settled};
 use crate::ext::Timestamp;
 use crate::queue::{Outcome, Queue};
 use crate::routing::Lane;
@@ -19,14 +19,16 @@ const DROPPED_PAUSE: Duration = Duration::from_secs(10);
 /// A hand for claims of `lane`.
 pub(super) fn hand(queue: &Arc<Queue>, lane: &Lane, settled: mpsc::Sender<Settled>) -> Hand {
     let (claims, bodies, releases) = (queue.clone(), queue.clone(), queue.clone());
+    let (late, damaged) = (queue.clone(), queue.clone());
     let lane = lane.clone();
-    Hand::new(
-        Arc::new(move |most| claims.claim(&lane, most)),
-        Arc::new(move |claim| bodies.open_body(claim)),
-        Arc::new(move |claim, pause| releases.release(claim, pause)),
-        settled,
-        DROPPED_PAUSE,
-    )
+    let moves = Moves {
+        more: Arc::new(move |most| claims.claim(&lane, most)),
+        open: Arc::new(move |claim| bodies.open_body(claim)),
+        release: Arc::new(move |claim, pause| releases.release(claim, pause)),
+        late: Arc::new(move |claim, outcomes| late.settle_later(claim, outcomes, Timestamp::now())),
+        set_aside: Arc::new(move |claim, how| damaged.set_aside(claim, how)),
+    };
+    Hand::new(moves, settled, DROPPED_PAUSE)
 }
 
 /// Records outcomes until the job's hand is gone and everything is written.
@@ -43,7 +45,10 @@ pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Recei
                 }
             }
             settled = outcomes.recv(), if is_open && recording.len() < at_once_max.max(1) => match settled {
-                Some(Settled { claim, outcomes }) => recording.push(queue.settle(claim, outcomes, Timestamp::now())),
+                Some(settled) => {
+                    let taken = settled.take().into_iter();
+                    recording.extend(taken.map(|(claim, outcomes)| queue.settle(claim, outcomes, Timestamp::now())));
+                }
                 None => is_open = false,
             },
         }
@@ -60,3 +65,7 @@ pub(super) async fn share_fate(queue: Arc<Queue>, lane: &Lane, outcome: Outcome,
     };
     tokio::join!(settling, record_outcomes(queue, outcomes, at_once_max));
 }
+
+#[cfg(test)]
+#[path = "settle_tests.rs"]
+mod tests;

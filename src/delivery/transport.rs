@@ -169,20 +169,54 @@ impl Drop for Held {
     }
 }
 
-/// A settled claim on its way to the queue.
+/// Has outcomes by recipient number recorded by and by.
+pub type Late = Arc<dyn Fn(Claim, Vec<(u16, Outcome)>) + Send + Sync>;
+/// Sets a claim aside whose body is damaged, and says how.
+pub type SetAside = Arc<dyn Fn(Claim, &str) + Send + Sync>;
+
+/// A settled claim on its way to the queue. Dropped on that way, because its attempt was aborted,
+/// it is recorded late: what became of it is known and must not be forgotten.
 pub struct Settled {
-    /// What was claimed.
-    pub claim: Claim,
-    /// What became of its recipients, by number.
-    pub outcomes: Vec<(u16, Outcome)>,
+    claim: Option<Claim>,
+    outcomes: Vec<(u16, Outcome)>,
+    late: Late,
+}
+
+impl Settled {
+    /// What was claimed, and what became of its recipients.
+    pub fn take(mut self) -> Option<(Claim, Vec<(u16, Outcome)>)> {
+        let claim = self.claim.take()?;
+        Some((claim, std::mem::take(&mut self.outcomes)))
+    }
+}
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            (self.late)(claim, std::mem::take(&mut self.outcomes));
+        }
+    }
+}
+
+/// What a hand does with the queue.
+#[derive(Clone)]
+pub struct Moves {
+    /// Claims more.
+    pub more: ClaimMore,
+    /// Opens bodies.
+    pub open: OpenBody,
+    /// Gives back.
+    pub release: Release,
+    /// Records late.
+    pub late: Late,
+    /// Sets aside.
+    pub set_aside: SetAside,
 }
 
 /// What an attempt may ask of the queue.
 pub struct Hand {
     held: VecDeque<Held>,
-    more: ClaimMore,
-    open: OpenBody,
-    release: Release,
+    moves: Moves,
     settled: mpsc::Sender<Settled>,
     pause: Duration,
 }
@@ -191,22 +225,16 @@ pub struct Hand {
 const CLAIMS_AT_ONCE: usize = 4;
 
 impl Hand {
-    /// A hand that claims with `more`, and gives what it drops back with `pause`.
-    pub fn new(
-        more: ClaimMore,
-        open: OpenBody,
-        release: Release,
-        settled: mpsc::Sender<Settled>,
-        pause: Duration,
-    ) -> Self {
-        Self { held: VecDeque::new(), more, open, release, settled, pause }
+    /// A hand that gives what it drops back with `pause`.
+    pub fn new(moves: Moves, settled: mpsc::Sender<Settled>, pause: Duration) -> Self {
+        Self { held: VecDeque::new(), moves, settled, pause }
     }
 
     /// The next claim, or `None` if the lane has nothing ready.
     pub fn next_claim(&mut self) -> Option<Held> {
         if self.held.is_empty() {
-            let (release, pause) = (&self.release, self.pause);
-            let claims = (self.more)(CLAIMS_AT_ONCE);
+            let (release, pause) = (&self.moves.release, self.pause);
+            let claims = (self.moves.more)(CLAIMS_AT_ONCE);
             self.held.extend(claims.into_iter().map(|claim| Held {
                 claim: Some(claim),
                 release: release.clone(),
@@ -230,14 +258,22 @@ impl Hand {
 
     /// How bodies are opened.
     pub fn opener(&self) -> OpenBody {
-        self.open.clone()
+        self.moves.open.clone()
+    }
+
+    /// Sets a claim aside whose body is damaged: it is not tried again until people looked at it.
+    pub fn set_aside(&self, held: Held, how: &str) {
+        if let Some(claim) = held.take() {
+            (self.moves.set_aside)(claim, how);
+        }
     }
 
     /// Hands outcomes over to be recorded. Waits only when very many are not recorded yet.
     pub async fn settle(&self, held: Held, outcomes: Vec<(u16, Outcome)>) {
         if let Some(claim) = held.take() {
-            // The receiver outlives every job; were it gone, the claim is due again at restart.
-            let _ = self.settled.send(Settled { claim, outcomes }).await;
+            let settled = Settled { claim: Some(claim), outcomes, late: self.moves.late.clone() };
+            // The receiver outlives every job; were it gone, the outcomes are recorded late.
+            let _ = self.settled.send(settled).await;
         }
     }
 

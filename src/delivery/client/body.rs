@@ -23,16 +23,16 @@ pub(super) enum Text<'a> {
 
 impl Text<'_> {
     /// The next slice of a streamed text; `Err` says why it cannot be used.
-    pub(super) async fn next_slice(&mut self) -> Result<Option<Bytes>, String> {
+    pub(super) async fn next_slice(&mut self) -> Result<Option<Bytes>, StoreError> {
         let Self::Streamed(slot) = self else { return Ok(None) };
-        let Some(mut reader) = slot.take() else { return Err("read beyond its end".to_owned()) };
+        let Some(mut reader) = slot.take() else { return Err(StoreError::Failed("read beyond its end".to_owned())) };
         let read = tokio::task::spawn_blocking(move || {
             let slice = reader.next_slice();
             (reader, slice)
         });
-        let (reader, slice) = read.await.map_err(|error| error.to_string())?;
+        let (reader, slice) = read.await.map_err(|error| StoreError::Failed(error.to_string()))?;
         *slot = Some(reader);
-        slice.map_err(|error| error.to_string())
+        slice
     }
 }
 
@@ -45,8 +45,14 @@ pub(super) enum Loaded {
 }
 
 /// Opens the body of a claim; a short one is read, checked and dot-stuffed into `buffer`.
-pub(super) async fn load(held: Held, open: &OpenBody, buffer: &mut Vec<u8>) -> (Option<Held>, Result<Loaded, String>) {
-    let Some(claim) = held.claim() else { return (Some(held), Err("nothing is claimed".to_owned())) };
+pub(super) async fn load(
+    held: Held,
+    open: &OpenBody,
+    buffer: &mut Vec<u8>,
+) -> (Option<Held>, Result<Loaded, StoreError>) {
+    let Some(claim) = held.claim() else {
+        return (Some(held), Err(StoreError::Failed("nothing is claimed".to_owned())));
+    };
     if claim.message.size_bytes <= IN_PLACE_BYTES_MAX {
         let loaded = opened(open(claim)).and_then(|reader| stuff(reader, buffer));
         return (Some(held), loaded.map(|()| Loaded::Whole));
@@ -59,22 +65,18 @@ pub(super) async fn load(held: Held, open: &OpenBody, buffer: &mut Vec<u8>) -> (
     match opening.await {
         Ok((held, reader)) => (Some(held), opened(reader).map(Loaded::Streamed)),
         // It panicked; the claim was released as it was dropped.
-        Err(error) => (None, Err(error.to_string())),
+        Err(error) => (None, Err(StoreError::Failed(error.to_string()))),
     }
 }
 
-fn opened(reader: Result<Option<Box<dyn BodyReader>>, StoreError>) -> Result<Box<dyn BodyReader>, String> {
-    match reader {
-        Ok(Some(reader)) => Ok(reader),
-        Ok(None) => Err("its body is gone".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+fn opened(reader: Result<Option<Box<dyn BodyReader>>, StoreError>) -> Result<Box<dyn BodyReader>, StoreError> {
+    reader?.ok_or_else(|| StoreError::Damaged("its body is gone".to_owned()))
 }
 
-fn stuff(mut reader: Box<dyn BodyReader>, buffer: &mut Vec<u8>) -> Result<(), String> {
+fn stuff(mut reader: Box<dyn BodyReader>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
     buffer.clear();
     let mut stuffer = DotStuffer::new();
-    while let Some(slice) = reader.next_slice().map_err(|error| error.to_string())? {
+    while let Some(slice) = reader.next_slice()? {
         stuffer.write(&slice, buffer);
     }
     stuffer.end(buffer);

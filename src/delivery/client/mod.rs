@@ -27,6 +27,7 @@ use super::transport::{Ending, Held, Host, Job, Report, Site, Source, same_for_a
 use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::Outcome;
+use crate::store::StoreError;
 
 /// Bytes of the text buffer kept between messages.
 const BUFFER_KEPT_BYTES: usize = 1024 * 1024;
@@ -136,7 +137,9 @@ impl Client {
                 Sent::Again => is_kept = false,
                 Sent::Broken(failure) => {
                     is_kept = false;
-                    broken = broken.saturating_add(1);
+                    // What is wrong with our own disk says nothing about the site.
+                    let is_ours = matches!(failure.trouble, Trouble::Damaged(_) | Trouble::Stored(_));
+                    broken = broken.saturating_add(usize::from(!is_ours));
                     let is_goodbye = matches!(failure.trouble, Trouble::Refused(_));
                     if broken >= BROKEN_MAX || is_goodbye {
                         break Ending::Failed(failure.describe());
@@ -199,7 +202,11 @@ async fn deliver(open: &mut Connection, held: Held, job: &mut Job, buffer: &mut 
     let Some(held) = held else { return Sent::Done };
     let mut loaded = match loaded {
         Ok(loaded) => Some(loaded),
-        Err(reason) => {
+        Err(StoreError::Damaged(how)) => {
+            job.hand.set_aside(held, &how);
+            return Sent::Done;
+        }
+        Err(StoreError::Failed(reason)) => {
             let failure = Failure { phase: Phase::Start, trouble: Trouble::Stored(reason), peer: None };
             settle_alike(job, held, &failure.outcome()).await;
             return Sent::Done;
@@ -230,6 +237,12 @@ async fn deliver(open: &mut Connection, held: Held, job: &mut Job, buffer: &mut 
         }
         // A streamed text has been read; those left get it at their next attempt.
         loaded = matches!(text, Text::Whole(_)).then_some(Loaded::Whole);
+    }
+    if let Some(Failure { trouble: Trouble::Damaged(how), .. }) = &broken {
+        // Found at the end of a streamed text: nobody was sent it whole. Trying again would end alike.
+        drop(round);
+        job.hand.set_aside(held, how);
+        return broken.map_or(Sent::Done, Sent::Broken);
     }
     let is_untouched = round.outcomes.is_empty();
     if let Some(failure) = &broken {

@@ -19,6 +19,7 @@ use crate::events::Why;
 use crate::mail::{BodyType, Notify, Reply, Ret, Smtputf8, printable};
 use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
 use crate::smtp::{DotStuffer, Extensions, encode_xtext};
+use crate::store::StoreError;
 
 /// How long a peer that broke the connection within the message may still be heard.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -298,7 +299,11 @@ async fn stream(
     loop {
         // A damaged body is found at its end: the dot is then never said.
         let slice = text.next_slice().await;
-        match slice.map_err(|reason| connection.failure(Phase::Body, Trouble::Stored(reason)))? {
+        let slice = slice.map_err(|error| match error {
+            StoreError::Damaged(how) => Trouble::Damaged(how),
+            StoreError::Failed(why) => Trouble::Stored(why),
+        });
+        match slice.map_err(|trouble| connection.failure(Phase::Body, trouble))? {
             Some(slice) => stuffer.write(&slice, &mut stuffed),
             None => break,
         }
