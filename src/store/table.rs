@@ -52,8 +52,8 @@ impl Segments {
         self.used().values().cloned().collect()
     }
 
-    /// Begins a journal segment with room for `bytes` of frames. Its header is durable with the
-    /// next sync of the file.
+    /// Begins a journal segment with room for `bytes` of frames. Its header is durable then: should
+    /// its first groups fail, what it says of its predecessor's end must still be found.
     pub fn begin_shared(&self, bytes: u64, chain: Chain) -> io::Result<Arc<Segment>> {
         let needed = segment::DATA_START.saturating_add(bytes);
         let spare = if needed <= self.segment_bytes { self.spares().pop() } else { None };
@@ -64,17 +64,23 @@ impl Segments {
         let mut header = SegmentHeader::new(Use::Shared, self.number());
         (header.previous, header.previous_end, header.commits_before) =
             (chain.previous, chain.previous_end, chain.commits);
-        self.enter(header, spare)
+        let sync = |file: &std::fs::File| file.sync_data();
+        self.enter(header, spare, sync)
     }
 
     /// Begins a segment of its own size for one body whose frame takes `bytes`.
     pub fn begin_own(&self, bytes: u64) -> io::Result<InHand> {
         let spare = segment::create(&self.folder, segment::DATA_START.saturating_add(bytes), Filling::Reserve)?;
-        self.enter(SegmentHeader::new(Use::Own, self.number()), spare).map(InHand::new)
+        self.enter(SegmentHeader::new(Use::Own, self.number()), spare, |_| Ok(())).map(InHand::new)
     }
 
-    fn enter(&self, header: SegmentHeader, spare: SpareFile) -> io::Result<Arc<Segment>> {
-        if let Err(error) = header.write(&spare.file) {
+    fn enter(
+        &self,
+        header: SegmentHeader,
+        spare: SpareFile,
+        sync: impl Fn(&std::fs::File) -> io::Result<()>,
+    ) -> io::Result<Arc<Segment>> {
+        if let Err(error) = header.write(&spare.file).and_then(|()| sync(&spare.file)) {
             // The name would be found again at open; nothing in it is valid under any header we wrote.
             let _ = std::fs::remove_file(&spare.path);
             return Err(error);
