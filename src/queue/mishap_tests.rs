@@ -215,3 +215,24 @@ async fn a_message_is_not_forgotten_under_a_notice_that_an_abandoned_settlement_
     assert!(queue.message(id).unwrap().is_some(), "the notice still needs it");
     assert_eq!(queue.totals().notices, 1);
 }
+
+#[tokio::test]
+async fn very_many_failures_go_into_several_notices_and_nothing_gets_stuck() {
+    let bench = Bench::new().await;
+    let to: Vec<String> = (0..1_500).map(|number| format!("r{number}@one.example")).collect();
+    bench.queue.enqueue(message(&to.iter().map(String::as_str).collect::<Vec<_>>()), WALL).await.unwrap();
+    let said = Outcome::Bounced { why: events::Why::RecipientGone, detail: "5".repeat(1_024), peer: None };
+    for claim in bench.claim_all() {
+        let outcomes = all(&claim, &said);
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    }
+    assert_eq!(bench.queue.totals().notices, 2);
+    bench.pass(3_600_000);
+    let mut told = 0;
+    while let Some(notice) = bench.queue.owed_notices(1).unwrap().pop() {
+        told += notice.recipients.len();
+        bench.queue.drop_notice(&notice, WALL).await.unwrap();
+    }
+    assert_eq!(told, 1_500);
+    bench.assert_empty();
+}

@@ -16,6 +16,8 @@ use crate::ext::Timestamp;
 use crate::mail::QueueId;
 use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, codec, prefix};
 
+/// A notice of this size takes no further recipients: it must fit into a batch, and into the mail.
+const NOTICE_BYTES_MAX: usize = 1024 * 1024;
 /// Keys read at a time when the queue opens.
 const PAGE: usize = 1_000;
 
@@ -73,7 +75,8 @@ impl Owed {
     /// A notice of that kind that was not handed out yet.
     fn gathering(&self, id: QueueId, kind: NoticeKind) -> Option<&Key> {
         let keys = self.about.get(&id)?;
-        keys.iter().find(|own| {
+        // The latest: those before it may be full.
+        keys.iter().rev().find(|own| {
             key::read_notice(own).is_some_and(|read| read.2 == kind) && matches!(self.keys.get(*own), Some(None))
         })
     }
@@ -208,6 +211,7 @@ impl Queue {
         let gathering = self.notices_owed().gathering(id, kind).cloned();
         if let Some(own) = gathering
             && let Ok(Some(bytes)) = self.store.get(&own)
+            && bytes.len() < NOTICE_BYTES_MAX
             && let Ok(mut notice) = codec::decode::<NoticeOwed>(&bytes)
         {
             notice.recipients.extend_from_slice(recipients);

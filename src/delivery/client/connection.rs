@@ -23,6 +23,8 @@ use crate::mail::{Domain, Reply, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, Verify};
 use crate::smtp::{Extensions, ReplyParser};
 
+/// Octets kept of a reply's text.
+const REPLY_KEPT_OCTETS: usize = 1024;
 /// Octets read at a time.
 const READ_BYTES: usize = 4 * 1024;
 
@@ -194,6 +196,8 @@ impl Connection {
             Err(trouble) => Err(trouble),
         };
         progress.step(phase);
+        let is_list = |reply: &Reply| phase == Phase::Hello && reply.severity() == Severity::Success;
+        let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
         result.map_err(|trouble| self.failure(phase, trouble))
     }
 
@@ -366,5 +370,37 @@ impl Connection {
         if self.ask(b"QUIT", Phase::Hello, patience, &progress).await.is_ok() {
             let _ = tokio::time::timeout(patience, self.stream.shutdown()).await;
         }
+    }
+}
+
+/// What a peer says is kept with each recipient, in events and in notices: no more of it than people
+/// read. A peer of ill will says 64 KiB about each of a thousand.
+fn shortened(mut reply: Reply) -> Reply {
+    let mut left = REPLY_KEPT_OCTETS;
+    for line in &mut reply.text {
+        let kept = (0..=left.min(line.len())).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+        line.truncate(kept);
+        left = left.saturating_sub(kept.saturating_add(1));
+    }
+    while reply.text.len() > 1 && reply.text.last().is_some_and(String::is_empty) {
+        reply.text.pop();
+    }
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::ReplyCode;
+
+    #[test]
+    fn of_a_long_reply_the_beginning_is_kept() {
+        let reply = Reply { code: ReplyCode(550), status: None, text: vec!["\u{fffd}".repeat(600); 200] };
+        let kept = shortened(reply);
+        assert_eq!(kept.code.0, 550);
+        let length = kept.one_line().len();
+        assert!((REPLY_KEPT_OCTETS - 10..REPLY_KEPT_OCTETS + 10).contains(&length), "{length}");
+        let short = Reply::enhanced(550, 1, 1, "no such user");
+        assert_eq!(shortened(short.clone()), short);
     }
 }
