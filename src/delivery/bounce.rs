@@ -232,7 +232,12 @@ fn reported(recipient: &QueuedRecipient, kind: NoticeKind) -> Reported {
         status: status.unwrap_or_else(|| status_for(recipient.last_why, kind)),
         remote_mta: host.clone(),
         diagnostic: detail.map(|detail| {
-            if is_reply(&detail) && host.is_some() { Diagnostic::Smtp(detail) } else { Diagnostic::Own(detail) }
+            let is_quoted = is_reply(&detail) && host.is_some();
+            match kind {
+                _ if !is_quoted => Diagnostic::Own(detail),
+                NoticeKind::Success => Diagnostic::Smtp(detail),
+                NoticeKind::Failure | NoticeKind::Delay => Diagnostic::Smtp(as_said(&detail).to_owned()),
+            }
         }),
         last_attempt: None,
         will_retry_until: None,
@@ -248,6 +253,13 @@ fn class_of(kind: NoticeKind) -> u8 {
 }
 
 /// Whether a detail begins with a reply code, as delivery writes what peers said.
+/// The peer's own words, without the phase that the trail adds to a refusal: a diagnostic code is
+/// what the peer said (RFC 3464 s2.3.6).
+fn as_said(detail: &str) -> &str {
+    let (said, phase) = detail.rsplit_once(" (after ").unwrap_or((detail, ")"));
+    if phase.ends_with(')') { said } else { detail }
+}
+
 fn is_reply(detail: &str) -> bool {
     let mut words = detail.splitn(2, ' ');
     words.next().is_some_and(|word| word.len() == 3 && word.bytes().all(|byte| byte.is_ascii_digit()))
@@ -310,6 +322,13 @@ mod tests {
         ] {
             assert_eq!(reported(&recipient(detail, why), kind).status.to_string(), expected, "{detail}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_quoted_without_our_remark() {
+        assert_eq!(as_said("550 5.1.1 gone (after final dot)"), "550 5.1.1 gone");
+        assert_eq!(as_said("550 gone (after all) (after RCPT)"), "550 gone (after all)");
+        assert_eq!(as_said("550 gone (after all"), "550 gone (after all");
     }
 
     #[test]
