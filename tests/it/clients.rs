@@ -13,7 +13,7 @@ use std::time::Duration;
 use postern::mail::Domain;
 use postern::net::Certificates;
 use postern::sink::{Received, Sink};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::dkim_verifiers::runs;
 use crate::harness::apart::{Apart, kept_folder, run, run_apart};
