@@ -77,6 +77,18 @@ pub struct Overrides {
     pub sockets: Vec<GivenSocket>,
     /// Verifies relays with these roots too.
     pub client_tls: Option<ClientTls>,
+    /// Where the mail log goes.
+    pub mail_log: MailLog,
+}
+
+/// Where the mail log, a line per event, goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MailLog {
+    /// To standard error.
+    #[default]
+    Shown,
+    /// Nowhere: the trial prints a trail of its own.
+    Silent,
 }
 
 /// A running daemon and the handles of its rooms.
@@ -129,7 +141,7 @@ impl Daemon {
         }
         let state = State::new(&rooms, Arc::clone(&world.certificates), started);
         let daemon = Self::around(&config, &rooms, &world, state);
-        daemon.start_rest(&config, &rooms, folders.archive);
+        daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log));
         daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started));
         daemon.state.enter(Phase::Serving);
         Ok(daemon)
@@ -157,7 +169,7 @@ impl Daemon {
     }
 
     /// What runs behind the doors: housekeeping, consumers of events, watchers.
-    fn start_rest(&self, config: &Config, rooms: &Rooms, archive: Arc<Archive>) {
+    fn start_rest(&self, config: &Config, rooms: &Rooms, (archive, mail_log): (Arc<Archive>, MailLog)) {
         let shutdown = || self.rest.shutdown().clone();
         let (queue, stop) = (Arc::clone(&self.queue), shutdown());
         self.rest.vital("queue", async move { queue.keep(&stop).await });
@@ -169,7 +181,11 @@ impl Daemon {
             LogFormat::Text => events::LogFormat::Text,
             LogFormat::Json => events::LogFormat::Json,
         };
-        let consumers: Vec<Arc<dyn Consumer>> = vec![Arc::new(LogLine::new(Arc::clone(&self.store), format))];
+        let log_line = match mail_log {
+            MailLog::Shown => LogLine::new(Arc::clone(&self.store), format),
+            MailLog::Silent => LogLine::to(Arc::clone(&self.store), format, Box::new(std::io::sink())),
+        };
+        let consumers: Vec<Arc<dyn Consumer>> = vec![Arc::new(log_line)];
         let names = consumers.iter().map(|consumer| consumer.name()).collect();
         for consumer in consumers {
             let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());

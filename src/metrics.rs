@@ -42,6 +42,14 @@ pub const RESIDENT: &str = "postern_resident_bytes";
 pub const BODIES_LIVE: &str = "postern_store_bodies_live_bytes";
 /// Bytes of the files that hold them.
 pub const BODIES_FILES: &str = "postern_store_bodies_file_bytes";
+/// Lanes (virtual IP and receiving site) with mail that waits.
+pub const QUEUE_LANES: &str = "postern_queue_lanes";
+/// Attempts running now.
+pub const QUEUE_IN_FLIGHT: &str = "postern_queue_in_flight";
+/// Notices to senders that are owed.
+pub const QUEUE_NOTICES: &str = "postern_queue_notices_owed";
+/// Outcomes of attempts that could not be written down yet.
+pub const QUEUE_UNRECORDED: &str = "postern_queue_outcomes_unrecorded";
 /// When a certificate expires, label `certificate`, the folder's name.
 pub const CERTIFICATE_EXPIRY: &str = "postern_certificate_expiry_time_seconds";
 
@@ -58,6 +66,10 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (RESIDENT, Kind::Gauge, "Resident memory of this process"),
     (BODIES_LIVE, Kind::Gauge, "Bytes of message bodies that are owed"),
     (BODIES_FILES, Kind::Gauge, "Bytes of the files that hold message bodies"),
+    (QUEUE_LANES, Kind::Gauge, "Lanes with mail that waits; a lane is a virtual IP and a receiving site"),
+    (QUEUE_IN_FLIGHT, Kind::Gauge, "Delivery attempts running now"),
+    (QUEUE_NOTICES, Kind::Gauge, "Notices to senders that are owed"),
+    (QUEUE_UNRECORDED, Kind::Gauge, "Outcomes of attempts that could not be written down yet and are repeated"),
     (CERTIFICATE_EXPIRY, Kind::Gauge, "When a certificate expires, in seconds since 1970, by folder"),
 ];
 

@@ -40,7 +40,7 @@ pub struct Everywhere {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon in the foreground; systemd starts this
-    Serve,
+    Serve(Serve),
     /// Check the configuration without starting; prints every problem with file and line
     Check,
     /// Show the whole service at work on this machine: no root, no configuration, nothing left behind
@@ -78,10 +78,20 @@ pub enum Command {
 }
 
 #[derive(Args, Debug)]
+pub struct Serve {
+    /// Serve even as root, for containers whose only user is root; the same as `allow_root = true`
+    #[arg(long)]
+    pub allow_root: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct Try {
     /// Exit after the one message: 0 only if it arrived and its signature verified; the last line is JSON
     #[arg(long)]
     pub once: bool,
+    /// Show the daemon's own log too, on standard error
+    #[arg(long)]
+    pub log: bool,
 }
 
 #[derive(Args, Debug)]

@@ -161,8 +161,46 @@ fn user_numbers(users: &str, name: &str) -> Option<(u32, u32)> {
 
 fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
     let name = &init.hostname;
-    let user = match handed_over {
-        HandOver::Done => String::new(),
+    let is_default = places.config == Path::new(config::DEFAULT_PATH);
+    let config = if is_default { String::new() } else { format!(" --config {}", places.config.display()) };
+    let start = if is_default && handed_over != HandOver::NotRoot {
+        "systemctl enable --now postern     (the unit file is systemd/postern.service)".to_owned()
+    } else {
+        format!("postern{config} serve     (systemd/postern.service reads {})", config::DEFAULT_PATH)
+    };
+    format!(
+        "{made}\n{user}\
+         DNS records to publish for this machine:\n  {name}.  A     (its IPv4 address)\n  {name}.  AAAA  (its IPv6 address, if it has one)\n  \
+         PTR of each address: {name}.  (set where you rent the address)\n\n\
+         Next:\n  {start}\n  postern{config} doctor\n  \
+         postern{config} domain status {INSTANCE_NAME} {name}     (the keys that sign notices, made at the first start: publish them)\n  \
+         postern{config} tenant add shop\n  postern{config} vip add ADDRESS --ehlo {name} --tenant shop\n  \
+         postern{config} domain add shop DOMAIN     (prints the records that prove it is yours)\n  \
+         postern{config} domain verify shop DOMAIN\n  postern{config} smtp-account add shop\n",
+        made = made(init, places),
+        user = user_steps(init, places, handed_over),
+    )
+}
+
+/// What was made, in two columns.
+fn made(init: &Init, places: &Places) -> String {
+    let rows = [
+        (&places.config, "configuration".to_owned()),
+        (&places.key, "master key; keep a copy in a safe place, never beside a backup of the data".to_owned()),
+        (
+            &places.certificates,
+            format!("certificates; a self-signed one for {} until you put a real one there", init.hostname),
+        ),
+        (&places.data, "data folder".to_owned()),
+    ];
+    let widest = rows.iter().map(|(path, _)| path.display().to_string().len()).max().unwrap_or(0);
+    let row = |(path, what): &(&PathBuf, String)| format!("  {:<widest$}  {what}\n", path.display().to_string());
+    format!("Made:\n{}", rows.iter().map(row).collect::<String>())
+}
+
+fn user_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
+    match handed_over {
+        HandOver::Done => format!("They belong to the user {USER}, as which the daemon runs.\n\n"),
         HandOver::NotRoot => "Run the daemon as the user who ran this, or give these files to its user.\n\n".to_owned(),
         HandOver::NoUser => format!(
             "Make the daemon's user and give it its files:\n  \
@@ -173,27 +211,7 @@ fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
             certificates = places.certificates.display(),
             key = places.key.display(),
         ),
-    };
-    let config = if places.config == Path::new(config::DEFAULT_PATH) {
-        String::new()
-    } else {
-        format!(" --config {}", places.config.display())
-    };
-    format!(
-        "Made:\n  {config_file}  configuration\n  {key}  master key; keep a copy in a safe place, never beside a backup of the data\n  \
-         {certificates}  certificates; a self-signed one for {name} until you put a real one there\n  \
-         {data}  data folder\n\n{user}\
-         DNS records to publish for this machine:\n  {name}.  A     (its IPv4 address)\n  {name}.  AAAA  (its IPv6 address, if it has one)\n  \
-         PTR of each address: {name}.  (set where you rent the address)\n\n\
-         Next:\n  systemctl enable --now postern\n  postern{config} doctor\n  \
-         postern{config} domain status {INSTANCE_NAME} {name}   (the keys that sign notices, made at the first start; publish their records)\n  \
-         postern{config} tenant add shop\n  postern{config} vip add ADDRESS --ehlo {name} --tenant shop\n  \
-         postern{config} domain add shop DOMAIN\n  postern{config} smtp-account add shop\n",
-        config_file = places.config.display(),
-        key = places.key.display(),
-        certificates = places.certificates.display(),
-        data = places.data.display(),
-    )
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +240,28 @@ mod tests {
         MasterKey::load(&key).unwrap();
         assert!(init.config_dir.join("certificates/mx.example.com/fullchain.pem").exists());
         assert_eq!(fs::metadata(&init.data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_to_do_next_depends_on_who_ran_it_and_where_it_went() {
+        let usual = Init {
+            hostname: Domain::parse("mx.example.com").unwrap(),
+            config_dir: "/etc/postern".into(),
+            data_dir: "/var/lib/postern".into(),
+        };
+        let places = |init: &Init| Places {
+            config: init.config_dir.join("postern.toml"),
+            key: init.config_dir.join("master.key"),
+            certificates: init.config_dir.join("certificates"),
+            data: init.data_dir.clone(),
+        };
+        let done = next_steps(&usual, &places(&usual), HandOver::Done);
+        assert!(done.contains("systemctl enable --now postern") && !done.contains("useradd"), "{done}");
+        assert!(next_steps(&usual, &places(&usual), HandOver::NoUser).contains("chown -R postern:postern /var/lib"));
+        let folder = tempfile::tempdir().unwrap();
+        let own = init(folder.path());
+        let elsewhere = next_steps(&own, &places(&own), HandOver::NotRoot);
+        assert!(elsewhere.contains("etc/postern.toml serve") && !elsewhere.contains("systemctl"), "{elsewhere}");
     }
 
     #[test]

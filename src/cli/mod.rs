@@ -63,10 +63,14 @@ where
         }
     };
     let ended = match &arguments.command {
-        Command::Serve => return crate::daemon::serve(&arguments.everywhere.config, config::RootPolicy::Refuse),
+        Command::Serve(options) => {
+            let root = if options.allow_root { config::RootPolicy::Allow } else { config::RootPolicy::Refuse };
+            return crate::daemon::serve(&arguments.everywhere.config, root);
+        }
         Command::Try(options) => {
             let afterwards = if options.once { trial::Afterwards::Exit } else { trial::Afterwards::Stay };
-            return trial::run(afterwards);
+            let log = if options.log { trial::MailLog::Shown } else { trial::MailLog::Silent };
+            return trial::run(afterwards, log);
         }
         Command::Doctor(asked) => match runtime() {
             Ok(runtime) => return runtime.block_on(doctor::run(&arguments.everywhere, asked)),

@@ -28,7 +28,7 @@ pub async fn run(session: &Session, command: &Queue) -> Result<(), Fault> {
         Queue::Cancel(target) => act(session, "cancel", "cancelled", target).await,
         Queue::Move { id, to } => {
             let answer = session.client.post(&format!("{}/move", path(id)), &QueueMoveJson { to: to.clone() }).await?;
-            session.show(&answer, |_, change: QueueChangeJson| said(&change, "moved"))
+            session.show(&answer, |_, change: QueueChangeJson| said(id, &change, "moved"))
         }
     }
 }
@@ -36,12 +36,12 @@ pub async fn run(session: &Session, command: &Queue) -> Result<(), Fault> {
 async fn act(session: &Session, verb: &str, done: &str, target: &QueueTarget) -> Result<(), Fault> {
     let body = QueueActJson { recipients: target.recipient.clone() };
     let answer = session.client.post(&format!("{}/{verb}", path(&target.id)), &body).await?;
-    session.show(&answer, |_, change: QueueChangeJson| said(&change, done))
+    session.show(&answer, |_, change: QueueChangeJson| said(&target.id, &change, done))
 }
 
-fn said(change: &QueueChangeJson, done: &str) -> String {
+fn said(id: &str, change: &QueueChangeJson, done: &str) -> String {
     let count = match change.recipients.len() {
-        0 => return "nothing to do: no recipient is in a state this applies to\n".to_owned(),
+        0 => return format!("nothing to do: no recipient is in a state this applies to; see postern queue why {id}\n"),
         1 => "1 recipient".to_owned(),
         more => format!("{more} recipients"),
     };
@@ -100,6 +100,10 @@ fn state(message: &QueueRowJson) -> String {
     let counts = [(message.waiting, "waiting"), (message.in_flight, "being tried"), (message.held, "held")];
     let counts: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    if counts.is_empty() {
+        // Every recipient is done; the message is kept because its sender has not been told yet.
+        return "ended, notice owed".to_owned();
+    }
     counts.join(", ") + &due
 }
 
@@ -141,9 +145,21 @@ mod tests {
             recipients: recipients.to_vec(),
             in_flight: in_flight.to_vec(),
         };
-        assert_eq!(said(&change(&[0], &[]), "held"), "1 recipient held\n");
-        assert!(said(&change(&[0, 1], &[1]), "held").contains("1 of them when the attempt"));
-        assert!(said(&change(&[], &[]), "held").starts_with("nothing to do"));
+        assert_eq!(said("ID", &change(&[0], &[]), "held"), "1 recipient held\n");
+        assert!(said("ID", &change(&[0, 1], &[1]), "held").contains("1 of them when the attempt"));
+        assert!(said("ID", &change(&[], &[]), "held").starts_with("nothing to do"));
+    }
+
+    #[test]
+    fn a_message_of_which_only_a_notice_is_owed_says_so() {
+        let mut row: QueueRowJson = serde_json::from_value(serde_json::json!({
+            "id": "x", "tenant": "shop", "accepted": "", "size_bytes": 1, "reverse_path": "<>", "subject": null,
+            "to": [], "recipients": 1, "waiting": 0, "in_flight": 0, "held": 0, "due_in_secs": null, "last": null,
+        }))
+        .unwrap();
+        assert_eq!(state(&row), "ended, notice owed");
+        (row.waiting, row.due_in_secs) = (1, Some(300));
+        assert_eq!(state(&row), "1 waiting, due in 5 min");
     }
 
     #[test]

@@ -29,14 +29,57 @@ fn text(session: &Session, status: StatusJson) -> String {
     };
     format!(
         "postern {} on {}\nRunning      since {}\nStorage      {storage}{}\nMail kept    {} in files of {}\n\
-         Tenants      {}\nVirtual IPs  {}{missing}\n",
+         Queue        {}\nTenants      {}\nVirtual IPs  {}{missing}\n",
         status.version,
         status.hostname,
         when(&status.started, session.now),
         status.storage_detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default(),
         size(status.body_bytes),
         size(status.file_bytes),
+        queue(&status),
         status.tenants,
         status.vips,
     )
+}
+
+fn queue(status: &StatusJson) -> String {
+    let some = |count: usize, one: &str, many: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        more => Some(format!("{more} {many}")),
+    };
+    let parts = [
+        some(status.queue_lanes, "lane with waiting mail", "lanes with waiting mail"),
+        some(status.queue_in_flight, "attempt running", "attempts running"),
+        some(status.queue_notices, "notice to a sender owed", "notices to senders owed"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "nothing waits".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_is_told_in_words_and_an_empty_one_says_so() {
+        let mut status = StatusJson {
+            version: String::new(),
+            hostname: String::new(),
+            started: String::new(),
+            storage: "accepting".into(),
+            storage_detail: None,
+            body_bytes: 0,
+            file_bytes: 0,
+            queue_lanes: 0,
+            queue_in_flight: 0,
+            queue_notices: 0,
+            tenants: 0,
+            vips: 0,
+            vips_missing: Vec::new(),
+        };
+        assert_eq!(queue(&status), "nothing waits");
+        (status.queue_lanes, status.queue_notices) = (2, 1);
+        assert_eq!(queue(&status), "2 lanes with waiting mail, 1 notice to a sender owed");
+    }
 }

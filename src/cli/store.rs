@@ -3,6 +3,7 @@
 //! `verify` changes nothing. `salvage` reads the message segments alone and owes what is not settled
 //! in a new data folder. Easy to get wrong: the old folder is never written to.
 
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,8 +19,13 @@ use crate::store;
 /// Damage shown, at most.
 const DAMAGE_SHOWN_MAX: usize = 100;
 
+/// Where the store is within a data folder, as the daemon has it.
+const STORE: &str = "store";
+
 /// Carries out one of them on the configured data folder.
 pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> Result<(), Fault> {
+    let own = rustix::process::geteuid().as_raw();
+    may_open(&config.store.folder, own).map_err(Fault::Failed)?;
     match command {
         Store::Verify => verify(everywhere, &config.store.folder),
         Store::Salvage { into: None } => salvage(everywhere, config, None).await,
@@ -34,8 +40,33 @@ pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> R
     }
 }
 
+/// Whether there is a store, and files made while it is open will belong to the daemon's user:
+/// one that root leaves behind keeps the daemon from starting.
+fn may_open(folder: &Path, own: u32) -> Result<(), String> {
+    let shown = folder.display();
+    let owner = match std::fs::metadata(folder) {
+        Ok(found) => found.uid(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(format!("there is no store at {shown}: no daemon has run with this configuration yet"));
+        }
+        Err(error) => return Err(format!("{shown}: {error}; run this as the user the daemon runs as")),
+    };
+    if owner == own {
+        return Ok(());
+    }
+    Err(format!(
+        "{shown} belongs to the user with number {owner}: run this as that user, or the daemon could not open the files \
+         afterwards: runuser -u postern -- postern store ..."
+    ))
+}
+
 fn unopened(folder: &Path, error: &store::OpenError) -> Fault {
-    Fault::Failed(format!("{}: {error}", folder.display()))
+    Fault::Failed(match error {
+        store::OpenError::InUse(_) => {
+            format!("{error}; if that is the daemon, stop it first: systemctl stop postern")
+        }
+        _ => format!("{}: {error}", folder.display()),
+    })
 }
 
 fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
@@ -125,7 +156,7 @@ fn words(tally: &Tally, into: Option<&Path>) -> String {
         ),
         Some(folder) => format!(
             "{} messages read, {} owed again in {}, {} settled already\nTenants, virtual IPs, domains and accounts are \
-             records and not part of it.\n",
+             records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's place.\n",
             tally.bodies,
             tally.owed,
             folder.display(),
@@ -135,12 +166,11 @@ fn words(tally: &Tally, into: Option<&Path>) -> String {
 }
 
 async fn new_queue(config: &Config, folder: &Path) -> Result<Queue, Fault> {
-    // The store's place within the data folder stays the same.
-    let place = config.store.folder.strip_prefix(&config.data).unwrap_or(Path::new("store"));
-    let folder = folder.join(place);
-    std::fs::create_dir_all(&folder).map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))?;
-    let settings = store::Settings { folder: folder.clone(), ..config.store.clone() };
-    let opened = store::open(settings).map_err(|error| unopened(&folder, &error))?;
+    // A data folder, with the store where the daemon will look for it.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))?;
+    let settings = store::Settings { folder: folder.join(STORE), ..config.store.clone() };
+    let opened = store::open(settings).map_err(|error| unopened(folder, &error))?;
     let queue = Queue::open(Arc::clone(&opened.records), opened.bodies, config.queue).await;
     queue.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))
 }
@@ -154,6 +184,45 @@ fn sealed(bytes: bytes::Bytes) -> Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::arguments::Arguments;
+
+    /// A machine whose daemon has run once.
+    async fn machine(folder: &Path) -> (Everywhere, Config) {
+        let text = format!(
+            "hostname = \"mx.example.com\"\ndata = \"{data}\"\n[store]\nfree_bytes_min = \"16 MiB\"\n",
+            data = folder.join("data").display()
+        );
+        let path = folder.join("postern.toml");
+        std::fs::write(&path, &text).unwrap();
+        let config = crate::config::read(&path, &text).unwrap();
+        drop(new_queue(&config, &config.data).await.unwrap());
+        let line = ["postern", "check", "--json"];
+        (<Arguments as clap::Parser>::try_parse_from(line).unwrap().everywhere, config)
+    }
+
+    #[tokio::test]
+    async fn the_store_is_looked_for_where_the_daemon_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (everywhere, config) = machine(folder.path()).await;
+        assert_eq!(config.store.folder, config.data.join(STORE));
+        run(&everywhere, &config, &Store::Verify).await.unwrap();
+        let into = folder.path().join("new");
+        run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()) }).await.unwrap();
+        assert!(into.join(STORE).join("segments").is_dir());
+        assert!(!config.data.join("lock").exists(), "nothing is left beside the store");
+    }
+
+    #[tokio::test]
+    async fn a_folder_without_a_store_or_of_another_user_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, config) = machine(folder.path()).await;
+        let none = folder.path().join("none");
+        assert!(may_open(&none, 0).unwrap_err().contains("no daemon has run"));
+        assert!(!none.exists());
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(may_open(&config.store.folder, own), Ok(()));
+        assert!(may_open(&config.store.folder, own.wrapping_add(1)).unwrap_err().contains("runuser -u postern"));
+    }
 
     #[test]
     fn a_message_is_cut_after_its_header_and_loses_nothing() {

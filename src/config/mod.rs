@@ -138,7 +138,11 @@ impl fmt::Display for Problem {
 /// Every problem, by line; one without a line if the file cannot be read at all.
 pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
     let unreadable = |text: String| vec![Problem { file: path.to_owned(), line: None, key: String::new(), text }];
-    let length = std::fs::metadata(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?.len();
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        let remedy = if error.kind() == std::io::ErrorKind::NotFound { "; postern init makes one" } else { "" };
+        unreadable(format!("cannot be read: {error}{remedy}"))
+    })?;
+    let length = metadata.len();
     if length > FILE_BYTES_MAX {
         return Err(unreadable(format!("is larger than {FILE_BYTES_MAX} bytes; this is not a configuration")));
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,6 +28,9 @@ pub const EXIT_ROOT: u8 = 77;
 
 /// How often the process looks after the daemon when systemd does not ask for more.
 const BEAT: Duration = Duration::from_secs(5);
+/// Whoever stops a process and its whole group (`timeout`, a terminal below `sudo`) makes it hear one
+/// wish twice; what comes within this is the same wish.
+const ECHO: Duration = Duration::from_secs(1);
 /// A store that does not answer a read for so long is no longer alive.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,7 +49,7 @@ pub fn serve(path: &Path, root: RootPolicy) -> ExitCode {
     if rustix::process::geteuid().is_root() && root == RootPolicy::Refuse && config.root == RootPolicy::Refuse {
         eprintln!(
             "postern: refuses to serve as root; start it as a user of its own (systemd/postern.service does), \
-             or set allow_root = true if root is the only user there is"
+             or say --allow-root (allow_root = true in the file) if root is the only user there is"
         );
         return ExitCode::from(EXIT_ROOT);
     }
@@ -92,7 +95,7 @@ async fn run(config: Config, path: &Path, logging: &Logging) -> u8 {
             0 => tracing::info!("stopped"),
             left => tracing::warn!(left, "stopped with tasks still running; their mail is still owed"),
         },
-        () = signals.stop() => tracing::warn!("stopped at once at a second signal; what ran is still owed"),
+        () = signals.stop_again() => tracing::warn!("stopped at once at a second signal; what ran is still owed"),
     }
     daemon.fallen().map_or(ending, |_| EXIT_FALLEN)
 }
@@ -199,7 +202,9 @@ impl Signals {
         }
     }
 
-    async fn stop(&mut self) {
-        while !matches!(self.next().await, Asked::Stop) {}
+    /// A signal to stop that is a second one, not the first one's echo.
+    async fn stop_again(&mut self) {
+        let first = Instant::now();
+        while !matches!(self.next().await, Asked::Stop) || first.elapsed() < ECHO {}
     }
 }

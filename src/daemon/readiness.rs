@@ -9,6 +9,7 @@ use super::rooms::Rooms;
 use crate::ext::Timestamp;
 use crate::metrics;
 use crate::net::{Certificates, Issuer, is_present};
+use crate::queue::Queue;
 use crate::store::{Blobs, Health, Store};
 use crate::vips::Vips;
 use crate::web::{Readiness, Remark};
@@ -35,6 +36,7 @@ pub(super) struct State {
     blobs: Arc<dyn Blobs>,
     certificates: Arc<Certificates>,
     vips: Arc<Vips>,
+    queue: Arc<Queue>,
     started: Timestamp,
 }
 
@@ -46,6 +48,7 @@ impl State {
             blobs: Arc::clone(&rooms.blobs),
             certificates,
             vips: Arc::clone(&rooms.vips),
+            queue: Arc::clone(&rooms.queue),
             started,
         }
     }
@@ -113,6 +116,15 @@ impl State {
         let usage = self.blobs.usage();
         metrics::set(metrics::BODIES_LIVE, lossy(usage.live_bytes));
         metrics::set(metrics::BODIES_FILES, lossy(usage.file_bytes));
+        let owed = self.queue.totals();
+        for (name, number) in [
+            (metrics::QUEUE_LANES, owed.lanes),
+            (metrics::QUEUE_IN_FLIGHT, owed.claimed),
+            (metrics::QUEUE_NOTICES, owed.notices),
+            (metrics::QUEUE_UNRECORDED, owed.unrecorded),
+        ] {
+            metrics::set(name, lossy(u64::try_from(number).unwrap_or(u64::MAX)));
+        }
         if let Some(bytes) = resident_bytes() {
             metrics::set(metrics::RESIDENT, lossy(bytes));
         }

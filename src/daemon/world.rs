@@ -3,7 +3,7 @@
 //! whether an operator must act (configuration) or trying again may help.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) async fn open(config: &Config, overrides: &mut Overrides) -> Result<Self, StartError> {
-        prepare_folder(&config.data)?;
+        prepare_data_folder(&config.data)?;
         // The socket first: a second daemon on the same machine fails before it touches anything.
         let socket = web::Socket::bind(&config.web).map_err(|error| {
             StartError::Unavailable(format!("admin.socket {}: {error}", config.web.socket.display()))
@@ -102,6 +102,23 @@ fn prepare_folder(folder: &Path) -> Result<(), StartError> {
     made.map_err(|error| StartError::Unavailable(format!("the data folder {}: {error}", folder.display())))
 }
 
+/// The data folder, made if need be, and writable for whoever we are.
+fn prepare_data_folder(folder: &Path) -> Result<(), StartError> {
+    prepare_folder(folder)?;
+    let access = rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(folder, access).map_err(|errno| {
+        let owner =
+            fs::metadata(folder).map_or_else(|_| "another user".to_owned(), |found| format!("uid {}", found.uid()));
+        let own = rustix::process::geteuid().as_raw();
+        StartError::Unavailable(format!(
+            "the data folder {folder} belongs to {owner}, and the daemon runs as uid {own}: {error}; \
+             start it as the folder's owner, or: chown -R {own} {folder}",
+            folder = folder.display(),
+            error = std::io::Error::from(errno),
+        ))
+    })
+}
+
 pub(super) fn master_key(config: &Config, given: Option<MasterKey>) -> Result<Arc<MasterKey>, StartError> {
     if let Some(key) = given {
         return Ok(Arc::new(key));
@@ -109,7 +126,8 @@ pub(super) fn master_key(config: &Config, given: Option<MasterKey>) -> Result<Ar
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let path = config.master_key_file(credentials.as_deref()).map_err(StartError::Configuration)?;
     let key = MasterKey::load(&path).map_err(|error| {
-        StartError::Configuration(format!("the master key {}: {error}; postern init makes one", path.display()))
+        let remedy = if path.exists() { "" } else { "; postern init makes one" };
+        StartError::Configuration(format!("{error}{remedy}"))
     })?;
     Ok(Arc::new(key))
 }

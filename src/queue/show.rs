@@ -33,7 +33,8 @@ pub struct Filter {
     pub recipient_domain: Option<Domain>,
     /// With an unfinished recipient in this state.
     pub state: Option<Standing>,
-    /// With an unfinished recipient that leaves by this virtual IP.
+    /// With an unfinished recipient that leaves by this virtual IP; with no other filter, also what was
+    /// accepted for it and is not retired, since notices about that leave by it.
     pub vip: Option<VipId>,
 }
 
@@ -157,7 +158,10 @@ impl Queue {
         let own = (records.is_empty() && damaged.is_empty()).then_some(message.vip);
         for (number, record) in records {
             for recipient in &record.recipients {
-                let Some(standing) = self.standing((id, number), recipient) else { continue };
+                let Some(standing) = self.standing((id, number), recipient) else {
+                    last = last.or_else(|| recipient.last_detail.clone());
+                    continue;
+                };
                 *counts.entry(standing).or_default() += 1;
                 last = recipient.last_detail.clone().or(last);
                 if standing == Standing::Waiting {
@@ -171,6 +175,8 @@ impl Queue {
         }
         let whole = filter.recipient_domain.is_none() && filter.state.is_none();
         let whole = whole && filter.vip.is_none_or(|vip| own == Some(vip));
+        // Notices about it leave by the virtual IP it was accepted for, wherever the mail itself was moved.
+        fits |= filter.recipient_domain.is_none() && filter.state.is_none() && filter.vip == Some(message.vip);
         if !fits && !whole {
             return Ok(None);
         }

@@ -243,7 +243,10 @@ impl Connection {
     /// Logs a refusal's cause; gives the reply, which is all that the peer sees.
     pub(super) fn told(&self, refusal: &Refusal) -> Reply {
         let login = self.sender.as_ref().map_or("", |login| login.sender.login.as_str());
-        info!(peer = %self.peer, login = printable(login), reply = %refusal.reply, cause = refusal.cause, "refused");
+        // A plain refusal's cause is its reply; one is enough.
+        let reply = refusal.reply.one_line();
+        let cause = Some(refusal.cause.as_str()).filter(|cause| !cause.ends_with(&reply));
+        info!(peer = %self.peer, login = printable(login), reply, cause, "refused");
         refusal.reply.clone()
     }
 

@@ -151,7 +151,7 @@ impl Suppression {
     pub async fn add(&self, actor: &Actor, tenant: TenantId, new: NewEntry, now: Timestamp) -> Result<(), AdminError> {
         let subject = new.subject.to_string();
         match self.add_many(actor, tenant, vec![new], now).await? {
-            0 => Err(AdminError::Exists(format!("{subject} on the suppression list"))),
+            0 => Err(AdminError::Exists(format!("a suppression of {subject}"))),
             _ => Ok(()),
         }
     }
@@ -203,7 +203,7 @@ impl Suppression {
         let subject = folded(subject.clone());
         let turn = self.desk.turn().await;
         let key = key(tenant, &subject);
-        let missing = || AdminError::Missing(format!("{subject} on the suppression list"));
+        let missing = || AdminError::Missing(format!("suppression of {subject}"));
         let before = self.desk.store().get(&key)?.ok_or_else(missing)?;
         let mut batch = Batch::new();
         batch.if_equals(key.clone(), before).remove(key);

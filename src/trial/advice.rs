@@ -8,7 +8,7 @@ pub(super) fn print(stage: &Stage) {
     let (user, password) = (&stage.user, stage.password.as_str());
     let from = format!("orders@{SENDER_DOMAIN}");
     let to = format!("anna@{INBOX_DOMAIN}");
-    println!(
+    super::say(format_args!(
         "
 The service stays up. Send more; every step of it will be shown here. End with Ctrl-C.
 
@@ -30,5 +30,5 @@ Thunderbird: add an outgoing server (Account Settings, Outgoing Server): server 
   connection security SSL/TLS, authentication \"Normal password\", user name {user};
   accept the self-signed certificate of {VIP_NAME} when asked.
 "
-    );
+    ));
 }

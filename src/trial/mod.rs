@@ -9,20 +9,28 @@ mod client;
 mod stage;
 mod verify;
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use crate::events::{EventKind, MailEvent};
+pub use crate::daemon::MailLog;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::events::{Event, EventKind, InstanceEvent, MailEvent};
 use crate::ext::Timestamp;
-use crate::mail::QueueId;
+use crate::mail::{QueueId, printable};
 use crate::sink::Received;
 
 use stage::Stage;
 
 /// How long the message may take to arrive.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(30);
+/// A message that arrived is judged after its delivery was shown, or after this.
+const TOLD_PATIENCE: Duration = Duration::from_secs(2);
 /// How often new facts are looked for.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -35,13 +43,13 @@ pub enum Afterwards {
     Exit,
 }
 
-/// Runs the trial on a runtime of its own.
-pub fn run(afterwards: Afterwards) -> ExitCode {
+/// Runs the trial on a runtime of its own; the daemon's log goes where `log` says.
+pub fn run(afterwards: Afterwards, log: MailLog) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
-    let ended = runtime.block_on(trial(afterwards));
+    let ended = runtime.block_on(trial(afterwards, log));
     // The sink's thread has no stop; it ends with the process.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {
@@ -63,14 +71,27 @@ struct Observed {
     dkim: &'static str,
 }
 
-async fn trial(afterwards: Afterwards) -> Result<ExitCode, String> {
-    let began = Instant::now();
-    let trail = Trail { began };
+async fn trial(afterwards: Afterwards, log: MailLog) -> Result<ExitCode, String> {
+    let mut stop = Stop::install().map_err(|error| error.to_string())?;
+    let trail = Trail { began: Instant::now(), began_at: Timestamp::now() };
     trail.line("start", "the daemon, a DNS zone and a receiving MX, all on 127.0.0.1, data in a temporary folder");
-    let stage = Stage::set(&trail).await?;
+    let stage = tokio::select! {
+        stage = Stage::set(&trail, log) => stage?,
+        () = stop.asked() => return Err("interrupted".to_owned()),
+    };
     let began_message = Instant::now();
-    let observed = one_message(&stage, &trail).await?;
+    let observed = tokio::select! {
+        observed = one_message(&stage, &trail) => observed,
+        () = stop.asked() => Err("interrupted".to_owned()),
+    };
     let seconds = began_message.elapsed().as_secs_f64();
+    let observed = match observed {
+        Ok(observed) => observed,
+        Err(reason) => {
+            stage.strike().await;
+            return Err(reason);
+        }
+    };
     let is_fine = observed.accepted == 1 && observed.delivered == 1 && observed.dkim == "pass";
     match afterwards {
         Afterwards::Exit => {
@@ -81,16 +102,41 @@ async fn trial(afterwards: Afterwards) -> Result<ExitCode, String> {
                 "dkim": observed.dkim,
                 "seconds": (seconds * 1000.0).round() / 1000.0,
             });
-            println!("{summary}");
-            let _ = std::io::stdout().flush();
+            say(format_args!("{summary}"));
         }
         Afterwards::Stay => {
             advice::print(&stage);
-            follow(&stage, &trail).await?;
+            let followed = follow(&stage, &trail, &mut stop).await;
             stage.strike().await;
+            followed?;
+            trail.line("end", "the daemon has stopped, the temporary folder is gone");
         }
     }
     Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints a line; nobody reading any more is no reason to stop half-way.
+fn say(line: fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Ctrl-C, a polite kill, or the terminal going away.
+struct Stop([Signal; 3]);
+
+impl Stop {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+    }
+
+    async fn asked(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 /// Sends one message through the real door and watches it arrive.
@@ -103,18 +149,22 @@ async fn one_message(stage: &Stage, trail: &Trail) -> Result<Observed, String> {
          Thank you for your order.\r\n",
         Timestamp::now().rfc5322()
     );
+    trail.line("sending", &format!("from {from} to {to}, login {}, port {}", stage.user, stage.door.port()));
     let (reply, tls) = client::send(&stage.login(), &from, &to, &message)
         .await
         .map_err(|error| format!("the message could not be handed in: {error}"))?;
-    trail.line("submitted", &format!("by {} on port {} ({tls}, AUTH PLAIN); answer: {reply}", from, stage.door.port()));
+    let answered = Timestamp::now();
     let mut observed = Observed { accepted: 1, dkim: "none", ..Observed::default() };
+    for event in stage.events_after(&mut seen)? {
+        observed.delivered += trail.event(&event);
+    }
+    trail.line_at(answered, "answered", &format!("250 {reply} (by {tls}, AUTH PLAIN)"));
     let arrived = stage.next_arrival(ARRIVAL_PATIENCE).await;
     let settled = Instant::now();
     // The peer has it; its reply is on our side's disk a moment later.
     while observed.delivered == 0 && settled.elapsed() < ARRIVAL_PATIENCE {
-        for (id, fact) in stage.events_after(&mut seen)? {
-            observed.delivered += u32::from(matches!(fact, MailEvent::Delivered { .. }));
-            trail.fact(id, &fact);
+        for event in stage.events_after(&mut seen)? {
+            observed.delivered += trail.event(&event);
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -141,20 +191,28 @@ async fn judge(stage: &Stage, trail: &Trail, received: &Received) -> Result<&'st
 }
 
 /// Shows facts of further mail until the user ends the trial.
-async fn follow(stage: &Stage, trail: &Trail) -> Result<(), String> {
+async fn follow(stage: &Stage, trail: &Trail, stop: &mut Stop) -> Result<(), String> {
     let mut seen = stage.newest_event()?;
-    let ended = tokio::signal::ctrl_c();
-    tokio::pin!(ended);
+    let mut arrived = VecDeque::new();
+    let mut delivered = 0_u32;
     loop {
         tokio::select! {
-            _ = &mut ended => return Ok(()),
+            () = stop.asked() => return Ok(()),
             () = tokio::time::sleep(LOOK) => {}
         }
-        for (id, fact) in stage.events_after(&mut seen)? {
-            trail.fact(id, &fact);
+        for event in stage.events_after(&mut seen)? {
+            delivered = delivered.saturating_add(trail.event(&event));
         }
         while let Ok(received) = stage.arrived_now() {
-            judge(stage, trail, &received).await?;
+            arrived.push_back((Instant::now(), received));
+        }
+        // The peer has a message a moment before our side has written down that it does.
+        let is_told = |delivered: u32, since: &Instant| delivered > 0 || since.elapsed() > TOLD_PATIENCE;
+        while arrived.front().is_some_and(|(since, _)| is_told(delivered, since)) {
+            delivered = delivered.saturating_sub(1);
+            if let Some((_, received)) = arrived.pop_front() {
+                judge(stage, trail, &received).await?;
+            }
         }
     }
 }
@@ -162,42 +220,64 @@ async fn follow(stage: &Stage, trail: &Trail) -> Result<(), String> {
 /// Writes the readable trail.
 pub(crate) struct Trail {
     began: Instant,
+    began_at: Timestamp,
 }
 
 impl Trail {
     /// One step, with the time since the start.
     fn line(&self, step: &str, text: &str) {
-        println!("{:>8.3} s  {step:<12}  {text}", self.began.elapsed().as_secs_f64());
+        self.write(self.began.elapsed(), step, text);
+    }
+
+    /// One step that was at `moment`.
+    fn line_at(&self, moment: Timestamp, step: &str, text: &str) {
+        self.write(moment.since(self.began_at), step, text);
+    }
+
+    fn write(&self, after: Duration, step: &str, text: &str) {
+        say(format_args!("{:>8.3} s  {step:<12}  {}", after.as_secs_f64(), printable(text)));
+    }
+
+    /// What an event says to somebody who sends mail; 1 if it is a delivery.
+    fn event(&self, event: &Event) -> u32 {
+        match &event.kind {
+            EventKind::Mail(id, fact) => {
+                self.fact(event.at, *id, fact);
+                u32::from(matches!(fact, MailEvent::Delivered { .. }))
+            }
+            EventKind::Instance(InstanceEvent::LoginRefused { login, reason, .. }) => {
+                self.line_at(event.at, "no login", &format!("{login}: {reason}"));
+                0
+            }
+            EventKind::Instance(InstanceEvent::Refused { reply, .. }) => {
+                self.line_at(event.at, "refused", reply);
+                0
+            }
+            EventKind::Instance(_) | EventKind::Audit(_) => 0,
+        }
     }
 
     /// One fact of a message's life.
-    fn fact(&self, id: QueueId, fact: &MailEvent) {
+    fn fact(&self, at: Timestamp, id: QueueId, fact: &MailEvent) {
         match fact {
             MailEvent::Accepted(facts) => {
-                self.line("accepted", &format!("as {id}, {} octets, on disk before the answer", facts.size_bytes));
+                let text = format!("as {id}, {} octets, on disk before the answer", facts.size_bytes);
+                self.line_at(at, "accepted", &text);
                 for signature in &facts.signatures {
-                    self.line("signed", signature);
+                    self.line_at(at, "signed", signature);
                 }
             }
             MailEvent::Delivered { peer, reply, .. } => {
-                self.line("MX found", &format!("{} at {}", peer.host, peer.address));
-                self.line("connected", &format!("from {}, TLS: {}", peer.source, peer.tls));
-                self.line("delivered", &format!("the peer said: {reply}"));
+                self.line_at(at, "MX found", &format!("{} at {}", peer.host, peer.address));
+                self.line_at(at, "connected", &format!("from {}, TLS: {}", peer.source, peer.tls));
+                self.line_at(at, "delivered", &format!("the peer said: {reply}"));
             }
-            MailEvent::Retired => self.line("finished", "nothing is owed any more; the body's space is free"),
+            MailEvent::Retired => self.line_at(at, "finished", "nothing is owed any more; the body's space is free"),
             MailEvent::Deferred { detail, due_in_secs, .. } => {
-                self.line("deferred", &format!("{detail}; next try in {due_in_secs} s"));
+                self.line_at(at, "deferred", &format!("{detail}; next try in {due_in_secs} s"));
             }
-            MailEvent::Bounced { detail, .. } => self.line("bounced", detail),
-            other => self.line("event", &format!("{other:?}")),
+            MailEvent::Bounced { detail, .. } => self.line_at(at, "bounced", detail),
+            other => self.line_at(at, "event", &format!("{other:?}")),
         }
-    }
-}
-
-/// The mail fact of an event, if it is one.
-fn mail_fact(kind: EventKind) -> Option<(QueueId, MailEvent)> {
-    match kind {
-        EventKind::Mail(id, fact) => Some((id, fact)),
-        EventKind::Instance(_) | EventKind::Audit(_) => None,
     }
 }

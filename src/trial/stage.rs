@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use super::client::Login;
-use super::{LOOK, Trail, mail_fact};
+use super::{LOOK, Trail};
 use crate::access::Actor;
 use crate::accounts::{Limits, NewSmtpAccount};
 use crate::config::{self, Config};
-use crate::daemon::{Daemon, Overrides};
-use crate::events::{Event, MailEvent};
+use crate::daemon::{Daemon, MailLog, Overrides};
+use crate::events::Event;
 use crate::ext::Timestamp;
-use crate::mail::{Class, Domain, QueueId, TenantId};
+use crate::mail::{Class, Domain, TenantId};
 use crate::net::{Certificates, Zone, ZoneServer};
 use crate::seal::MasterKey;
 use crate::sink::{Received, Sink};
@@ -36,6 +36,8 @@ pub(super) const VIP_NAME: &str = "mx.shop.example";
 const SINK_NAME: &str = "mx.inbox.example";
 /// How long the door may take to open.
 const DOOR_PATIENCE: Duration = Duration::from_secs(10);
+/// Octets of a DNS record shown, at most.
+const RECORD_SHOWN_MAX: usize = 40;
 /// Events read at once.
 const EVENTS_READ_MAX: usize = 200;
 
@@ -59,7 +61,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Puts everything up.
-    pub(super) async fn set(trail: &Trail) -> Result<Self, String> {
+    pub(super) async fn set(trail: &Trail, log: MailLog) -> Result<Self, String> {
         let folder = tempfile::Builder::new().prefix("postern-try-").tempdir().map_err(text)?;
         let certificates = folder.path().join("certificates");
         for name in [VIP_NAME, SINK_NAME] {
@@ -71,7 +73,7 @@ impl Stage {
         let ports = [free_port().map_err(text)?, free_port().map_err(text)?];
         let config = configuration(&folder, ports, sink.address.port(), zone.address())?;
         MasterKey::generate(&folder.path().join("master.key")).map_err(text)?;
-        let daemon = Daemon::start(config, Overrides::default()).await.map_err(text)?;
+        let daemon = Daemon::start(config, Overrides { mail_log: log, ..Overrides::default() }).await.map_err(text)?;
         let (user, password) = furnish(&daemon, &zone, trail).await?;
         let stage = Self {
             door: SocketAddr::from((Ipv4Addr::LOCALHOST, ports[0])),
@@ -119,9 +121,9 @@ impl Stage {
         Ok(seen)
     }
 
-    /// Facts about messages after `seen`, which moves on.
-    pub(super) fn events_after(&self, seen: &mut Key) -> Result<Vec<(QueueId, MailEvent)>, String> {
-        Ok(self.read_events(seen)?.into_iter().filter_map(|event| mail_fact(event.kind)).collect())
+    /// Events after `seen`, which moves on.
+    pub(super) fn events_after(&self, seen: &mut Key) -> Result<Vec<Event>, String> {
+        self.read_events(seen)
     }
 
     fn read_events(&self, seen: &mut Key) -> Result<Vec<Event>, String> {
@@ -176,7 +178,7 @@ async fn furnish(daemon: &Daemon, zone: &ZoneServer, trail: &Trail) -> Result<(S
     for record in crate::domains::domain_records(&added, &[]) {
         if record.kind == "TXT" {
             records = records.txt(&record.name, &record.value);
-            trail.line("published", &format!("{} TXT {:.40}...", record.name, record.value));
+            trail.line("published", &format!("{} TXT {}", record.name, shortened(&record.value)));
         }
     }
     zone.replace(records);
@@ -188,6 +190,11 @@ async fn furnish(daemon: &Daemon, zone: &ZoneServer, trail: &Trail) -> Result<(S
     let new = NewSmtpAccount { class: Class::Transactional, allowed_from: Vec::new(), limits: Limits::default() };
     let (account, password) = daemon.accounts.add_smtp_account(&actor, tenant.id, new, now).await.map_err(text)?;
     Ok((account.login, password))
+}
+
+/// The beginning of a long record.
+fn shortened(value: &str) -> String {
+    if value.len() > RECORD_SHOWN_MAX { format!("{value:.RECORD_SHOWN_MAX$}...") } else { value.to_owned() }
 }
 
 fn new_vip(tenant: TenantId) -> Result<NewVip, String> {

@@ -157,7 +157,7 @@ fn clear_the_way(path: &Path) -> io::Result<()> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let text = format!("another daemon listens on {}", path.display());
+            let text = "another daemon listens there already".to_owned();
             Err(io::Error::new(io::ErrorKind::AddrInUse, text))
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),

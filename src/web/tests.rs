@@ -262,7 +262,7 @@ async fn the_socket_admits_its_own_user_and_a_second_daemon_is_refused() {
     tokio::spawn(connection);
     let answer = sender.send_request(Request::get("/api/v1/status").body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
-    assert!(Socket::bind(&settings).unwrap_err().to_string().contains("another daemon listens"));
+    assert!(Socket::bind(&settings).unwrap_err().to_string().contains("another daemon listens there"));
     shutdown.cancel();
     task.await.unwrap();
     assert!(!settings.socket.exists());

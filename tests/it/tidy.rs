@@ -307,3 +307,58 @@ fn decisions_are_numbered_once_each() {
         }
     }
 }
+
+/// README, CHANGELOG and everything below `docs`.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+#[test]
+fn every_relative_link_in_the_documentation_leads_somewhere() {
+    let (mut problems, mut followed) = (Vec::new(), 0);
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (at, opening) in text.match_indices("](") {
+            let rest = &text[at + opening.len()..];
+            let target = rest.split([')', '#', ' ']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            followed += 1;
+            if !page.parent().unwrap().join(target).exists() {
+                problems.push(format!("{}: {target} does not exist", page.display()));
+            }
+        }
+    }
+    assert!(followed > 10, "links are no longer recognised");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn pages_named_in_messages_exist() {
+    let mut problems = Vec::new();
+    for (_, path, text) in sources() {
+        for (at, _) in text.match_indices("docs/") {
+            let name: String =
+                text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || "/-_.".contains(*c)).collect();
+            let name = name.trim_end_matches('.');
+            if name.ends_with(".md") && !root().join(name).exists() {
+                problems.push(format!("{}: {name} does not exist", path.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}

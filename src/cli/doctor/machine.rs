@@ -10,7 +10,7 @@ use crate::cli::output::{size, span};
 use crate::config::Config;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
-use crate::net::{self, Certificates};
+use crate::net::{self, Certificates, Issuer};
 use crate::web::VipJson;
 
 /// A certificate that ends within this is warned about.
@@ -40,7 +40,11 @@ fn clock(now: Timestamp) -> Finding {
         return Finding::fail("clock", format!("shows {now}"), "set it, and keep it set: timedatectl set-ntp true");
     }
     let is_synchronised = Path::new("/run/systemd/timesync/synchronized").exists();
-    if is_synchronised { Finding::ok("clock", "synchronised") } else { Finding::ok("clock", format!("shows {now}")) }
+    if is_synchronised {
+        Finding::ok("clock", "synchronised")
+    } else {
+        Finding::ok("clock", format!("shows {now}; compare it with yours"))
+    }
 }
 
 /// `denied` are mode bits nobody may have.
@@ -114,8 +118,12 @@ fn certificates(config: &Config) -> Vec<Finding> {
             Finding::fail(check, format!("of {names} has expired"), "renew it; it is taken over by itself")
         } else if left < EXPIRY_WARNED {
             Finding::warn(check, format!("of {names} ends in {}", span(left.as_secs())), "renew it now")
+        } else if expiry.issuer == Issuer::Itself {
+            let remedy =
+                "clients do not trust it; put one of a certificate authority in its place: docs/operate/tls.md";
+            Finding::warn(check, format!("of {names} is self-signed"), remedy)
         } else {
-            Finding::ok(check, format!("{names}, {} left", span(left.as_secs())))
+            Finding::ok(check, format!("of {names}, {} left", span(left.as_secs())))
         });
     }
     found

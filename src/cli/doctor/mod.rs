@@ -143,18 +143,31 @@ fn report(everywhere: &Everywhere, found: &[Finding]) {
     if everywhere.json {
         output::print_json(&serde_json::to_value(found).unwrap_or_default());
     } else {
-        found.iter().for_each(|finding| output::print(&line(Colour::of_output(), finding)));
+        let widest = found.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
+        found.iter().for_each(|finding| output::print(&line(Colour::of_output(), widest, finding)));
+        output::print(&summary(found));
     }
 }
 
-fn line(colour: Colour, finding: &Finding) -> String {
+/// The last line: whether anything needs a hand.
+fn summary(found: &[Finding]) -> String {
+    let count = |grade| found.iter().filter(|finding| finding.grade == grade).count();
+    match (count(Grade::Fail), count(Grade::Warn)) {
+        (0, 0) => "everything is as it should be\n".to_owned(),
+        (failed, warned) => format!("{failed} failed, {warned} to look at\n"),
+    }
+}
+
+/// Checks are padded to `widest`, so that what was found stands in one column.
+fn line(colour: Colour, widest: usize, finding: &Finding) -> String {
     let grade = match finding.grade {
         Grade::Ok => colour.green("ok  "),
         Grade::Warn => colour.yellow("warn"),
         Grade::Fail => colour.red("FAIL"),
     };
     let remedy = finding.remedy.as_ref().map(|remedy| format!(" -> {remedy}")).unwrap_or_default();
-    format!("{grade} {}: {}\n", finding.check, crate::mail::printable(&format!("{}{remedy}", finding.found)))
+    let found = crate::mail::printable(&format!("{}{remedy}", finding.found));
+    format!("{grade}  {:<widest$}  {found}\n", finding.check)
 }
 
 #[cfg(test)]
@@ -164,8 +177,10 @@ mod tests {
     #[test]
     fn each_check_is_one_line_with_its_remedy() {
         let finding = Finding::fail("clock", "stands\nstill", "wind it up");
-        assert_eq!(line(Colour::Plain, &finding), "FAIL clock: stands?still -> wind it up\n");
-        assert_eq!(line(Colour::Plain, &Finding::ok("disk", "fine")), "ok   disk: fine\n");
+        assert_eq!(line(Colour::Plain, 5, &finding), "FAIL  clock  stands?still -> wind it up\n");
+        assert_eq!(line(Colour::Plain, 5, &Finding::ok("disk", "fine")), "ok    disk   fine\n");
+        assert_eq!(summary(&[finding, Finding::ok("disk", "fine")]), "1 failed, 0 to look at\n");
+        assert_eq!(summary(&[]), "everything is as it should be\n");
     }
 
     #[tokio::test]

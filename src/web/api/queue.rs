@@ -60,7 +60,7 @@ pub struct QueuedJson {
     pub accepted: Option<String>,
     /// Whether everything is settled and the body is gone.
     pub retired: bool,
-    /// Octets, while it is kept.
+    /// Octets.
     pub size_bytes: Option<u64>,
     /// The virtual IP it was accepted for: its EHLO name.
     pub vip: Option<String>,
@@ -133,7 +133,8 @@ pub struct QueueChangeJson {
 const ROW_RECIPIENTS_MAX: usize = 3;
 
 fn read_id(text: &str) -> Result<QueueId, Problem> {
-    text.parse().map_err(|_| Problem::field("id", format!("{text:?} is not a queue id; they have 26 characters")))
+    text.parse()
+        .map_err(|_| Problem::field("id", format!("{text:?} is not a queue id; postern queue list prints them")))
 }
 
 #[derive(Deserialize)]
@@ -197,20 +198,27 @@ pub(super) async fn show(
     let tenant = tenant.or(shown.history.as_ref().map(|history| history.tenant));
     let accepted = shown.message.as_ref().map(|message| message.accepted);
     let accepted = accepted.or(shown.history.as_ref().map(|history| history.accepted));
-    let vip = shown.message.as_ref().map(|message| vip_name(&parts, message.vip));
+    // What a retired message was is in its first event, as long as that is kept.
+    let at_first = shown.events.iter().find_map(|event| match &event.kind {
+        EventKind::Mail(_, MailEvent::Accepted(facts)) => Some(facts),
+        _ => None,
+    });
+    let message = shown.message.as_ref();
+    let vip = message.map(|message| message.vip).or(at_first.map(|facts| facts.vip));
+    let signatures = message.map(|message| &message.signatures).or(at_first.map(|facts| &facts.signatures));
     let history = shown.history.as_ref();
     Ok(Json(QueuedJson {
         id: id.to_string(),
         tenant: tenant.map(|tenant| tenant_name(&parts, tenant)),
         accepted: accepted.map(Timestamp::rfc3339),
         retired: shown.message.is_none(),
-        size_bytes: shown.message.as_ref().map(|message| message.size_bytes),
-        vip,
+        size_bytes: message.map(|message| message.size_bytes).or(at_first.map(|facts| facts.size_bytes)),
+        vip: vip.map(|vip| vip_name(&parts, vip)),
         reverse_path: history.map(|history| history.reverse_path.to_string()),
         header_from: history.map(|history| history.header_from.clone()),
         subject: history.map(|history| history.subject.clone()),
         message_id: history.map(|history| history.message_id.clone()),
-        signatures: shown.message.as_ref().map(|message| message.signatures.clone()).unwrap_or_default(),
+        signatures: signatures.cloned().unwrap_or_default(),
         recipients,
         damaged: shown.damaged.clone(),
         events: shown.events.iter().map(event).collect(),
@@ -245,9 +253,12 @@ fn happened(event: &MailEvent) -> String {
     let at = |peer: &Option<Peer>| peer.as_ref().map(|peer| format!(" by {}", place(peer))).unwrap_or_default();
     match event {
         MailEvent::Accepted(accepted) => format!(
-            "accepted by {} for {} recipients, {} octets, signed by {}",
+            "accepted by {} for {}, {} octets, signed by {}",
             accepted.source,
-            accepted.recipients,
+            match accepted.recipients {
+                1 => "1 recipient".to_owned(),
+                more => format!("{more} recipients"),
+            },
             accepted.size_bytes,
             if accepted.signatures.is_empty() { "nobody".to_owned() } else { accepted.signatures.join(" and ") }
         ),
@@ -256,10 +267,11 @@ fn happened(event: &MailEvent) -> String {
             format!("{}: delivered to {}: {reply}", to(recipients), place(peer))
         }
         MailEvent::Deferred { recipients, peer, why, detail, due_in_secs } => {
-            format!("{}: deferred{} ({why:?}), due again in {due_in_secs} s: {detail}", to(recipients), at(peer))
+            let due = span(*due_in_secs);
+            format!("{}: deferred{} ({}), due again in {due}: {detail}", to(recipients), at(peer), words(why))
         }
         MailEvent::Bounced { recipients, peer, why, detail } => {
-            format!("{}: given up{} ({why:?}): {detail}", to(recipients), at(peer))
+            format!("{}: given up{} ({}): {detail}", to(recipients), at(peer), words(why))
         }
         MailEvent::Expired { recipients, last } => {
             format!("{}: given up after waiting too long: {last}", to(recipients))
@@ -275,10 +287,33 @@ fn happened(event: &MailEvent) -> String {
             format!("{}: moved from virtual IP {from} to {vip} by {by}", to(recipients))
         }
         MailEvent::NoticeSent { recipients, kind, notice } => {
-            format!("{}: {kind:?} notice sent as {notice}", to(recipients))
+            format!("{}: {} notice sent as {notice}", to(recipients), words(kind))
         }
-        other => format!("{other:?}"),
+        MailEvent::NoticeDropped { recipients, kind } => {
+            format!("{}: {} notice dropped, nobody could be told", to(recipients), words(kind))
+        }
+        MailEvent::NoticeUnsigned => "this notice left unsigned: no key covers its sender".to_owned(),
+        MailEvent::Damaged { detail } => format!("damaged: {detail}"),
+        MailEvent::Retired => "done: nothing is owed any more, the body is erased".to_owned(),
+        MailEvent::Salvaged { recipients } => format!("{}: saved from the segments, owed again", to(recipients)),
     }
+}
+
+/// The name of a variant as words: `RecipientGone` is `recipient gone`.
+fn words(variant: &impl std::fmt::Debug) -> String {
+    let name = format!("{variant:?}");
+    let mut words = String::with_capacity(name.len().saturating_add(4));
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push(letter.to_ascii_lowercase());
+    }
+    words
+}
+
+fn span(seconds: u64) -> String {
+    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) }
 }
 
 fn place(peer: &Peer) -> String {

@@ -26,6 +26,12 @@ pub struct StatusJson {
     pub body_bytes: u64,
     /// Octets of the files that hold it.
     pub file_bytes: u64,
+    /// Lanes (virtual IP and receiving site) with mail that waits.
+    pub queue_lanes: usize,
+    /// Delivery attempts running now.
+    pub queue_in_flight: usize,
+    /// Notices to senders that are owed.
+    pub queue_notices: usize,
     /// Tenants.
     pub tenants: usize,
     /// Virtual IPs.
@@ -42,6 +48,7 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         Health::Stopped(detail) => ("stopped", Some(detail)),
     };
     let usage = parts.blobs.usage();
+    let owed = parts.queue.totals();
     let vips = parts.vips.all();
     let is_missing = |vip: &&crate::vips::Vip| vip.addresses().any(|address| !net::is_present(address));
     Ok(Json(StatusJson {
@@ -52,6 +59,9 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         storage_detail,
         body_bytes: usage.live_bytes,
         file_bytes: usage.file_bytes,
+        queue_lanes: owed.lanes,
+        queue_in_flight: owed.claimed,
+        queue_notices: owed.notices,
         tenants: parts.accounts.tenants(&actor).len(),
         vips: vips.len(),
         vips_missing: vips.iter().filter(is_missing).map(|vip| vip.ehlo.to_string()).collect(),

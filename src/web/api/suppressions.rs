@@ -50,7 +50,8 @@ fn json(entry: Entry) -> SuppressionJson {
 }
 
 fn read(field: &str, text: &str) -> Result<Subject, Problem> {
-    Subject::parse(text).map_err(|error| Problem::field(field, error.to_string()))
+    let unread = |error| Problem::field(field, format!("{text:?} is neither an address nor a domain: {error}"));
+    Subject::parse(text).map_err(unread)
 }
 
 pub(super) async fn list(
@@ -74,7 +75,7 @@ pub(super) async fn show(
     let tenant = tenant_called(&parts, &tenant)?;
     let subject = read("subject", &subject)?;
     let entry = parts.suppression.entry(&actor, tenant.id, &subject)?;
-    let missing = || Problem::missing(format!("{subject} on the suppression list"));
+    let missing = || Problem::missing(format!("suppression of {subject}"));
     entry.map(|entry| Json(json(entry))).ok_or_else(missing)
 }
 
@@ -89,7 +90,7 @@ pub(super) async fn add(
     let new = NewEntry { subject: subject.clone(), reason: Reason::Manual, origin: Origin::Operator, note: asked.note };
     parts.suppression.add(&actor, tenant.id, new, Timestamp::now()).await?;
     let entry = parts.suppression.entry(&actor, tenant.id, &subject)?;
-    let gone = || Problem::missing(format!("{subject} on the suppression list any more"));
+    let gone = || Problem::missing(format!("suppression of {subject} any more"));
     entry.map(|entry| (StatusCode::CREATED, Json(json(entry)))).ok_or_else(gone)
 }
 
