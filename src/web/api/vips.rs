@@ -137,8 +137,10 @@ pub(super) async fn remove(
     let filter = Filter { vip: Some(vip.id), ..Filter::default() };
     let waiting = off_workers(move || queue.list(&asker, &filter, None, 1)).await?;
     if !waiting.messages.is_empty() || waiting.next.is_some() {
-        return Err(Problem::in_use("mail that leaves by this virtual IP or was accepted for it is not settled yet, and notices about it leave by it \
-             too; wait, or cancel that mail (postern queue list)"));
+        return Err(Problem::in_use(
+            "mail that leaves by this virtual IP or was accepted for it is not settled yet, and notices about it leave by it \
+             too; wait, or cancel that mail (postern queue list)",
+        ));
     }
     parts.vips.remove(&actor, vip.id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
