@@ -80,6 +80,7 @@ fn submission(file: &File) -> submission::Settings {
             hold_max: file.span("submission.hold_max"),
         },
         header_bytes_max: file.size("submission.header_bytes_max"),
+        header_fields_max: file.size("submission.header_fields_max"),
         bare_line_ends: match file.text("submission.bare_line_ends").as_str() {
             "refuse" => BareLineEnds::Refuse,
             _ => BareLineEnds::Normalise,

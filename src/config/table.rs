@@ -75,6 +75,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("submission.header_bytes_max", Size(16 * KIB, 16 * MIB) => "\"256 KiB\"", Rare AtStart,
         "The largest header block of a message; more is answered 552.",
         "Whoever has programs that put much into headers."),
+    setting!("submission.header_fields_max", Count(100, 100_000) => "2000", Rare AtStart,
+        "Fields of a header block, whatever their size; more is answered 552.",
+        "Whoever has programs that put much into headers."),
     setting!("submission.recipients_max", Count(100, 50_000) => "1000", Rare AtStart,
         "Recipients of one message; more are answered 452, and the client sends them in another message (RFC 5321 \
          s4.5.3.1.8 asks for at least 100).",

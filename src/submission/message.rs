@@ -16,6 +16,7 @@ use crate::mail::{Body, Draft, Envelope, HeaderBlock, Refusal, Reply};
 use crate::smtp::{DataFault, DataLimits, DataReader, Progress, Step};
 
 use super::Settings;
+use super::authorize;
 use super::connection::{Connection, End, TOO_SLOW};
 use super::counts::Reservation;
 use super::draft::Spilling;
@@ -101,11 +102,22 @@ impl Incoming {
             return Err(refusal);
         }
         let (header, rest) = self.reader.finish().map_err(|fault| Refusal::plain(fault_reply(fault, settings)))?;
+        if fields_in(&header) > settings.header_fields_max {
+            let max = settings.header_fields_max;
+            let text = format!("The header has too many fields; the limit is {max}");
+            return Err(Refusal::plain(Reply::enhanced(552, 3, 4, text)));
+        }
         let header = HeaderBlock::parse(&header)
             .map_err(|why| Refusal::plain(Reply::enhanced(554, 6, 0, format!("The message cannot be read: {why}"))))?;
         let body: Body = self.spilling.end(rest).await.map_err(|error| spill_failed(&error))?;
         Ok((Draft { header, body }, self.reservation))
     }
+}
+
+/// Fields of a header block: lines that do not continue the one before. A field costs far more
+/// memory than its octets once it is parsed, so they are counted first.
+fn fields_in(header: &[u8]) -> usize {
+    header.split(|octet| *octet == b'\n').filter(|line| !matches!(line.first(), None | Some(b' ' | b'\t'))).count()
 }
 
 fn pace(begun: Instant, octets: u64, settings: &Settings) -> Instant {
@@ -247,6 +259,8 @@ impl Connection {
         let (Some(envelope), Some(login)) = (envelope, &self.sender) else {
             return Err(Refusal::plain(Reply::enhanced(451, 3, 0, "Something went wrong here; try again later")));
         };
+        // Much time may have passed since MAIL: a suspension or a removed virtual IP counts now.
+        authorize::reverse_path(&self.door, &login.sender, &self.vip, &envelope.reverse_path)?;
         let facts = SmtpFacts { helo: self.session.helo().to_owned(), peer: self.peer, tls: self.wire.tls() };
         let source = Source {
             tenant: login.sender.tenant,

@@ -42,6 +42,8 @@ pub struct Settings {
     pub session: smtp::Settings,
     /// Octets of a header block (256 KiB); more: `552 5.3.4`.
     pub header_bytes_max: usize,
+    /// Fields of a header block (2,000); more: `552 5.3.4`.
+    pub header_fields_max: usize,
     /// What a bare CR or LF in a message does (normalised); if refused: `554 5.6.0`.
     pub bare_line_ends: BareLineEnds,
     /// Octets of all messages being handed in at one moment, in memory and in spill files
@@ -80,6 +82,7 @@ impl Default for Settings {
             starttls_ports: vec![587, 2525],
             session: smtp::Settings::default(),
             header_bytes_max: 256 * 1024,
+            header_fields_max: 2000,
             bare_line_ends: BareLineEnds::Normalise,
             drafts_bytes_max: 1024 * 1024 * 1024,
             sessions_max: 10_000,

@@ -83,6 +83,7 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
     match name {
         "message_bytes_max" => settings.session.message_bytes_max = number()?,
         "header_bytes_max" => settings.header_bytes_max = small()?,
+        "header_fields_max" => settings.header_fields_max = small()?,
         "recipients_max" => settings.session.recipients_max = small()?,
         "errors_max" => settings.session.errors_max = count()?,
         "idle_commands_max" => settings.session.idle_commands_max = count()?,
