@@ -6,6 +6,7 @@
 //! must hold no other control character; the caller never passes a line that ended otherwise.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use smtp_proto::{AUTH_LOGIN, AUTH_PLAIN, Request};
@@ -36,7 +37,7 @@ pub enum Command {
         /// Which mechanism.
         mechanism: Mechanism,
         /// The initial response in base64, `=` for an empty one.
-        initial: Option<Zeroizing<String>>,
+        initial: Option<InitialResponse>,
     },
     /// `MAIL FROM`.
     Mail(MailCommand),
@@ -63,6 +64,29 @@ pub enum Command {
     Help,
     /// `QUIT`.
     Quit,
+}
+
+/// The initial response of `AUTH` in base64: login and password, so never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct InitialResponse(Zeroizing<String>);
+
+impl InitialResponse {
+    /// As the client wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for InitialResponse {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for InitialResponse {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("InitialResponse(..)")
+    }
 }
 
 /// A SASL mechanism.
@@ -189,7 +213,7 @@ fn simple(verb: &str, rest: &str) -> Result<Command, CommandError> {
                 AUTH_LOGIN => Mechanism::Login,
                 _ => Mechanism::Other,
             };
-            let initial = (!initial_response.is_empty()).then(|| Zeroizing::new(initial_response.into_owned()));
+            let initial = (!initial_response.is_empty()).then(|| InitialResponse::from(initial_response.into_owned()));
             if mechanism != Mechanism::Other && rest.split_ascii_whitespace().nth(2).is_some() {
                 return Err(CommandError::Syntax("AUTH mechanism [initial-response]"));
             }

@@ -11,7 +11,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
 
-use super::super::command::Mechanism;
+use super::super::command::{InitialResponse, Mechanism};
 use super::super::extension::Security;
 use super::{Asked, LINE_OCTETS_MAX, LoginAnswer, Session, Step, say};
 
@@ -60,7 +60,7 @@ impl Session {
     pub(super) fn begin_login(
         &mut self,
         mechanism: Mechanism,
-        initial: Option<Zeroizing<String>>,
+        initial: Option<InitialResponse>,
         out: &mut Vec<u8>,
     ) -> Step {
         let refusal = if self.security == Security::Plain {
@@ -85,7 +85,7 @@ impl Session {
         match initial {
             // RFC 4954 s4: `=` is an initial response of no octets.
             Some(initial) if initial.as_str() == "=" => self.answer_given(exchange, b"", out),
-            Some(initial) => self.answer_given(exchange, initial.as_bytes(), out),
+            Some(initial) => self.answer_given(exchange, initial.as_str().as_bytes(), out),
             None => {
                 // Base64 of `Username:`, which clients of LOGIN expect.
                 say(out, if mechanism == Mechanism::Plain { "334 " } else { "334 VXNlcm5hbWU6" });
