@@ -259,6 +259,7 @@ impl Dispatcher {
         let source = self.sources.source(lane.vip, &self.settings, now).inspect_err(|_| {
             self.waits = earlier(self.waits, after(now, self.settings.vip_check));
         })?;
+        self.sources.serves(lane.vip, lane.tenant)?;
         let site = match self.places.standing(lane, &source, now) {
             Standing::At(site) => site,
             Standing::Unknown(place) => {

@@ -14,7 +14,7 @@ use super::Settings;
 use super::transport::Source;
 use crate::events::{Event, EventKind, InstanceEvent, record};
 use crate::ext::Timestamp;
-use crate::mail::VipId;
+use crate::mail::{TenantId, VipId};
 use crate::net::is_present;
 use crate::store::{Batch, Store};
 use crate::vips::Vips;
@@ -58,6 +58,18 @@ impl Sources {
         let (source, missing) = self.look(vip);
         self.adopt(vip, Known { source: source.clone(), missing, looked: now });
         source
+    }
+
+    /// Whether the virtual IP is the tenant's own or shared. Nothing should ever have put mail into
+    /// another lane; if something did, it waits rather than leaves.
+    pub(super) fn serves(&self, vip: VipId, tenant: TenantId) -> Result<(), String> {
+        match self.vips.get(vip) {
+            Some(vip) if !vip.serves(tenant) => {
+                tracing::error!(vip = %vip.id, %tenant, "mail waits at another tenant's virtual IP");
+                Err(format!("the virtual IP {} belongs to another tenant", vip.ehlo))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An attempt found that `address` is not on this host.
@@ -110,4 +122,30 @@ impl Sources {
 /// So long ago that the next look is due.
 fn long_ago(moment: Instant) -> Instant {
     moment.checked_sub(std::time::Duration::from_secs(86_400)).unwrap_or(moment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Actor;
+    use crate::mail::Domain;
+    use crate::store::MemoryStore;
+    use crate::vips::{NewVip, Owner};
+
+    #[tokio::test]
+    async fn mail_in_a_lane_of_another_tenants_address_waits() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let vips = Arc::new(Vips::open(store.clone()).unwrap());
+        let mut made = Vec::new();
+        for (last, owner) in [(1, Owner::Tenant(TenantId(1))), (2, Owner::Shared)] {
+            let ehlo = Domain::parse("mx.example.com").unwrap();
+            let ipv4 = Some([127, 0, 5, last].into());
+            let new = NewVip { ipv4, ipv6: None, public_ipv4: None, public_ipv6: None, ehlo, owner };
+            made.push(vips.add(&Actor::local(0), new, Timestamp(0)).await.unwrap().id);
+        }
+        let sources = Sources::new(vips, store);
+        for (vip, tenant, serves) in [(made[0], 1, true), (made[0], 2, false), (made[1], 2, true)] {
+            assert_eq!(sources.serves(vip, TenantId(tenant)).is_ok(), serves);
+        }
+    }
 }
