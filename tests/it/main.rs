@@ -11,6 +11,7 @@ mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
 mod interop;
+mod isolation;
 mod notices;
 mod scenarios;
 mod tidy;
