@@ -209,10 +209,14 @@ impl Daemon {
     /// What the world may knock at, and delivery.
     fn start_doors(&self, config: Config, rooms: &Rooms, world: World, given: (PathBuf, ClientTls, Timestamp)) {
         let (drafts_folder, tls, started) = given;
+        let suppression = Arc::clone(&self.suppression);
         let parts = delivery::Parts {
             queue: Arc::clone(&self.queue),
             vips: Arc::clone(&self.vips),
             routes: Arc::clone(&self.routes),
+            suppressed: Arc::new(move |tenant, address| {
+                suppression.contains(tenant, address).map_err(|error| error.to_string())
+            }),
             store: Arc::clone(&self.store),
             resolver: world.resolver,
             dialer: world.dialer,

@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
-use super::settle::{record_outcomes, share_fate};
+use super::settle::{Screen, record_outcomes, share_fate};
 use super::shaping::{Admission, Path, Shaper, Use, allowance};
 use super::sources::Sources;
 use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
@@ -75,6 +75,7 @@ enum Running {
 /// What the loop works with.
 pub(super) struct Wiring {
     pub(super) queue: Arc<Queue>,
+    pub(super) screen: Screen,
     pub(super) mx: Arc<dyn Transport>,
     pub(super) smarthost: Arc<dyn Transport>,
     pub(super) delivery: Arc<Delivery>,
@@ -354,7 +355,7 @@ impl Dispatcher {
     }
 
     fn hand(&self, lane: &Lane, settled: mpsc::Sender<super::transport::Settled>) -> Hand {
-        super::settle::hand(&self.wiring.queue, lane, settled)
+        super::settle::hand(&self.wiring.screen, lane, settled)
     }
 
     fn transport(&self, lane: &Lane) -> Arc<dyn Transport> {
@@ -383,10 +384,10 @@ impl Dispatcher {
         if self.jobs_of.contains_key(lane) {
             return;
         }
-        let (queue, most) = (self.wiring.queue.clone(), self.settings.failed_together_max);
+        let (screen, most) = (self.wiring.screen.clone(), self.settings.failed_together_max);
         let (of, settling) = (lane.clone(), self.settings.settling_max);
         let task = self.tasks.spawn(async move {
-            share_fate(queue, &of, outcome, most, settling).await;
+            share_fate(screen, &of, outcome, most, settling).await;
             Done::Fate
         });
         self.count(lane);

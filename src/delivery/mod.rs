@@ -29,6 +29,7 @@ pub use client::{Client, Connection, Pool};
 pub use mx::Mx;
 pub use outcome::{Phase, Verdict, classify};
 pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};
+pub use settle::SuppressedLookup;
 pub use shaping::Limits;
 pub use smarthost::Smarthost;
 pub use transport::{
@@ -37,6 +38,7 @@ pub use transport::{
 };
 
 use self::dispatcher::{Dispatcher, Wiring};
+use self::settle::Screen;
 use self::sources::Sources;
 use crate::background::Shutdown;
 use crate::intake::Intake;
@@ -54,6 +56,8 @@ pub struct Parts {
     pub vips: Arc<Vips>,
     /// Relays.
     pub routes: Arc<Routes>,
+    /// `Suppression::contains`: looked at again before mail that has waited is tried.
+    pub suppressed: SuppressedLookup,
     /// Events about virtual IPs are written here.
     pub store: Arc<dyn Store>,
     /// DNS.
@@ -70,13 +74,14 @@ pub struct Parts {
 
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { queue, vips, routes, store, resolver, dialer, tls, delivery, settings } = parts;
+    let Parts { queue, vips, routes, suppressed, store, resolver, dialer, tls, delivery, settings } = parts;
     let client = Arc::new(Client::new(dialer, tls));
     let mx = Arc::new(Mx::new(resolver.clone(), vips.clone(), client.clone(), settings.clone()));
     let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
-    let wiring = Wiring { queue, mx, smarthost, delivery, settings };
+    let screen = Screen { queue: queue.clone(), suppressed };
+    let wiring = Wiring { queue, screen, mx, smarthost, delivery, settings };
     Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
 }
 

@@ -8,17 +8,74 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
-use super::transport::{Hand, Moves, Settled};
+use super::transport::{Hand, Moves, Settled, is_waiting};
 use crate::ext::Timestamp;
-use crate::queue::{Outcome, Queue};
+use crate::mail::{Address, TenantId};
+use crate::queue::{Claim, Outcome, Queue};
 use crate::routing::Lane;
 
 /// Claims that an attempt dropped (aborted, panicked, source missing) are due again after this.
 const DROPPED_PAUSE: Duration = Duration::from_secs(10);
 
+/// `QueuedMessage::source` of our notices: whoever owes one has decided that it is sent.
+const NOTICE: &str = "notice";
+/// Mail accepted less than this ago was held against the suppression list just now.
+const SCREENED_AT_ACCEPTANCE: Duration = Duration::from_secs(60);
+
+/// Whether a tenant's suppression list holds an address; `Err` is why it cannot be read.
+pub type SuppressedLookup = Arc<dyn Fn(TenantId, &Address) -> Result<bool, String> + Send + Sync>;
+
+/// Looks at the suppression list again before mail that has waited is tried: who was put there
+/// meanwhile is never mailed.
+#[derive(Clone)]
+pub(super) struct Screen {
+    pub(super) queue: Arc<Queue>,
+    pub(super) suppressed: SuppressedLookup,
+}
+
+impl Screen {
+    /// Up to `most` claims that may be tried. A record with somebody suppressed in it is settled
+    /// for them; the others in it are due again like deferred ones.
+    fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
+        loop {
+            let claims = self.queue.claim(lane, most);
+            let is_end = claims.is_empty();
+            let fine: Vec<Claim> = claims.into_iter().filter_map(|claim| self.screen(claim)).collect();
+            if is_end || !fine.is_empty() {
+                return fine;
+            }
+        }
+    }
+
+    fn screen(&self, claim: Claim) -> Option<Claim> {
+        let now = Timestamp::now();
+        if now.since(claim.message.accepted) < SCREENED_AT_ACCEPTANCE || claim.message.source == NOTICE {
+            return Some(claim);
+        }
+        let mut outcomes = Vec::new();
+        for recipient in claim.record.recipients.iter().filter(|recipient| is_waiting(recipient)) {
+            match (self.suppressed)(claim.message.tenant, &recipient.address) {
+                Ok(true) => outcomes.push((recipient.number, Outcome::Suppressed)),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(queue_id = %claim.queue_id, "mail waits, the suppression list cannot be read: {error}");
+                    self.queue.release(claim, DROPPED_PAUSE);
+                    return None;
+                }
+            }
+        }
+        if outcomes.is_empty() {
+            return Some(claim);
+        }
+        self.queue.settle_later(claim, outcomes, now);
+        None
+    }
+}
+
 /// A hand for claims of `lane`.
-pub(super) fn hand(queue: &Arc<Queue>, lane: &Lane, settled: mpsc::Sender<Settled>) -> Hand {
-    let (claims, bodies, releases) = (queue.clone(), queue.clone(), queue.clone());
+pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>) -> Hand {
+    let queue = &screen.queue;
+    let (claims, bodies, releases) = (screen.clone(), queue.clone(), queue.clone());
     let (late, damaged) = (queue.clone(), queue.clone());
     let lane = lane.clone();
     let moves = Moves {
@@ -56,14 +113,14 @@ pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Recei
 }
 
 /// Everything ready in `lane`, up to `most`, gets the same outcome.
-pub(super) async fn share_fate(queue: Arc<Queue>, lane: &Lane, outcome: Outcome, most: usize, at_once_max: usize) {
+pub(super) async fn share_fate(screen: Screen, lane: &Lane, outcome: Outcome, most: usize, at_once_max: usize) {
     let (settled, outcomes) = mpsc::channel(8);
-    let mut hand = hand(&queue, lane, settled);
+    let mut hand = hand(&screen, lane, settled);
     let settling = async move {
         hand.settle_all(&outcome, most).await;
         hand.give_back();
     };
-    tokio::join!(settling, record_outcomes(queue, outcomes, at_once_max));
+    tokio::join!(settling, record_outcomes(screen.queue, outcomes, at_once_max));
 }
 
 #[cfg(test)]

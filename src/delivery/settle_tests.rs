@@ -4,9 +4,7 @@ use super::*;
 use crate::background::Shutdown;
 use crate::delivery::transport::same_for_all;
 use crate::events::Peer;
-use crate::mail::{
-    Address, Body, Class, Domain, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, TenantId, VipId,
-};
+use crate::mail::{Body, Class, Domain, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, VipId};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Settings};
 use crate::routing::TransportName;
 use crate::store::MemoryStore;
@@ -19,6 +17,10 @@ fn lane() -> Lane {
         transport: TransportName::Mx,
         next_hop: Domain::parse("shop.example").unwrap(),
     }
+}
+
+fn screen(queue: &Arc<Queue>) -> Screen {
+    Screen { queue: queue.clone(), suppressed: Arc::new(|_, _| Ok(false)) }
 }
 
 async fn queue_with_a_message() -> Arc<Queue> {
@@ -61,7 +63,7 @@ async fn outcomes_of_an_attempt_that_was_aborted_on_their_way_to_the_queue_are_r
     for is_underway in [true, false] {
         let queue = queue_with_a_message().await;
         let (settled, outcomes) = mpsc::channel(1);
-        let mut hand = hand(&queue, &lane(), settled);
+        let mut hand = hand(&screen(&queue), &lane(), settled);
         let held = hand.next_claim().unwrap();
         let all = same_for_all(held.claim().unwrap(), &outcome);
         if is_underway {

@@ -204,6 +204,8 @@ pub enum Outcome {
     Deferred { why: Why, detail: String, peer: Option<Peer> },
     /// Never again.
     Bounced { why: Why, detail: String, peer: Option<Peer> },
+    /// Put on the suppression list since it was accepted: not tried, and nobody is told.
+    Suppressed,
 }
 
 /// An unfinished duty towards a sender.

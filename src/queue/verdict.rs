@@ -120,6 +120,7 @@ impl Judgement {
                 }
             }
             Outcome::Bounced { .. } => self.give_up(verdict, recipient, Ending::Bounced),
+            Outcome::Suppressed => recipient.state = RecipientState::Done(Ending::Suppressed),
             Outcome::Deferred { .. } if self.expired => self.give_up(verdict, recipient, Ending::Expired),
             Outcome::Deferred { .. } => {
                 verdict.counts[1] += 1;
@@ -158,6 +159,7 @@ impl Judgement {
             Outcome::Delivered { peer, reply } => {
                 MailEvent::Delivered { recipients, peer: peer.clone(), reply: reply.clone() }
             }
+            Outcome::Suppressed => MailEvent::Suppressed { recipients },
             Outcome::Bounced { why, detail, peer } => {
                 MailEvent::Bounced { recipients, peer: peer.clone(), why: *why, detail: detail.clone() }
             }
@@ -177,6 +179,7 @@ impl Judgement {
 
 fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome) {
     match outcome {
+        Outcome::Suppressed => {}
         Outcome::Delivered { peer, reply } => {
             recipient.last_why = None;
             recipient.last_detail = Some(reply.one_line());
@@ -207,6 +210,7 @@ fn same<'a>(event: &'a mut MailEvent, recipient: &QueuedRecipient, outcome: &Out
             MailEvent::Deferred { recipients, peer, why, detail, .. },
             Outcome::Deferred { why: w, detail: d, peer: p },
         ) => (!expired && why == w && detail == d && peer == p).then_some(recipients),
+        (MailEvent::Suppressed { recipients }, Outcome::Suppressed) => Some(recipients),
         _ => None,
     }
 }

@@ -33,7 +33,7 @@ pub struct Outbound {
     pub vip: Vip,
     pub zone: ZoneServer,
     settings: watch::Sender<Arc<delivery::Settings>>,
-    shutdown: Shutdown,
+    pub shutdown: Shutdown,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -108,6 +108,7 @@ impl Outbound {
             queue: outbound.queue.clone(),
             vips,
             routes,
+            suppressed: Arc::new(|_, address| Ok(address.local_part() == "suppressed")),
             store,
             resolver,
             dialer: Arc::new(BoundDialer),
@@ -173,16 +174,21 @@ impl Outbound {
         all.into_iter().map(|(_, bytes)| codec::decode::<Event>(&bytes).unwrap().kind).collect()
     }
 
-    /// Verdicts on `id` so far: delivered, deferred, bounced.
-    pub fn verdicts(&self, id: QueueId) -> Vec<MailEvent> {
-        let verdict = |kind| match kind {
+    /// What happened to `id` so far.
+    pub fn happened(&self, id: QueueId) -> Vec<MailEvent> {
+        let of_it = |kind| match kind {
             EventKind::Mail(of, event) if of == id => Some(event),
             _ => None,
         };
+        self.events().into_iter().filter_map(of_it).collect()
+    }
+
+    /// Verdicts on `id` so far: delivered, deferred, bounced.
+    pub fn verdicts(&self, id: QueueId) -> Vec<MailEvent> {
         let is_verdict = |event: &MailEvent| {
             matches!(event, MailEvent::Delivered { .. } | MailEvent::Deferred { .. } | MailEvent::Bounced { .. })
         };
-        self.events().into_iter().filter_map(verdict).filter(is_verdict).collect()
+        self.happened(id).into_iter().filter(is_verdict).collect()
     }
 
     /// Events about the instance so far.

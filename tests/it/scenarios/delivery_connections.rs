@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use postern::access::Actor;
 use postern::delivery::Scope;
 use postern::events::{InstanceEvent, MailEvent, Why};
+use postern::ext::Timestamp;
 use postern::net::{Trouble, Zone};
 
 use crate::harness::outbound::{Outbound, settings, until};
@@ -51,6 +52,31 @@ async fn many_messages_share_few_connections() {
 }
 
 #[tokio::test]
+async fn who_was_suppressed_while_mail_waited_is_never_mailed_and_the_others_are() {
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let (queue, stop) = (outbound.queue.clone(), outbound.shutdown.clone());
+    tokio::spawn(async move { queue.keep(&stop).await });
+    let waited = Timestamp(Timestamp::now().0 - 120_000);
+    let mut ids = Vec::new();
+    for to in [&["suppressed@shop.example"][..], &["suppressed@shop.example", "ann@shop.example"]] {
+        let message = outbound.message(to);
+        ids.push(message.id);
+        outbound.queue.enqueue(message, waited).await.unwrap();
+    }
+    let told = || ids.iter().all(|id| outbound.happened(*id).contains(&MailEvent::Suppressed { recipients: vec![0] }));
+    assert!(until(told).await, "{:?}", outbound.happened(ids[1]));
+    // The others in the record are due again like deferred ones.
+    let actor = Actor::local(0);
+    assert!(until(|| outbound.queue.totals().claimed == 0).await);
+    outbound.queue.retry(&actor, ids[1], &[], Timestamp::now()).await.unwrap();
+    assert!(matches!(outbound.verdict(ids[1]).await, MailEvent::Delivered { recipients, .. } if recipients == [1]));
+    assert!(until(|| outbound.queue.totals().lanes == 0).await);
+    assert!(outbound.happened(ids[0]).contains(&MailEvent::Retired));
+    assert_eq!((peer.taken().len(), outbound.queue.totals().notices), (1, 0));
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_used_again_and_a_dead_one_is_replaced_without_a_word() {
     let script = Script::polite();
     let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.clone()).await;
@@ -75,7 +101,7 @@ async fn mail_of_a_missing_virtual_ip_waits_and_leaves_by_no_other_address() {
     let message = outbound.message(&["ann@shop.example"]);
     let lane = message.recipients[0].lane.clone().unwrap();
     let id = message.id;
-    outbound.queue.enqueue(message, postern::ext::Timestamp::now()).await.unwrap();
+    outbound.queue.enqueue(message, Timestamp::now()).await.unwrap();
     let told =
         || outbound.instance_events().iter().filter(|event| matches!(event, InstanceEvent::VipMissing { .. })).count();
     assert!(until(|| told() == 1).await);
