@@ -86,6 +86,7 @@ fn submission(file: &File) -> submission::Settings {
             _ => BareLineEnds::Normalise,
         },
         drafts_bytes_max: file.count("submission.drafts_bytes_max"),
+        drafts_bytes_per_tenant_max: file.count("submission.drafts_bytes_per_tenant_max"),
         sessions_max: file.size("submission.sessions_max"),
         sessions_per_peer_max: file.size("submission.sessions_per_peer_max"),
         sessions_per_account_max: file.size("submission.sessions_per_account_max"),
@@ -145,6 +146,7 @@ pub(super) fn build_for_tests(path: &Path, file: &File) -> Config {
 /// Rules that concern more than one setting.
 fn rules(file: &File, config: &Config) {
     ports(file, config);
+    sizes(file, config);
     times(file, config);
     places(file, config);
 }
@@ -173,6 +175,20 @@ fn ports(file: &File, config: &Config) {
             .any(|port| *port == monitor.port())
     {
         file.refuse("monitor.listen", format!("port {} is a submission port too", monitor.port()));
+    }
+}
+
+/// A message that never finds room would be answered 452 for ever.
+fn sizes(file: &File, config: &Config) {
+    let (key, door) = ("submission.message_bytes_max", &config.submission);
+    for (room, bytes) in [
+        ("submission.drafts_bytes_max", door.drafts_bytes_max),
+        ("submission.drafts_bytes_per_tenant_max", door.drafts_bytes_per_tenant_max),
+    ] {
+        if file.is_sound(key) && file.is_sound(room) && bytes < door.session.message_bytes_max {
+            let (at, other, than) = if file.sets(room) { (room, key, "less") } else { (key, room, "more") };
+            file.refuse(at, format!("is {than} than {other}; the largest message would never find room"));
+        }
     }
 }
 

@@ -233,9 +233,9 @@ impl Connection {
         let Some(login) = &self.sender else {
             return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
         };
-        if !self.door.drafts.has_room(1) {
+        if !self.door.drafts.has_room(login.sender.tenant, 1) {
             let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
-            return Err(Refusal::with_cause(reply, "drafts_bytes_max reached"));
+            return Err(Refusal::with_cause(reply, "drafts_bytes_max or drafts_bytes_per_tenant_max reached"));
         }
         authorize::reverse_path(&self.door, &login.sender, &self.vip, path)
     }

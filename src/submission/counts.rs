@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::mail::TenantId;
 
 /// Places by key.
 #[derive(Debug)]
@@ -61,32 +63,65 @@ pub(super) fn network_of(peer: IpAddr) -> IpAddr {
     }
 }
 
-/// Octets that may be held in all.
+/// Octets that may be held in all, and by one tenant, so that none keeps the others out.
 #[derive(Debug)]
 pub(super) struct Octets {
     held: AtomicU64,
     max: u64,
+    by_tenant: Mutex<HashMap<TenantId, u64>>,
+    tenant_max: u64,
 }
 
 /// Octets held by one draft.
 #[derive(Debug)]
 pub(super) struct Reservation {
     octets: Arc<Octets>,
+    tenant: TenantId,
     held: u64,
 }
 
 impl Octets {
-    pub(super) fn new(max: u64) -> Arc<Self> {
-        Arc::new(Self { held: AtomicU64::new(0), max })
+    pub(super) fn new(max: u64, tenant_max: u64) -> Arc<Self> {
+        Arc::new(Self { held: AtomicU64::new(0), max, by_tenant: Mutex::default(), tenant_max })
     }
 
-    /// Whether `more` octets would find room now.
-    pub(super) fn has_room(&self, more: u64) -> bool {
-        self.held.load(Ordering::Relaxed).saturating_add(more) <= self.max
+    /// Whether `more` octets of the tenant would find room now.
+    pub(super) fn has_room(&self, tenant: TenantId, more: u64) -> bool {
+        let own = self.of_tenants().get(&tenant).copied().unwrap_or(0);
+        own.saturating_add(more) <= self.tenant_max
+            && self.held.load(Ordering::Relaxed).saturating_add(more) <= self.max
     }
 
-    pub(super) fn reserve(self: &Arc<Self>) -> Reservation {
-        Reservation { octets: Arc::clone(self), held: 0 }
+    pub(super) fn reserve(self: &Arc<Self>, tenant: TenantId) -> Reservation {
+        Reservation { octets: Arc::clone(self), tenant, held: 0 }
+    }
+
+    fn of_tenants(&self) -> MutexGuard<'_, HashMap<TenantId, u64>> {
+        self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts `more` for the tenant, unless that is over its share.
+    fn take(&self, tenant: TenantId, more: u64) -> bool {
+        let mut of_tenants = self.of_tenants();
+        let own = of_tenants.entry(tenant).or_default();
+        let fits = own.saturating_add(more) <= self.tenant_max;
+        if fits {
+            *own = own.saturating_add(more);
+        }
+        if *own == 0 {
+            of_tenants.remove(&tenant);
+        }
+        fits
+    }
+
+    fn give_back(&self, tenant: TenantId, octets: u64) {
+        let mut of_tenants = self.of_tenants();
+        if let Some(own) = of_tenants.get_mut(&tenant) {
+            *own = own.saturating_sub(octets);
+            if *own == 0 {
+                of_tenants.remove(&tenant);
+            }
+        }
     }
 }
 
@@ -97,9 +132,13 @@ impl Reservation {
         if more == 0 {
             return true;
         }
+        if !self.octets.take(self.tenant, more) {
+            return false;
+        }
         let before = self.octets.held.fetch_add(more, Ordering::Relaxed);
         if before.saturating_add(more) > self.octets.max {
             self.octets.held.fetch_sub(more, Ordering::Relaxed);
+            self.octets.give_back(self.tenant, more);
             return false;
         }
         self.held = total;
@@ -110,6 +149,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.octets.held.fetch_sub(self.held, Ordering::Relaxed);
+        self.octets.give_back(self.tenant, self.held);
     }
 }
 
@@ -130,15 +170,27 @@ mod tests {
 
     #[test]
     fn octets_are_given_back_when_dropped_and_refused_over_the_limit() {
-        let octets = Octets::new(100);
-        let mut one = octets.reserve();
-        assert!(one.grow_to(60) && one.grow_to(60) && octets.has_room(40) && !octets.has_room(41));
-        let mut two = octets.reserve();
+        let (octets, tenant) = (Octets::new(100, 100), TenantId(1));
+        let mut one = octets.reserve(tenant);
+        assert!(one.grow_to(60) && one.grow_to(60) && octets.has_room(tenant, 40) && !octets.has_room(tenant, 41));
+        let mut two = octets.reserve(tenant);
         assert!(!two.grow_to(41) && two.grow_to(40));
         drop(one);
         assert!(two.grow_to(100));
         drop(two);
         assert_eq!(octets.held.load(Ordering::Relaxed), 0);
+        assert!(octets.of_tenants().is_empty());
+    }
+
+    #[test]
+    fn one_tenant_cannot_take_the_room_of_the_others() {
+        let octets = Octets::new(100, 50);
+        let (mut loud, mut again) = (octets.reserve(TenantId(1)), octets.reserve(TenantId(1)));
+        assert!(loud.grow_to(30) && again.grow_to(20) && !again.grow_to(21) && !octets.has_room(TenantId(1), 1));
+        let mut quiet = octets.reserve(TenantId(2));
+        assert!(octets.has_room(TenantId(2), 50) && quiet.grow_to(50));
+        drop((loud, again));
+        assert!(octets.has_room(TenantId(1), 50));
     }
 
     #[test]

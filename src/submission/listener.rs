@@ -99,7 +99,7 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
     let Parts { settings, accounts, may_send_from, accept, vips, certificates, drafts_folder, given_sockets } = parts;
     let door = Arc::new(Door {
         session: Arc::new(settings.session.clone()),
-        drafts: Octets::new(settings.drafts_bytes_max),
+        drafts: Octets::new(settings.drafts_bytes_max, settings.drafts_bytes_per_tenant_max),
         by_account: Counts::new(settings.sessions_per_account_max),
         by_peer: Counts::new(settings.sessions_per_peer_max),
         in_total: Counts::new(settings.sessions_max),

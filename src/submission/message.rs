@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::ext::Timestamp;
 use crate::intake::{SmtpFacts, Source, Submission, Way};
-use crate::mail::{Body, Draft, Envelope, HeaderBlock, Refusal, Reply};
+use crate::mail::{Body, Draft, Envelope, HeaderBlock, Refusal, Reply, TenantId};
 use crate::smtp::{DataFault, DataLimits, DataReader, Progress, Step};
 
 use super::Settings;
@@ -38,7 +38,7 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    fn new(door: &Door, framing: impl FnOnce(DataLimits) -> DataReader) -> Self {
+    fn new(door: &Door, tenant: TenantId, framing: impl FnOnce(DataLimits) -> DataReader) -> Self {
         let limits = DataLimits {
             message_bytes_max: door.settings.session.message_bytes_max,
             header_bytes_max: door.settings.header_bytes_max,
@@ -47,7 +47,7 @@ impl Incoming {
         Self {
             reader: framing(limits),
             spilling: Spilling::new(&door.drafts_folder),
-            reservation: door.drafts.reserve(),
+            reservation: door.drafts.reserve(tenant),
             refusal: None,
             begun: Instant::now(),
             octets: 0,
@@ -71,7 +71,7 @@ impl Incoming {
     async fn keep(&mut self) {
         if !self.reservation.grow_to(self.reader.received()) {
             let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
-            self.give_up(Refusal::with_cause(reply, "drafts_bytes_max reached"));
+            self.give_up(Refusal::with_cause(reply, "drafts_bytes_max or drafts_bytes_per_tenant_max reached"));
         } else if let Err(error) = self.spilling.relieve(&mut self.reader).await {
             self.give_up(spill_failed(&error));
         }
@@ -153,7 +153,7 @@ fn fault_reply(fault: DataFault, settings: &Settings) -> Reply {
 impl Connection {
     /// DATA: 354 was said; reads to the final dot and answers.
     pub(super) async fn read_data(&mut self) -> Result<Step, End> {
-        let mut incoming = Incoming::new(&self.door, DataReader::dotted);
+        let mut incoming = Incoming::new(&self.door, self.tenant(), DataReader::dotted);
         loop {
             // Octets that a pipelining client sent along are here already.
             if incoming.take(&mut self.input, usize::MAX).await == Progress::Ended {
@@ -178,7 +178,7 @@ impl Connection {
                 incoming.begun = incoming.begun.max(recent.unwrap_or(incoming.begun));
                 incoming
             }
-            None => Box::new(Incoming::new(&self.door, DataReader::chunked)),
+            None => Box::new(Incoming::new(&self.door, self.tenant(), DataReader::chunked)),
         };
         let mut left = octets;
         loop {
@@ -223,6 +223,11 @@ impl Connection {
             }
             self.read_until(pace(begun, octets - left, &settings)).await?;
         }
+    }
+
+    /// Whose message is read. Nobody gets here without a login.
+    fn tenant(&self) -> TenantId {
+        self.sender.as_ref().map_or(TenantId(0), |login| login.sender.tenant)
     }
 
     async fn read_message(&mut self, incoming: &Incoming) -> Result<(), End> {

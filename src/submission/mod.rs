@@ -49,6 +49,8 @@ pub struct Settings {
     /// Octets of all messages being handed in at one moment, in memory and in spill files
     /// (1 GiB); more: `452 4.3.1`.
     pub drafts_bytes_max: u64,
+    /// Of these, octets of one tenant's messages (512 MiB); more: `452 4.3.1`.
+    pub drafts_bytes_per_tenant_max: u64,
     /// Sessions at one moment (10,000); more: `421 4.3.2`.
     pub sessions_max: usize,
     /// Sessions of one peer address, or one IPv6 /64, at one moment (200); more: `421 4.7.0`.
@@ -85,6 +87,7 @@ impl Default for Settings {
             header_fields_max: 2000,
             bare_line_ends: BareLineEnds::Normalise,
             drafts_bytes_max: 1024 * 1024 * 1024,
+            drafts_bytes_per_tenant_max: 512 * 1024 * 1024,
             sessions_max: 10_000,
             sessions_per_peer_max: 200,
             sessions_per_account_max: 200,

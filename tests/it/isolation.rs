@@ -198,6 +198,10 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::gathering_notices(Duration::ZERO).await
+    }
+
+    async fn gathering_notices(gather: Duration) -> Self {
         let listener = tokio::net::TcpListener::bind((PEER, 0)).await.unwrap();
         let mx_port = listener.local_addr().unwrap().port();
         let peer = Arc::new(Peer::default());
@@ -211,7 +215,7 @@ impl World {
         let mut config = config(folder.path(), &zone, mx_port);
         let port = TcpListener::bind((address(0), 0)).unwrap().local_addr().unwrap().port();
         config.submission.tls_ports = vec![port];
-        config.queue.notice_gather = Duration::ZERO;
+        config.queue.notice_gather = gather;
         config.accounts.login_failures_free_max = 10_000;
         config.accounts.network_failures_max = 10_000;
         let daemon = Daemon::start(config, Overrides::default()).await.unwrap();
@@ -391,9 +395,12 @@ impl World {
             let generation = self.generation(got.from, &got.helo);
             let message = self.messages[got.message].as_ref().expect("only what was accepted arrives");
             assert!(self.serves(generation, message.tenant), "left by another tenant's address: {got:?}");
-            assert!(message.lanes.contains(&generation), "left by an address it was never given: {got:?}");
-            let is_notice_of_first = message.to != To::Bounce || generation == message.lanes[0];
-            assert!(is_notice_of_first, "a notice left by another address than its message's: {got:?}");
+            let is_given = match message.to {
+                // Its notice leaves by the address it was handed in at.
+                To::Bounce => generation == message.lanes[0],
+                To::Open | To::Shut => message.lanes.contains(&generation),
+            };
+            assert!(is_given, "left by an address it was never given: {got:?}");
             if let Some(removed) = self.generations[generation].removed {
                 assert!(got.at <= removed + REMOVAL_SLACK, "left by a removed address: {got:?}");
             }
@@ -456,5 +463,27 @@ fn a_session_from_before_its_address_changed_hands_sends_nothing_more() {
         let (_, reply) = world.log_in(0, 0).await;
         assert!(reply.starts_with("535 "), "{reply}");
         world.finish().await;
+    });
+}
+
+#[test]
+fn a_notice_whose_address_was_removed_leaves_by_no_other_and_does_not_wait_for_ever() {
+    in_a_runtime(async {
+        let mut world = World::gathering_notices(Duration::from_secs(2)).await;
+        world.add(0, None).await;
+        world.add(1, Some(0)).await;
+        world.submit(0, 0, (0, 0), To::Bounce).await;
+        let began = Instant::now();
+        while world.running.daemon.queue.totals().notices == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "it is refused");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.remove(0).await;
+        while world.running.daemon.queue.totals().notices > 0 {
+            assert!(began.elapsed() < Duration::from_secs(40), "no notice waits for ever");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.running.stop().await;
+        assert!(world.peer.received.lock().unwrap().is_empty());
     });
 }
