@@ -16,9 +16,9 @@ use bytes::Bytes;
 use super::blobs::SegmentReader;
 use super::engine::lock_folder;
 use super::frame::{self, Kind};
-use super::record::{Location, location_key_id, locations_range};
+use super::record::{self, Location, Operation, Position, location_key_id, locations_range};
 use super::replay::bound_ends;
-use super::scan::{self, Found, Frames, Placed};
+use super::scan::{self, Found, Frames, Group, Placed};
 use super::segment::{self, DATA_START, Segment, Use};
 use super::sled::Records;
 use super::{OpenError, Settings, StoreError, prefix};
@@ -45,24 +45,81 @@ pub struct VerifyReport {
 }
 
 /// Reads all records, all frames, and every live body of a folder nobody has open.
+///
+/// After a crash the records are as of the last checkpoint; what the journal holds beyond is laid
+/// over them, as the next opening will.
 pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
     let _lock = lock_folder(folder)?;
     let mut report = VerifyReport::default();
     let used = used_segments(folder, &mut report.damaged)?;
+    let records = Records::open(&folder.join("records"), Settings::default().cache_bytes);
+    let position = match &records {
+        Ok(records) => records.position().map_err(|error| OpenError::Records(error.to_string()))?,
+        Err(_) => Position::default(),
+    };
+    let mut journal = Journal { position, changes: BTreeMap::new() };
     let mut whole = HashSet::new();
     for segment in used.values() {
         report.segments += 1;
-        verify_segment(segment, &mut report, &mut whole).map_err(OpenError::Files)?;
+        verify_segment(segment, &mut report, &mut whole, &mut journal).map_err(OpenError::Files)?;
     }
-    match Records::open(&folder.join("records"), Settings::default().cache_bytes) {
+    match records {
         Err(why) => report.damaged.push(why),
         Ok(records) => {
-            if let Err(error) = verify_records(&records, &whole, &mut report) {
+            if let Err(error) = verify_records(&records, &journal, &whole, &mut report) {
                 report.damaged.push(format!("the records cannot be read to their end: {error}"));
             }
         }
     }
     Ok(report)
+}
+
+/// What the journal changes in the records: at most what lies between two checkpoints.
+struct Journal {
+    position: Position,
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Journal {
+    /// Enters the batches of a complete group which the records have not heard of.
+    fn enter(&mut self, segment: &Segment, group: &Group) -> std::io::Result<()> {
+        if (segment.header.number, group.end) <= (self.position.segment, self.position.offset) {
+            return Ok(());
+        }
+        for frame in group.frames.iter().filter(|frame| frame.header.kind == Kind::Batch) {
+            let payload = scan::payload(&segment.file, frame)?.unwrap_or_default();
+            let Some((commit, operations)) = record::operations(&payload) else { continue };
+            if commit <= self.position.commit {
+                continue;
+            }
+            for operation in operations {
+                match operation {
+                    Operation::Set(key, value) => self.changes.insert(key.to_vec(), Some(value.to_vec())),
+                    Operation::Remove(key) => self.changes.insert(key.to_vec(), None),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Each pair of a range as the next opening will have it.
+    fn each(
+        &self,
+        records: &Records,
+        (from, to): (Vec<u8>, Vec<u8>),
+        mut visit: impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), StoreError> {
+        for (key, value) in self.changes.range(from.clone()..to.clone()) {
+            if let Some(value) = value {
+                visit(key, value);
+            }
+        }
+        each(records, (from, to), |key, value| {
+            if !self.changes.contains_key(key) {
+                visit(key, value);
+            }
+        })
+    }
 }
 
 fn used_segments(folder: &Path, damage: &mut Vec<String>) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
@@ -84,7 +141,12 @@ fn frames_of(segment: &Segment) -> Frames<'_> {
 
 type Whole = HashSet<(u64, u64)>;
 
-fn verify_segment(segment: &Segment, report: &mut VerifyReport, whole: &mut Whole) -> std::io::Result<()> {
+fn verify_segment(
+    segment: &Segment,
+    report: &mut VerifyReport,
+    whole: &mut Whole,
+    journal: &mut Journal,
+) -> std::io::Result<()> {
     let number = segment.header.number;
     let mut frames = frames_of(segment);
     if segment.header.usage == Use::Own {
@@ -106,6 +168,7 @@ fn verify_segment(segment: &Segment, report: &mut VerifyReport, whole: &mut Whol
             }
         }
         if group.is_complete {
+            journal.enter(segment, &group)?;
             report.damaged.append(&mut unsure);
         } else {
             unsure.extend(group.faults.iter().map(|fault| format!("segment {number}: {fault}")));
@@ -118,8 +181,13 @@ fn verify_segment(segment: &Segment, report: &mut VerifyReport, whole: &mut Whol
     Ok(())
 }
 
-fn verify_records(records: &Records, whole: &Whole, report: &mut VerifyReport) -> Result<(), StoreError> {
-    each(records, locations_range(), |key, value| {
+fn verify_records(
+    records: &Records,
+    journal: &Journal,
+    whole: &Whole,
+    report: &mut VerifyReport,
+) -> Result<(), StoreError> {
+    journal.each(records, locations_range(), |key, value| {
         let name = location_key_id(key).map(|id| format!("{}/{}", id.queue_id, id.number)).unwrap_or_default();
         report.bodies += 1;
         match Location::from_bytes(value) {
@@ -132,7 +200,7 @@ fn verify_records(records: &Records, whole: &Whole, report: &mut VerifyReport) -
             }
         }
     })?;
-    each(records, (vec![prefix::ENGINE + 1], vec![u8::MAX; 64]), |_, _| report.records += 1)
+    journal.each(records, (vec![prefix::ENGINE + 1], vec![u8::MAX; 64]), |_, _| report.records += 1)
 }
 
 fn each(

@@ -124,6 +124,8 @@ fn what_was_acknowledged_is_replayed_after_a_crash() {
     place.commit(&opened, batch).unwrap();
     let crashed = place.crash_copy("crashed");
     drop(opened);
+    let report = verify(&crashed.folder).unwrap();
+    assert_eq!((report.records, report.bodies, report.damaged), (40, 39, Vec::new()));
     for round in 0..2 {
         let opened = open(crashed.clone()).unwrap();
         assert_eq!(opened.replayed_batches, if round == 0 { 42 } else { 0 });
@@ -537,5 +539,6 @@ proptest! {
 fn crash(place: &Place, opened: Opened, number: usize) -> Settings {
     let copied = opened.engine.at_rest(|| place.crash_copy(&format!("crash{number}")));
     drop(opened);
+    assert_eq!(verify(&copied.folder).unwrap().damaged, Vec::<String>::new());
     copied
 }
