@@ -4,8 +4,10 @@
 
 mod clients;
 mod config_mistakes;
+mod crash;
 mod daemon_life;
 mod dialogues;
+mod disk_full;
 mod dkim_verifiers;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
@@ -13,5 +15,6 @@ mod harness;
 mod interop;
 mod isolation;
 mod notices;
+mod power_cut;
 mod scenarios;
 mod tidy;

@@ -185,6 +185,11 @@ impl Arrivals {
         arrived.iter().filter(|(_, copies)| differs(copies)).map(|(serial, _)| *serial).collect()
     }
 
+    /// How many copies of this message arrived.
+    pub fn copies(&self, serial: u64) -> usize {
+        self.0.lock().unwrap().get(&serial).map_or(0, Vec::len)
+    }
+
     pub fn len(&self) -> usize {
         self.0.lock().unwrap().len()
     }
@@ -197,34 +202,43 @@ pub enum SinkMood {
     Takes,
     /// Answers the first try of every `n`th recipient with 450.
     DefersEvery(u64),
+    /// Answers every recipient with 450.
+    Shut,
 }
 
 /// A plain SMTP receiver with PIPELINING; one thread per connection.
 pub struct RecordingSink {
     pub address: SocketAddr,
     pub arrivals: Arrivals,
+    mood: Arc<Mutex<SinkMood>>,
 }
 
 impl RecordingSink {
     pub fn start(address: SocketAddr, mood: SinkMood) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
-        let sink = Self { address: listener.local_addr()?, arrivals: Arrivals::default() };
+        let mood = Arc::new(Mutex::new(mood));
+        let sink = Self { address: listener.local_addr()?, arrivals: Arrivals::default(), mood: mood.clone() };
         let (arrivals, deferred) = (sink.arrivals.clone(), Arc::new(Mutex::new(BTreeSet::new())));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (arrivals, deferred) = (arrivals.clone(), deferred.clone());
+                let (arrivals, mood, deferred) = (arrivals.clone(), mood.clone(), deferred.clone());
                 // A connection that breaks is the tested daemon's death; the sink goes on.
-                thread::spawn(move || drop(receive(&stream, &arrivals, mood, &deferred)));
+                thread::spawn(move || drop(receive(&stream, &arrivals, &mood, &deferred)));
             }
         });
         Ok(sink)
+    }
+
+    /// Treats the next recipients so.
+    pub fn set_mood(&self, mood: SinkMood) {
+        *self.mood.lock().unwrap() = mood;
     }
 }
 
 fn receive(
     stream: &TcpStream,
     arrivals: &Arrivals,
-    mood: SinkMood,
+    mood: &Mutex<SinkMood>,
     deferred: &Mutex<BTreeSet<String>>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -240,7 +254,7 @@ fn receive(
         let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
         let reply: &[u8] = match verb.as_str() {
             "EHLO" => b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 52428800\r\n",
-            "RCPT" if defers(mood, &line, deferred) => b"450 4.2.0 greylisted, try again\r\n",
+            "RCPT" if defers(*mood.lock().unwrap(), &line, deferred) => b"450 4.2.0 greylisted, try again\r\n",
             "DATA" => {
                 writer.write_all(b"354 go\r\n")?;
                 read_data(&mut reader, arrivals)?;
@@ -257,7 +271,11 @@ fn receive(
 }
 
 fn defers(mood: SinkMood, line: &str, deferred: &Mutex<BTreeSet<String>>) -> bool {
-    let SinkMood::DefersEvery(nth) = mood else { return false };
+    let nth = match mood {
+        SinkMood::Takes => return false,
+        SinkMood::Shut => return true,
+        SinkMood::DefersEvery(nth) => nth,
+    };
     let serial =
         line.split("user").nth(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
     let serial: u64 = serial.and_then(|digits| digits.parse().ok()).unwrap_or(1);

@@ -2,11 +2,13 @@
 
 pub mod apart;
 pub mod daemon;
+pub mod disk;
 pub mod door;
 pub mod load;
 pub mod outbound;
 pub mod peer;
 pub mod process;
+pub mod promise;
 pub mod shop;
 pub mod zone;
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -75,6 +76,13 @@ impl Instance {
         instance
     }
 
+    /// Rewrites the configuration; the daemon reads it at its next start.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains(from), "{from:?} is not in the configuration");
+        fs::write(self.config(), text.replace(from, to)).unwrap();
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.join("postern.toml")
     }
@@ -83,7 +91,8 @@ impl Instance {
         self.folder.join("admin.sock")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Where the daemon's standard error goes, over all its lives.
+    pub fn log(&self) -> PathBuf {
         self.folder.join("daemon.log")
     }
 
@@ -96,10 +105,32 @@ impl Instance {
 
     /// Starts the daemon and waits until its door answers. How long that took.
     pub fn start(&mut self) -> Duration {
+        self.try_start().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// The same for a daemon that may be unable to.
+    pub fn try_start(&mut self) -> Result<Duration, String> {
         let began = Instant::now();
         self.spawn();
-        self.wait_for_socket();
-        began.elapsed()
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Some(status) = self.ended() {
+                return Err(format!("the daemon ended with {status}:\n{}", self.log_tail()));
+            }
+            if began.elapsed() > START_PATIENCE {
+                return Err(format!("the daemon does not serve:\n{}", self.log_tail()));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(began.elapsed())
+    }
+
+    /// How it ended, if it did so by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap();
+        if status.is_some() {
+            self.child = None;
+        }
+        status
     }
 
     /// Starts the daemon without waiting.
@@ -112,17 +143,6 @@ impl Instance {
         command.args(&line[1..]).arg("serve").arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-    }
-
-    fn wait_for_socket(&mut self) {
-        let deadline = Instant::now() + START_PATIENCE;
-        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("the daemon ended with {status}:\n{}", self.log_tail());
-            }
-            assert!(Instant::now() < deadline, "the daemon does not serve:\n{}", self.log_tail());
-            thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// Waits until the SMTP door accepts; there must be a virtual IP for it.

@@ -1,0 +1,112 @@
+//! The promise of 250 when the process dies: the daemon is killed while senders work; afterwards every
+//! acknowledged message is at the sink, and none whose delivery was recorded is there twice.
+//!
+//! `POSTERN_CRASH_ROUNDS` sets the number of rounds; a short run is part of every test run.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::harness::load::SinkMood;
+use crate::harness::not_run;
+use crate::harness::promise::{Promise, is_quick, pause, rounds};
+
+const ROUNDS: u64 = 20;
+/// Deliveries that may be in flight at one death: 10 connections to each of three sites, each with a
+/// message under way and one whose outcome waits for the disk.
+const IN_FLIGHT_MAX: usize = 60;
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
+    if is_quick() {
+        return not_run("kill rounds", "left out of the quick run");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::DefersEvery(10));
+    let rounds = rounds(ROUNDS);
+    for round in 0..rounds {
+        let extra = promise.sink.arrivals.extra();
+        let senders = promise.senders();
+        thread::sleep(pause(round));
+        promise.instance.kill();
+        senders.stop();
+        promise.note_recorded();
+        promise.verify();
+        if round % 4 == 3 {
+            // Starting is a time to die, too.
+            promise.instance.spawn();
+            thread::sleep(pause(round) / 4);
+            promise.instance.kill();
+        }
+        promise.instance.start();
+        promise.instance.wait_for_door();
+        let extra = promise.sink.arrivals.extra() - extra;
+        assert!(extra <= 2 * IN_FLIGHT_MAX, "{extra} extra copies in round {round}");
+    }
+    let missing = promise.settle();
+    promise.report("kill", rounds);
+    assert!(promise.ledger.len() as u64 > rounds, "senders did work: {} acknowledged", promise.ledger.len());
+    assert!(promise.recorded() as u64 > rounds, "deliveries were recorded: {}", promise.recorded());
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}\n{}", promise.instance.log_tail());
+    assert!(promise.sink.arrivals.differing().is_empty(), "a second copy has other bytes");
+    promise.nothing_is_sent_again_by_a_restart();
+    let again = promise.again_after_recording();
+    assert!(again.is_empty(), "delivered again after its delivery was recorded: {again:?}");
+}
+
+#[test]
+fn an_orderly_stop_loses_nothing_and_sends_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);
+    for round in 0..3 {
+        let senders = promise.senders();
+        thread::sleep(pause(round) + Duration::from_millis(300));
+        assert!(promise.instance.stop().success(), "{}", promise.instance.log_tail());
+        senders.stop();
+        promise.verify();
+        promise.instance.start();
+        promise.instance.wait_for_door();
+    }
+    let missing = promise.settle();
+    promise.report("orderly stop", 3);
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+    assert!(promise.ledger.len() > 3);
+    assert_eq!(promise.sink.arrivals.extra(), 0, "an orderly stop sends nothing twice");
+}
+
+#[test]
+fn what_a_failed_sync_covered_is_not_acknowledged_and_a_restart_owes_the_rest() {
+    let traced = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        return not_run("failed sync", "strace cannot trace here");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Shut);
+    assert!(promise.instance.stop().success());
+    let strace = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync"];
+    promise.instance.wrapper = strace.map(str::to_owned).to_vec();
+    promise.instance.wrapper.extend(["-e", "inject=fdatasync:error=EIO:when=40"].map(str::to_owned));
+    promise.instance.start();
+    promise.instance.wait_for_door();
+    let senders = promise.senders();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = promise.instance.ended() {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "the daemon goes on after a failed sync");
+        thread::sleep(Duration::from_millis(50));
+    };
+    senders.stop();
+    assert_eq!(status.code(), Some(74), "{}", promise.instance.log_tail());
+    let log = fs::read_to_string(promise.instance.log()).unwrap();
+    assert!(log.contains("a sync failed"), "{}", promise.instance.log_tail());
+    promise.instance.wrapper.clear();
+    promise.verify();
+    promise.sink.set_mood(SinkMood::Takes);
+    promise.instance.start();
+    let missing = promise.settle();
+    promise.report("failed sync", 1);
+    assert!(promise.ledger.len() > 3, "some were acknowledged before");
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+}

@@ -1,0 +1,166 @@
+//! One installation under load, and the books that prove the promise of 250: what was acknowledged,
+//! what arrived, and what the daemon had recorded as delivered when it died. Its log lines are read
+//! for the last: they are written only from events that are durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postern::store::{OpenError, VerifyReport};
+
+use super::load::{Ledger, Load, RecordingSink, Senders, SinkMood};
+use super::process::Instance;
+use super::zone::{SinkZone, zone_of_sink};
+
+const DOMAINS: [&str; 3] = ["one.test", "two.test", "three.test"];
+/// Senders at the same time.
+const SENDERS: usize = 8;
+/// How long everything acknowledged may take to arrive after the last fault.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
+/// What a dead daemon had sent is read by the sink within this.
+const SINK_LAG: Duration = Duration::from_millis(100);
+
+/// An installation with one sender's login, its mail exchanger, and the books.
+pub struct Promise {
+    pub instance: Instance,
+    pub sink: RecordingSink,
+    pub ledger: Ledger,
+    pub load: Load,
+    next: Arc<AtomicU64>,
+    /// Serial -> copies that had arrived when its delivery was first seen recorded.
+    recorded: BTreeMap<u64, usize>,
+    log_read: u64,
+    _zone: SinkZone,
+}
+
+impl Promise {
+    /// Keys and configuration below `folder`, the data in `data`; the daemon runs.
+    pub fn make(folder: &Path, data: &Path, mood: SinkMood) -> Self {
+        let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), mood).unwrap();
+        let zone = zone_of_sink(&DOMAINS);
+        let mut instance = Instance::make(folder, data, zone.address, sink.address.port());
+        instance.start();
+        let credentials = instance.furnish();
+        let load = Load {
+            door: instance.door,
+            login: credentials.login,
+            password: credentials.password,
+            from: "orders@shop.test".to_owned(),
+            domains: DOMAINS.map(str::to_owned).to_vec(),
+            sizes: vec![1, 400, 2_000, 20_000, 60_000, 300_000],
+            senders: SENDERS,
+        };
+        let (ledger, next) = (Ledger::default(), Arc::default());
+        Self { instance, sink, ledger, load, next, recorded: BTreeMap::new(), log_read: 0, _zone: zone }
+    }
+
+    pub fn senders(&self) -> Senders {
+        Senders::start(&self.load, &self.ledger, &self.next)
+    }
+
+    /// The number of the next message, for tests that send by hand.
+    pub fn next_serial(&self) -> u64 {
+        self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Notes which deliveries the daemon has recorded. For moments when it is dead.
+    pub fn note_recorded(&mut self) {
+        thread::sleep(SINK_LAG);
+        let mut log = File::open(self.instance.log()).unwrap();
+        log.seek(SeekFrom::Start(self.log_read)).unwrap();
+        let mut bytes = Vec::new();
+        log.read_to_end(&mut bytes).unwrap();
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.log_read += whole as u64;
+        for line in String::from_utf8_lossy(&bytes[..whole]).lines() {
+            let Some((_, to)) = line.split_once(" delivered to=<user") else { continue };
+            let serial: u64 = to.split('@').next().unwrap().parse().unwrap();
+            let copies = self.sink.arrivals.copies(serial);
+            self.recorded.entry(serial).or_insert(copies);
+        }
+    }
+
+    /// How many deliveries were seen recorded so far.
+    pub fn recorded(&self) -> usize {
+        self.recorded.len()
+    }
+
+    /// What arrived again after its delivery had been recorded.
+    pub fn again_after_recording(&self) -> BTreeSet<u64> {
+        let again = self.recorded.iter().filter(|(serial, copies)| self.sink.arrivals.copies(**serial) > **copies);
+        again.map(|(serial, _)| *serial).collect()
+    }
+
+    /// What is acknowledged and not at the sink.
+    pub fn missing(&self) -> BTreeSet<u64> {
+        self.ledger.serials().difference(&self.sink.arrivals.serials()).copied().collect()
+    }
+
+    /// Waits until everything acknowledged has arrived; what is missing when patience ends.
+    pub fn settle(&self) -> BTreeSet<u64> {
+        let deadline = Instant::now() + SETTLE_PATIENCE;
+        loop {
+            let missing = self.missing();
+            if missing.is_empty() || Instant::now() > deadline {
+                return missing;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The store as the fault left it is sound. The daemon must not run.
+    pub fn verify(&self) {
+        let report = self.store_report().unwrap();
+        assert_eq!(report.damaged, Vec::<String>::new(), "{}", self.instance.log_tail());
+    }
+
+    /// What `postern store verify` sees. The daemon must not run.
+    pub fn store_report(&self) -> Result<VerifyReport, OpenError> {
+        postern::store::verify(&self.instance.data.join("store"))
+    }
+
+    /// After settling, a restart sends nothing again: every delivery was recorded.
+    pub fn nothing_is_sent_again_by_a_restart(&mut self) {
+        // Recording follows the sink's 250; give the last group its sync.
+        thread::sleep(Duration::from_secs(1));
+        let before = self.sink.arrivals.extra();
+        self.instance.kill();
+        self.note_recorded();
+        self.instance.start();
+        thread::sleep(Duration::from_secs(3));
+        assert_eq!(self.sink.arrivals.extra(), before, "a restart delivered again what was recorded");
+    }
+
+    /// One line of figures, seen with `--nocapture`: what the long rounds are run for.
+    pub fn report(&self, kind: &str, rounds: u64) {
+        println!(
+            "{kind}: {rounds} rounds, {} acknowledged, {} lost, {} deliveries seen recorded at a fault, \
+             {} delivered again after that, {} extra copies in all",
+            self.ledger.len(),
+            self.missing().len(),
+            self.recorded(),
+            self.again_after_recording().len(),
+            self.sink.arrivals.extra()
+        );
+    }
+}
+
+/// Rounds of each kind: `POSTERN_CRASH_ROUNDS`, else `usual`.
+pub fn rounds(usual: u64) -> u64 {
+    std::env::var("POSTERN_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// A pause that differs from round to round, so that faults fall everywhere.
+pub fn pause(round: u64) -> Duration {
+    Duration::from_millis(120 + (round * 7919) % 700)
+}
+
+/// Whether `tests/run --quick` left this out.
+pub fn is_quick() -> bool {
+    std::env::var_os("POSTERN_TESTS_QUICK").is_some()
+}
