@@ -87,6 +87,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         applied: AtomicU64::new(chain.commits),
         checkpointed: AtomicU64::new(chain.commits),
         unflushed_bytes: AtomicU64::new(0),
+        checkpoint_waits: AtomicBool::new(false),
         is_counted: AtomicBool::new(false),
         at_work: [Mutex::new(()), Mutex::new(())],
         flush_bell: Bell::default(),

@@ -25,6 +25,8 @@ use crate::mail::QueueId;
 const ROUND: Duration = Duration::from_secs(1);
 /// A segment is emptied by copying when at most one part in this many of it is live.
 const STRAGGLERS_PART: u64 = 4;
+/// A checkpoint is not begun with less than this free, and what was journalled since the last one.
+const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// Bytes of bodies copied with one request to the committer.
 const MOVE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -48,6 +50,18 @@ pub fn checkpoint(shared: &Shared) {
         return;
     }
     let bytes = shared.unflushed_bytes.load(Ordering::Acquire);
+    // The record engine does not survive a full disk. The journal does, and holds everything: it
+    // grows until there is room again, or until its last segment is full and commits are refused.
+    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes));
+    if shared.checkpoint_waits.swap(waits, Ordering::AcqRel) != waits {
+        match waits {
+            true => tracing::warn!("the disk is nearly full; the records' checkpoints wait for room"),
+            false => tracing::info!("there is room for the records' checkpoints again"),
+        }
+    }
+    if waits {
+        return;
+    }
     match shared.records.flush() {
         Ok(()) => {
             shared.checkpointed.store(target, Ordering::Release);

@@ -35,6 +35,8 @@ pub struct Shared {
     pub checkpointed: AtomicU64,
     /// Bytes of journal since the last checkpoint.
     pub unflushed_bytes: AtomicU64,
+    /// Whether the last checkpoint was put off for want of room.
+    pub checkpoint_waits: AtomicBool,
     /// Whether every body that was here at open is counted.
     pub is_counted: AtomicBool,
     /// Held during a checkpoint, and during a round of housekeeping.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How old an answer may be.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Inodes that a checkpoint may need.
+const INODES_TO_GO_ON: u64 = 16;
 
 /// The floors of one folder, and the last answer.
 pub struct Space {
@@ -37,6 +39,13 @@ impl Space {
         answer
     }
 
+    /// Whether so many bytes and a few inodes are free at this moment; `true` if nobody can tell.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        let Ok(free) = rustix::fs::statvfs(&self.folder) else { return true };
+        let has_inodes = free.f_files == 0 || free.f_favail >= INODES_TO_GO_ON;
+        free.f_bavail.saturating_mul(free.f_frsize) >= bytes && has_inodes
+    }
+
     fn ask(&self) -> Option<String> {
         let Ok(free) = rustix::fs::statvfs(&self.folder) else { return None };
         let bytes = free.f_bavail.saturating_mul(free.f_frsize);
@@ -48,5 +57,19 @@ impl Space {
             return Some(format!("{} inodes free, the floor is {}", free.f_favail, self.free_inodes_min));
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_a_byte_but_not_for_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let space = Space::new(folder.path().to_owned(), 0, 0);
+        assert!(space.has_room_for(1) && !space.has_room_for(u64::MAX));
+        assert_eq!(space.shortage(), None);
+        assert!(Space::new(folder.path().to_owned(), u64::MAX, 0).shortage().is_some());
     }
 }
