@@ -235,6 +235,9 @@ pub struct VipAdd {
     /// The address the world sees instead (NAT); at most one of each family
     #[arg(long, value_name = "ADDR")]
     pub public: Vec<IpAddr>,
+    /// The id it had: for mail that was salvaged without the records and waits for it
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

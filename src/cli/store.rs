@@ -156,7 +156,11 @@ fn words(tally: &Tally, into: Option<&Path>) -> String {
         ),
         Some(folder) => format!(
             "{} messages read, {} owed again in {}, {} settled already\nTenants, virtual IPs, domains and accounts are \
-             records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's place.\n",
+             records and not part of it.
+To serve from there: set data to that folder, or move it in the old one's place.
+\
+             The mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as missing.
+",
             tally.bodies,
             tally.owed,
             folder.display(),

@@ -48,8 +48,8 @@ fn new_vip(add: &VipAdd) -> Result<NewVipJson, String> {
             return Err("--public takes at most one address of each family".to_owned());
         }
     }
-    let (ehlo, tenant, shared) = (add.ehlo.clone(), add.tenant.clone(), add.shared);
-    Ok(NewVipJson { ipv4, ipv6, public_ipv4, public_ipv6, ehlo, tenant, shared })
+    let (id, ehlo, tenant, shared) = (add.id.clone(), add.ehlo.clone(), add.tenant.clone(), add.shared);
+    Ok(NewVipJson { id, ipv4, ipv6, public_ipv4, public_ipv6, ehlo, tenant, shared })
 }
 
 fn added(session: &Session, vip: VipJson) -> String {

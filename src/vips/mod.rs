@@ -144,10 +144,15 @@ impl Vips {
 
     /// Makes one. An address belongs to one virtual IP only.
     pub async fn add(&self, actor: &Actor, new: NewVip, now: Timestamp) -> Result<Vip, AdminError> {
+        self.add_as(actor, VipId::random(), new, now).await
+    }
+
+    /// Makes one with a given id: the one that salvaged mail names when the records are lost.
+    pub async fn add_as(&self, actor: &Actor, id: VipId, new: NewVip, now: Timestamp) -> Result<Vip, AdminError> {
         actor.require(Permission::ManageInstance)?;
         check(&new)?;
         let vip = Vip {
-            id: VipId::random(),
+            id,
             ipv4: new.ipv4,
             ipv6: new.ipv6,
             public_ipv4: new.public_ipv4,
@@ -157,6 +162,9 @@ impl Vips {
         };
         let turn = self.desk.turn().await;
         let mut batch = Batch::new();
+        if self.get(id).is_some() {
+            return Err(AdminError::Exists(format!("a virtual IP with the id {id}")));
+        }
         for address in vip.addresses() {
             if self.by_address(address).is_some() {
                 return Err(AdminError::Exists(format!("a virtual IP with the address {address}")));

@@ -128,3 +128,13 @@ async fn a_damaged_record_stops_no_other_and_keeps_its_address() {
     let events = store.range(&[prefix::EVENT], &[prefix::EVENT + 1], 10).unwrap();
     assert_eq!(events.len(), 3);
 }
+
+#[tokio::test]
+async fn a_lost_virtual_ip_is_made_again_under_its_id_but_no_id_is_there_twice() {
+    let (_, vips, actor) = room();
+    let id = VipId::random();
+    let vip = vips.add_as(&actor, id, new("203.0.113.7", Owner::Shared), START).await.unwrap();
+    assert_eq!((vip.id, vips.get(id)), (id, Some(vip)));
+    let again = vips.add_as(&actor, id, new("203.0.113.8", Owner::Shared), START).await;
+    assert!(matches!(again, Err(AdminError::Exists(_))), "{again:?}");
+}

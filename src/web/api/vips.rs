@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::mail::Domain;
+use crate::mail::{Domain, VipId};
 use crate::net;
 use crate::queue::Filter;
 use crate::vips::{NewVip, Owner, Vip};
@@ -47,6 +47,9 @@ pub struct VipJson {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewVipJson {
+    /// The id it had, when the records were lost and salvaged mail names it; absent for a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The local IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
     /// The local IPv6 address.
@@ -118,7 +121,12 @@ pub(super) async fn add(
         ehlo: asked.ehlo,
         owner,
     };
-    let vip = parts.vips.add(&actor, new, Timestamp::now()).await?;
+    let id = match asked.id.as_deref().map(str::parse) {
+        None => VipId::random(),
+        Some(Ok(id)) => id,
+        Some(Err(_)) => return Err(Problem::field("id", "this is not the id of a virtual IP")),
+    };
+    let vip = parts.vips.add_as(&actor, id, new, Timestamp::now()).await?;
     Ok((StatusCode::CREATED, Json(json(&parts, &vip))))
 }
 
