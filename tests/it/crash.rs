@@ -110,3 +110,35 @@ fn what_a_failed_sync_covered_is_not_acknowledged_and_a_restart_owes_the_rest() 
     assert!(promise.ledger.len() > 3, "some were acknowledged before");
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
 }
+
+#[test]
+fn mail_is_salvaged_from_the_segments_when_the_records_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);
+    let vips = promise.instance.tool(&["vip", "list", "--json"]);
+    let vips: serde_json::Value = serde_json::from_str(&vips).unwrap();
+    let vip = vips["rows"][0]["id"].as_str().unwrap_or_else(|| panic!("no id in {vips}")).to_owned();
+    // Some are delivered, the others are owed.
+    let senders = promise.senders();
+    thread::sleep(Duration::from_secs(1));
+    promise.sink.set_mood(SinkMood::Shut);
+    thread::sleep(Duration::from_secs(1));
+    promise.instance.kill();
+    senders.stop();
+    promise.note_recorded();
+    let owed = promise.missing().len();
+    assert!(promise.recorded() > 0 && owed > 0, "{} recorded, {owed} owed", promise.recorded());
+
+    fs::remove_dir_all(promise.instance.data.join("store").join("records")).unwrap();
+    let saved = folder.path().join("saved");
+    let told = promise.instance.tool(&["store", "salvage", "--into", &saved.to_string_lossy()]);
+    promise.instance.use_data(&saved);
+    promise.sink.set_mood(SinkMood::Takes);
+    promise.instance.start();
+    promise.instance.tool(&["vip", "add", "127.0.0.1", "--ehlo", "mx.shop.test", "--shared", "--id", &vip]);
+    let missing = promise.settle();
+    promise.report("salvage", 1);
+    assert!(missing.is_empty(), "acknowledged and not salvaged: {missing:?}\n{told}\n{}", promise.instance.log_tail());
+    let again = promise.again_after_recording();
+    assert!(again.is_empty(), "salvaged after its delivery was recorded: {again:?}");
+}

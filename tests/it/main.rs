@@ -16,5 +16,6 @@ mod interop;
 mod isolation;
 mod notices;
 mod power_cut;
+mod scale;
 mod scenarios;
 mod tidy;

@@ -27,7 +27,7 @@ fn disk(name: &str, folder: &Path) -> Option<Disk> {
     let made = Disk::make(folder, DISK_MIB);
     let cut = made.and_then(|disk| disk.cut_power().map(|()| disk));
     match cut {
-        Ok(disk) => {
+        Ok(mut disk) => {
             disk.restore_power();
             Some(disk)
         }
@@ -41,7 +41,7 @@ fn disk(name: &str, folder: &Path) -> Option<Disk> {
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(disk) = disk("power-cut rounds", folder.path()) else { return };
+    let Some(mut disk) = disk("power-cut rounds", folder.path()) else { return };
     let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::DefersEvery(10));
     let rounds = rounds(ROUNDS);
     for round in 0..rounds {
@@ -80,7 +80,7 @@ fn without_syncs_the_same_cut_loses_mail() {
     }
     for round in 0..CONTROLS {
         let folder = tempfile::tempdir().unwrap();
-        let Some(disk) = disk(name, folder.path()) else { return };
+        let Some(mut disk) = disk(name, folder.path()) else { return };
         let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::Shut);
         assert!(promise.instance.stop().success());
         disk.sync();

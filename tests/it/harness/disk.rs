@@ -14,10 +14,13 @@ const CUT: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
 /// Tries to unmount while the dead daemon's files are being closed.
 const UNMOUNT_TRIES: usize = 100;
+/// Looks whether the loop device is gone.
+const RELEASE_TRIES: usize = 10;
 
 /// A mounted image; unmounted when dropped.
 pub struct Disk {
     image: PathBuf,
+    copies: u32,
     pub mount: PathBuf,
 }
 
@@ -27,7 +30,7 @@ impl Disk {
         if !rustix::process::geteuid().is_root() {
             return Err("mounting an image needs root".to_owned());
         }
-        let disk = Self { image: folder.join("disk.img"), mount: folder.join("disk") };
+        let disk = Self { image: folder.join("disk.img"), copies: 0, mount: folder.join("disk") };
         fs::create_dir(&disk.mount).map_err(|error| error.to_string())?;
         let image = fs::File::create(&disk.image).map_err(|error| error.to_string())?;
         image.set_len(mib * 1024 * 1024).map_err(|error| error.to_string())?;
@@ -58,9 +61,30 @@ impl Disk {
     }
 
     /// Unmounts what the cut left and mounts it again, replaying its journal.
-    pub fn restore_power(&self) {
+    pub fn restore_power(&mut self) {
         self.unmount().unwrap();
+        // A mount namespace made meanwhile (the peers of other tests live in some) may hold the dead
+        // file system a while longer, and mounting would show it again: its image is copied then.
+        if !self.is_released() {
+            let copy = self.image.with_extension(format!("copy{}", self.copies));
+            self.copies += 1;
+            run(Command::new("cp").arg("--sparse=always").args([&self.image, &copy])).unwrap();
+            fs::remove_file(&self.image).unwrap();
+            self.image = copy;
+        }
         self.mount().unwrap();
+    }
+
+    /// Whether no loop device has the image any more.
+    fn is_released(&self) -> bool {
+        (0..RELEASE_TRIES).any(|_| {
+            let output = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
+            let released = output.stdout.is_empty();
+            if !released {
+                thread::sleep(Duration::from_millis(50));
+            }
+            released
+        })
     }
 
     /// Everything written so far is on the disk.

@@ -83,6 +83,12 @@ impl Instance {
         fs::write(self.config(), text.replace(from, to)).unwrap();
     }
 
+    /// The data lies in `to` from the next start on.
+    pub fn use_data(&mut self, to: &Path) {
+        self.reconfigure(&format!("data = {:?}", self.data), &format!("data = {to:?}"));
+        self.data = to.to_owned();
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.join("postern.toml")
     }
