@@ -156,11 +156,9 @@ fn words(tally: &Tally, into: Option<&Path>) -> String {
         ),
         Some(folder) => format!(
             "{} messages read, {} owed again in {}, {} settled already\nTenants, virtual IPs, domains and accounts are \
-             records and not part of it.
-To serve from there: set data to that folder, or move it in the old one's place.
-\
-             The mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as missing.
-",
+             records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's \
+             place.\nThe mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as \
+             missing.\n",
             tally.bodies,
             tally.owed,
             folder.display(),
