@@ -350,7 +350,7 @@ fn every_relative_link_in_the_documentation_leads_somewhere() {
 #[test]
 fn pages_named_in_messages_exist() {
     let mut problems = Vec::new();
-    for (_, path, text) in sources() {
+    for (_, path, text) in sources().into_iter().filter(|(_, path, _)| !is_test_file(path)) {
         for (at, _) in text.match_indices("docs/") {
             let name: String =
                 text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || "/-_.".contains(*c)).collect();
