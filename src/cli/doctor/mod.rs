@@ -91,6 +91,7 @@ pub async fn run(everywhere: &Everywhere, asked: &Doctor) -> ExitCode {
         let (vips, domains) = known.as_ref().map_or((&[][..], &[][..]), |known| (&known.vips, &known.domains));
         found.extend(network::check(&dns, vips, &asked.probe).await);
         found.extend(network::check_domains(domains));
+        found.extend(network::check_notices(vips, domains));
     }
     report(everywhere, &found);
     let is_failed = found.iter().any(|finding| finding.grade == Grade::Fail);

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::mail::Domain;
 use crate::net::{DnsSettings, LookupError, Resolver, SystemResolver};
-use crate::web::DomainJson;
-use crate::web::VipJson;
+use crate::web::{DomainJson, INSTANCE_NAME, VipJson};
 
 /// How long port 25 of the probe may take to answer.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
@@ -104,5 +103,66 @@ pub(super) fn check_domains(domains: &[DomainJson]) -> Vec<Finding> {
             (state, None) => Finding::fail(check, format!("{state}: its mail is refused"), remedy),
         }
     };
-    domains.iter().map(one).collect()
+    domains.iter().filter(|domain| domain.tenant != INSTANCE_NAME).map(one).collect()
+}
+
+/// Whether notices to senders can be signed: by a verified domain of the virtual IP's owner that covers
+/// its EHLO name, else by any verified name of the instance.
+pub(super) fn check_notices(vips: &[VipJson], domains: &[DomainJson]) -> Vec<Finding> {
+    let is_verified = |domain: &&DomainJson| matches!(domain.state.as_str(), "verified" | "trusted");
+    let own = domains.iter().find(|domain| domain.tenant == INSTANCE_NAME);
+    if domains.iter().filter(is_verified).any(|domain| domain.tenant == INSTANCE_NAME) {
+        return vec![Finding::ok("notices", "are signed, at least with the instance's own key")];
+    }
+    let covers = |domain: &DomainJson, vip: &VipJson| {
+        let is_below = vip.ehlo.strip_suffix(&domain.domain).is_some_and(|rest| rest.ends_with('.'));
+        vip.tenant.as_ref() == Some(&domain.tenant)
+            && (vip.ehlo == domain.domain || (is_below && domain.covers_subdomains))
+    };
+    let unsigned = vips.iter().filter(|vip| !domains.iter().filter(is_verified).any(|domain| covers(domain, vip)));
+    let names: Vec<&str> = unsigned.map(|vip| vip.ehlo.as_str()).collect();
+    if names.is_empty() {
+        return vec![Finding::ok("notices", "are signed with the keys of the virtual IPs' owners")];
+    }
+    let remedy = match own {
+        Some(own) => format!("publish the records of: postern domain status {INSTANCE_NAME} {}", own.domain),
+        None => format!("postern domain add {INSTANCE_NAME} NAME"),
+    };
+    vec![Finding::warn("notices", format!("from {} leave unsigned", names.join(", ")), remedy)]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn domain(tenant: &str, name: &str, state: &str) -> DomainJson {
+        serde_json::from_value(json!({
+            "tenant": tenant, "domain": name, "state": state, "since": null, "absent_since": null,
+            "covers_subdomains": true, "rotating": false, "last_check": null, "records": [], "hints": [], "retired": [],
+        }))
+        .unwrap()
+    }
+
+    fn vip(ehlo: &str, tenant: Option<&str>) -> VipJson {
+        serde_json::from_value(json!({
+            "id": "1", "ipv4": "192.0.2.1", "ipv6": null, "public_ipv4": null, "public_ipv6": null,
+            "ehlo": ehlo, "tenant": tenant, "missing": [],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn notices_that_would_leave_unsigned_are_named_with_the_remedy() {
+        let vips = [vip("mx.shop.example", Some("shop")), vip("out.host.example", None)];
+        let pending = domain(INSTANCE_NAME, "host.example", "pending");
+        let found = check_notices(&vips, &[domain("shop", "shop.example", "verified"), pending.clone()]);
+        assert_eq!(found[0].found, "from out.host.example leave unsigned");
+        assert!(found[0].remedy.as_deref().is_some_and(|remedy| remedy.ends_with("status @instance host.example")));
+        let found = check_notices(&vips[..1], &[domain("shop", "shop.example", "verified"), pending]);
+        assert_eq!(found[0].found, "are signed with the keys of the virtual IPs' owners");
+        let found = check_notices(&vips, &[domain(INSTANCE_NAME, "host.example", "verified")]);
+        assert!(found[0].found.contains("instance's own key"));
+    }
 }
