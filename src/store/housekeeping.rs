@@ -5,6 +5,7 @@
 //! emptied first, one file kept ready. Easy to get wrong: before a segment goes, what it alone says
 //! about bodies that still lie elsewhere (settled recipients, dead copies) is written again.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
@@ -14,12 +15,12 @@ use std::time::Duration;
 use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
 use super::frame::{self, DeadEntry, Kind};
-use super::record::{LOCATION_PREFIX, Location};
+use super::record::{Location, location_key, location_key_id, locations_range};
 use super::scan::{self, Found, Frames};
 use super::segment::{DATA_START, Segment, Use};
 use super::shared::{Shared, Woken};
-use super::{CommitError, StoreError, after_prefix};
-use crate::mail::QueueId;
+use super::{CommitError, StoreError};
+use crate::mail::{BodyId, QueueId};
 
 /// Housekeeping looks around this often even if nobody calls.
 const ROUND: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ const STRAGGLERS_PART: u64 = 4;
 const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// Bytes of bodies copied with one request to the committer.
 const MOVE_BYTES: u64 = 4 * 1024 * 1024;
+/// Locations read at a time when looking which messages live.
+const LOCATIONS_READ: usize = 256;
 
 /// The flusher's loop.
 pub fn flush_loop(shared: &Shared) {
@@ -156,20 +159,37 @@ fn still_needed(shared: &Shared, segment: &Segment) -> io::Result<Needed> {
             let lies = |entry: &DeadEntry| entry.1 != here && shared.segments.get(entry.1).is_some();
             dead.extend(frame::dead_entries(&payload).into_iter().filter(lies));
         } else {
-            for (queue_id, numbers) in frame::settled_entries(&payload) {
-                if is_live(shared, queue_id).map_err(io::Error::other)? {
-                    settled.push((queue_id, numbers));
-                }
-            }
+            settled.extend(frame::settled_entries(&payload));
         }
     }
+    let live = live_messages(shared, settled.iter().map(|(queue_id, _)| *queue_id)).map_err(io::Error::other)?;
+    settled.retain(|(queue_id, _)| live.contains(queue_id));
     Ok((dead, settled))
 }
 
-fn is_live(shared: &Shared, queue_id: QueueId) -> Result<bool, StoreError> {
-    let mut from = LOCATION_PREFIX.to_vec();
-    from.extend_from_slice(&queue_id.0);
-    Ok(!shared.records.range(&from, &after_prefix(&from), 1)?.is_empty())
+/// Those of the messages that still have a body. A read of the records costs a whole leaf however
+/// little is asked for, so each one answers for all the messages it passes.
+fn live_messages(shared: &Shared, messages: impl Iterator<Item = QueueId>) -> Result<HashSet<QueueId>, StoreError> {
+    let mut sorted: Vec<QueueId> = messages.collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut asked = sorted.as_slice();
+    let mut live = HashSet::new();
+    while let Some(first) = asked.first().copied() {
+        let from = location_key(BodyId { queue_id: first, number: 0 });
+        let page = shared.records.range(&from, &locations_range().1, LOCATIONS_READ)?;
+        let found: Vec<QueueId> =
+            page.iter().filter_map(|(key, _)| location_key_id(key)).map(|body| body.queue_id).collect();
+        live.extend(found.iter().filter(|queue_id| asked.binary_search(queue_id).is_ok()));
+        if page.len() < LOCATIONS_READ {
+            break;
+        }
+        let unreadable = || StoreError::Damaged("the locations of bodies".into());
+        let last = *found.last().ok_or_else(unreadable)?;
+        // Should the last one have more bodies behind this page: it is known to live.
+        asked = asked.get(asked.partition_point(|queue_id| *queue_id <= last)..).unwrap_or_default();
+    }
+    Ok(live)
 }
 
 /// The emptiest journal segment that is worth copying out.

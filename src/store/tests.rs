@@ -19,7 +19,7 @@ use super::segment::{DATA_START, SegmentHeader};
 use super::{
     Batch, CommitError, Faults, Health, OpenError, Opened, Settings, StoreError, open, open_with, salvage, verify,
 };
-use crate::mail::BodyId;
+use crate::mail::{BodyId, QueueId};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -411,6 +411,36 @@ fn salvage_gives_what_is_owed_and_never_what_is_done() {
     assert_eq!(saved[0].envelope, b"envelope");
     assert_eq!(saved[0].settled, BTreeSet::from([0, 2, 7]));
     assert_eq!(saved[1].settled, BTreeSet::from([5]));
+}
+
+#[test]
+fn what_was_settled_of_a_thousand_living_messages_outlives_its_segment() {
+    let place = Place::new();
+    let opened = place.open();
+    let ids: Vec<BodyId> = (0..1_000).map(|_| new_id()).collect();
+    for some in ids.chunks(100) {
+        let mut batch = Batch::new();
+        batch.bodies.extend(some.iter().map(|id| new_body(*id, 100).0));
+        place.commit(&opened, batch).unwrap();
+    }
+    // Every third of them, and between them messages that are gone.
+    let mut batch = Batch::new();
+    let settled: BTreeSet<QueueId> = ids.iter().step_by(3).map(|id| id.queue_id).collect();
+    batch.settled.extend(settled.iter().map(|id| (*id, vec![4])));
+    batch.settled.extend((0..500).map(|_| (new_id().queue_id, vec![4])));
+    place.commit(&opened, batch).unwrap();
+    for number in 0..100 {
+        let (id, _) = place.put(&opened, &format!("U{number}"), 8_000);
+        place.free(&opened, id);
+    }
+    eventually("segments were reused", || opened.bodies.usage().file_bytes < 900_000);
+    std::thread::sleep(Duration::from_millis(200));
+    drop(opened);
+    let saved: Vec<_> = salvage(&place.settings.folder).unwrap().collect();
+    assert_eq!(saved.len(), ids.len());
+    for body in saved {
+        assert_eq!(body.settled.contains(&4), settled.contains(&body.id.queue_id));
+    }
 }
 
 #[test]
