@@ -102,6 +102,8 @@ pub(super) struct Dispatcher {
     begun: u64,
     /// Lanes looked at since the last of these, in passes that were full.
     idle_lanes: usize,
+    /// When pool and watchdog are looked at next.
+    next_tick: Instant,
     stop: Shutdown,
 }
 
@@ -134,6 +136,7 @@ impl Dispatcher {
             waits: None,
             begun: 0,
             idle_lanes: 0,
+            next_tick: Instant::now(),
             stop: Shutdown::new(),
         }
     }
@@ -158,7 +161,10 @@ impl Dispatcher {
                 }
                 Wake::Due => {
                     let began = Instant::now();
-                    self.tick(began);
+                    if began >= self.next_tick {
+                        self.next_tick = after(began, TICK);
+                        self.tick(began);
+                    }
                     let count = self.pass(began);
                     is_dirty = self.goes_on(count);
                     let gap = began.elapsed().saturating_mul(PASS_SHARE.saturating_sub(1)).max(PASS_GAP_MIN);
