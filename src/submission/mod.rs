@@ -5,6 +5,7 @@
 //! when the shutdown token is cancelled and the sessions have ended or their grace is over.
 //! Easy to get wrong: nothing a peer sends may grow memory, and each wait has a deadline.
 
+mod ahead;
 mod authorize;
 mod connection;
 mod counts;

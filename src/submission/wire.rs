@@ -12,10 +12,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::ahead::ReadAhead;
+
 /// A connection.
 pub(super) enum Wire {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead>>),
     /// The handshake failed or is going on.
     Gone,
 }
@@ -66,7 +68,7 @@ impl Wire {
         let Self::Plain(stream) = std::mem::replace(self, Self::Gone) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let stream = Box::pin(TlsAcceptor::from(config).accept(stream)).await?;
+        let stream = Box::pin(TlsAcceptor::from(config).accept(ReadAhead::new(stream))).await?;
         *self = Self::Tls(Box::new(stream));
         Ok(())
     }
