@@ -2,7 +2,7 @@
 //! the store.
 //!
 //! Recipe: [`load`] a path (or [`read`] a text), get a [`Config`] with one `Settings` per room, or
-//! *every* problem at once, each with file, line and key. [`reference`] and [`example`] write the
+//! *every* problem at once, each with file, line and key. [`reference()`] and [`example`] write the
 //! documents; both come from the same table as the checks.
 //! Easy to get wrong: rooms never see `Config`; the daemon hands each its own part.
 
