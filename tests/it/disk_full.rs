@@ -27,7 +27,7 @@ fn send_one(promise: &Promise) -> (bool, String) {
     }
     match session.command(&format!("{text}."), "250") {
         Ok(reply) => {
-            promise.ledger.note(serial, text.len());
+            promise.ledger.note(serial);
             (true, reply)
         }
         Err(error) => (false, error.to_string()),

@@ -8,10 +8,14 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use postern::ext::Timestamp;
+
 /// `EXT4_IOC_SHUTDOWN` (`_IOR('X', 125, __u32)`) with `EXT4_GOING_FLAGS_NOLOGFLUSH`; by Python,
 /// because this crate has no unsafe code.
-const CUT: &str = "import fcntl, os, struct, sys
-fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
+const CUT: &str = "import fcntl, os, struct, sys, time
+disk = os.open(sys.argv[1], os.O_RDONLY)
+print(time.time_ns() // 1000000, flush=True)
+fcntl.ioctl(disk, 0x8004587D, struct.pack('I', 2))";
 /// Tries to unmount while the dead daemon's files are being closed.
 const UNMOUNT_TRIES: usize = 100;
 /// Looks whether the loop device is gone.
@@ -55,9 +59,21 @@ impl Disk {
         last
     }
 
-    /// From now on nothing reaches the disk any more, and every write and sync fails.
-    pub fn cut_power(&self) -> Result<(), String> {
-        run(Command::new("python3").args(["-c", CUT]).arg(&self.mount))
+    /// From now on nothing reaches the disk any more, and every write and sync fails. The moment just
+    /// before it.
+    ///
+    /// Unlike the real thing this leaves the machine running, and the shutdown is not atomic: the kernel
+    /// lets a sync that had begun before it, and had its journal thrown away meanwhile, return success.
+    /// A 250 said after this moment therefore proves nothing; with the power really gone it would never
+    /// have left the machine.
+    pub fn cut_power(&self) -> Result<Timestamp, String> {
+        let output = Command::new("python3").args(["-c", CUT]).arg(&self.mount).output();
+        let output = output.map_err(|error| format!("python3: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("python3: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        let moment = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|_| "python3: no time")?;
+        Ok(Timestamp(moment))
     }
 
     /// Unmounts what the cut left and mounts it again, replaying its journal.

@@ -11,17 +11,26 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use base64::Engine as _;
+use postern::ext::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-/// What was acknowledged: serial -> octets of the body as sent.
+/// What was acknowledged: serial -> when the sender read the 250.
 #[derive(Clone, Default)]
-pub struct Ledger(Arc<Mutex<BTreeMap<u64, usize>>>);
+pub struct Ledger(Arc<Mutex<BTreeMap<u64, Timestamp>>>);
 
 impl Ledger {
-    pub fn note(&self, serial: u64, bytes: usize) {
-        self.0.lock().unwrap().insert(serial, bytes);
+    pub fn note(&self, serial: u64) {
+        self.0.lock().unwrap().insert(serial, Timestamp::now());
+    }
+
+    /// Takes out what was acknowledged at `moment` or later.
+    pub fn take_after(&self, moment: Timestamp) -> BTreeSet<u64> {
+        let mut ledger = self.0.lock().unwrap();
+        let later: BTreeSet<u64> = ledger.iter().filter(|(_, at)| **at >= moment).map(|(serial, _)| *serial).collect();
+        ledger.retain(|serial, _| !later.contains(serial));
+        later
     }
 
     pub fn serials(&self) -> BTreeSet<u64> {
@@ -105,7 +114,7 @@ fn send_until_broken(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &Ato
         session.command("DATA", "354")?;
         let stuffed = text.replace("\r\n.", "\r\n..");
         session.command(&format!("{stuffed}."), "250")?;
-        ledger.note(serial, text.len());
+        ledger.note(serial);
     }
     Ok(())
 }
