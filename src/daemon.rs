@@ -286,8 +286,12 @@ impl Daemon {
         }
     }
 
-    /// Whether the store answers a read within `patience`, for the watchdog.
+    /// Whether the store answers a read within `patience` and has not been writing one group for
+    /// longer than that, for the watchdog.
     pub async fn is_alive(&self, patience: Duration) -> bool {
+        if self.store.writing_since().is_some_and(|since| since.elapsed() > patience) {
+            return false;
+        }
         let store = Arc::clone(&self.store);
         let read = tokio::task::spawn_blocking(move || store.get(ALIVE_KEY).is_ok());
         matches!(tokio::time::timeout(patience, read).await, Ok(Ok(true)))

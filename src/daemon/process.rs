@@ -31,7 +31,7 @@ const BEAT: Duration = Duration::from_secs(5);
 /// Whoever stops a process and its whole group (`timeout`, a terminal below `sudo`) makes it hear one
 /// wish twice; what comes within this is the same wish.
 const ECHO: Duration = Duration::from_secs(1);
-/// A store that does not answer a read for so long is no longer alive.
+/// A store that does not answer a read for so long, or does not finish a write, is no longer alive.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the daemon from the file at `path` until it is told to stop; the code it exits with.
@@ -97,7 +97,12 @@ async fn run(config: Config, path: &Path, logging: &Logging) -> u8 {
         },
         () = signals.stop_again() => tracing::warn!("stopped at once at a second signal; what ran is still owed"),
     }
-    daemon.fallen().map_or(ending, |_| EXIT_FALLEN)
+    // A stopped store may have felled tasks that need it: the store is the cause.
+    match (daemon.fallen(), daemon.store_stopped()) {
+        (Some(_), Some(_)) => EXIT_STORE,
+        (Some(_), None) => EXIT_FALLEN,
+        (None, _) => ending,
+    }
 }
 
 /// Looks after the daemon until something ends it; the exit code.
@@ -119,7 +124,7 @@ async fn attend(daemon: &Daemon, signals: &mut Signals, mut config: Config, (pat
                 if daemon.is_alive(ALIVE_PATIENCE).await {
                     notify(&[NotifyState::Watchdog, NotifyState::Status(&daemon.status())]);
                 } else {
-                    tracing::error!("the store does not answer; the watchdog is not told that all is well");
+                    tracing::error!("the store does not answer, or a write does not end; the watchdog is not told that all is well");
                 }
             }
         }

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -133,7 +133,9 @@ impl Committer {
                 Ok(Work::Close) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(work) => {
                     let closing = gather(inbox, work, &mut group);
+                    self.note_writing(Some(Instant::now()));
                     self.commit_group(&mut group);
+                    self.note_writing(None);
                     if closing {
                         return;
                     }
@@ -144,6 +146,10 @@ impl Committer {
                 self.census.count_some(&self.shared);
             }
         }
+    }
+
+    fn note_writing(&self, since: Option<Instant>) {
+        *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     fn commit_group(&mut self, group: &mut Vec<Work>) {

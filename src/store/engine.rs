@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -89,6 +89,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         unflushed_bytes: AtomicU64::new(0),
         checkpoint_waits: AtomicBool::new(false),
         is_counted: AtomicBool::new(false),
+        writing_since: Mutex::new(None),
         at_work: [Mutex::new(()), Mutex::new(())],
         flush_bell: Bell::default(),
         house_bell: Bell::default(),
@@ -381,6 +382,10 @@ impl Store for SledStore {
             return Health::Stopped(why);
         }
         self.shared.space.shortage().map_or(Health::Accepting, Health::LowSpace)
+    }
+
+    fn writing_since(&self) -> Option<Instant> {
+        *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sharing(&self) -> Sharing {

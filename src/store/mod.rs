@@ -44,6 +44,8 @@ pub use settings::{OpenError, Opened, Settings};
 #[doc(hidden)]
 pub use shared::Faults;
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -241,6 +243,12 @@ pub trait Store: Send + Sync {
 
     /// How it feels now.
     fn health(&self) -> Health;
+
+    /// Since when the present group is being written; `None` while nothing is. A disk that never
+    /// answers a sync is seen by this alone: reads go on, and nothing fails.
+    fn writing_since(&self) -> Option<Instant> {
+        None
+    }
 
     /// Whether others may have it open.
     fn sharing(&self) -> Sharing;

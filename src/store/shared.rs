@@ -39,6 +39,8 @@ pub struct Shared {
     pub checkpoint_waits: AtomicBool,
     /// Whether every body that was here at open is counted.
     pub is_counted: AtomicBool,
+    /// Since when the committer has been writing a group.
+    pub writing_since: Mutex<Option<Instant>>,
     /// Held during a checkpoint, and during a round of housekeeping.
     pub at_work: [Mutex<()>; 2],
     /// Wakes the flusher.

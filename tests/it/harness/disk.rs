@@ -1,40 +1,68 @@
-//! A small disk that can lose power: an ext4 image on a loop device with a journal of its own. The
-//! cut is the file system's own shutdown without a journal flush: what was not synced is gone.
+//! A small disk that can be filled, and one that can lose power: ext4 with a journal of its own on an
+//! image. The one that loses power has a volatile write cache in front of the image, which forwards
+//! what it holds only when it is told to flush.
+//!
+//! The cache is nbdkit's, reached through nbdfuse and a loop device. Cutting the power kills it: what
+//! was not flushed is gone, and from then on every write and every sync fails. So an answer that was
+//! given after a sync returned is an answer given while the power was on, and all of them can be judged.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use postern::ext::Timestamp;
-
-/// `EXT4_IOC_SHUTDOWN` (`_IOR('X', 125, __u32)`) with `EXT4_GOING_FLAGS_NOLOGFLUSH`; by Python,
-/// because this crate has no unsafe code.
-const CUT: &str = "import fcntl, os, struct, sys, time
-disk = os.open(sys.argv[1], os.O_RDONLY)
-print(time.time_ns() // 1000000, flush=True)
-fcntl.ioctl(disk, 0x8004587D, struct.pack('I', 2))";
+/// How long the cache may take to begin serving.
+const CACHE_PATIENCE: Duration = Duration::from_secs(20);
 /// Tries to unmount while the dead daemon's files are being closed.
 const UNMOUNT_TRIES: usize = 100;
-/// Looks whether the loop device is gone.
-const RELEASE_TRIES: usize = 10;
 
 /// A mounted image; unmounted when dropped.
 pub struct Disk {
+    folder: PathBuf,
     image: PathBuf,
-    copies: u32,
     pub mount: PathBuf,
+    has_cache: bool,
+    cache: Option<Cache>,
+    cuts: u32,
+}
+
+/// The volatile write cache while the power is on, and what leads to it.
+struct Cache {
+    /// Holds what was written since the last flush; dies with the power.
+    nbdkit: Child,
+    /// Shows it as a file.
+    nbdfuse: Option<Child>,
+    /// That file.
+    file: PathBuf,
+    /// The block device over it.
+    device: Option<String>,
 }
 
 impl Disk {
     /// Makes and mounts an image of `mib` MiB below `folder`, or says why this machine cannot.
     pub fn make(folder: &Path, mib: u64) -> Result<Self, String> {
+        Self::make_with(folder, mib, false)
+    }
+
+    /// The same behind a volatile write cache, so that [`Disk::cut_power`] works.
+    pub fn make_volatile(folder: &Path, mib: u64) -> Result<Self, String> {
+        for tool in ["nbdkit", "nbdfuse", "fusermount3"] {
+            run(Command::new(tool).arg("--version"))?;
+        }
+        if !Path::new("/dev/fuse").exists() {
+            return Err("there is no /dev/fuse".to_owned());
+        }
+        Self::make_with(folder, mib, true)
+    }
+
+    fn make_with(folder: &Path, mib: u64, has_cache: bool) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("mounting an image needs root".to_owned());
         }
-        let disk = Self { image: folder.join("disk.img"), copies: 0, mount: folder.join("disk") };
+        let (image, mount) = (folder.join("disk.img"), folder.join("disk"));
+        let mut disk = Self { folder: folder.to_owned(), image, mount, has_cache, cache: None, cuts: 0 };
         fs::create_dir(&disk.mount).map_err(|error| error.to_string())?;
         let image = fs::File::create(&disk.image).map_err(|error| error.to_string())?;
         image.set_len(mib * 1024 * 1024).map_err(|error| error.to_string())?;
@@ -43,8 +71,15 @@ impl Disk {
         Ok(disk)
     }
 
-    fn mount(&self) -> Result<(), String> {
-        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.mount]))
+    fn mount(&mut self) -> Result<(), String> {
+        if !self.has_cache {
+            return run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.mount]));
+        }
+        let cache = Cache::start(&self.folder, &self.image, self.cuts)?;
+        let device = cache.device.as_deref().unwrap_or_default();
+        let mounted = run(Command::new("mount").arg(device).arg(&self.mount));
+        self.cache = Some(cache);
+        mounted
     }
 
     fn unmount(&self) -> Result<(), String> {
@@ -59,48 +94,26 @@ impl Disk {
         last
     }
 
-    /// From now on nothing reaches the disk any more, and every write and sync fails. The moment just
-    /// before it.
-    ///
-    /// Unlike the real thing this leaves the machine running, and the shutdown is not atomic: the kernel
-    /// lets a sync that had begun before it, and had its journal thrown away meanwhile, return success.
-    /// A 250 said after this moment therefore proves nothing; with the power really gone it would never
-    /// have left the machine.
-    pub fn cut_power(&self) -> Result<Timestamp, String> {
-        let output = Command::new("python3").args(["-c", CUT]).arg(&self.mount).output();
-        let output = output.map_err(|error| format!("python3: {error}"))?;
-        if !output.status.success() {
-            return Err(format!("python3: {}", String::from_utf8_lossy(&output.stderr).trim()));
-        }
-        let moment = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|_| "python3: no time")?;
-        Ok(Timestamp(moment))
+    /// From now on nothing reaches the image any more, what was not flushed is gone, and every write
+    /// and every sync fails.
+    pub fn cut_power(&mut self) {
+        let cache = self.cache.as_mut().expect("the disk has a volatile cache, and power");
+        cache.nbdkit.kill().unwrap();
+        cache.nbdkit.wait().unwrap();
     }
 
-    /// Unmounts what the cut left and mounts it again, replaying its journal.
+    /// Mounts what is left on the image, its journal replayed and the file system checked. The daemon
+    /// must not run any more.
     pub fn restore_power(&mut self) {
-        self.unmount().unwrap();
-        // A mount namespace made meanwhile (the peers of other tests live in some) may hold the dead
-        // file system a while longer, and mounting would show it again: its image is copied then.
-        if !self.is_released() {
-            let copy = self.image.with_extension(format!("copy{}", self.copies));
-            self.copies += 1;
-            run(Command::new("cp").arg("--sparse=always").args([&self.image, &copy])).unwrap();
-            fs::remove_file(&self.image).unwrap();
-            self.image = copy;
-        }
+        // Lazily: a mount namespace made meanwhile (the peers of other tests live in some) may hold the
+        // dead file system a while longer. The image is mounted anew by another way.
+        run(Command::new("umount").arg("-l").arg(&self.mount)).unwrap();
+        drop(self.cache.take());
+        self.cuts += 1;
+        let checked = Command::new("e2fsck").arg("-p").arg(&self.image).output().unwrap();
+        let text = String::from_utf8_lossy(&checked.stdout);
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "e2fsck says {}: {text}", checked.status);
         self.mount().unwrap();
-    }
-
-    /// Whether no loop device has the image any more.
-    fn is_released(&self) -> bool {
-        (0..RELEASE_TRIES).any(|_| {
-            let output = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
-            let released = output.stdout.is_empty();
-            if !released {
-                thread::sleep(Duration::from_millis(50));
-            }
-            released
-        })
     }
 
     /// Everything written so far is on the disk.
@@ -129,7 +142,63 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = self.unmount();
+        drop(self.cache.take());
     }
+}
+
+impl Cache {
+    fn start(folder: &Path, image: &Path, life: u32) -> Result<Self, String> {
+        let (socket, file) = (folder.join(format!("disk{life}.sock")), folder.join(format!("disk{life}.cached")));
+        fs::write(&file, "").map_err(|error| error.to_string())?;
+        let quiet = |command: &mut Command| {
+            let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            started.map_err(|error| format!("{command:?}: {error}"))
+        };
+        let nbdkit = quiet(
+            Command::new("nbdkit")
+                .args(["--foreground", "--exit-with-parent", "--filter=cache", "--unix"])
+                .arg(&socket)
+                .arg("file")
+                .arg(image)
+                .args(["cache=writeback", "cache-min-block-size=4K"]),
+        )?;
+        // Whatever fails below, what was started so far ends with this.
+        let mut cache = Self { nbdkit, nbdfuse: None, file, device: None };
+        wait_for("nbdkit", || socket.exists())?;
+        cache.nbdfuse = Some(quiet(Command::new("nbdfuse").arg(&cache.file).arg("--unix").arg(&socket))?);
+        wait_for("nbdfuse", || fs::metadata(&cache.file).is_ok_and(|file| file.len() > 0))?;
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(&cache.file).output();
+        let output = output.map_err(|error| format!("losetup: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("losetup: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        cache.device = Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        Ok(cache)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        if let Some(device) = &self.device {
+            let _ = run(Command::new("losetup").arg("--detach").arg(device));
+        }
+        let _ = run(Command::new("fusermount3").args(["-u", "-z"]).arg(&self.file));
+        for child in self.nbdfuse.iter_mut().chain([&mut self.nbdkit]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait_for(name: &str, mut is_there: impl FnMut() -> bool) -> Result<(), String> {
+    let deadline = Instant::now() + CACHE_PATIENCE;
+    while !is_there() {
+        if Instant::now() > deadline {
+            return Err(format!("{name} does not serve"));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

@@ -11,31 +11,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use base64::Engine as _;
-use postern::ext::Timestamp;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::door::Anyone;
 
-/// What was acknowledged: serial -> when the sender read the 250.
+/// What was acknowledged: the serials whose 250 the sender read.
 #[derive(Clone, Default)]
-pub struct Ledger(Arc<Mutex<BTreeMap<u64, Timestamp>>>);
+pub struct Ledger(Arc<Mutex<BTreeSet<u64>>>);
 
 impl Ledger {
     pub fn note(&self, serial: u64) {
-        self.0.lock().unwrap().insert(serial, Timestamp::now());
-    }
-
-    /// Takes out what was acknowledged at `moment` or later.
-    pub fn take_after(&self, moment: Timestamp) -> BTreeSet<u64> {
-        let mut ledger = self.0.lock().unwrap();
-        let later: BTreeSet<u64> = ledger.iter().filter(|(_, at)| **at >= moment).map(|(serial, _)| *serial).collect();
-        ledger.retain(|serial, _| !later.contains(serial));
-        later
+        self.0.lock().unwrap().insert(serial);
     }
 
     pub fn serials(&self) -> BTreeSet<u64> {
-        self.0.lock().unwrap().keys().copied().collect()
+        self.0.lock().unwrap().clone()
     }
 
     pub fn len(&self) -> usize {

@@ -52,7 +52,7 @@ impl Promise {
             password: credentials.password,
             from: "orders@shop.test".to_owned(),
             domains: DOMAINS.map(str::to_owned).to_vec(),
-            sizes: vec![1, 400, 2_000, 20_000, 60_000, 300_000],
+            sizes: sizes(),
             senders: SENDERS,
         };
         let (ledger, next) = (Ledger::default(), Arc::default());
@@ -70,25 +70,13 @@ impl Promise {
 
     /// Notes which deliveries the daemon has recorded. For moments when it is dead.
     pub fn note_recorded(&mut self) {
-        self.note_recorded_before(u64::MAX);
-    }
-
-    /// How long the daemon's log is now.
-    pub fn log_bytes(&self) -> u64 {
-        self.instance.log().metadata().unwrap().len()
-    }
-
-    /// The same for what the log said before it had `end` bytes; later lines are passed over.
-    pub fn note_recorded_before(&mut self, end: u64) {
         thread::sleep(SINK_LAG);
         let mut log = File::open(self.instance.log()).unwrap();
         log.seek(SeekFrom::Start(self.log_read)).unwrap();
         let mut bytes = Vec::new();
         log.read_to_end(&mut bytes).unwrap();
-        let judged = usize::try_from(end.saturating_sub(self.log_read)).unwrap_or(usize::MAX).min(bytes.len());
-        let whole = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.log_read += whole(&bytes) as u64;
-        let whole = whole(&bytes[..judged]);
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.log_read += whole as u64;
         for line in String::from_utf8_lossy(&bytes[..whole]).lines() {
             let Some((_, to)) = line.split_once(" delivered to=<user") else { continue };
             let serial: u64 = to.split('@').next().unwrap().parse().unwrap();
@@ -160,6 +148,13 @@ impl Promise {
             self.sink.arrivals.extra()
         );
     }
+}
+
+/// Mostly mail of usual sizes; now and then one that gets a segment of its own.
+fn sizes() -> Vec<usize> {
+    let mut sizes = [1, 400, 2_000, 20_000, 60_000, 300_000].repeat(20);
+    sizes.extend([5_000_000, 10_000_000]);
+    sizes
 }
 
 /// Rounds of each kind: `POSTERN_CRASH_ROUNDS`, else `usual`.
