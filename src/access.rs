@@ -1,21 +1,82 @@
 //! Who may do what: an `Actor` is passed first to every administrative method, which calls
 //! [`Actor::require`] before anything else. Pure: no records, no clock.
+//!
+//! A role says what it may ([`ROLES`]); the scopes of a key and a person's SMTP accounts narrow that
+//! further. Easy to get wrong: what an actor may not even see must look like what does not exist,
+//! so a refusal says whether it is [`Sight::Hidden`].
 
+mod table;
+
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::mail::TenantId;
+use crate::ext::Timestamp;
+use crate::mail::{Domain, SmtpAccountId, TenantId};
 
-/// A role of a person or key. The full matrix comes with users; the instance roles come first.
+pub use table::{RESOURCES, ROLES, page as permissions_page};
+
+/// A role of a person or key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Runs the instance: everything, every tenant.
     InstanceAdmin,
-    /// Runs one tenant.
+    /// Runs one tenant, its people included.
     TenantOwner(TenantId),
-    /// May read one tenant.
-    TenantReader(TenantId),
+    /// Runs one tenant, except for its owners.
+    TenantAdmin(TenantId),
+    /// Sets up sending: domains, SMTP accounts, keys, suppressions, queue.
+    Developer(TenantId),
+    /// Reads what was sent and how it went.
+    Analyst(TenantId),
+    /// Reads one tenant and changes nothing.
+    Support(TenantId),
+}
+
+/// What can be read or changed within a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Resource {
+    /// What belongs to no tenant: virtual IPs, routes, tenants themselves, the daemon.
+    Instance,
+    /// The tenant's own record.
+    Tenant,
+    /// Its people.
+    Users,
+    /// Its API keys.
+    Keys,
+    /// Its SMTP accounts.
+    SmtpAccounts,
+    /// Its sending domains.
+    Domains,
+    /// Recipients it never mails.
+    Suppressions,
+    /// Its mail that is owed.
+    Queue,
+    /// Its audit log.
+    Audit,
+}
+
+/// Reading or changing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Action {
+    /// Looking.
+    Read,
+    /// Looking and changing.
+    Write,
+}
+
+/// `resource:action`, as a key's scope is written. `write` includes `read`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scope {
+    /// Of what.
+    pub resource: Resource,
+    /// How far.
+    pub action: Action,
 }
 
 /// What an act needs.
@@ -23,49 +84,304 @@ pub enum Role {
 pub enum Permission {
     /// Instance-wide changes: virtual IPs, tenants, routes, every queue.
     ManageInstance,
-    /// Changes within one tenant.
-    ManageTenant(TenantId),
+    /// Reading what belongs to the whole instance.
+    ReadInstance,
     /// Reading within one tenant.
-    ReadTenant(TenantId),
+    Read(Resource, TenantId),
+    /// Changes within one tenant.
+    Write(Resource, TenantId),
+}
+
+/// When an actor last proved who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The daemon itself, a peer on the local socket, a key: nobody who could be asked again.
+    Standing,
+    /// A person, who gave every factor asked for at this moment.
+    At(Timestamp),
+}
+
+/// What narrows a role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Narrowing {
+    /// Only these; `None` is everything the role may.
+    pub scopes: Option<Vec<Scope>>,
+    /// Only these sending domains; `None` is all of the tenant.
+    pub domains: Option<Vec<Domain>>,
+    /// Only these SMTP accounts, each to read or to change; `None` is as the role says.
+    pub accounts: Option<BTreeMap<SmtpAccountId, Action>>,
 }
 
 /// Who is asking.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// Shown in the audit trail: `uid 0 by local socket`, `system: daily verification`.
+    /// Shown in the audit log: `uid 0 by local socket`, `user 7k3m9q0c1d2e3`, `system: daily verification`.
+    /// Names and ids, never an e-mail address.
     pub name: String,
     /// What it may do.
     pub role: Role,
+    /// What narrows that.
+    pub narrowing: Arc<Narrowing>,
+    /// Where the request came from, if it came over a network.
+    pub from: Option<IpAddr>,
+    /// The request, as the daemon's log names it.
+    pub request_id: Option<String>,
+    /// When it proved itself.
+    pub proof: Proof,
+}
+
+/// How a refusal looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It may know that the thing exists.
+    Seen,
+    /// It must not: the same answer as for what does not exist.
+    Hidden,
+    /// It may do this after proving itself again.
+    ProofIsOld,
 }
 
 /// The actor may not do that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{actor} may not do this")]
+#[error("{actor} may not do this{}", self.advice())]
 pub struct Forbidden {
     /// Who asked.
     pub actor: String,
+    /// What it lacks, as a scope.
+    pub needed: Option<Scope>,
+    /// How that looks from outside.
+    pub sight: Sight,
+}
+
+impl Forbidden {
+    fn advice(&self) -> String {
+        match (self.sight, self.needed) {
+            (Sight::ProofIsOld, _) => ": it needs a fresh proof of who you are (POST /session/confirm)".to_owned(),
+            (_, Some(scope)) => format!(": it needs {scope}"),
+            (_, None) => String::new(),
+        }
+    }
+}
+
+/// A proof older than this is asked for again before a dangerous act.
+pub const PROOF_FRESH: Duration = Duration::from_secs(10 * 60);
+
+impl Role {
+    /// The tenant it is of; `None` for the instance.
+    pub fn tenant(self) -> Option<TenantId> {
+        match self {
+            Self::InstanceAdmin => None,
+            Self::TenantOwner(tenant)
+            | Self::TenantAdmin(tenant)
+            | Self::Developer(tenant)
+            | Self::Analyst(tenant)
+            | Self::Support(tenant) => Some(tenant),
+        }
+    }
+
+    /// Its name in the API and on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InstanceAdmin => "instance-admin",
+            Self::TenantOwner(_) => "owner",
+            Self::TenantAdmin(_) => "admin",
+            Self::Developer(_) => "developer",
+            Self::Analyst(_) => "analyst",
+            Self::Support(_) => "support",
+        }
+    }
+
+    /// The role called `word` in `tenant`; `None` if there is none, or if it needs or forbids a tenant.
+    pub fn called(word: &str, tenant: Option<TenantId>) -> Option<Self> {
+        match (word, tenant) {
+            ("instance-admin", None) => Some(Self::InstanceAdmin),
+            ("owner", Some(tenant)) => Some(Self::TenantOwner(tenant)),
+            ("admin", Some(tenant)) => Some(Self::TenantAdmin(tenant)),
+            ("developer", Some(tenant)) => Some(Self::Developer(tenant)),
+            ("analyst", Some(tenant)) => Some(Self::Analyst(tenant)),
+            ("support", Some(tenant)) => Some(Self::Support(tenant)),
+            _ => None,
+        }
+    }
+
+    /// How far it may go with `resource`; `None` is not at all.
+    pub fn reach(self, resource: Resource) -> Option<Action> {
+        table::reach(self, resource)
+    }
+
+    /// Whether somebody of this role may give `other` to somebody, or take it away: nobody hands
+    /// out more than he has.
+    pub fn may_grant(self, other: Self) -> bool {
+        let reaches_as_far = RESOURCES.iter().all(|resource| other.reach(*resource) <= self.reach(*resource));
+        let is_inside = match (self.tenant(), other.tenant()) {
+            (None, _) => true,
+            (Some(own), Some(asked)) => own == asked,
+            (Some(_), None) => false,
+        };
+        let outranks = !matches!((self, other), (Self::TenantAdmin(_), Self::TenantOwner(_)));
+        reaches_as_far && is_inside && outranks
+    }
 }
 
 impl Actor {
+    /// An actor of `role` without narrowing, for which nobody can be asked again.
+    pub fn of(name: impl Into<String>, role: Role) -> Self {
+        let narrowing = Arc::default();
+        Self { name: name.into(), role, narrowing, from: None, request_id: None, proof: Proof::Standing }
+    }
+
     /// The daemon itself, for `reason`.
     pub fn system(reason: &str) -> Self {
-        Self { name: format!("system: {reason}"), role: Role::InstanceAdmin }
+        Self::of(format!("system: {reason}"), Role::InstanceAdmin)
     }
 
     /// A peer on the local socket, which its credentials made an instance admin.
     pub fn local(uid: u32) -> Self {
-        Self { name: format!("uid {uid} by local socket"), role: Role::InstanceAdmin }
+        Self::of(format!("uid {uid} by local socket"), Role::InstanceAdmin)
     }
 
     /// Whether this actor may do what `permission` names.
+    ///
+    /// # Errors
+    /// [`Forbidden`]; hidden if the actor has nothing to do with that tenant.
     pub fn require(&self, permission: Permission) -> Result<(), Forbidden> {
-        let allowed = match (self.role, permission) {
-            (Role::InstanceAdmin, _) => true,
-            (Role::TenantOwner(own), Permission::ManageTenant(asked) | Permission::ReadTenant(asked))
-            | (Role::TenantReader(own), Permission::ReadTenant(asked)) => own == asked,
-            _ => false,
+        let (needed, tenant) = permission.needed();
+        match (self.role.tenant(), tenant) {
+            (Some(own), Some(asked)) if own != asked => return Err(self.forbidden(Sight::Hidden, needed)),
+            (Some(_), None) => return Err(self.forbidden(Sight::Seen, needed)),
+            _ => {}
+        }
+        let by_role = self.role.reach(needed.resource) >= Some(needed.action);
+        let by_scope = self.narrowing.scopes.as_ref().is_none_or(|scopes| scopes.iter().any(|own| own.covers(needed)));
+        if by_role && by_scope { Ok(()) } else { Err(self.forbidden(Sight::Seen, needed)) }
+    }
+
+    /// Whether it may read or change this SMTP account.
+    ///
+    /// # Errors
+    /// As [`Actor::require`]; hidden if it has no part in that account.
+    pub fn require_account(&self, account: (TenantId, SmtpAccountId), action: Action) -> Result<(), Forbidden> {
+        let (tenant, id) = account;
+        let needed = Scope { resource: Resource::SmtpAccounts, action };
+        if let Some(granted) = &self.narrowing.accounts {
+            self.require(Permission::Read(Resource::SmtpAccounts, tenant))?;
+            return match granted.get(&id) {
+                None => Err(self.forbidden(Sight::Hidden, needed)),
+                Some(granted) if *granted < action => Err(self.forbidden(Sight::Seen, needed)),
+                Some(_) => Ok(()),
+            };
+        }
+        self.require(match action {
+            Action::Read => Permission::Read(Resource::SmtpAccounts, tenant),
+            Action::Write => Permission::Write(Resource::SmtpAccounts, tenant),
+        })
+    }
+
+    /// Whether a list of domains keeps it from `domain`.
+    ///
+    /// # Errors
+    /// [`Forbidden`], hidden.
+    pub fn require_domain(&self, domain: &Domain) -> Result<(), Forbidden> {
+        let is_listed = |own: &Domain| domain.is_within(own);
+        if self.narrowing.domains.as_ref().is_none_or(|own| own.iter().any(is_listed)) {
+            return Ok(());
+        }
+        Err(self.forbidden(Sight::Hidden, Scope { resource: Resource::Domains, action: Action::Read }))
+    }
+
+    /// For dangerous acts: a person must have proved itself within [`PROOF_FRESH`].
+    ///
+    /// # Errors
+    /// [`Forbidden`] with [`Sight::ProofIsOld`].
+    pub fn require_fresh(&self, now: Timestamp) -> Result<(), Forbidden> {
+        match self.proof {
+            Proof::At(moment) if now.since(moment) > PROOF_FRESH => {
+                Err(Forbidden { actor: self.name.clone(), needed: None, sight: Sight::ProofIsOld })
+            }
+            Proof::Standing | Proof::At(_) => Ok(()),
+        }
+    }
+
+    /// Whether it may know that `tenant` exists.
+    pub fn sees(&self, tenant: TenantId) -> bool {
+        self.role.tenant().is_none_or(|own| own == tenant)
+    }
+
+    fn forbidden(&self, sight: Sight, needed: Scope) -> Forbidden {
+        Forbidden { actor: self.name.clone(), needed: Some(needed), sight }
+    }
+}
+
+impl Permission {
+    fn needed(self) -> (Scope, Option<TenantId>) {
+        let scope = |resource, action| Scope { resource, action };
+        match self {
+            Self::ManageInstance => (scope(Resource::Instance, Action::Write), None),
+            Self::ReadInstance => (scope(Resource::Instance, Action::Read), None),
+            Self::Read(resource, tenant) => (scope(resource, Action::Read), Some(tenant)),
+            Self::Write(resource, tenant) => (scope(resource, Action::Write), Some(tenant)),
+        }
+    }
+}
+
+impl Scope {
+    /// Whether whoever has this scope may do what `other` names.
+    pub fn covers(self, other: Self) -> bool {
+        self.resource == other.resource && self.action >= other.action
+    }
+}
+
+impl Resource {
+    /// Its name in scopes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Instance => "instance",
+            Self::Tenant => "tenant",
+            Self::Users => "users",
+            Self::Keys => "keys",
+            Self::SmtpAccounts => "smtp-accounts",
+            Self::Domains => "domains",
+            Self::Suppressions => "suppressions",
+            Self::Queue => "queue",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl Action {
+    /// Its name in scopes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.resource.word(), self.action.word())
+    }
+}
+
+/// The text is no scope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no scope; write resource:action, such as domains:read or queue:write")]
+pub struct ScopeUnreadable(pub String);
+
+impl FromStr for Scope {
+    type Err = ScopeUnreadable;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unreadable = || ScopeUnreadable(text.to_owned());
+        let (resource, action) = text.split_once(':').ok_or_else(unreadable)?;
+        let resource = RESOURCES.iter().find(|known| known.word() == resource).ok_or_else(unreadable)?;
+        let action = match action {
+            "read" => Action::Read,
+            "write" => Action::Write,
+            _ => return Err(unreadable()),
         };
-        if allowed { Ok(()) } else { Err(Forbidden { actor: self.name.clone() }) }
+        Ok(Self { resource: *resource, action })
     }
 }
 
@@ -79,16 +395,67 @@ impl fmt::Display for Actor {
 mod tests {
     use super::*;
 
+    const OWN: TenantId = TenantId(1);
+    const OTHER: TenantId = TenantId(2);
+
     #[test]
-    fn a_tenants_people_reach_their_own_tenant_only() {
-        let (own, other) = (TenantId(1), TenantId(2));
-        let owner = Actor { name: "o".into(), role: Role::TenantOwner(own) };
-        assert!(owner.require(Permission::ManageTenant(own)).is_ok());
-        assert!(owner.require(Permission::ManageTenant(other)).is_err());
-        assert!(owner.require(Permission::ManageInstance).is_err());
-        let reader = Actor { name: "r".into(), role: Role::TenantReader(own) };
-        assert!(reader.require(Permission::ReadTenant(own)).is_ok());
-        assert!(reader.require(Permission::ManageTenant(own)).is_err());
+    fn a_tenants_people_reach_their_own_tenant_only_and_the_other_is_hidden() {
+        let owner = Actor::of("o", Role::TenantOwner(OWN));
+        assert!(owner.require(Permission::Write(Resource::Domains, OWN)).is_ok());
+        let refused = owner.require(Permission::Read(Resource::Domains, OTHER)).unwrap_err();
+        assert_eq!(refused.sight, Sight::Hidden);
+        assert_eq!(owner.require(Permission::ManageInstance).unwrap_err().sight, Sight::Seen);
+        let support = Actor::of("r", Role::Support(OWN));
+        assert!(support.require(Permission::Read(Resource::Queue, OWN)).is_ok());
+        assert_eq!(support.require(Permission::Write(Resource::Queue, OWN)).unwrap_err().sight, Sight::Seen);
         assert!(Actor::system("test").require(Permission::ManageInstance).is_ok());
+    }
+
+    #[test]
+    fn a_scope_narrows_the_role_and_never_widens_it() {
+        let scoped = |role, scopes: &[&str]| {
+            let scopes = scopes.iter().map(|text| text.parse().unwrap()).collect();
+            let narrowing = Narrowing { scopes: Some(scopes), ..Narrowing::default() };
+            Actor { narrowing: Arc::new(narrowing), ..Actor::of("k", role) }
+        };
+        let key = scoped(Role::Developer(OWN), &["domains:write", "users:write"]);
+        assert!(key.require(Permission::Read(Resource::Domains, OWN)).is_ok(), "write includes read");
+        assert!(key.require(Permission::Read(Resource::Queue, OWN)).is_err());
+        assert!(key.require(Permission::Write(Resource::Users, OWN)).is_err(), "developers manage no users");
+        assert!(scoped(Role::InstanceAdmin, &["domains:read"]).require(Permission::ManageInstance).is_err());
+    }
+
+    #[test]
+    fn a_persons_smtp_accounts_are_the_only_ones_it_sees() {
+        let (read, write, none) = (SmtpAccountId(1), SmtpAccountId(2), SmtpAccountId(3));
+        let accounts = Some(BTreeMap::from([(read, Action::Read), (write, Action::Write)]));
+        let narrowing = Arc::new(Narrowing { accounts, ..Narrowing::default() });
+        let person = Actor { narrowing, ..Actor::of("p", Role::Analyst(OWN)) };
+        assert!(person.require_account((OWN, read), Action::Read).is_ok());
+        assert_eq!(person.require_account((OWN, read), Action::Write).unwrap_err().sight, Sight::Seen);
+        assert!(person.require_account((OWN, write), Action::Write).is_ok(), "granted beyond the role, by an admin");
+        assert_eq!(person.require_account((OWN, none), Action::Read).unwrap_err().sight, Sight::Hidden);
+        assert_eq!(person.require_account((OTHER, read), Action::Read).unwrap_err().sight, Sight::Hidden);
+    }
+
+    #[test]
+    fn nobody_hands_out_more_than_he_has() {
+        assert!(Role::InstanceAdmin.may_grant(Role::TenantOwner(OWN)));
+        assert!(Role::TenantOwner(OWN).may_grant(Role::TenantOwner(OWN)));
+        assert!(!Role::TenantAdmin(OWN).may_grant(Role::TenantOwner(OWN)));
+        assert!(Role::TenantAdmin(OWN).may_grant(Role::Developer(OWN)));
+        assert!(!Role::Support(OWN).may_grant(Role::Developer(OWN)));
+        assert!(!Role::TenantOwner(OWN).may_grant(Role::Support(OTHER)));
+        assert!(!Role::TenantOwner(OWN).may_grant(Role::InstanceAdmin));
+    }
+
+    #[test]
+    fn a_person_proves_itself_again_after_a_while_and_a_key_need_not() {
+        let now = Timestamp(1_800_000_000_000);
+        let person = Actor { proof: Proof::At(now), ..Actor::of("p", Role::InstanceAdmin) };
+        assert!(person.require_fresh(now.plus(PROOF_FRESH)).is_ok());
+        let refused = person.require_fresh(now.plus(PROOF_FRESH + Duration::from_millis(1))).unwrap_err();
+        assert_eq!(refused.sight, Sight::ProofIsOld);
+        assert!(Actor::of("k", Role::InstanceAdmin).require_fresh(now.plus(PROOF_FRESH * 9)).is_ok());
     }
 }

@@ -5,13 +5,17 @@
 //! `commit` with the change of memory as its second half. Easy to get wrong: a caller may go away
 //! between commit and memory, so both run in a task of their own.
 
+mod audit;
+
+pub use audit::{Act, Audit, AuditEntry, Difference, Numbered, Verified, pseudonym, record};
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::access::{Actor, Forbidden};
-use crate::events::{self, AuditEvent, Event, EventKind, InstanceEvent};
+use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::store::{Batch, CommitError, Key, Store, StoreError, after_prefix, codec};
 
@@ -92,10 +96,9 @@ pub async fn report(store: &dyn Store, damaged: &[Damage], now: Timestamp) -> Re
     store.commit(batch).await
 }
 
-/// Puts the audit event of an act into its batch.
+/// Puts an act on something of the instance into its batch; [`record`] says more.
 pub fn audit(batch: &mut Batch, actor: &Actor, act: &str, subject: impl Into<String>, now: Timestamp) {
-    let told = AuditEvent { actor: actor.name.clone(), act: act.to_owned(), subject: subject.into() };
-    events::record(batch, &Event { at: now, kind: EventKind::Audit(told) });
+    record(batch, actor, Act::new(act, subject), now);
 }
 
 /// Where a room's changes queue up: one at a time, so that each decides on the state it changes.

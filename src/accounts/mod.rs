@@ -28,7 +28,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::{Class, SmtpAccountId, TenantId, VipId};
 use crate::records::{self, Damage, Desk};
@@ -90,6 +90,14 @@ pub struct Limits {
     pub hourly_max: Option<u64>,
     /// Messages in any day.
     pub daily_max: Option<u64>,
+}
+
+impl Limits {
+    /// For people: `10 an hour, 50 a day`.
+    pub fn words(self) -> String {
+        let most = |limit: Option<u64>| limit.map_or_else(|| "no limit".to_owned(), |most| most.to_string());
+        format!("{} an hour, {} a day", most(self.hourly_max), most(self.daily_max))
+    }
 }
 
 /// One SMTP account.
@@ -267,7 +275,7 @@ impl Accounts {
     /// The tenants `actor` may read, by name.
     pub fn tenants(&self, actor: &Actor) -> Vec<Tenant> {
         let known = records::read(&self.memory.records);
-        let may_read = |tenant: &&Arc<Tenant>| actor.require(Permission::ReadTenant(tenant.id)).is_ok();
+        let may_read = |tenant: &&Arc<Tenant>| actor.require(Permission::Read(Resource::Tenant, tenant.id)).is_ok();
         let readable = known.tenants.values().filter(may_read);
         let mut tenants: Vec<Tenant> = readable.map(|tenant| Tenant::clone(tenant)).collect();
         tenants.sort_by(|one, other| one.name.cmp(&other.name));

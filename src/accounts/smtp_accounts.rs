@@ -11,10 +11,10 @@ use zeroize::Zeroizing;
 use super::{
     Accounts, Limits, LoginState, SECRETS_MAX, SmtpAccount, Tenant, account_key, limits, login_key, secret, tenant_key,
 };
-use crate::access::{Actor, Permission};
+use crate::access::{Action, Actor, Permission, Resource};
 use crate::ext::{self, Timestamp};
 use crate::mail::{Class, SmtpAccountId, TenantId};
-use crate::records::{self, AdminError};
+use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
 
 /// Source networks an account may be bound to, at most.
@@ -45,7 +45,7 @@ impl Accounts {
         new: NewSmtpAccount,
         now: Timestamp,
     ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::SmtpAccounts, tenant))?;
         check_networks(&new.allowed_from)?;
         let turn = self.desk.turn().await;
         let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
@@ -65,7 +65,8 @@ impl Accounts {
         batch.if_equals(tenant_key(tenant), codec::encode(&owner));
         batch.if_absent(account_key(account.id)).set(account_key(account.id), codec::encode(&account));
         batch.if_absent(login_key(&account.login)).set(login_key(&account.login), codec::encode(&account.id));
-        records::audit(&mut batch, actor, "smtp-account.add", account.login.clone(), now);
+        let act = Act::new("smtp-account.add", account.login.clone()).of(tenant);
+        records::record(&mut batch, actor, act, now);
         let (memory, added) = (Arc::clone(&self.memory), account.clone());
         turn.commit(batch, move || records::write(&memory.records).put_account(added)).await?;
         Ok((account, password))
@@ -73,8 +74,10 @@ impl Accounts {
 
     /// A tenant's SMTP accounts, by login.
     pub fn smtp_accounts(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<SmtpAccount>, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
-        Ok(self.accounts_of(tenant))
+        actor.require(Permission::Read(Resource::SmtpAccounts, tenant))?;
+        let mut accounts = self.accounts_of(tenant);
+        accounts.retain(|account| actor.require_account((tenant, account.id), Action::Read).is_ok());
+        Ok(accounts)
     }
 
     /// Lets an account log in, or not.
@@ -192,7 +195,8 @@ impl Accounts {
         let mut batch = Batch::new();
         batch.if_equals(account_key(id), codec::encode(&account)).remove(account_key(id));
         batch.remove(login_key(&account.login)).remove(limits::key(limits::Counted::Account(id)));
-        records::audit(&mut batch, actor, "smtp-account.remove", account.login.clone(), now);
+        let act = Act::new("smtp-account.remove", account.login.clone()).of(account.tenant);
+        records::record(&mut batch, actor, act, now);
         let memory = Arc::clone(&self.memory);
         turn.commit(batch, move || {
             let mut known = records::write(&memory.records);
@@ -219,7 +223,7 @@ impl Accounts {
             actor.require(Permission::ManageInstance)?;
             return Err(AdminError::Missing(format!("SMTP account {id}")));
         };
-        actor.require(Permission::ManageTenant(account.tenant))?;
+        actor.require_account((account.tenant, id), Action::Write)?;
         Ok(account)
     }
 
@@ -236,7 +240,8 @@ impl Accounts {
         change(&mut account)?;
         let mut batch = Batch::new();
         batch.if_equals(account_key(id), codec::encode(&before)).set(account_key(id), codec::encode(&account));
-        records::audit(&mut batch, actor, act, account.login.clone(), now);
+        let act = Act::new(act, account.login.clone()).of(account.tenant).changes(facts(&before), facts(&account));
+        records::record(&mut batch, actor, act, now);
         let (memory, changed) = (Arc::clone(&self.memory), account.clone());
         turn.commit(batch, move || records::write(&memory.records).put_account(changed)).await?;
         Ok(account)
@@ -253,6 +258,18 @@ impl Accounts {
         }
         Err(AdminError::Exists("every login tried".into()))
     }
+}
+
+/// What an audit entry may tell of an SMTP account before and after.
+fn facts(account: &SmtpAccount) -> Vec<(&'static str, String)> {
+    let networks: Vec<String> = account.allowed_from.iter().map(ToString::to_string).collect();
+    vec![
+        ("login_state", format!("{:?}", account.login_state)),
+        ("class", format!("{:?}", account.class)),
+        ("allowed_from", networks.join(" ")),
+        ("limits", account.limits.words()),
+        ("passwords", account.secrets.len().to_string()),
+    ]
 }
 
 fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {

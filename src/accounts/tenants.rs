@@ -8,7 +8,7 @@ use super::{Accounts, DelayNotices, Limits, MoveToShared, Sending, Tenant, limit
 use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
-use crate::records::{self, AdminError};
+use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
 use crate::vips::Vip;
 
@@ -37,7 +37,8 @@ impl Accounts {
         let mut batch = Batch::new();
         batch.if_absent(tenant_key(tenant.id)).set(tenant_key(tenant.id), codec::encode(&tenant));
         batch.if_absent(tenant_name_key(name)).set(tenant_name_key(name), codec::encode(&tenant.id));
-        records::audit(&mut batch, actor, "tenant.add", format!("{name} {}", tenant.id), now);
+        let act = Act::new("tenant.add", format!("{name} {}", tenant.id)).of(tenant.id);
+        records::record(&mut batch, actor, act, now);
         let (memory, added) = (Arc::clone(&self.memory), tenant.clone());
         turn.commit(batch, move || records::write(&memory.records).put_tenant(added)).await?;
         Ok(tenant)
@@ -160,11 +161,23 @@ impl Accounts {
         change(&mut tenant);
         let mut batch = Batch::new();
         batch.if_equals(tenant_key(id), codec::encode(&before)).set(tenant_key(id), codec::encode(&tenant));
-        records::audit(&mut batch, actor, act, format!("{} {id}", tenant.name), now);
+        let act = Act::new(act, format!("{} {id}", tenant.name)).of(id).changes(facts(&before), facts(&tenant));
+        records::record(&mut batch, actor, act, now);
         let (memory, changed) = (Arc::clone(&self.memory), tenant.clone());
         turn.commit(batch, move || records::write(&memory.records).put_tenant(changed)).await?;
         Ok(tenant)
     }
+}
+
+/// What an audit entry may tell of a tenant before and after.
+fn facts(tenant: &Tenant) -> Vec<(&'static str, String)> {
+    vec![
+        ("sending", format!("{:?}", tenant.sending)),
+        ("limits", tenant.limits.words()),
+        ("delay_notices", format!("{:?}", tenant.delay_notices)),
+        ("move_to_shared", format!("{:?}", tenant.move_to_shared)),
+        ("default_vip", tenant.default_vip.map_or_else(|| "none".to_owned(), |id| id.to_string())),
+    ]
 }
 
 fn check_name(name: &str) -> Result<(), AdminError> {

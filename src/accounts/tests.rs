@@ -300,7 +300,7 @@ async fn people_of_one_tenant_reach_no_other() {
     let room = Room::new();
     let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
     let (foreign, _) = room.account(other.id).await;
-    let owner = Actor { name: "owner".into(), role: crate::access::Role::TenantOwner(own.id) };
+    let owner = Actor::of("owner", crate::access::Role::TenantOwner(own.id));
     let forbidden = |error: AdminError| matches!(error, AdminError::Forbidden(_));
     assert!(forbidden(room.accounts.rotate_password(&owner, foreign.id, START).await.unwrap_err()));
     assert!(forbidden(room.accounts.remove_smtp_account(&owner, foreign.id, START).await.unwrap_err()));

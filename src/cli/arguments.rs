@@ -4,6 +4,10 @@
 //! test, `docs/cli.md`. Easy to get wrong: a tenant is named by its short name everywhere, a virtual
 //! IP by its address, an SMTP account by its login; ids are understood too.
 
+mod people;
+
+pub use people::Audit;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -72,6 +76,9 @@ pub enum Command {
     /// Mail that is still owed: where it is and why
     #[command(subcommand)]
     Queue(Queue),
+    /// Who changed what, and whether that log is whole
+    #[command(subcommand)]
+    Audit(Audit),
     /// The data folder, offline: the daemon must not be running
     #[command(subcommand)]
     Store(Store),

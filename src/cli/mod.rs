@@ -5,6 +5,7 @@
 //! under the folder's lock. Easy to get wrong: scripts rely on the exit codes of [`exit`].
 
 mod arguments;
+mod audit;
 mod client;
 mod doctor;
 mod domain;
@@ -119,6 +120,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Vip(command) => vip::run(&session, command).await,
             Command::Domain(command) => domain::run(&session, command).await,
             Command::SmtpAccount(command) => smtp_account::run(&session, command).await,
+            Command::Audit(command) => audit::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,

@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn only_those_who_run_the_instance_may_suspend() {
-        let owner = Actor { name: "o".to_owned(), role: crate::access::Role::TenantOwner(TenantId(1)) };
+        let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
         assert!(Delivery::new().suspend(&owner, Scope::All, "x").is_err());
     }
 }

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 
 use super::record::{Retired, SendingDomain, State};
 use super::{Domains, missing, verification};
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
@@ -74,7 +74,8 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<Status, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
         let named = if record.retired.is_empty() { None } else { self.named() };
         let retired = record.retired.iter().map(|retired| RetiredSelectors {

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::dkim::{Algorithms, SigningKeys};
 use crate::mail::{Domain, Refusal, Reply, TenantId};
@@ -229,15 +229,17 @@ impl Domains {
 
     /// One domain of a tenant's.
     pub fn get(&self, actor: &Actor, tenant: TenantId, domain: &Domain) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         self.entry(tenant, domain).map(|entry| entry.record.clone()).ok_or_else(|| missing(domain))
     }
 
     /// A tenant's domains, by name. [`INSTANCE`] has the instance's own.
     pub fn list(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<SendingDomain>, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Domains, tenant))?;
         let memory = records::read(&self.memory);
         let own = memory.get(&tenant).into_iter().flat_map(HashMap::values);
+        let own = own.filter(|entry| actor.require_domain(&entry.record.domain).is_ok());
         let mut domains: Vec<SendingDomain> = own.map(|entry| entry.record.clone()).collect();
         domains.sort_by(|one, other| one.domain.cmp(&other.domain));
         Ok(domains)

@@ -257,7 +257,7 @@ async fn the_longest_usable_domain_covers_unless_subdomains_are_turned_off() {
 async fn a_domain_the_operator_trusts_needs_no_proof_and_only_the_operator_may_say_so() {
     let room = Room::new();
     room.add(SHOP, "shop.example").await;
-    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(SHOP) };
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(SHOP));
     let which = domain("shop.example");
     assert!(room.domains.set_trust(&owner, (SHOP, &which), Trust::ByOperator, START).await.is_err());
     room.domains.set_trust(&room.actor, (SHOP, &which), Trust::ByOperator, START).await.unwrap();
@@ -422,7 +422,7 @@ async fn a_verification_that_was_not_made_durable_does_not_count() {
 async fn a_removed_domain_is_refused_and_its_key_gone() {
     let room = Room::new();
     room.add_verified(SHOP, "shop.example").await;
-    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(OTHER) };
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(OTHER));
     assert!(room.domains.remove(&owner, SHOP, &domain("shop.example"), START).await.is_err());
     room.domains.remove(&room.actor, SHOP, &domain("shop.example"), START).await.unwrap();
     assert!(room.signs_as(SHOP, "shop.example").is_err());

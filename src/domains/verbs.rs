@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::record::{KeyPair, SendingDomain, State, Subdomains, Trust, store_key};
 use super::verification::{self, Findings, Turn};
 use super::{Domains, Entry, INSTANCE, missing};
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
-use crate::records::{self, AdminError};
+use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
 
 /// Domains of one tenant, at most.
@@ -43,7 +43,8 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         if !domain.as_str().contains('.') {
             return Err(AdminError::Invalid(format!("{domain} is a top-level name, nobody sends mail as that")));
         }
@@ -59,7 +60,7 @@ impl Domains {
         }
         let mut batch = Batch::new();
         batch.if_absent(store_key(tenant, domain)).set(store_key(tenant, domain), codec::encode(&record));
-        records::audit(&mut batch, actor, "domain.add", subject(&record), now);
+        records::record(&mut batch, actor, act_on("domain.add", &record), now);
         self.store_in(turn, batch, record.clone()).await?;
         Ok(record)
     }
@@ -72,7 +73,8 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<Verification, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         let entry = self.entry(tenant, domain).ok_or_else(|| missing(domain))?;
         let keys = entry.keys.as_ref().map_err(|error| AdminError::Invalid(error.clone()))?;
         let current = verification::look(&*self.resolver, domain, &entry.record.keys, keys).await;
@@ -108,7 +110,8 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         self.entry(tenant, domain).ok_or_else(|| missing(domain))?;
         let (key, name) = (Arc::clone(&self.key), domain.clone());
         let next = off_workers(move || KeyPair::make(tenant, &name, &key, now)).await?;
@@ -135,7 +138,8 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         self.change((actor, now), (tenant, domain), "domain.rotate-cancel", |record| match record.next_keys.take() {
             Some(_) => Ok(()),
             None => Err(AdminError::Missing(format!("rotation of {} under way", record.domain))),
@@ -188,12 +192,13 @@ impl Domains {
         domain: &Domain,
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Domains, tenant))?;
+        actor.require_domain(domain)?;
         let turn = self.desk.turn().await;
         let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
         let mut batch = Batch::new();
         batch.if_equals(store_key(tenant, domain), codec::encode(&record)).remove(store_key(tenant, domain));
-        records::audit(&mut batch, actor, "domain.remove", subject(&record), now);
+        records::record(&mut batch, actor, act_on("domain.remove", &record), now);
         let (memory, name) = (Arc::clone(&self.memory), domain.clone());
         turn.commit(batch, move || {
             if let Some(own) = records::write(&memory).get_mut(&tenant) {
@@ -219,7 +224,8 @@ impl Domains {
         let mut batch = Batch::new();
         batch.if_equals(store_key(tenant, domain), codec::encode(&before));
         batch.set(store_key(tenant, domain), codec::encode(&record));
-        records::audit(&mut batch, actor, act, subject(&record), now);
+        let act = act_on(act, &record).changes(facts(&before), facts(&record));
+        records::record(&mut batch, actor, act, now);
         self.store_in(turn, batch, record.clone()).await?;
         Ok(record)
     }
@@ -255,16 +261,29 @@ fn tell(batch: &mut Batch, actor: &Actor, (record, turn): (&SendingDomain, &Turn
     let told = match turn {
         Turn::Verified => InstanceEvent::DomainVerified { tenant, domain },
         Turn::Unverified(reason) => InstanceEvent::DomainUnverified { tenant, domain, reason: reason.clone() },
-        Turn::Rotated => return records::audit(batch, actor, "domain.rotated", subject(record), now),
+        Turn::Rotated => return records::record(batch, actor, act_on("domain.rotated", record), now),
     };
     events::record(batch, &Event { at: now, kind: EventKind::Instance(told) });
 }
 
-fn subject(record: &SendingDomain) -> String {
+fn act_on(name: &str, record: &SendingDomain) -> Act {
+    let act = Act::new(name, record.domain.to_string());
     match record.tenant {
-        INSTANCE => format!("{} of the instance", record.domain),
-        tenant => format!("{} of tenant {tenant}", record.domain),
+        INSTANCE => act.shown(format!("{} of the instance", record.domain)),
+        tenant => act.of(tenant).shown(format!("{} of tenant {tenant}", record.domain)),
     }
+}
+
+/// What an audit entry may tell of a domain before and after.
+fn facts(record: &SendingDomain) -> Vec<(&'static str, String)> {
+    let rotating = if record.next_keys.is_some() { "new keys wait" } else { "no" };
+    vec![
+        ("state", format!("{:?}", record.state)),
+        ("trust", format!("{:?}", record.trust)),
+        ("subdomains", format!("{:?}", record.subdomains)),
+        ("selector", record.keys.rsa.selector.clone()),
+        ("rotation", rotating.to_owned()),
+    ]
 }
 
 /// Makes keys off the async workers: RSA takes up to a second of CPU.

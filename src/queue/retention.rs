@@ -6,11 +6,11 @@
 
 use super::Queue;
 use super::key;
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::events::{History, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, ReversePath};
-use crate::records::{AdminError, audit};
+use crate::records::{Act, AdminError, record};
 use crate::store::{Batch, CommitError, Key, codec, prefix};
 
 use super::settle::refused;
@@ -53,7 +53,7 @@ impl Queue {
     pub async fn erase(&self, actor: &Actor, id: QueueId, now: Timestamp) -> Result<(), AdminError> {
         let _lock = self.locks.lock(id).await;
         let history = self.history(id)?.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
-        actor.require(Permission::ManageTenant(history.tenant))?;
+        actor.require(Permission::Write(Resource::Queue, history.tenant))?;
         if self.message(id)?.is_some() {
             return Err(AdminError::Invalid(format!("message {id} is still owed: cancel it first")));
         }
@@ -71,7 +71,7 @@ impl Queue {
         };
         let mut batch = Batch::new();
         batch.set(history_key(id), codec::encode(&empty));
-        audit(&mut batch, actor, "queue.erase", id.to_string(), now);
+        record(&mut batch, actor, Act::new("queue.erase", id.to_string()).of(history.tenant), now);
         self.commit(batch).await?;
         Ok(())
     }

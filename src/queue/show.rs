@@ -11,7 +11,7 @@ use super::key;
 use super::lanes::Flight;
 use super::record::{Ending, LaneRecord, NoticeOwed, QueuedMessage, QueuedRecipient, RecipientState};
 use super::verbs::RECORDS_MAX;
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
 use crate::mail::{Domain, QueueId, TenantId, VipId};
 use crate::records::AdminError;
@@ -118,7 +118,9 @@ impl Queue {
         after: Option<QueueId>,
         most: usize,
     ) -> Result<Page, AdminError> {
-        actor.require(filter.tenant.map_or(Permission::ManageInstance, Permission::ReadTenant))?;
+        actor.require(
+            filter.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Read(Resource::Queue, tenant)),
+        )?;
         let most = most.clamp(1, PAGE_MAX);
         let end = after_prefix(&[prefix::MESSAGE]);
         let mut from = after.map_or_else(|| vec![prefix::MESSAGE], key::message);
@@ -194,7 +196,7 @@ impl Queue {
         let history = self.history(id)?;
         let tenant = message.as_ref().map(|message| message.tenant).or(history.as_ref().map(|history| history.tenant));
         let tenant = tenant.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Queue, tenant))?;
         let (records, damaged) = self.lane_records_of(id)?;
         let mut notices = Vec::new();
         for own in self.notices_owed().keys_about(id) {

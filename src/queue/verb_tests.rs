@@ -153,8 +153,8 @@ async fn a_verb_whose_commit_fails_changes_nothing() {
 #[tokio::test]
 async fn a_tenants_people_see_and_change_their_own_mail_only() {
     let (bench, id) = bench_with(&["a@one.example"]).await;
-    let stranger = Actor { name: "s".into(), role: Role::TenantOwner(TenantId(99)) };
-    let reader = Actor { name: "r".into(), role: Role::TenantReader(TenantId(2)) };
+    let stranger = Actor::of("s", Role::TenantOwner(TenantId(99)));
+    let reader = Actor::of("r", Role::Support(TenantId(2)));
     for refused in [
         bench.queue.show(&stranger, id).map(drop),
         bench.queue.why(&stranger, id).map(drop),

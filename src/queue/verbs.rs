@@ -10,11 +10,11 @@ use super::lanes::{Name, Seized};
 use super::record::{Ending, LaneRecord, QueueTime, RecipientState};
 use super::show::{Filter, PAGE_MAX};
 use super::verdict;
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::events::MailEvent;
 use crate::ext::Timestamp;
-use crate::mail::{QueueId, VipId};
-use crate::records::{AdminError, audit};
+use crate::mail::{QueueId, TenantId, VipId};
+use crate::records::{Act, AdminError, record};
 use crate::routing::Lane;
 use crate::store::{Batch, Key, after_prefix, codec};
 
@@ -131,7 +131,7 @@ impl Queue {
         let id = order.id;
         let _lock = self.locks.lock(id).await;
         let message = self.message(id)?.ok_or_else(|| AdminError::Missing(format!("message {id} in the queue")))?;
-        order.actor.require(Permission::ManageTenant(message.tenant))?;
+        order.actor.require(Permission::Write(Resource::Queue, message.tenant))?;
         if let Verb::Move(to) = order.verb {
             (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
         }
@@ -156,7 +156,8 @@ impl Queue {
         for own in &unreadable {
             batch.remove(own.clone()).remove(key::damaged(own));
         }
-        write_events(&mut batch, &order, &changes, now);
+        write_events(&mut batch, (&order, message.tenant), &changes, now);
+
         if order.verb == Verb::Cancel && left == 0 && self.notices_about(id).map_err(AdminError::Commit)? == 0 {
             Self::retire(&mut batch, id, now);
         }
@@ -283,7 +284,7 @@ fn names(changes: &[Change]) -> Vec<Name> {
     changes.iter().filter(|change| change.seized == Seized::Yours).map(|change| change.name).collect()
 }
 
-fn write_events(batch: &mut Batch, order: &Order<'_>, changes: &[Change], now: Timestamp) {
+fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), changes: &[Change], now: Timestamp) {
     let by = || order.actor.name.clone();
     let recipients: Vec<u16> = changes.iter().flat_map(|change| change.recipients.iter().copied()).collect();
     let (act, event) = match order.verb {
@@ -300,7 +301,7 @@ fn write_events(batch: &mut Batch, order: &Order<'_>, changes: &[Change], now: T
         }
     };
     Queue::note(batch, order.id, event, now);
-    audit(batch, order.actor, act, order.id.to_string(), now);
+    record(batch, order.actor, Act::new(act, order.id.to_string()).of(tenant), now);
 }
 
 /// Lets the chores put seized records back if the change failed or was abandoned.

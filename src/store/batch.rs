@@ -3,6 +3,7 @@
 //! An engine calls [`check_shape`] before anything else, so that a batch too large for one engine
 //! is too large for all of them.
 
+use super::chain::LINK_OCTETS;
 use super::{Batch, Change, CommitError, Key, prefix};
 
 /// Appended facts in one batch, at most: their position is two bytes of the key.
@@ -17,7 +18,8 @@ pub const ENVELOPE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Refuses a batch that no engine can take: a key that is empty, too long or the engine's own,
 /// too many appends, too many bytes. A fault of the caller, so nothing else was looked at.
 pub fn check_shape(batch: &Batch) -> Result<(), CommitError> {
-    let keys = batch.changes.iter().map(changed_key).chain(batch.appends.iter().map(|(key, _)| key));
+    let keys =
+        batch.changes.iter().map(changed_key).chain(batch.appends.iter().chain(&batch.chained).map(|(key, _)| key));
     for key in keys {
         if key.is_empty() || key[0] == prefix::ENGINE || key.len() > KEY_BYTES_MAX {
             return Err(CommitError::Failed("a key is empty, too long or the engine's own".into()));
@@ -46,8 +48,9 @@ pub fn appended_key(mut key: Key, commit: u64, position: u16) -> Key {
 pub fn record_bytes(batch: &Batch) -> usize {
     let changes: usize = batch.changes.iter().map(|change| changed_key(change).len() + changed_value(change)).sum();
     let appends: usize = batch.appends.iter().map(|(key, value)| key.len() + 10 + value.len()).sum();
+    let chained: usize = batch.chained.iter().map(|(chain, entry)| 2 * chain.len() + LINK_OCTETS + entry.len()).sum();
     let settled: usize = batch.settled.iter().map(|(_, numbers)| 24 + 2 * numbers.len()).sum();
-    changes + appends + settled + 32 * batch.freed.len()
+    changes + appends + chained + settled + 32 * batch.freed.len()
 }
 
 fn changed_key(change: &Change) -> &Key {

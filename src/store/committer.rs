@@ -16,13 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::batch::{appended_key, record_bytes};
 use super::census::Census;
+use super::chain::Heads;
 use super::frame::{self, DeadEntry, Kind};
 use super::layout::{BodyParts, Layout, seal_bytes};
 use super::record::{self, Location, Operations, Position, location_key};
 use super::segment::{DATA_START, InHand, Segment};
 use super::shared::{Faults, Shared};
 use super::table::Chain;
-use super::{Batch, Change, CommitError, Condition};
+use super::{Batch, Change, CommitError, Condition, Key};
 use crate::mail::{BodyId, QueueId};
 
 /// Batches in one group, at most.
@@ -104,7 +105,7 @@ type Freed = (BodyId, Option<Location>);
 /// What became of one piece of work after its conditions were checked.
 enum Verdict {
     Refused(CommitError),
-    Accepted { freed: Vec<Freed> },
+    Accepted { freed: Vec<Freed>, linked: Vec<(Key, Vec<u8>)> },
     Moves(Vec<usize>),
     Carried,
 }
@@ -182,7 +183,13 @@ impl Committer {
     /// Checks every condition in arrival order, each against the work accepted before it.
     fn check(&self, group: &[Work]) -> Result<Vec<Verdict>, super::StoreError> {
         let is_alone = group.len() == 1;
-        let mut checker = Checker { shared: &self.shared, is_alone, keys: HashMap::new(), names: HashMap::new() };
+        let mut checker = Checker {
+            shared: &self.shared,
+            is_alone,
+            keys: HashMap::new(),
+            names: HashMap::new(),
+            heads: Heads::default(),
+        };
         group
             .iter()
             .map(|work| match work {
@@ -354,7 +361,7 @@ fn bytes_bound(work: &Work, verdict: &Verdict) -> usize {
         (_, Verdict::Refused(_)) => 0,
         (Work::Commit(waiting), _) => {
             let batch = &waiting.batch;
-            let operations = batch.changes.len() + batch.appends.len();
+            let operations = batch.changes.len() + batch.appends.len() + 2 * batch.chained.len();
             batches(1)
                 + operations * record::OPERATION_EXTRA_BYTES
                 + waiting.bodies.len() * location
@@ -401,6 +408,8 @@ struct Checker<'a> {
     is_alone: bool,
     keys: HashMap<&'a [u8], Option<&'a [u8]>>,
     names: HashMap<BodyId, Named>,
+    /// Where chains stand after the group so far.
+    heads: Heads<'a>,
 }
 
 impl<'a> Checker<'a> {
@@ -442,7 +451,9 @@ impl<'a> Checker<'a> {
                 };
             }
         }
-        Ok(Verdict::Accepted { freed })
+        let records = &self.shared.records;
+        let linked = self.heads.link(&waiting.batch, |key| records.get(key))?;
+        Ok(Verdict::Accepted { freed, linked })
     }
 
     fn check_moves(&mut self, bodies: &[MovedBody]) -> Result<Verdict, super::StoreError> {
@@ -515,9 +526,9 @@ impl Plan {
     fn encode(&mut self, group: &[Work], verdicts: &[Verdict], commit: &mut u64, tally: &mut Vec<Tally>) {
         for (work, verdict) in group.iter().zip(verdicts) {
             match (work, verdict) {
-                (Work::Commit(waiting), Verdict::Accepted { freed }) => {
+                (Work::Commit(waiting), Verdict::Accepted { freed, linked }) => {
                     *commit += 1;
-                    self.encode_batch(waiting, freed, *commit, tally);
+                    self.encode_batch(waiting, (freed, linked), *commit, tally);
                 }
                 (Work::Move(bodies, _), Verdict::Moves(still)) => {
                     *commit += 1;
@@ -532,7 +543,13 @@ impl Plan {
         }
     }
 
-    fn encode_batch(&mut self, waiting: &Waiting, freed: &[Freed], commit: u64, tally: &mut Vec<Tally>) {
+    fn encode_batch(
+        &mut self,
+        waiting: &Waiting,
+        (freed, linked): (&[Freed], &[(Key, Vec<u8>)]),
+        commit: u64,
+        tally: &mut Vec<Tally>,
+    ) {
         let batch = &waiting.batch;
         let mut operations = Operations::new(commit, record_bytes(batch) + 128);
         for change in &batch.changes {
@@ -543,6 +560,9 @@ impl Plan {
         }
         for (position, (prefix, value)) in (0_u16..=u16::MAX).zip(&batch.appends) {
             operations.set(&appended_key(prefix.clone(), commit, position), value);
+        }
+        for (key, value) in linked {
+            operations.set(key, value);
         }
         for body in &waiting.bodies {
             let location =

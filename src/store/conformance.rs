@@ -104,6 +104,7 @@ both! {
     keys_of_the_engine_are_refused_and_hidden
     a_lease_is_held_by_one_until_it_expires
     many_tasks_each_win_once
+    a_chain_is_linked_in_the_order_of_commits_by_many_tasks_and_across_a_reopen
     everything_survives_a_reopen
 }
 
@@ -367,6 +368,35 @@ async fn many_tasks_each_win_once(subject: &mut dyn Subject) {
         task.await.unwrap();
     }
     assert_eq!(subject.records().get(b"Tcount"), Ok(Some(320_u64.to_be_bytes().to_vec())));
+}
+
+async fn a_chain_is_linked_in_the_order_of_commits_by_many_tasks_and_across_a_reopen(subject: &mut dyn Subject) {
+    for round in 1..=2_u64 {
+        let add = |number: u64| {
+            let store = subject.records();
+            tokio::spawn(async move {
+                for entry in 0..20_u64 {
+                    let mut batch = Batch::new();
+                    batch.chain(b"achain".to_vec(), [number.to_be_bytes(), entry.to_be_bytes()].concat());
+                    store.commit(batch).await.unwrap();
+                }
+            })
+        };
+        for task in (0..8).map(add).collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        let mut refused = Batch::new();
+        refused.if_equals(key("Tnothing"), vec![1]).chain(b"achain".to_vec(), b"refused".to_vec());
+        assert_eq!(subject.records().commit(refused).await, Err(CommitError::Conflict));
+        let mut seen = 0_u64;
+        let walk = super::chain_walk(&*subject.records(), b"achain", |link| {
+            seen += 1;
+            assert_ne!(link.entry, b"refused");
+        })
+        .unwrap();
+        assert_eq!((walk.broken, walk.head.count, seen), (None, 160 * round, 160 * round));
+        subject.reopen();
+    }
 }
 
 async fn everything_survives_a_reopen(subject: &mut dyn Subject) {

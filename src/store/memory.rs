@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::batch::{appended_key, check_shape};
+use super::chain::Heads;
 use super::{
     Batch, Blobs, BlobsUsage, BodyReader, Change, CommitError, Condition, Health, Key, NewBody, Sharing, Store,
     StoreError,
@@ -162,8 +163,10 @@ impl State {
         if all_hold && new_names { Ok(()) } else { Err(CommitError::Conflict) }
     }
 
-    fn apply(&mut self, batch: Batch, messages: Vec<(BodyId, StoredBody)>) {
+    fn apply(&mut self, batch: Batch, messages: Vec<(BodyId, StoredBody)>) -> Result<(), StoreError> {
+        let linked = Heads::default().link(&batch, |key| Ok::<_, StoreError>(self.records.get(key).cloned()))?;
         self.commits += 1;
+        self.records.extend(linked);
         for change in batch.changes {
             match change {
                 Change::Set(key, value) => self.records.insert(key, value),
@@ -178,6 +181,7 @@ impl State {
             self.bodies.remove(id);
         }
         self.settled.extend(batch.settled);
+        Ok(())
     }
 }
 
@@ -216,8 +220,7 @@ impl Store for MemoryStore {
         let messages = batch.bodies.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
         let mut state = self.lock();
         state.admit(&batch)?;
-        state.apply(batch, messages);
-        Ok(())
+        state.apply(batch, messages).map_err(|error| CommitError::Failed(error.to_string()))
     }
 
     fn health(&self) -> Health {

@@ -8,6 +8,7 @@
 mod batch;
 mod blobs;
 mod census;
+mod chain;
 pub mod codec;
 mod committer;
 mod engine;
@@ -35,6 +36,7 @@ mod conformance;
 mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
+pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, walk as chain_walk};
 #[doc(hidden)]
 pub use engine::open_with;
 pub use engine::{SledStore, open};
@@ -91,6 +93,18 @@ pub mod prefix {
     pub const EVENT: u8 = b'e';
     /// events: consumers' cursors.
     pub const CURSOR: u8 = b'k';
+    /// records: the audit chains, one per tenant and one of the instance.
+    pub const AUDIT: u8 = b'a';
+    /// people: `UserId` -> user.
+    pub const USER: u8 = b'P';
+    /// people: `KeyId` -> API key.
+    pub const API_KEY: u8 = b'K';
+    /// people: digest of a session's id -> session.
+    pub const SESSION: u8 = b's';
+    /// people: digest of a one-time link's token -> what it is for.
+    pub const ONE_TIME: u8 = b'o';
+    /// web: what was answered to requests with an `Idempotency-Key`.
+    pub const REPLAY: u8 = b'i';
 }
 
 /// What must hold for a batch to be applied; checked by the committer in arrival order, against
@@ -134,6 +148,8 @@ pub struct Batch {
     /// Facts appended under a prefix: the engine makes the rest of the key, 10 bytes that grow
     /// with every commit and never repeat (commit number, then position in the batch).
     pub appends: Vec<(Key, Vec<u8>)>,
+    /// Facts linked behind the last one of a chain: the chain's key, the fact. See [`Link`].
+    pub chained: Vec<(Key, Vec<u8>)>,
     /// Bodies sealed with this batch.
     pub bodies: Vec<NewBody>,
     /// Bodies no longer needed; their space returns by and by.
@@ -170,6 +186,12 @@ impl Batch {
     /// Adds `Equals`.
     pub fn if_equals(&mut self, key: Key, value: Vec<u8>) -> &mut Self {
         self.conditions.push(Condition::Equals(key, value));
+        self
+    }
+
+    /// Links a fact behind the last one of `chain`, in the order of commits.
+    pub fn chain(&mut self, chain: Key, entry: Vec<u8>) -> &mut Self {
+        self.chained.push((chain, entry));
         self
     }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Actor, Permission};
+use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, TenantId, printable};
-use crate::records::{self, AdminError, Desk};
+use crate::records::{self, Act, AdminError, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
 /// Entries in one page of [`Suppression::list`] or one call of [`Suppression::add_many`], at most.
@@ -142,7 +142,7 @@ impl Suppression {
 
     /// The entry that suppresses `subject` itself, for people.
     pub fn entry(&self, actor: &Actor, tenant: TenantId, subject: &Subject) -> Result<Option<Entry>, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
         let bytes = self.desk.store().get(&key(tenant, subject))?;
         Ok(bytes.map(|bytes| codec::decode(&bytes)).transpose()?)
     }
@@ -165,7 +165,7 @@ impl Suppression {
         new: Vec<NewEntry>,
         now: Timestamp,
     ) -> Result<usize, AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
         if new.len() > PAGE_MAX {
             return Err(AdminError::Invalid(format!("at most {PAGE_MAX} entries at a time")));
         }
@@ -181,12 +181,15 @@ impl Suppression {
             batch.if_absent(key.clone()).set(key, codec::encode(&entry));
             added.insert(subject);
         }
-        let what = match (added.len(), added.first()) {
+        let act = match (added.len(), added.first()) {
             (0, _) | (_, None) => return Ok(0),
-            (1, Some(subject)) => format!("{subject} of tenant {tenant}"),
-            (count, _) => format!("{count} entries of tenant {tenant}"),
+            (1, Some(subject)) => act_on("suppression.add", tenant, subject),
+            (count, _) => {
+                let input: String = added.iter().map(|subject| format!("{subject}\n")).collect();
+                Act::new("suppression.add", format!("{count} entries")).of(tenant).many(count, input.as_bytes())
+            }
         };
-        records::audit(&mut batch, actor, "suppression.add", what, now);
+        records::record(&mut batch, actor, act, now);
         turn.commit(batch, || ()).await?;
         Ok(added.len())
     }
@@ -199,7 +202,7 @@ impl Suppression {
         subject: &Subject,
         now: Timestamp,
     ) -> Result<(), AdminError> {
-        actor.require(Permission::ManageTenant(tenant))?;
+        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
         let subject = folded(subject.clone());
         let turn = self.desk.turn().await;
         let key = key(tenant, &subject);
@@ -207,7 +210,7 @@ impl Suppression {
         let before = self.desk.store().get(&key)?.ok_or_else(missing)?;
         let mut batch = Batch::new();
         batch.if_equals(key.clone(), before).remove(key);
-        records::audit(&mut batch, actor, "suppression.remove", format!("{subject} of tenant {tenant}"), now);
+        records::record(&mut batch, actor, act_on("suppression.remove", tenant, &subject), now);
         turn.commit(batch, || ()).await?;
         Ok(())
     }
@@ -220,7 +223,7 @@ impl Suppression {
         from: Option<&Subject>,
         limit: usize,
     ) -> Result<Page, AdminError> {
-        actor.require(Permission::ReadTenant(tenant))?;
+        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
         let limit = limit.clamp(1, PAGE_MAX);
         let of_tenant = tenant_key(tenant);
         let start = from.map_or_else(|| of_tenant.clone(), |subject| key(tenant, subject));
@@ -236,6 +239,12 @@ impl Suppression {
         });
         Ok(Page { entries: entries.collect(), next })
     }
+}
+
+/// An act on one entry; the audit log has a pseudonym of the address, not the address.
+fn act_on(name: &str, tenant: TenantId, subject: &Subject) -> Act {
+    let shown = format!("{subject} of tenant {tenant}");
+    Act::new(name, records::pseudonym(tenant, &subject.to_string())).of(tenant).shown(shown)
 }
 
 fn folded(subject: Subject) -> Subject {

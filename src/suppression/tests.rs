@@ -100,7 +100,7 @@ async fn an_entry_that_cannot_be_read_still_suppresses() {
 #[tokio::test]
 async fn people_see_and_change_their_own_tenants_list_only_and_a_full_store_is_said() {
     let (store, list, actor) = room();
-    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(TENANT) };
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(TENANT));
     assert!(list.add(&owner, TENANT, entry("a@example.com"), START).await.is_ok());
     assert!(matches!(list.add(&owner, OTHER, entry("a@example.com"), START).await, Err(AdminError::Forbidden(_))));
     assert!(matches!(list.list(&owner, OTHER, None, 10), Err(AdminError::Forbidden(_))));

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId, VipId};
-use crate::records::{self, AdminError, Damage, Desk};
+use crate::records::{self, Act, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
 
 /// One virtual IP.
@@ -185,13 +185,15 @@ impl Vips {
         actor.require(Permission::ManageInstance)?;
         let turn = self.desk.turn().await;
         let (before, mut record) = self.stored(id)?;
+        let known = record.vip.clone();
         record.vip.ehlo = seen.ehlo;
         record.vip.public_ipv4 = seen.public_ipv4;
         record.vip.public_ipv6 = seen.public_ipv6;
         check(&NewVip::from(&record.vip))?;
         let mut batch = Batch::new();
         batch.if_equals(key(id), before).set(key(id), codec::encode(&record));
-        records::audit(&mut batch, actor, "vip.change", describe(&record.vip), now);
+        let act = Act::new("vip.change", record.vip.id.to_string()).changes(facts(&known), facts(&record.vip));
+        records::record(&mut batch, actor, act.shown(describe(&record.vip)), now);
         let (memory, vip) = (Arc::clone(&self.memory), record.vip.clone());
         turn.commit(batch, move || {
             memory.change(|all| all.iter_mut().filter(|known| known.id == id).for_each(|known| known.clone_from(&vip)));
@@ -285,6 +287,15 @@ fn is_host_ipv4(address: Ipv4Addr) -> bool {
 fn is_host_ipv6(address: Ipv6Addr) -> bool {
     let is_link_local = address.segments().first().is_some_and(|first| first & 0xffc0 == 0xfe80);
     !(address.is_unspecified() || address.is_multicast() || is_link_local || address.to_ipv4_mapped().is_some())
+}
+
+fn facts(vip: &Vip) -> Vec<(&'static str, String)> {
+    let or_none = |address: Option<String>| address.unwrap_or_else(|| "none".to_owned());
+    vec![
+        ("ehlo", vip.ehlo.to_string()),
+        ("public_ipv4", or_none(vip.public_ipv4.map(|address| address.to_string()))),
+        ("public_ipv6", or_none(vip.public_ipv6.map(|address| address.to_string()))),
+    ]
 }
 
 fn describe(vip: &Vip) -> String {

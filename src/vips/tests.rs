@@ -72,7 +72,7 @@ async fn what_cannot_be_an_address_to_send_from_is_refused() {
     }
     assert_eq!(store.commits(), 0);
     assert!(vips.add(&actor, new("127.0.0.2", Owner::Shared), START).await.is_ok(), "trials live on loopback");
-    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(TenantId(1)) };
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
     assert!(matches!(vips.add(&owner, base(), START).await, Err(AdminError::Forbidden(_))));
 }
 

@@ -81,13 +81,19 @@ fn belongs(users: &str, groups: &str, name: &str, peer: PeerUser) -> bool {
     names.any(|user| !user.is_empty() && members.split(',').any(|member| member.trim() == user))
 }
 
-/// Lets a request pass only if its connection was given an [`Actor`].
+/// Lets a request pass only if its connection was given an [`Actor`]. A tenant's actor is told of
+/// what is missing in the same words, whether it exists elsewhere or nowhere.
 pub async fn require_actor(request: Request, next: Next) -> Response {
-    if request.extensions().get::<Actor>().is_some() {
-        return next.run(request).await;
+    let Some(actor) = request.extensions().get::<Actor>() else {
+        let detail = "this socket is for root, the daemon's user and members of its group";
+        return Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).into_response();
+    };
+    let is_of_a_tenant = actor.role.tenant().is_some();
+    let mut response = next.run(request).await;
+    if is_of_a_tenant && let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        response.extensions_mut().insert(problem.without_a_trace());
     }
-    let detail = "this socket is for root, the daemon's user and members of its group";
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).into_response()
+    response
 }
 
 #[cfg(test)]

@@ -31,11 +31,11 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 
 pub use api::{
-    DomainChangeJson, DomainJson, EventJson, FoundJson, INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson,
-    NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewTenantJson, NewVipJson, QueueActJson, QueueChangeJson,
-    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RetiredJson, RouteJson, ServerJson,
-    SmtpAccountChangeJson, SmtpAccountJson, StatusJson, SuppressionJson, TenantChangeJson, TenantJson,
-    VerificationJson, VipJson,
+    AuditEntryJson, AuditVerifiedJson, DifferenceJson, DomainChangeJson, DomainJson, EventJson, FoundJson,
+    INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson,
+    NewTenantJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson,
+    RecordJson, RetiredJson, RouteJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson,
+    SuppressionJson, TenantChangeJson, TenantJson, VerificationJson, VipJson,
 };
 pub use guard::PeerUser;
 pub use health::{Monitor, Readiness, Remark, serve as serve_monitor};

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Forbidden, Sight};
 use crate::records::AdminError;
 use crate::store::{CommitError, StoreError};
 
@@ -42,6 +43,9 @@ pub struct FieldJson {
     pub detail: String,
 }
 
+/// What is said to be missing where an actor must not learn whether it exists.
+const HIDDEN: &str = "such resource";
+
 /// An answer that is not a success, on its way out.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -62,6 +66,15 @@ impl Problem {
     /// 404: no such record.
     pub fn missing(what: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"))
+    }
+
+    /// The same answer for what does not exist and for what must not be seen.
+    #[must_use]
+    pub(super) fn without_a_trace(mut self) -> Self {
+        if self.status == StatusCode::NOT_FOUND {
+            self.detail = format!("there is no {HIDDEN}");
+        }
+        self
     }
 
     /// 409: the name fits more than one.
@@ -131,12 +144,22 @@ impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
         let sentence = error.to_string();
         match error {
-            AdminError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", sentence),
+            AdminError::Forbidden(forbidden) => forbidden.into(),
             AdminError::Missing(_) => Self::new(StatusCode::NOT_FOUND, "not_found", sentence),
             AdminError::Exists(_) => Self::new(StatusCode::CONFLICT, "exists", sentence),
             AdminError::Invalid(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence),
             AdminError::Store(error) => error.into(),
             AdminError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<Forbidden> for Problem {
+    fn from(forbidden: Forbidden) -> Self {
+        match forbidden.sight {
+            Sight::Hidden => Self::missing(HIDDEN),
+            Sight::Seen => Self::new(StatusCode::FORBIDDEN, "forbidden", forbidden.to_string()),
+            Sight::ProofIsOld => Self::new(StatusCode::FORBIDDEN, "confirm_identity", forbidden.to_string()),
         }
     }
 }

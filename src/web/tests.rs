@@ -240,10 +240,10 @@ async fn nobody_is_answered_without_an_actor_and_a_tenants_reader_changes_nothin
     let (status, problem) = ask(&api, stranger).await;
     assert_eq!((status, &problem["code"]), (StatusCode::FORBIDDEN, &json!("forbidden")));
     let mut reader = request("POST", "/tenants", Some(json!({"name": "mine"})));
-    reader.extensions_mut().insert(Actor { name: "reader".into(), role: Role::TenantReader(TenantId(9)) });
+    reader.extensions_mut().insert(Actor::of("reader", Role::Support(TenantId(9))));
     assert_eq!(ask(&api, reader).await.0, StatusCode::FORBIDDEN);
     let mut foreign = request("GET", "/tenants/shop", None);
-    foreign.extensions_mut().insert(Actor { name: "reader".into(), role: Role::TenantReader(TenantId(9)) });
+    foreign.extensions_mut().insert(Actor::of("reader", Role::Support(TenantId(9))));
     assert_eq!(ask(&api, foreign).await.0, StatusCode::NOT_FOUND);
 }
 

@@ -75,6 +75,6 @@ async fn a_login_never_goes_out_in_the_clear_and_bad_values_are_refused() {
     let local = NewRoute { host: "127.0.0.1".into(), tls: RelayTls::None, ..base() };
     assert!(routes.add(&actor, local, START).await.is_ok());
     assert!(matches!(routes.add(&actor, base(), START).await, Err(AdminError::Exists(_))), "one route per scope");
-    let owner = Actor { name: "o".into(), role: crate::access::Role::TenantOwner(TenantId(1)) };
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
     assert!(matches!(routes.add(&owner, base(), START).await, Err(AdminError::Forbidden(_))));
 }

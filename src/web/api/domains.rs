@@ -124,8 +124,8 @@ pub struct FoundJson {
     pub detail: Option<String>,
 }
 
-fn owner(parts: &Parts, text: &str) -> Result<TenantId, Problem> {
-    if text == INSTANCE_NAME { Ok(INSTANCE) } else { Ok(tenant_called(parts, text)?.id) }
+fn owner(parts: &Parts, actor: &Actor, text: &str) -> Result<TenantId, Problem> {
+    if text == INSTANCE_NAME { Ok(INSTANCE) } else { Ok(tenant_called(parts, actor, text)?.id) }
 }
 
 fn name(field: &str, text: &str) -> Result<Domain, Problem> {
@@ -207,7 +207,8 @@ pub(super) async fn list(
     Path(tenant): Path<String>,
     paging: Paging,
 ) -> Answer<PageJson<DomainJson>> {
-    let page = paging.of(parts.domains.list(&actor, owner(&parts, &tenant)?)?, |domain| domain.domain.to_string());
+    let page =
+        paging.of(parts.domains.list(&actor, owner(&parts, &actor, &tenant)?)?, |domain| domain.domain.to_string());
     let rows = page.rows.iter().map(|domain| json(&parts, &actor, domain)).collect::<Result<_, _>>()?;
     Ok(Json(PageJson { rows, next: page.next }))
 }
@@ -218,7 +219,7 @@ pub(super) async fn add(
     Path(tenant): Path<String>,
     JsonBody(asked): JsonBody<NewDomainJson>,
 ) -> Result<(StatusCode, Json<DomainJson>), Problem> {
-    let tenant = owner(&parts, &tenant)?;
+    let tenant = owner(&parts, &actor, &tenant)?;
     let domain = parts.domains.add(&actor, tenant, &asked.domain, Timestamp::now()).await?;
     Ok((StatusCode::CREATED, Json(json(&parts, &actor, &domain)?)))
 }
@@ -228,7 +229,7 @@ pub(super) async fn show(
     Extension(actor): Extension<Actor>,
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Answer<DomainJson> {
-    let domain = parts.domains.get(&actor, owner(&parts, &tenant)?, &name("domain", &domain)?)?;
+    let domain = parts.domains.get(&actor, owner(&parts, &actor, &tenant)?, &name("domain", &domain)?)?;
     Ok(Json(json(&parts, &actor, &domain)?))
 }
 
@@ -238,7 +239,7 @@ pub(super) async fn change(
     Path((tenant, domain)): Path<(String, String)>,
     JsonBody(asked): JsonBody<DomainChangeJson>,
 ) -> Answer<DomainJson> {
-    let (tenant, domain, now) = (owner(&parts, &tenant)?, name("domain", &domain)?, Timestamp::now());
+    let (tenant, domain, now) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?, Timestamp::now());
     if let Some(trusted) = asked.trusted {
         let trust = if trusted { Trust::ByOperator } else { Trust::NeedsProof };
         parts.domains.set_trust(&actor, (tenant, &domain), trust, now).await?;
@@ -256,7 +257,7 @@ pub(super) async fn verify(
     Extension(actor): Extension<Actor>,
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Answer<VerificationJson> {
-    let (tenant, domain) = (owner(&parts, &tenant)?, name("domain", &domain)?);
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     let seen = parts.domains.verify(&actor, tenant, &domain, Timestamp::now()).await?;
     let mut all: Vec<FoundJson> = found("", &seen.current).into();
     all.extend(seen.next.iter().flat_map(|next| found("next ", next)));
@@ -274,7 +275,7 @@ pub(super) async fn rotate(
     Extension(actor): Extension<Actor>,
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Answer<DomainJson> {
-    let (tenant, domain) = (owner(&parts, &tenant)?, name("domain", &domain)?);
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     let domain = parts.domains.rotate(&actor, tenant, &domain, Timestamp::now()).await?;
     Ok(Json(json(&parts, &actor, &domain)?))
 }
@@ -284,7 +285,7 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let (tenant, domain) = (owner(&parts, &tenant)?, name("domain", &domain)?);
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     parts.domains.remove(&actor, tenant, &domain, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -4,6 +4,7 @@
 //! what came back. Easy to get wrong: people name a tenant by its short name; a name always wins
 //! over an id that looks the same.
 
+mod audit;
 mod domains;
 mod queue;
 mod routes;
@@ -27,6 +28,7 @@ use crate::mail::{Domain, TenantId};
 use crate::records::AdminError;
 use crate::vips::Vip;
 
+pub use audit::{AuditEntryJson, AuditVerifiedJson, DifferenceJson};
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
@@ -49,6 +51,8 @@ pub(super) fn router(parts: Shared) -> Router {
         .route("/tenants/{tenant}", get(tenants::show).patch(tenants::change).delete(tenants::remove))
         .route("/tenants/{tenant}/suppressions", get(suppressions::list).post(suppressions::add))
         .route("/tenants/{tenant}/suppressions/{subject}", get(suppressions::show).delete(suppressions::remove))
+        .route("/audit", get(audit::list))
+        .route("/audit/verify", get(audit::verify))
         .route("/vips", get(vips::list).post(vips::add))
         .route("/vips/{vip}", get(vips::show).delete(vips::remove))
         .route("/routes", get(routes::list).post(routes::add))
@@ -87,7 +91,7 @@ fn queue_routes() -> Router<Shared> {
 
 /// For reading what belongs to the whole instance.
 fn require_instance(actor: &Actor) -> Result<(), Problem> {
-    Ok(actor.require(Permission::ManageInstance).map_err(AdminError::from)?)
+    Ok(actor.require(Permission::ReadInstance).map_err(AdminError::from)?)
 }
 
 /// Runs a read of the store off the async workers.
@@ -103,10 +107,11 @@ where
     })??)
 }
 
-/// The tenant people call `text`: its name, else its id.
-fn tenant_called(parts: &Parts, text: &str) -> Result<Tenant, Problem> {
+/// The tenant people call `text`: its name, else its id. One the actor may not see does not exist.
+fn tenant_called(parts: &Parts, actor: &Actor, text: &str) -> Result<Tenant, Problem> {
     let by_id = || text.parse::<TenantId>().ok().and_then(|id| parts.accounts.tenant(id));
-    parts.accounts.tenant_named(text).or_else(by_id).ok_or_else(|| Problem::missing(format!("tenant {text}")))
+    let found = parts.accounts.tenant_named(text).or_else(by_id).filter(|tenant| actor.sees(tenant.id));
+    found.ok_or_else(|| Problem::missing(format!("tenant {text}")))
 }
 
 /// What people call a tenant.
@@ -114,18 +119,20 @@ fn tenant_name(parts: &Parts, id: TenantId) -> String {
     parts.accounts.tenant(id).map_or_else(|| id.to_string(), |tenant| tenant.name)
 }
 
-/// The virtual IP people call `text`: one of its addresses, its id, or its EHLO name if only one has it.
-fn vip_called(parts: &Parts, text: &str) -> Result<Vip, Problem> {
+/// The virtual IP people call `text`: one of its addresses, its id, or its EHLO name if only one has
+/// it. One that does not serve the actor's tenant does not exist.
+fn vip_called(parts: &Parts, actor: &Actor, text: &str) -> Result<Vip, Problem> {
     let missing = || Problem::missing(format!("virtual IP {text}"));
+    let is_seen = |vip: &Vip| actor.role.tenant().is_none_or(|tenant| vip.serves(tenant));
     if let Ok(address) = text.parse::<IpAddr>() {
-        return parts.vips.by_address(address).ok_or_else(missing);
+        return parts.vips.by_address(address).filter(is_seen).ok_or_else(missing);
     }
-    if let Some(vip) = text.parse().ok().and_then(|id| parts.vips.get(id)) {
+    if let Some(vip) = text.parse().ok().and_then(|id| parts.vips.get(id)).filter(is_seen) {
         return Ok(vip);
     }
     let name = Domain::parse(text).map_err(|_| missing())?;
     let all = parts.vips.all();
-    let mut named = all.iter().filter(|vip| vip.ehlo == name);
+    let mut named = all.iter().filter(|vip| vip.ehlo == name && is_seen(vip));
     match (named.next(), named.next()) {
         (Some(vip), None) => Ok(vip.clone()),
         (Some(_), Some(_)) => {

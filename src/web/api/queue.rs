@@ -149,7 +149,7 @@ pub(super) async fn list(
     Query(asked): Query<Asked>,
     paging: Paging,
 ) -> Answer<PageJson<QueueRowJson>> {
-    let tenant = asked.tenant.map(|name| tenant_called(&parts, &name)).transpose()?.map(|tenant| tenant.id);
+    let tenant = asked.tenant.map(|name| tenant_called(&parts, &actor, &name)).transpose()?.map(|tenant| tenant.id);
     let recipient_domain = asked.to.map(|text| Domain::parse(&text)).transpose();
     let recipient_domain = recipient_domain.map_err(|error| Problem::field("to", error.to_string()))?;
     let filter = Filter { tenant, recipient_domain, ..Filter::default() };
@@ -392,6 +392,6 @@ pub(super) async fn move_to(
     Path(id): Path<String>,
     JsonBody(asked): JsonBody<QueueMoveJson>,
 ) -> Answer<QueueChangeJson> {
-    let (id, vip) = (read_id(&id)?, vip_called(&parts, &asked.to)?);
+    let (id, vip) = (read_id(&id)?, vip_called(&parts, &actor, &asked.to)?);
     Ok(changed(parts.queue.move_to(&actor, id, vip.id, Timestamp::now()).await?))
 }

@@ -98,7 +98,7 @@ pub(super) async fn add(
 ) -> Result<(StatusCode, Json<RouteJson>), Problem> {
     let scope = match (asked.all, &asked.tenant, asked.to) {
         (true, None, None) => RouteScope::Instance,
-        (false, Some(name), None) => RouteScope::Tenant(tenant_called(&parts, name)?.id),
+        (false, Some(name), None) => RouteScope::Tenant(tenant_called(&parts, &actor, name)?.id),
         (false, None, Some(domain)) => RouteScope::RecipientDomain(domain),
         _ => return Err(Problem::field("all", "give exactly one of all, tenant and to")),
     };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tenants::LimitsJson;
 use super::{Answer, Shared, tenant_called, tenant_name};
-use crate::access::Actor;
+use crate::access::{Action, Actor};
 use crate::accounts::{LoginState, NewSmtpAccount, SmtpAccount};
 use crate::ext::Timestamp;
 use crate::mail::{Class, TenantId};
@@ -152,9 +152,10 @@ fn networks(texts: &[String]) -> Result<Vec<IpNet>, Problem> {
     texts.iter().enumerate().map(read).collect()
 }
 
-fn called(parts: &Parts, login: &str) -> Result<SmtpAccount, Problem> {
+fn called(parts: &Parts, actor: &Actor, login: &str) -> Result<SmtpAccount, Problem> {
     let by_id = || login.parse().ok().and_then(|id| parts.accounts.smtp_account(id));
     let found = parts.accounts.smtp_account_named(login).or_else(by_id);
+    let found = found.filter(|account| actor.require_account((account.tenant, account.id), Action::Read).is_ok());
     found.ok_or_else(|| Problem::missing(format!("SMTP account {login}")))
 }
 
@@ -170,7 +171,7 @@ pub(super) async fn list(
     paging: Paging,
 ) -> Answer<PageJson<SmtpAccountJson>> {
     let tenants = match filter.tenant {
-        Some(name) => vec![tenant_called(&parts, &name)?],
+        Some(name) => vec![tenant_called(&parts, &actor, &name)?],
         None => parts.accounts.tenants(&actor),
     };
     let mut rows = Vec::new();
@@ -187,9 +188,7 @@ pub(super) async fn show(
     Extension(actor): Extension<Actor>,
     Path(login): Path<String>,
 ) -> Answer<SmtpAccountJson> {
-    let account = called(&parts, &login)?;
-    let may_read = crate::access::Permission::ReadTenant(account.tenant);
-    actor.require(may_read).map_err(|_| Problem::missing(format!("SMTP account {login}")))?;
+    let account = called(&parts, &actor, &login)?;
     Ok(Json(json(&parts, account)))
 }
 
@@ -198,7 +197,7 @@ pub(super) async fn add(
     Extension(actor): Extension<Actor>,
     JsonBody(asked): JsonBody<NewSmtpAccountJson>,
 ) -> Result<(StatusCode, Json<NewPasswordJson>), Problem> {
-    let tenant = tenant_called(&parts, &asked.tenant)?;
+    let tenant = tenant_called(&parts, &actor, &asked.tenant)?;
     let allowed_from = networks(&asked.allowed_from)?;
     let new = NewSmtpAccount { class: asked.class, allowed_from, limits: asked.limits.into() };
     let (account, password) = parts.accounts.add_smtp_account(&actor, tenant.id, new, Timestamp::now()).await?;
@@ -213,7 +212,7 @@ pub(super) async fn change(
     Path(login): Path<String>,
     JsonBody(asked): JsonBody<SmtpAccountChangeJson>,
 ) -> Answer<SmtpAccountJson> {
-    let mut account = called(&parts, &login)?;
+    let mut account = called(&parts, &actor, &login)?;
     let (id, now, accounts) = (account.id, Timestamp::now(), &parts.accounts);
     if let Some(texts) = &asked.allowed_from {
         account = accounts.set_allowed_from(&actor, id, networks(texts)?, now).await?;
@@ -236,7 +235,7 @@ pub(super) async fn rotate(
     Extension(actor): Extension<Actor>,
     Path(login): Path<String>,
 ) -> Answer<NewPasswordJson> {
-    let account = called(&parts, &login)?;
+    let account = called(&parts, &actor, &login)?;
     let (account, password) = parts.accounts.rotate_password(&actor, account.id, Timestamp::now()).await?;
     let servers = servers(&parts, account.tenant);
     Ok(Json(NewPasswordJson { account: json(&parts, account), password: password.to_string(), servers }))
@@ -247,7 +246,7 @@ pub(super) async fn finish_rotation(
     Extension(actor): Extension<Actor>,
     Path(login): Path<String>,
 ) -> Answer<SmtpAccountJson> {
-    let account = called(&parts, &login)?;
+    let account = called(&parts, &actor, &login)?;
     let account = parts.accounts.drop_old_password(&actor, account.id, Timestamp::now()).await?;
     Ok(Json(json(&parts, account)))
 }
@@ -257,7 +256,7 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path(login): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let account = called(&parts, &login)?;
+    let account = called(&parts, &actor, &login)?;
     parts.accounts.remove_smtp_account(&actor, account.id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

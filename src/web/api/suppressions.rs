@@ -60,7 +60,7 @@ pub(super) async fn list(
     Path(tenant): Path<String>,
     paging: Paging,
 ) -> Answer<PageJson<SuppressionJson>> {
-    let tenant = tenant_called(&parts, &tenant)?;
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
     let from = paging.after.as_deref().map(|text| read("cursor", text)).transpose()?;
     let page = parts.suppression.list(&actor, tenant.id, from.as_ref(), paging.limit)?;
     let next = page.next.map(|subject| paging::wrap(&subject.to_string()));
@@ -72,7 +72,7 @@ pub(super) async fn show(
     Extension(actor): Extension<Actor>,
     Path((tenant, subject)): Path<(String, String)>,
 ) -> Answer<SuppressionJson> {
-    let tenant = tenant_called(&parts, &tenant)?;
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
     let subject = read("subject", &subject)?;
     let entry = parts.suppression.entry(&actor, tenant.id, &subject)?;
     let missing = || Problem::missing(format!("suppression of {subject}"));
@@ -85,7 +85,7 @@ pub(super) async fn add(
     Path(tenant): Path<String>,
     JsonBody(asked): JsonBody<NewSuppressionJson>,
 ) -> Result<(StatusCode, Json<SuppressionJson>), Problem> {
-    let tenant = tenant_called(&parts, &tenant)?;
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
     let subject = read("subject", &asked.subject)?;
     let new = NewEntry { subject: subject.clone(), reason: Reason::Manual, origin: Origin::Operator, note: asked.note };
     parts.suppression.add(&actor, tenant.id, new, Timestamp::now()).await?;
@@ -99,7 +99,7 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path((tenant, subject)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let tenant = tenant_called(&parts, &tenant)?;
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
     let subject = read("subject", &subject)?;
     parts.suppression.remove(&actor, tenant.id, &subject, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Shared, off_workers, tenant_called, vip_called};
-use crate::access::Actor;
+use crate::access::{Actor, Permission, Resource};
 use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
 use crate::ext::Timestamp;
 use crate::queue::Filter;
@@ -135,9 +135,8 @@ pub(super) async fn show(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
 ) -> Answer<TenantJson> {
-    let tenant = tenant_called(&parts, &name)?;
-    let may_read = crate::access::Permission::ReadTenant(tenant.id);
-    actor.require(may_read).map_err(|_| Problem::missing(format!("tenant {name}")))?;
+    let tenant = tenant_called(&parts, &actor, &name)?;
+    actor.require(Permission::Read(Resource::Tenant, tenant.id)).map_err(AdminError::from)?;
     Ok(Json(json(&parts, tenant)))
 }
 
@@ -147,7 +146,7 @@ pub(super) async fn change(
     Path(name): Path<String>,
     JsonBody(asked): JsonBody<TenantChangeJson>,
 ) -> Answer<TenantJson> {
-    let mut tenant = tenant_called(&parts, &name)?;
+    let mut tenant = tenant_called(&parts, &actor, &name)?;
     let (id, now, accounts) = (tenant.id, Timestamp::now(), &parts.accounts);
     if let Some(suspended) = asked.suspended {
         let sending = if suspended { Sending::Suspended } else { Sending::Allowed };
@@ -165,7 +164,7 @@ pub(super) async fn change(
         tenant = accounts.set_move_to_shared(&actor, id, permission, now).await?;
     }
     if let Some(vip) = asked.default_vip {
-        let vip = if vip.is_empty() { None } else { Some(vip_called(&parts, &vip)?) };
+        let vip = if vip.is_empty() { None } else { Some(vip_called(&parts, &actor, &vip)?) };
         tenant = accounts.set_default_vip(&actor, id, vip.as_ref(), now).await?;
     }
     Ok(Json(json(&parts, tenant)))
@@ -176,7 +175,7 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let tenant = tenant_called(&parts, &name)?;
+    let tenant = tenant_called(&parts, &actor, &name)?;
     let mut held = held_for(&parts, &actor, &tenant)?;
     let (queue, asker) = (parts.queue.clone(), actor.clone());
     let filter = Filter { tenant: Some(tenant.id), ..Filter::default() };

@@ -100,7 +100,7 @@ pub(super) async fn show(
     Path(vip): Path<String>,
 ) -> Answer<VipJson> {
     require_instance(&actor)?;
-    Ok(Json(json(&parts, &vip_called(&parts, &vip)?)))
+    Ok(Json(json(&parts, &vip_called(&parts, &actor, &vip)?)))
 }
 
 pub(super) async fn add(
@@ -109,7 +109,7 @@ pub(super) async fn add(
     JsonBody(asked): JsonBody<NewVipJson>,
 ) -> Result<(StatusCode, Json<VipJson>), Problem> {
     let owner = match (&asked.tenant, asked.shared) {
-        (Some(name), false) => Owner::Tenant(tenant_called(&parts, name)?.id),
+        (Some(name), false) => Owner::Tenant(tenant_called(&parts, &actor, name)?.id),
         (None, true) => Owner::Shared,
         _ => return Err(Problem::field("tenant", "name a tenant, or set shared to true, not both")),
     };
@@ -136,7 +136,7 @@ pub(super) async fn remove(
     Path(vip): Path<String>,
 ) -> Result<StatusCode, Problem> {
     require_instance(&actor)?;
-    let vip = vip_called(&parts, &vip)?;
+    let vip = vip_called(&parts, &actor, &vip)?;
     let default_of = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.default_vip == Some(vip.id));
     if let Some(tenant) = default_of {
         return Err(Problem::in_use(format!("notices to tenant {} leave by this virtual IP", tenant.name)));
