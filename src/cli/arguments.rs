@@ -79,9 +79,23 @@ pub enum Command {
     /// Who changed what, and whether that log is whole
     #[command(subcommand)]
     Audit(Audit),
+    /// What a reply of a receiving server means: its class, and what is done about it
+    Classify(Classify),
     /// The data folder, offline: the daemon must not be running
     #[command(subcommand)]
     Store(Store),
+}
+
+#[derive(Args, Debug)]
+pub struct Classify {
+    /// The reply as it stands in a log, in quotes: "550 5.1.1 no such user"; ` / ` parts its lines
+    pub reply: String,
+    /// After which command it came: greeting, ehlo, starttls, auth, mail, rcpt, data, body or dot
+    #[arg(long, value_name = "COMMAND", default_value = "rcpt")]
+    pub after: String,
+    /// Who said it, as `site list` names providers; without it the rules of all of them are tried
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
 }
 
 #[derive(Args, Debug)]

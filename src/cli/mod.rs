@@ -6,6 +6,7 @@
 
 mod arguments;
 mod audit;
+mod classify;
 mod client;
 mod doctor;
 mod domain;
@@ -80,6 +81,7 @@ where
         Command::Init(init) => init::run(init),
         Command::Store(command) => offline(&arguments.everywhere, command),
         Command::Check => check(&arguments.everywhere.config),
+        Command::Classify(asked) => classify::run(&arguments.everywhere, asked),
         command => online(&arguments.everywhere, command),
     };
     match ended {

@@ -6,6 +6,7 @@
 //! documents; both come from the same table as the checks.
 //! Easy to get wrong: rooms never see `Config`; the daemon hands each its own part.
 
+mod beside;
 mod check;
 mod file;
 mod reference;
@@ -147,7 +148,8 @@ pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
         return Err(unreadable(format!("is larger than {FILE_BYTES_MAX} bytes; this is not a configuration")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
-    read(path, &text)
+    let config = read(path, &text);
+    beside::add(path, config)
 }
 
 /// Checks a text; `path` is only named in problems.

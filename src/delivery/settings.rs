@@ -1,7 +1,9 @@
 //! What an operator may set for delivery, with the documented defaults.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::replies::Rules;
 use super::shaping::Limits;
 
 /// Whether mail may go to addresses of this host or of private networks.
@@ -127,6 +129,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Notices are paid at least so often (30 s).
     pub notices_every: Duration,
+    /// What replies mean (those that come with the program).
+    pub replies: Arc<Rules>,
 }
 
 impl Default for Settings {
@@ -156,6 +160,7 @@ impl Default for Settings {
             grace: secs(25),
             timeouts: Timeouts::default(),
             notices_every: secs(30),
+            replies: Rules::built_in(),
         }
     }
 }

@@ -67,7 +67,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sink", &[]),
     ("trial", &["config", "daemon", "sink", "net", "mail", "access", "accounts", "domains", "vips", "events", "store"]),
     ("config", &["*"]),
-    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue"]),
+    // delivery: `classify` judges a reply without a daemon.
+    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue", "delivery"]),
     ("daemon", &["*"]),
     ("main", &["cli"]),
 ];
@@ -88,7 +89,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aes_gcm", &["seal"]),
     ("clap", &["cli"]),
     ("rcgen", &["net", "sink"]),
-    ("toml", &["config"]),
+    // delivery: its data files of providers and replies.
+    ("toml", &["config", "delivery"]),
 ];
 
 /// Lines of a file before its tests.
