@@ -164,10 +164,13 @@ impl Address {
         !self.local.is_ascii()
     }
 
-    /// The same address with the local part in lower case, for suppression and other lists.
+    /// The same address with the local part in lower case, for suppression and other lists. A local
+    /// part that would grow over its limit by that (some letters do) stays as it is.
     #[must_use]
     pub fn folded(&self) -> Self {
-        Self { local: self.local.to_lowercase(), domain: self.domain.clone() }
+        let lower = self.local.to_lowercase();
+        let local = if lower.len() <= LOCAL_PART_OCTETS_MAX { lower } else { self.local.clone() };
+        Self { local, domain: self.domain.clone() }
     }
 }
 
@@ -292,6 +295,18 @@ mod tests {
             let address = Address::parse(text).unwrap();
             assert_eq!((address.local_part(), address.to_string().as_str()), (local, written));
             assert_eq!(Address::parse(written), Ok(address));
+        }
+    }
+
+    #[test]
+    fn a_folded_address_is_an_address() {
+        assert_eq!(Address::parse("Ann@Example.com").unwrap().folded().to_string(), "ann@example.com");
+        // In lower case this letter is three octets instead of two.
+        for (count, local) in [(21, "i\u{307}".repeat(21)), (32, "\u{130}".repeat(32))] {
+            let folded = Address::parse(&format!("{}@example.com", "\u{130}".repeat(count))).unwrap().folded();
+            assert_eq!(folded.local_part(), local);
+            assert_eq!(Address::parse(&folded.to_string()).as_ref(), Ok(&folded));
+            assert_eq!(folded.folded(), folded);
         }
     }
 

@@ -214,25 +214,37 @@ pub fn to_quoted_printable(text: &[u8]) -> Vec<u8> {
 }
 
 /// Brings broken quoted-printable (8-bit octets, endless lines) into its proper form without
-/// changing what it decodes to.
+/// changing what it decodes to. White space at the end of a line decodes to nothing (RFC 2045 s6.7
+/// rule 3) and is left out: a soft break of ours behind a part of it would make that part count.
 pub fn repair_quoted_printable(encoded: &[u8]) -> Vec<u8> {
     let mut out = QuotedPrintable::with_capacity(encoded.len());
     let mut rest = encoded;
     while let Some((&first, after)) = rest.split_first() {
+        let (blanks, left) = split_blanks(rest);
+        if !blanks.is_empty() {
+            if !(left.is_empty() || left.starts_with(b"\r\n")) {
+                blanks.iter().for_each(|octet| out.literal(*octet));
+            }
+            rest = left;
+            continue;
+        }
+        if first == b'='
+            && let Some(left) = split_blanks(after).1.strip_prefix(b"\r\n")
+        {
+            out.soft_break();
+            rest = left;
+            continue;
+        }
         rest = match (first, after) {
             (b'=', [high, low, left @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 out.token(&[b'=', *high, *low]);
-                left
-            }
-            (b'=', [b'\r', b'\n', left @ ..]) => {
-                out.soft_break();
                 left
             }
             (b'\r', [b'\n', left @ ..]) => {
                 out.end_line();
                 left
             }
-            (b' ' | b'\t' | 33..=126, left) => {
+            (33..=126, left) => {
                 out.literal(first);
                 left
             }
@@ -243,6 +255,12 @@ pub fn repair_quoted_printable(encoded: &[u8]) -> Vec<u8> {
         };
     }
     out.bytes
+}
+
+/// The spaces and tabs at the start of `octets`, and the rest.
+fn split_blanks(octets: &[u8]) -> (&[u8], &[u8]) {
+    let count = octets.iter().take_while(|octet| matches!(octet, b' ' | b'\t')).count();
+    octets.split_at_checked(count).unwrap_or((octets, &[]))
 }
 
 struct QuotedPrintable {

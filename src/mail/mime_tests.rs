@@ -61,6 +61,9 @@ fn what_relays_and_mailboxes_touch_is_escaped() {
 #[test]
 fn broken_encodings_are_repaired() {
     assert_eq!(repair_quoted_printable(b"a=20\xc3\xa4=\r\nb = =C3=A4"), b"a=20=C3=A4=\r\nb = =C3=A4");
+    assert_eq!(repair_quoted_printable(b"a \t\r\n=C3= \r\nb  "), b"a\r\n=C3=\r\nb");
+    let blanks = [vec![b'x'; 70], vec![b' '; 20], b"\r\ny".to_vec()].concat();
+    assert_eq!(repair_quoted_printable(&blanks), [vec![b'x'; 70], b"\r\ny".to_vec()].concat());
     assert_eq!(repair_base64(b"aGVs\r\nbG8=\r\n"), b"aGVsbG8=");
     assert!(!has_long_line(&repair_base64(&vec![b'A'; 5000])));
 }

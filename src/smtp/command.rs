@@ -412,7 +412,8 @@ fn orcpt(value: &str) -> Option<String> {
     let (kind, address) = value.split_once(';')?;
     let is_atom = !kind.is_empty() && kind.len() <= 20 && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     let address = if is_atom && kind.eq_ignore_ascii_case("utf-8") && !address.is_ascii() {
-        (1..=ORCPT_OCTETS_MAX).contains(&address.len()).then(|| address.to_owned())?
+        let is_sound = (1..=ORCPT_OCTETS_MAX).contains(&address.len()) && !address.chars().any(char::is_control);
+        is_sound.then(|| address.to_owned())?
     } else {
         xtext_within(address, ORCPT_OCTETS_MAX).filter(|_| is_atom)?
     };

@@ -97,6 +97,7 @@ fn lines_that_are_no_command_get_their_reply() {
         ("RCPT TO:<a@b.example> ORCPT=a@b.example", 501),
         ("RCPT TO:<a@b.example> ORCPT=rfc822;a+4", 501),
         ("RCPT TO:<a@b.example> ORCPT=rfc822;a+0D+0A", 501),
+        ("RCPT TO:<a@b.example> ORCPT=utf-8;\u{85}ą", 501),
         ("MAIL FROM:<a@b.example> FOO=1", 555),
         ("MAIL FROM:<a@b.example> BODY=BINARYMIME", 501),
         ("MAIL FROM:<a@b.example> REQUIRETLS", 555),
