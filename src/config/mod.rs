@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::mail::Domain;
+use crate::mail::{Domain, printable};
 use crate::net::DnsSettings;
 use crate::{accounts, delivery, domains, pipeline, queue, store, submission, web};
 
@@ -126,9 +126,11 @@ impl fmt::Display for Problem {
         if let Some(line) = self.line {
             write!(formatter, ":{line}")?;
         }
+        // A key or value may hold anything; a problem is one line all the same.
+        let text = printable(&self.text);
         match self.key.as_str() {
-            "" => write!(formatter, ": {}", self.text),
-            key => write!(formatter, ": {key}: {}", self.text),
+            "" => write!(formatter, ": {text}"),
+            key => write!(formatter, ": {}: {text}", printable(key)),
         }
     }
 }

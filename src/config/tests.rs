@@ -75,6 +75,13 @@ fn text_that_is_not_toml_is_told_with_its_line() {
 }
 
 #[test]
+fn a_problem_is_one_line_whatever_the_key_holds() {
+    let problems = problems("hostname = \"mx.example.com\"\n\"a\\nb\" = 1\n[log]\n\"le\\u007fvel\" = \"\\u001b\"\n");
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems.iter().all(|problem| !problem.chars().any(char::is_control)), "{problems:?}");
+}
+
+#[test]
 fn two_configurations_are_compared_by_setting() {
     let old = minimal();
     let new = read(Path::new("other.toml"), "hostname = \"mx.example.com\"\n[log]\nlevel = \"debug\"\n").unwrap();
