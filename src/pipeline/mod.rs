@@ -23,6 +23,9 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 pub use about::{About, Counted, Octets, SmtpFacts, Source, Way};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use rewrite::{fold_long_fields, plan_message};
 
 use crate::accounts::Accounts;
 use crate::domains::{Domains, Signer};

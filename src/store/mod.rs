@@ -40,8 +40,18 @@ pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, wa
 #[doc(hidden)]
 pub use engine::open_with;
 pub use engine::{SledStore, open};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use frame::{
+    HEADER_BYTES as FRAME_HEADER_BYTES, Header as FrameHeader, Kind as FrameKind, NO_BODY, Salt as FrameSalt,
+    Seal as FrameSeal, dead_entries, settled_entries,
+};
 pub use memory::MemoryStore;
 pub use offline::{Salvage, Salvaged, VerifyReport, salvage, verify};
+#[doc(hidden)]
+pub use record::{Operation, Operations, operations};
+#[doc(hidden)]
+pub use scan::{Frames, Group, Placed, next_group};
 pub use settings::{OpenError, Opened, Settings};
 #[doc(hidden)]
 pub use shared::Faults;

@@ -11,7 +11,7 @@ const DROPPED_OCTETS_MAX: usize = 256 * 1024;
 
 /// What stands at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Front {
+pub enum Front {
     /// A whole line of that many octets, without its CR LF; take it with [`LineReader::consume`].
     Line(usize),
     /// No whole line yet.
@@ -26,7 +26,7 @@ pub(super) enum Front {
 
 /// Finds lines.
 #[derive(Debug, Default)]
-pub(super) struct LineReader {
+pub struct LineReader {
     /// Octets at the front of the input known to hold no LF.
     searched: usize,
     /// Octets of the current line dropped so far.
@@ -35,7 +35,7 @@ pub(super) struct LineReader {
 
 impl LineReader {
     /// Looks at the front of `input`.
-    pub(super) fn front(&mut self, input: &mut BytesMut) -> Front {
+    pub fn front(&mut self, input: &mut BytesMut) -> Front {
         let unseen = input.get(self.searched..).unwrap_or_default();
         let Some(found) = memchr::memchr(b'\n', unseen) else {
             return self.without_end(input);
@@ -64,12 +64,12 @@ impl LineReader {
     }
 
     /// Takes the line of [`Front::Line`] and its CR LF off the input.
-    pub(super) fn consume(&mut self, input: &mut BytesMut, length: usize) {
+    pub fn consume(&mut self, input: &mut BytesMut, length: usize) {
         input.advance(length.saturating_add(2).min(input.len()));
     }
 
     /// Forgets everything, as the input was replaced.
-    pub(super) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         *self = Self::default();
     }
 }

@@ -30,6 +30,9 @@ use crate::net::Certificates;
 use crate::smtp::{self, BareLineEnds};
 use crate::vips::Vips;
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use line::{Front, LineReader};
 pub use listener::{GivenSocket, PortMode, inherited_sockets};
 
 /// What the operator may set for the door. Defaults in parentheses.

@@ -9,6 +9,7 @@ mod daemon_life;
 mod dialogues;
 mod disk_full;
 mod dkim_verifiers;
+mod fuzz;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
