@@ -212,6 +212,7 @@ impl Daemon {
         let suppression = Arc::clone(&self.suppression);
         let parts = delivery::Parts {
             queue: Arc::clone(&self.queue),
+            gate: Arc::clone(&rooms.gate),
             vips: Arc::clone(&self.vips),
             routes: Arc::clone(&self.routes),
             suppressed: Arc::new(move |tenant, address| {
@@ -240,6 +241,7 @@ impl Daemon {
         };
         let parts = submission::Parts {
             settings: config.submission,
+            gate: Arc::clone(&rooms.gate),
             accounts: Arc::clone(&self.accounts),
             may_send_from: rooms.sender_rule(),
             accept: rooms.accept(),

@@ -10,6 +10,7 @@
 // floor: tiny tools any room may use
 pub mod background; // stop signal, task set, periodic loops
 pub mod ext; // small things std lacks
+pub mod gate; // whether new work is begun
 pub mod metrics; // every metric, declared once
 pub mod seal; // secrets at rest, under the master key
 

@@ -32,10 +32,24 @@ pub const BOUNCED: &str = "postern_recipients_bounced_total";
 /// Sessions open now, label `port`.
 pub const SESSIONS: &str = "postern_smtp_sessions";
 
+/// Sessions, messages and connections out that were refused or put off for a shortage, labels
+/// `work` and `shortage`.
+pub const SHED: &str = "postern_work_shed_total";
+
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
 /// When this process started.
 pub const STARTED: &str = "postern_start_time_seconds";
+/// Memory taken, of the tightest limit.
+pub const MEMORY_USED: &str = "postern_memory_used_bytes";
+/// The tightest limit of memory.
+pub const MEMORY_LIMIT: &str = "postern_memory_limit_bytes";
+/// Open file descriptors.
+pub const DESCRIPTORS_OPEN: &str = "postern_descriptors_open";
+/// File descriptors there may be.
+pub const DESCRIPTORS_LIMIT: &str = "postern_descriptors_limit";
+/// 1 while new work is refused for a shortage, label `shortage`.
+pub const SHEDDING: &str = "postern_shedding";
 /// Resident memory.
 pub const RESIDENT: &str = "postern_resident_bytes";
 /// Bytes of bodies that are owed.
@@ -61,8 +75,14 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (DEFERRED, Kind::Counter, "Recipients deferred, once for each attempt"),
     (BOUNCED, Kind::Counter, "Recipients given up for good"),
     (SESSIONS, Kind::Gauge, "SMTP sessions open now, by port"),
+    (SHED, Kind::Counter, "Sessions, messages and connections out refused or put off for a shortage"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
+    (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),
+    (MEMORY_LIMIT, Kind::Gauge, "The tightest limit of memory: control group, resource limit, setting or machine"),
+    (DESCRIPTORS_OPEN, Kind::Gauge, "Open file descriptors"),
+    (DESCRIPTORS_LIMIT, Kind::Gauge, "File descriptors there may be"),
+    (SHEDDING, Kind::Gauge, "1 while new sessions are refused for a shortage, by shortage"),
     (RESIDENT, Kind::Gauge, "Resident memory of this process"),
     (BODIES_LIVE, Kind::Gauge, "Bytes of message bodies that are owed"),
     (BODIES_FILES, Kind::Gauge, "Bytes of the files that hold message bodies"),

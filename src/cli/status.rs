@@ -28,18 +28,34 @@ fn text(session: &Session, status: StatusJson) -> String {
         names => colour.yellow(&format!(", not on this host: {}", names.join(", "))),
     };
     format!(
-        "postern {} on {}\nRunning      since {}\nStorage      {storage}{}\nMail kept    {} in files of {}\n\
+        "postern {} on {}\nRunning      since {}\nStorage      {storage}{}\nLoad         {}\nMail kept    {} in files of {}\n\
          Queue        {}\nTenants      {}\nVirtual IPs  {}{missing}\n",
         status.version,
         status.hostname,
         when(&status.started, session.now),
         status.storage_detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default(),
+        load(session, &status),
         size(status.body_bytes),
         size(status.file_bytes),
         queue(&status),
         status.tenants,
         status.vips,
     )
+}
+
+fn load(session: &Session, status: &StatusJson) -> String {
+    let mut parts = Vec::new();
+    if let (Some(used), Some(limit)) = (status.memory_used, status.memory_limit) {
+        let of = status.memory_limit_of.as_deref().unwrap_or("the machine");
+        parts.push(format!("memory {} of {} ({of})", size(used), size(limit)));
+    }
+    if let (Some(open), Some(limit)) = (status.descriptors_open, status.descriptors_limit) {
+        parts.push(format!("descriptors {open} of {limit}"));
+    }
+    if let Some(shortage) = &status.shortage {
+        parts.push(session.colour.yellow(&format!("short of {shortage}: new sessions are refused")));
+    }
+    if parts.is_empty() { "unknown".to_owned() } else { parts.join(", ") }
 }
 
 fn queue(status: &StatusJson) -> String {
@@ -69,6 +85,12 @@ mod tests {
             started: String::new(),
             storage: "accepting".into(),
             storage_detail: None,
+            shortage: None,
+            memory_used: None,
+            memory_limit: None,
+            memory_limit_of: None,
+            descriptors_open: None,
+            descriptors_limit: None,
             body_bytes: 0,
             file_bytes: 0,
             queue_lanes: 0,

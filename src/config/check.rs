@@ -12,7 +12,7 @@ use crate::mail::dkim::Algorithms;
 use crate::net::DnsSettings;
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
-use crate::{accounts, delivery, domains, pipeline, queue, smtp, store, submission, web};
+use crate::{accounts, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -55,6 +55,7 @@ fn build(path: &Path, file: &File) -> Config {
             delay_notice_after: file.span("queue.delay_notice_after"),
             notice_gather: file.span("queue.notice_gather"),
         },
+        gate: gate(file),
         dns: DnsSettings { servers: file.addresses("dns.servers"), ..Default::default() },
         web: web::Settings { socket: file.path("admin.socket"), group: file.text("admin.group"), ..Default::default() },
         monitor: file.addresses("monitor.listen").first().copied(),
@@ -96,6 +97,15 @@ fn submission(file: &File) -> submission::Settings {
         session_time_max: file.span("submission.session_time_max"),
         data_bytes_per_second_min: file.count("submission.data_bytes_per_second_min"),
         ..submission::Settings::default()
+    }
+}
+
+fn gate(file: &File) -> gate::Settings {
+    let percent = |key| u8::try_from(file.count(key)).unwrap_or(100);
+    gate::Settings {
+        memory_bytes_max: file.count("overload.memory_max"),
+        memory_percent: percent("overload.memory_percent"),
+        descriptors_percent: percent("overload.descriptors_percent"),
     }
 }
 

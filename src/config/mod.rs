@@ -71,6 +71,8 @@ pub struct Config {
     pub queue: queue::Settings,
     /// For `net`'s resolver.
     pub dns: DnsSettings,
+    /// The gate before new work.
+    pub gate: crate::gate::Settings,
     /// For `web`'s local socket.
     pub web: web::Settings,
     /// Where health and metrics are served.

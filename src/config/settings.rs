@@ -57,6 +57,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("accounts", "How failed logins slow those who try."),
     ("queue", "When mail is tried again and when it is given up."),
     ("delivery", "How mail leaves."),
+    ("overload", "When new work is refused so that accepted work goes on."),
     ("dns", "Who is asked for names."),
     ("store", "The records and bodies on disk."),
     ("events", "What happened to each message."),

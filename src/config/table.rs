@@ -159,6 +159,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("queue.notice_gather", Span(0, HOUR) => "\"10m\"", Rare AtStart,
         "Failures of one message within this time after the first share one notice.",
         "Whoever wants notices at once."),
+    setting!("overload.memory_max", Size(0, 1024 * GIB) => "\"0 B\"", Rare AtStart,
+        "Memory this process may take, beside the limits of its control group, its resource limits and the machine, \
+         which it finds out by itself; the tightest counts. 0 B for no limit of its own.",
+        "Whoever shares a machine with other programs and sets no limit in the unit."),
+    setting!("overload.memory_percent", Count(10, 95) => "75", Rare AtStart,
+        "While more than this part of the memory is taken, new sessions are answered 421 and new messages 452; \
+         mail already accepted is delivered. It ends 10 points below.",
+        "Whoever has a very small machine, or one for this alone."),
+    setting!("overload.descriptors_percent", Count(10, 95) => "75", Rare AtStart,
+        "While more than this part of the file descriptors (LimitNOFILE) is open, new sessions are answered 421. Half of \
+         the rest is for deliveries, the other half for the store, DNS and the command line. It ends 10 points below.",
+        "Whoever cannot raise the limit of open files."),
     setting!("dns.servers", Addresses => "[]", Shown AtStart,
         "The resolvers to ask, each with its port; empty for those in /etc/resolv.conf. A resolver on this machine \
          is best: public ones are refused by many blocklists.",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::rooms::Rooms;
 use crate::ext::Timestamp;
+use crate::gate::{Fill, Gate, Shortage};
 use crate::metrics;
 use crate::net::{Certificates, Issuer, is_present};
 use crate::queue::Queue;
@@ -37,6 +38,7 @@ pub(super) struct State {
     certificates: Arc<Certificates>,
     vips: Arc<Vips>,
     queue: Arc<Queue>,
+    gate: Arc<Gate>,
     started: Timestamp,
 }
 
@@ -49,6 +51,7 @@ impl State {
             certificates,
             vips: Arc::clone(&rooms.vips),
             queue: Arc::clone(&rooms.queue),
+            gate: Arc::clone(&rooms.gate),
             started,
         }
     }
@@ -76,6 +79,13 @@ impl State {
             Health::Accepting => {}
             Health::LowSpace(why) => readiness.reasons.push(Remark { code: "low-space", text: why }),
             Health::Stopped(why) => readiness.reasons.push(Remark { code: "store-stopped", text: why }),
+        }
+        if let Some(shortage) = self.gate.load().shortage {
+            let code = match shortage {
+                Shortage::Memory => "short-of-memory",
+                Shortage::Descriptors => "short-of-descriptors",
+            };
+            readiness.reasons.push(Remark { code, text: format!("{}; new sessions are refused", shortage.words()) });
         }
         self.warnings(&mut readiness.warnings);
         readiness
@@ -125,6 +135,7 @@ impl State {
         ] {
             metrics::set(name, lossy(u64::try_from(number).unwrap_or(u64::MAX)));
         }
+        self.measure_load();
         if let Some(bytes) = resident_bytes() {
             metrics::set(metrics::RESIDENT, lossy(bytes));
         }
@@ -134,6 +145,25 @@ impl State {
                 ("certificate", expiry.folder),
                 lossy(expiry.not_after.as_secs()),
             );
+        }
+    }
+}
+
+impl State {
+    fn measure_load(&self) {
+        let load = self.gate.load();
+        let fill = |fill: Option<Fill>, used, limit| {
+            if let Some(fill) = fill {
+                metrics::set(used, lossy(fill.used));
+                metrics::set(limit, lossy(fill.limit));
+            }
+        };
+        fill(load.memory, metrics::MEMORY_USED, metrics::MEMORY_LIMIT);
+        fill(load.descriptors, metrics::DESCRIPTORS_OPEN, metrics::DESCRIPTORS_LIMIT);
+        for shortage in [Shortage::Memory, Shortage::Descriptors] {
+            let is_short = load.shortage == Some(shortage);
+            let label = ("shortage", shortage.name().to_owned());
+            metrics::set_labelled(metrics::SHEDDING, label, if is_short { 1.0 } else { 0.0 });
         }
     }
 }

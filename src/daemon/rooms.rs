@@ -10,6 +10,7 @@ use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::config::Config;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
+use crate::gate::Gate;
 use crate::intake::{self, Intake};
 use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
@@ -33,6 +34,7 @@ pub(super) struct Rooms {
     pub(super) queue: Arc<Queue>,
     pub(super) intake: Arc<Intake>,
     pub(super) bell: events::Bell,
+    pub(super) gate: Arc<Gate>,
 }
 
 impl Rooms {
@@ -64,7 +66,8 @@ impl Rooms {
         let parts =
             intake::Parts { pipeline, routes: Arc::clone(&routes), queue: Arc::clone(&queue), store: records() };
         let intake = Arc::new(Intake::new(parts));
-        Ok(Self { store, blobs, vips, accounts, domains, suppression, routes, queue, intake, bell })
+        let gate = Arc::new(Gate::new(config.gate));
+        Ok(Self { store, blobs, vips, accounts, domains, suppression, routes, queue, intake, bell, gate })
     }
 
     /// Writes an event for each record that could not be read. They were logged; nothing waits for this.
@@ -87,6 +90,7 @@ impl Rooms {
             queue: rooms.queue,
             store: rooms.store,
             blobs: rooms.blobs,
+            gate: rooms.gate,
             about,
         }
     }

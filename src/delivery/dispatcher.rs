@@ -22,6 +22,7 @@ use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source
 use super::{Delivery, Settings};
 use crate::background::Shutdown;
 use crate::events::Why;
+use crate::gate::{Gate, Work};
 use crate::queue::{Outcome, Queue};
 use crate::routing::{Lane, TransportName};
 
@@ -75,6 +76,7 @@ enum Running {
 /// What the loop works with.
 pub(super) struct Wiring {
     pub(super) queue: Arc<Queue>,
+    pub(super) gate: Arc<Gate>,
     pub(super) screen: Screen,
     pub(super) mx: Arc<dyn Transport>,
     pub(super) smarthost: Arc<dyn Transport>,
@@ -270,7 +272,7 @@ impl Dispatcher {
         let site = match self.places.standing(lane, &source, now) {
             Standing::At(site) => site,
             Standing::Unknown(place) => {
-                if self.lookups < self.settings.lookups_max {
+                if self.lookups < self.settings.lookups_max && self.has_descriptor(now) {
                     self.look_up(lane, place);
                 }
                 return Err("looking up where its mail goes".to_owned());
@@ -297,6 +299,10 @@ impl Dispatcher {
             self.wiring.delivery.waits(lane, "all connections are in use".to_owned());
             return false;
         }
+        if !self.has_descriptor(now) {
+            self.wiring.delivery.waits(lane, "file descriptors run short".to_owned());
+            return false;
+        }
         match self.shaper.admit(path, lane.class, backlog.saturating_add(self.shaper.running(path)), now) {
             Admission::Admitted => {
                 self.start(candidate, now);
@@ -318,6 +324,16 @@ impl Dispatcher {
                 false
             }
         }
+    }
+
+    /// Whether a socket may be opened; if not, it is looked again soon. What was accepted waits, and
+    /// no peer is blamed.
+    fn has_descriptor(&mut self, now: Instant) -> bool {
+        let has = self.wiring.gate.admit(Work::Delivery).is_ok();
+        if !has {
+            self.waits = earlier(self.waits, after(now, TICK));
+        }
+        has
     }
 
     fn start(&mut self, candidate: &Candidate, now: Instant) {

@@ -43,6 +43,7 @@ use self::dispatcher::{Dispatcher, Wiring};
 use self::settle::Screen;
 use self::sources::Sources;
 use crate::background::Shutdown;
+use crate::gate::Gate;
 use crate::intake::Intake;
 use crate::net::{ClientTls, Dialer, Resolver};
 use crate::queue::Queue;
@@ -54,6 +55,8 @@ use crate::vips::Vips;
 pub struct Parts {
     /// What is owed.
     pub queue: Arc<Queue>,
+    /// Whether there is room for one more connection.
+    pub gate: Arc<Gate>,
     /// Our addresses and names.
     pub vips: Arc<Vips>,
     /// Relays.
@@ -76,14 +79,14 @@ pub struct Parts {
 
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { queue, vips, routes, suppressed, store, resolver, dialer, tls, delivery, settings } = parts;
+    let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, delivery, settings } = parts;
     let client = Arc::new(Client::new(dialer, tls));
     let mx = Arc::new(Mx::new(resolver.clone(), vips.clone(), client.clone(), settings.clone()));
     let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let screen = Screen { queue: queue.clone(), suppressed };
-    let wiring = Wiring { queue, screen, mx, smarthost, delivery, settings };
+    let wiring = Wiring { queue, gate, screen, mx, smarthost, delivery, settings };
     Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
 }
 

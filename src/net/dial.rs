@@ -36,10 +36,28 @@ fn is_address_missing(error: &io::Error) -> bool {
     [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT].iter().any(|errno| raw == Some(errno.raw_os_error()))
 }
 
+/// How often it is looked whether a descriptor became free.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
+
+/// A socket; while none can be had for want of descriptors, that is our trouble and not the
+/// peer's, and it waits for as long as its caller has patience.
+async fn open(target: SocketAddr) -> io::Result<TcpSocket> {
+    let is_ours = |error: &io::Error| {
+        let raw = error.raw_os_error();
+        [Errno::MFILE, Errno::NFILE].iter().any(|errno| raw == Some(errno.raw_os_error()))
+    };
+    loop {
+        let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        match socket {
+            Err(error) if is_ours(&error) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+            other => return other,
+        }
+    }
+}
+
 async fn connect(source: IpAddr, target: SocketAddr) -> Result<TcpStream, DialError> {
     let failed = |what: &str, error: &io::Error| DialError::Failed(format!("{what}: {error}"));
-    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(|error| failed("no socket", &error))?;
+    let socket = open(target).await.map_err(|error| failed("no socket", &error))?;
     // Ports whose last connection is in TIME_WAIT may be used again towards another peer.
     let _ = socket.set_reuseaddr(true);
     let _ = socket.set_nodelay(true);

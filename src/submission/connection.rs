@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::accounts::{Login, LoginAttempt, Sender};
 use crate::ext::Timestamp;
+use crate::gate::{Shortage, Work};
 use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
 use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step};
 use crate::vips::Vip;
@@ -223,7 +224,8 @@ impl Connection {
         self.input = BytesMut::new();
         self.lines.restart();
         let config = self.door.certificates.server_config(&self.vip.ehlo);
-        match timeout(self.door.settings.handshake_timeout, self.wire.secure(config)).await {
+        let patience = self.patient_with(self.door.settings.handshake_timeout);
+        match timeout(patience, self.wire.secure(config)).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(End::Quiet),
         }
@@ -233,6 +235,13 @@ impl Connection {
         let Some(login) = &self.sender else {
             return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
         };
+        if let Err(shortage) = self.door.gate.admit(Work::Message) {
+            let (code, what) = match shortage {
+                Shortage::Memory => (1, "Too busy for more mail; try again in a minute"),
+                Shortage::Descriptors => (2, "Too many connections are open for more mail; try again in a minute"),
+            };
+            return Err(Refusal::with_cause(Reply::enhanced(452, 3, code, what), shortage.words()));
+        }
         if !self.door.drafts.has_room(login.sender.tenant, 1) {
             let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
             return Err(Refusal::with_cause(reply, "drafts_bytes_max or drafts_bytes_per_tenant_max reached"));
@@ -312,18 +321,46 @@ impl Connection {
         self.begun + self.door.settings.session_time_max.saturating_mul(2)
     }
 
+    /// How long a peer that has not logged in may take: less while new sessions are refused.
+    fn patient_with(&self, patience: Duration) -> Duration {
+        match self.door.gate.is_open_to(Work::Session) {
+            true => patience,
+            false => patience.min(self.door.settings.login_timeout_short),
+        }
+    }
+
     /// Waits for more of a command.
     async fn read_command(&mut self) -> Result<(), End> {
+        loop {
+            let deadline = self.command_deadline();
+            // A stranger is looked at again now and then: room may have run short meanwhile.
+            let is_stranger = !self.session.is_logged_in();
+            let pause = if is_stranger { self.door.settings.login_timeout_short / 2 } else { Duration::MAX };
+            let look = Instant::now().checked_add(pause).unwrap_or(deadline);
+            match self.read_until_moment(deadline.min(look)).await {
+                Some(read) => return read,
+                None if Instant::now() >= deadline => return Err(TOO_SLOW),
+                None => {}
+            }
+        }
+    }
+
+    /// When the peer has been silent for too long.
+    fn command_deadline(&self) -> Instant {
         let settings = &self.door.settings;
         // One command has one deadline, however slowly its octets drip.
         let mut deadline = self.asked + settings.command_timeout;
         if !self.session.is_logged_in() {
-            deadline = deadline.min(self.begun + settings.login_timeout);
+            deadline = deadline.min(self.begun + self.patient_with(settings.login_timeout));
         }
-        deadline = deadline.min(match self.session.is_in_transaction() {
+        deadline.min(match self.session.is_in_transaction() {
             true => self.last_moment(),
             false => self.begun + settings.session_time_max,
-        });
+        })
+    }
+
+    /// Reads once; `None` if nothing came until `moment`.
+    async fn read_until_moment(&mut self, moment: Instant) -> Option<Result<(), End>> {
         if self.input.is_empty() {
             // Nothing is kept for a peer that may be silent for long.
             self.input = BytesMut::new();
@@ -331,14 +368,13 @@ impl Connection {
         let is_idle = !self.session.is_in_transaction();
         let read = tokio::select! {
             biased;
-            () = self.door.stop.cancelled(), if is_idle => return Err(STOPPING),
-            read = timeout_at(deadline, self.wire.read(&mut self.input, COMMAND_READ_OCTETS)) => read,
+            () = self.door.stop.cancelled(), if is_idle => return Some(Err(STOPPING)),
+            read = timeout_at(moment, self.wire.read(&mut self.input, COMMAND_READ_OCTETS)) => read,
         };
-        match read {
-            Err(_) => Err(TOO_SLOW),
-            Ok(Ok(0)) => Err(End::Quiet),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        Some(match read.ok()? {
+            Ok(0) => Err(End::Quiet),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        })
     }
 }

@@ -1,5 +1,5 @@
-//! The body of a message on its way in: in memory up to 256 KiB, beyond that in a spill file that
-//! is unlinked at once, so that no crash leaves it behind. Never synced: no 250 was said yet.
+//! The body of a message on its way in: in memory up to 256 KiB (64 KiB while memory runs short),
+//! beyond that in a spill file that is unlinked at once, so that no crash leaves it behind. Never synced: no 250 was said yet.
 //!
 //! Easy to get wrong: file writes block, so they leave the async workers.
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::ext;
+use crate::gate::{Gate, Work};
 use crate::mail::{BODY_IN_MEMORY_BYTES_MAX, Body, SLICE_BYTES, Spill};
 use crate::smtp::DataReader;
 
@@ -19,19 +20,22 @@ use crate::smtp::DataReader;
 #[derive(Debug)]
 pub(super) struct Spilling {
     folder: PathBuf,
+    gate: Arc<Gate>,
     file: Option<File>,
     length: u64,
 }
 
 impl Spilling {
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), file: None, length: 0 }
+    pub(super) fn new(folder: &Path, gate: &Arc<Gate>) -> Self {
+        Self { folder: folder.to_owned(), gate: Arc::clone(gate), file: None, length: 0 }
     }
 
     /// Moves what `reader` holds to the file, if it is enough to be worth it.
     pub(super) async fn relieve(&mut self, reader: &mut DataReader) -> io::Result<()> {
-        let enough = if self.file.is_some() { SLICE_BYTES } else { BODY_IN_MEMORY_BYTES_MAX + 1 };
-        if reader.body_pending() < enough {
+        let pending = reader.body_pending();
+        let is_enough = pending > BODY_IN_MEMORY_BYTES_MAX
+            || (pending >= SLICE_BYTES && (self.file.is_some() || !self.gate.is_open_to(Work::Message)));
+        if !is_enough {
             return Ok(());
         }
         self.append(reader.take_body()).await
@@ -76,12 +80,16 @@ mod tests {
     use super::*;
     use crate::smtp::{BareLineEnds, DataLimits};
 
+    fn gate(memory_bytes_max: u64) -> Arc<Gate> {
+        Arc::new(Gate::new(crate::gate::Settings { memory_bytes_max, ..Default::default() }))
+    }
+
     const LIMITS: DataLimits =
         DataLimits { message_bytes_max: 10_000_000, header_bytes_max: 1000, bare_line_ends: BareLineEnds::Normalise };
 
-    async fn body_of(length: usize, folder: &Path) -> Body {
+    async fn body_of(length: usize, folder: &Path, gate: &Arc<Gate>) -> Body {
         let text = [b"A: b\r\n\r\n".to_vec(), vec![b'x'; length], b"\r\n.\r\n".to_vec()].concat();
-        let (mut reader, mut spilling) = (DataReader::dotted(LIMITS), Spilling::new(folder));
+        let (mut reader, mut spilling) = (DataReader::dotted(LIMITS), Spilling::new(folder, gate));
         for part in text.chunks(16_000) {
             reader.read(&mut &*part);
             spilling.relieve(&mut reader).await.unwrap();
@@ -91,10 +99,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_memory_runs_short_shorter_bodies_are_spilled_too() {
+        let folder = tempfile::tempdir().unwrap();
+        for (memory_max, is_spilled) in [(0, false), (1, true)] {
+            let body = body_of(100_000, folder.path(), &gate(memory_max)).await;
+            assert_eq!(matches!(body, Body::Spilled(_)), is_spilled);
+            assert_eq!(body.length(), 100_002);
+        }
+    }
+
+    #[tokio::test]
     async fn a_long_body_is_spilled_to_a_file_that_is_gone_from_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         for length in [0, BODY_IN_MEMORY_BYTES_MAX - 2, BODY_IN_MEMORY_BYTES_MAX - 1, 1_000_000] {
-            let body = body_of(length, folder.path()).await;
+            let body = body_of(length, folder.path(), &gate(0)).await;
             assert_eq!(body.length(), length as u64 + 2);
             assert_eq!(matches!(body, Body::Memory(_)), length <= BODY_IN_MEMORY_BYTES_MAX - 2);
             let octets: Vec<u8> = body.slices().flat_map(|slice| slice.unwrap().to_vec()).collect();

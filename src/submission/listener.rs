@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::accounts::Accounts;
 use crate::background::{Shutdown, Tasks};
+use crate::gate::{Gate, Work};
 use crate::mail::SmtpAccountId;
 use crate::metrics::SESSIONS;
 use crate::net::{self, Certificates};
@@ -75,6 +76,7 @@ pub fn inherited_sockets(settings: &Settings) -> io::Result<Vec<GivenSocket>> {
 pub(super) struct Door {
     pub(super) settings: Arc<Settings>,
     pub(super) session: Arc<smtp::Settings>,
+    pub(super) gate: Arc<Gate>,
     pub(super) accounts: Arc<Accounts>,
     pub(super) may_send_from: SenderRule,
     pub(super) accept: Accept,
@@ -96,7 +98,8 @@ pub(super) struct Door {
 type Spot = (SocketAddr, PortMode);
 
 pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { settings, accounts, may_send_from, accept, vips, certificates, drafts_folder, given_sockets } = parts;
+    let Parts { settings, gate, accounts, may_send_from, accept, vips, certificates, drafts_folder, given_sockets } =
+        parts;
     let door = Arc::new(Door {
         session: Arc::new(settings.session.clone()),
         drafts: Octets::new(settings.drafts_bytes_max, settings.drafts_bytes_per_tenant_max),
@@ -104,6 +107,7 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
         by_peer: Counts::new(settings.sessions_per_peer_max),
         in_total: Counts::new(settings.sessions_max),
         settings: Arc::new(settings),
+        gate,
         accounts,
         may_send_from,
         accept,
@@ -220,6 +224,7 @@ fn adopt(listener: std::net::TcpListener) -> io::Result<(TcpListener, SocketAddr
 }
 
 async fn listen(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Shutdown) {
+    let mut complained = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -227,10 +232,16 @@ async fn listen(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Sh
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(&door, stream, peer, mode),
+            Ok((stream, peer)) => {
+                complained = None;
+                admit(&door, stream, peer, mode);
+            }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
-                warn!(%error, "cannot accept connections; trying again");
+                // One line, not five a second while it lasts.
+                if complained.replace(error.kind()) != Some(error.kind()) {
+                    warn!(%error, "cannot accept connections; trying again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -262,6 +273,10 @@ fn admit(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr, mode: PortMode) 
         debug!(%local, "no virtual IP has that address");
         return refuse(&stream, mode, "421 4.3.2 No service on this address\r\n");
     };
+    if let Err(shortage) = door.gate.admit(Work::Session) {
+        debug!(%peer, shortage = shortage.name(), "refused for a shortage");
+        return refuse(&stream, mode, "421 4.3.2 Busy; come back in a minute\r\n");
+    }
     let Some(total) = door.in_total.take(()) else {
         warn!("sessions_max reached");
         return refuse(&stream, mode, "421 4.3.2 Too many sessions; come back later\r\n");

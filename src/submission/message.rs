@@ -46,7 +46,7 @@ impl Incoming {
         };
         Self {
             reader: framing(limits),
-            spilling: Spilling::new(&door.drafts_folder),
+            spilling: Spilling::new(&door.drafts_folder, &door.gate),
             reservation: door.drafts.reserve(tenant),
             refusal: None,
             begun: Instant::now(),

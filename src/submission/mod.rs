@@ -24,6 +24,7 @@ use futures_util::future::BoxFuture;
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
+use crate::gate::Gate;
 use crate::intake::Submission;
 use crate::mail::{Domain, QueueId, Refusal, TenantId};
 use crate::net::Certificates;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// From connection to login (2 min); longer: `421 4.4.2`.
     pub login_timeout: Duration,
+    /// The same while new sessions are refused for a shortage, and of the handshake too (10 s).
+    pub login_timeout_short: Duration,
     /// From our reply to the end of the next command (5 min, RFC 5321 s4.5.3.2.7); longer: `421 4.4.2`.
     pub command_timeout: Duration,
     /// A whole session (1 h), then `421 4.4.2`; a message in progress may go on for as long again.
@@ -97,6 +100,7 @@ impl Default for Settings {
             sessions_per_account_max: 200,
             handshake_timeout: Duration::from_secs(30),
             login_timeout: Duration::from_secs(120),
+            login_timeout_short: Duration::from_secs(10),
             command_timeout: Duration::from_secs(300),
             session_time_max: Duration::from_secs(3600),
             write_timeout: Duration::from_secs(60),
@@ -118,6 +122,8 @@ pub type Accept = Arc<dyn Fn(Submission, Timestamp) -> BoxFuture<'static, Result
 pub struct Parts {
     /// Limits and ports.
     pub settings: Settings,
+    /// Whether there is room for a session or a message now.
+    pub gate: Arc<Gate>,
     /// Checks logins.
     pub accounts: Arc<Accounts>,
     /// Decides who may use which domain in MAIL: the domains room.

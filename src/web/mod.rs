@@ -23,6 +23,7 @@ use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
+use crate::gate::Gate;
 use crate::mail::Domain;
 use crate::queue::Queue;
 use crate::routing::Routes;
@@ -62,6 +63,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// For the space it takes.
     pub blobs: Arc<dyn Blobs>,
+    /// How full the process is.
+    pub gate: Arc<Gate>,
     /// What else people are told.
     pub about: About,
 }

@@ -60,6 +60,7 @@ async fn api() -> Router {
         queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
         store: store.clone(),
         blobs: store,
+        gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
         about: About {
             hostname: Domain::parse("mx.example.com").unwrap(),
             tls_ports: vec![465],

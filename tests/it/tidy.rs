@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("background", &[]),
     ("metrics", &[]),
     ("seal", &[]),
+    ("gate", &[]),
     ("access", &["mail"]),
     ("mail", &[]),
     ("smtp", &["mail"]),
@@ -27,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
     ("queue", &["mail", "routing", "access", "store", "events", "records"]),
     ("intake", &["mail", "routing", "store", "pipeline", "queue", "events", "vips", "accounts", "domains"]),
-    ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events"]),
+    ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events", "gate"]),
     (
         "delivery",
         &[
@@ -44,6 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "domains",
             "vips",
             "accounts",
+            "gate",
         ],
     ),
     (
@@ -62,6 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "queue",
             "delivery",
             "net",
+            "gate",
         ],
     ),
     ("sink", &[]),

@@ -22,6 +22,18 @@ pub struct StatusJson {
     pub storage: String,
     /// What is wrong with storage, if anything is.
     pub storage_detail: Option<String>,
+    /// Why new mail is refused for a shortage (`memory`, `descriptors`), if it is.
+    pub shortage: Option<String>,
+    /// Bytes of memory taken, of the tightest limit.
+    pub memory_used: Option<u64>,
+    /// That limit, in bytes.
+    pub memory_limit: Option<u64>,
+    /// Whose limit it is, in words.
+    pub memory_limit_of: Option<String>,
+    /// Open file descriptors.
+    pub descriptors_open: Option<u64>,
+    /// File descriptors there may be.
+    pub descriptors_limit: Option<u64>,
     /// Octets of mail that is kept.
     pub body_bytes: u64,
     /// Octets of the files that hold it.
@@ -49,6 +61,7 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
     };
     let usage = parts.blobs.usage();
     let owed = parts.queue.totals();
+    let load = parts.gate.load();
     let vips = parts.vips.all();
     let is_missing = |vip: &&crate::vips::Vip| vip.addresses().any(|address| !net::is_present(address));
     Ok(Json(StatusJson {
@@ -57,6 +70,12 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         started: parts.about.started.rfc3339(),
         storage: storage.to_owned(),
         storage_detail,
+        shortage: load.shortage.map(|shortage| shortage.name().to_owned()),
+        memory_used: load.memory.map(|fill| fill.used),
+        memory_limit: load.memory.map(|fill| fill.limit),
+        memory_limit_of: load.memory.map(|fill| fill.of.to_owned()),
+        descriptors_open: load.descriptors.map(|fill| fill.used),
+        descriptors_limit: load.descriptors.map(|fill| fill.limit),
         body_bytes: usage.live_bytes,
         file_bytes: usage.file_bytes,
         queue_lanes: owed.lanes,

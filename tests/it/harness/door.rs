@@ -98,6 +98,7 @@ impl Door {
         let drafts_folder = folder.path().to_owned();
         let parts = submission::Parts {
             settings,
+            gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
             accounts: Arc::clone(&accounts),
             may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
             accept: keep(&accepted),

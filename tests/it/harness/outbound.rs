@@ -106,6 +106,7 @@ impl Outbound {
         };
         let parts = delivery::Parts {
             queue: outbound.queue.clone(),
+            gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
             vips,
             routes,
             suppressed: Arc::new(|_, address| Ok(address.local_part() == "suppressed")),
