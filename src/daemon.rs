@@ -50,6 +50,8 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 const CLOSE: Duration = Duration::from_secs(10);
 /// How often gauges are set.
 const MEASURE: Duration = Duration::from_secs(10);
+/// How often the gate looks by itself.
+const RELIEVE: Duration = Duration::from_secs(1);
 /// How often counters of limits and logins are written.
 const PERSIST: Duration = Duration::from_secs(10);
 
@@ -193,6 +195,14 @@ impl Daemon {
         }
         let (store, stop, retention) = (Arc::clone(&self.store), shutdown(), config.history_kept);
         self.rest.vital("history", async move { archive.run(store, names, retention, &stop).await });
+        let (gate, stop) = (Arc::clone(&rooms.gate), shutdown());
+        self.rest.spawn("gate", async move {
+            periodically(RELIEVE, &Notify::new(), &stop, || async {
+                let gate = Arc::clone(&gate);
+                let _ = tokio::task::spawn_blocking(move || gate.relieve()).await;
+            })
+            .await;
+        });
         let (state, stop) = (Arc::clone(&self.state), shutdown());
         self.rest.spawn("gauges", async move {
             let exporter = metrics::exporter();

@@ -142,6 +142,7 @@ fn delivery(file: &File) -> delivery::Settings {
             ..default.shaping
         },
         connections_max: file.size("delivery.connections_max"),
+        connections_per_tenant_max: file.size("delivery.connections_per_tenant_max"),
         messages_per_connection_max: file.size("delivery.messages_per_connection_max"),
         ..default
     }

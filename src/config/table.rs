@@ -188,6 +188,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("delivery.connections_max", Count(1, 100_000) => "1000", Rare OnReload,
         "Connections to other servers at one moment, in all.",
         "Whoever has a very small or a very large machine."),
+    setting!("delivery.connections_per_tenant_max", Count(1, 100_000) => "750", Rare OnReload,
+        "Of these, connections for one tenant's mail, so that peers of one tenant that never answer do not keep the \
+         mail of the others waiting.",
+        "Whoever has one tenant alone, or many of very different size."),
     setting!("delivery.connections_per_site_max", Count(1, 1000) => "10", Shown OnReload,
         "Connections from one virtual IP to one receiving site at one moment.",
         "Whoever is told by a receiver that there are too many, or has leave for more."),

@@ -23,6 +23,7 @@ use super::{Delivery, Settings};
 use crate::background::Shutdown;
 use crate::events::Why;
 use crate::gate::{Gate, Work};
+use crate::mail::TenantId;
 use crate::queue::{Outcome, Queue};
 use crate::routing::{Lane, TransportName};
 
@@ -98,6 +99,8 @@ pub(super) struct Dispatcher {
     fates: HashMap<Path, (Instant, Outcome)>,
     avoided: HashMap<SocketAddr, Instant>,
     jobs: usize,
+    /// Of these, by tenant; the connections to other servers.
+    jobs_of_tenant: HashMap<TenantId, usize>,
     lookups: usize,
     waits: Option<Instant>,
     /// Jobs, lookups and fates begun so far.
@@ -134,6 +137,7 @@ impl Dispatcher {
             fates: HashMap::new(),
             avoided: HashMap::new(),
             jobs: 0,
+            jobs_of_tenant: HashMap::new(),
             lookups: 0,
             waits: None,
             begun: 0,
@@ -299,6 +303,10 @@ impl Dispatcher {
             self.wiring.delivery.waits(lane, "all connections are in use".to_owned());
             return false;
         }
+        if self.jobs_of_tenant.get(&lane.tenant).is_some_and(|jobs| *jobs >= self.settings.connections_per_tenant_max) {
+            self.wiring.delivery.waits(lane, "all connections its tenant may have are in use".to_owned());
+            return false;
+        }
         if !self.has_descriptor(now) {
             self.wiring.delivery.waits(lane, "file descriptors run short".to_owned());
             return false;
@@ -362,6 +370,8 @@ impl Dispatcher {
         });
         let (lane, path) = (candidate.lane.clone(), candidate.path.clone());
         self.jobs = self.jobs.saturating_add(1);
+        let of_tenant = self.jobs_of_tenant.entry(lane.tenant).or_default();
+        *of_tenant = of_tenant.saturating_add(1);
         self.count(&lane);
         self.wiring.delivery.runs(&lane);
         let running = Running::Job { lane, path, progress, steps: 0, since: now, handle: task.clone() };
@@ -431,6 +441,16 @@ impl Dispatcher {
         }
     }
 
+    /// A connection of the tenant's mail ended.
+    fn give_back(&mut self, tenant: TenantId) {
+        if let Some(jobs) = self.jobs_of_tenant.get_mut(&tenant) {
+            *jobs = jobs.saturating_sub(1);
+            if *jobs == 0 {
+                self.jobs_of_tenant.remove(&tenant);
+            }
+        }
+    }
+
     /// A task ended: on its own, aborted by the watchdog, or by a panic.
     fn finished(&mut self, ended: Result<(Id, Done), JoinError>, now: Instant) {
         let (id, done) = match ended {
@@ -445,6 +465,7 @@ impl Dispatcher {
         match (self.running.remove(&id), done) {
             (Some(Running::Job { lane, path, progress, .. }), done) => {
                 self.jobs = self.jobs.saturating_sub(1);
+                self.give_back(lane.tenant);
                 self.uncount(&lane);
                 match done {
                     Some(Done::Job(report)) => self.learn(&lane, &path, *report, now),

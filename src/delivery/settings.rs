@@ -93,6 +93,8 @@ pub struct Settings {
     pub shaping: Limits,
     /// Connections at a time in all (1,000).
     pub connections_max: usize,
+    /// Of these, for one tenant's mail, so that its slow peers keep nobody else's mail waiting (750).
+    pub connections_per_tenant_max: usize,
     /// Lanes looked up at a time (100).
     pub lookups_max: usize,
     /// Messages over one connection, at most (500).
@@ -142,6 +144,7 @@ impl Default for Settings {
             private_addresses: PrivateAddresses::default(),
             shaping: Limits { connections_max: 10, pause_first: secs(30), pause_max: secs(900) },
             connections_max: 1_000,
+            connections_per_tenant_max: 750,
             lookups_max: 100,
             messages_per_connection_max: 500,
             messages_per_turn_max: 100,

@@ -10,6 +10,7 @@
 
 mod fill;
 mod probe;
+mod relief;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,6 +119,14 @@ impl Gate {
     /// Whether `work` would be admitted now; counts nothing.
     pub fn is_open_to(&self, work: Work) -> bool {
         self.look(LOOK_EVERY).shortage(work).is_none()
+    }
+
+    /// Looks by itself, and while memory runs short gives free pages back to the system. To be called
+    /// every second or so, off the async workers.
+    pub fn relieve(&self) {
+        if self.load().shortage == Some(Shortage::Memory) {
+            relief::give_back();
+        }
     }
 
     /// How full the process is.

@@ -38,6 +38,9 @@ pub enum MailboxError {
     /// An encoded word where the address should be, or one that hides control characters.
     #[error("has an encoded word that is not a plain name")]
     EncodedWord,
+    /// `"a@b>"@c`: a careless reader takes the first at sign or bracket for the end.
+    #[error("has a quoted local part that looks like another address")]
+    Quoted,
     /// A control character or NUL, or bytes that are not UTF-8.
     #[error("holds a character that may not stand there")]
     Character,
@@ -184,6 +187,9 @@ impl<'a> Reader<'a> {
         if local.contains("=?") {
             return Err(MailboxError::EncodedWord);
         }
+        if local.starts_with('"') && local.contains(['<', '>', '@', ',', ';', ':']) {
+            return Err(MailboxError::Quoted);
+        }
         match self.next() {
             Some('@') => {}
             Some('(') => return Err(MailboxError::Comment),
@@ -314,6 +320,9 @@ mod tests {
             ("=?utf-8?Q?a=00b?= <a@x.example>", E::EncodedWord),
             ("=?utf-8?Q?a=0D=0AFrom:_b?= <a@x.example>", E::EncodedWord),
             ("x=?utf-8?Q?a?= <a@x.example>", E::EncodedWord),
+            ("<\"a@evil.example\"@x.example>", E::Quoted),
+            ("<\"a@evil.example>\"@x.example>", E::Quoted),
+            ("\"a,b\"@x.example", E::Quoted),
             ("a\0@x.example", E::Character),
             ("a@x.example\u{1}", E::Character),
         ] {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod clients;
+mod composure;
 mod config_mistakes;
 mod crash;
 mod daemon_life;

@@ -1,7 +1,8 @@
 //! From a domain to the hosts that take its mail (RFC 5321 s5.1), without ourselves and without
 //! addresses that no public MX has any business naming.
 //!
-//! Easy to get wrong: only a proven absence is final. One unanswered question among many leaves
+//! Easy to get wrong: only a proven absence (NXDOMAIN, null MX, no address of any host) is final;
+//! an answer that cannot be right (loopback, private, ourselves) may be right tomorrow. One unanswered question among many leaves
 //! the domain undecided, unless another host was found to go to.
 
 use std::collections::HashSet;
@@ -185,17 +186,18 @@ fn choose(domain: &Domain, found: Vec<Found>) -> Result<Vec<Host>, NoSite> {
         return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.3 {reason}")));
     }
     if own.is_some() {
-        return Err(NoSite::Bounced(
-            Why::OurConfiguration,
-            format!("554 5.4.6 mail for {domain} would loop back to us"),
-        ));
+        // RFC 5321 s5.1 has this reported as an error; whose it is (theirs, or a virtual IP's record
+        // here), nobody knows yet, so the mail waits for it to be mended and expires like any other.
+        let detail = format!("451 4.4.6 mail for {domain} would loop back to us");
+        return Err(NoSite::Deferred(Why::OurConfiguration, detail));
     }
     if other_family {
         let detail = format!("451 4.4.4 the mail hosts of {domain} have no address of a family this virtual IP has");
         return Err(NoSite::Deferred(Why::OurConfiguration, detail));
     }
     if let Some(detail) = private {
-        return Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 {detail}")));
+        // Not an absence: a resolver that lies, or a zone of another network, looks like this too.
+        return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.4 {detail}")));
     }
     Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 no mail host of {domain} has an address")))
 }

@@ -170,7 +170,13 @@ impl Client {
 
     /// Says a line (or a whole message) and reads the reply, all its lines.
     pub async fn say(&mut self, line: &str) -> String {
-        self.stream.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+        self.say_octets(line.as_bytes()).await
+    }
+
+    /// The same with octets that need not be text.
+    pub async fn say_octets(&mut self, line: &[u8]) -> String {
+        self.stream.write_all(line).await.unwrap();
+        self.stream.write_all(b"\r\n").await.unwrap();
         self.stream.flush().await.unwrap();
         self.reply().await
     }

@@ -1,0 +1,212 @@
+//! 200 mail exchangers that never say a word, and 5,000 senders that drip: both take time and none of
+//! the room of others.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postern::net::{Zone, ZoneServer};
+
+use crate::harness::load::{RecordingSink, SinkMood, TlsSession};
+use crate::harness::process::{Credentials, Instance};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Tenant `shop`'s virtual IP is the harness's; this is the other tenant's.
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
+
+/// Two tenants, a sink for `there.test`, and what else is in the zone.
+struct World {
+    instance: Instance,
+    shop: Credentials,
+    other: Credentials,
+    sink: RecordingSink,
+    _zone: ZoneServer,
+    _runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn open(more_zone: impl FnOnce(Zone) -> Zone, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let zone = Zone::new().mx("there.test", 10, "mx.there.test").ipv4("mx.there.test", Ipv4Addr::LOCALHOST);
+        let zone = runtime.block_on(ZoneServer::bind("127.0.0.1:0".parse().unwrap(), more_zone(zone))).unwrap();
+        let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), SinkMood::Takes).unwrap();
+        let data = folder.path().join("data");
+        let mut instance = Instance::make(folder.path(), &data, zone.address(), sink.address.port());
+        for (section, line) in settings {
+            instance.reconfigure(&format!("{section}\n"), &format!("{section}\n{line}\n"));
+        }
+        instance.start();
+        let shop = instance.furnish();
+        instance.tool(&["tenant", "add", "other"]);
+        instance.tool(&["vip", "add", &OTHER.to_string(), "--ehlo", "mx.other.test", "--tenant", "other"]);
+        instance.tool(&["domain", "add", "other", "other.test"]);
+        instance.tool(&["domain", "trust", "other", "other.test"]);
+        let other = instance.add_account("other");
+        let world = Self { instance, shop, other, sink, _zone: zone, _runtime: runtime, _folder: folder };
+        world.wait_for(|| TcpStream::connect(world.others_door()).is_ok(), "the other tenant's door");
+        world
+    }
+
+    fn others_door(&self) -> SocketAddr {
+        (OTHER, self.instance.door.port()).into()
+    }
+
+    fn other_session(&self) -> TlsSession {
+        let mut session = TlsSession::open(self.others_door()).unwrap();
+        session.login(&self.other.login, &self.other.password).unwrap();
+        session
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.instance.tool(&["status", "--json"])).unwrap()
+    }
+
+    fn wait_for(&self, mut is_so: impl FnMut() -> bool, what: &str) {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain for {what}: {}", self.instance.log_tail());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn send(session: &mut TlsSession, from: &str, to: &str, serial: u64) {
+    session.command(&format!("MAIL FROM:<{from}>"), "250").unwrap();
+    session.command(&format!("RCPT TO:<{to}>"), "250").unwrap();
+    session.command("DATA", "354").unwrap();
+    session.command(&format!("From: <{from}>\r\nX-Serial: {serial}\r\n\r\nhello\r\n."), "250").unwrap();
+}
+
+/// Takes connections and never says a word.
+fn tarpit(address: Ipv4Addr, port: u16, held: &Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((address, port)).unwrap();
+    let held = Arc::clone(held);
+    thread::spawn(move || {
+        let mut streams = Vec::new();
+        for stream in listener.incoming().flatten() {
+            held.fetch_add(1, Ordering::SeqCst);
+            streams.push(stream);
+        }
+    });
+}
+
+#[test]
+fn two_hundred_tarpits_of_one_tenant_leave_room_for_another_tenants_mail() {
+    const TARPITS: u8 = 200;
+    let pit = |number: u8| Ipv4Addr::new(127, 9, 0, number + 1);
+    let world = World::open(
+        |zone| {
+            (0..TARPITS).fold(zone, |zone, number| {
+                let domain = format!("pit{number}.test");
+                let host = format!("mx.{domain}");
+                zone.mx(&domain, 10, &host).ipv4(&host, pit(number))
+            })
+        },
+        &[("[delivery]", "connections_max = 100\nconnections_per_tenant_max = 80")],
+    );
+    let held = Arc::new(AtomicUsize::new(0));
+    (0..TARPITS).for_each(|number| tarpit(pit(number), world.sink.address.port(), &held));
+    let mut session = TlsSession::open(world.instance.door).unwrap();
+    session.login(&world.shop.login, &world.shop.password).unwrap();
+    for number in 0..TARPITS {
+        send(&mut session, "a@shop.test", &format!("x@pit{number}.test"), 1_000 + u64::from(number));
+    }
+    world.wait_for(|| held.load(Ordering::SeqCst) >= 80, "every connection of the tenant to be held");
+    let mut others = world.other_session();
+    for serial in 0..20 {
+        send(&mut others, "a@other.test", &format!("user{serial}@there.test"), serial);
+    }
+    world.wait_for(|| world.sink.arrivals.len() == 20, "the other tenant's mail");
+    let status = world.status();
+    assert_eq!(held.load(Ordering::SeqCst), 80, "not one connection more than its share");
+    assert_eq!((&status["queue_in_flight"], &status["shortage"]), (&80.into(), &serde_json::Value::Null));
+    let mut world = world;
+    // A stop gives back what the tarpits hold.
+    assert!(world.instance.stop().success());
+}
+
+/// Peers that say `EHLO` one octet a second until told to stop; gives how many are connected.
+struct Drips {
+    stop: Arc<AtomicBool>,
+    alive: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Drips {
+    fn start(door: SocketAddr, count: usize) -> Self {
+        let (stop, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut streams: Vec<TcpStream> = Vec::new();
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(door).unwrap();
+            let mut greeting = [0; 4];
+            stream.read_exact(&mut greeting).unwrap();
+            assert_eq!(&greeting, b"220 ");
+            streams.push(stream);
+        }
+        alive.store(count, Ordering::SeqCst);
+        let (told, counted) = (Arc::clone(&stop), Arc::clone(&alive));
+        let dripping = thread::spawn(move || {
+            let text = b"EHLO a-name-that-never-ends".iter().chain(std::iter::repeat(&b'x'));
+            for octet in text {
+                streams.retain_mut(|stream| stream.write_all(&[*octet]).is_ok());
+                counted.store(streams.len(), Ordering::SeqCst);
+                for _ in 0..10 {
+                    if told.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        });
+        Self { stop, alive, threads: vec![dripping] }
+    }
+
+    fn alive(&self) -> usize {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// Sends so many messages; how long each took from MAIL to its 250, sorted.
+fn clocked(session: &mut TlsSession, serials: std::ops::Range<u64>) -> Vec<Duration> {
+    let mut spans: Vec<Duration> = serials
+        .map(|serial| {
+            let began = Instant::now();
+            send(session, "a@other.test", &format!("user{serial}@there.test"), serial);
+            began.elapsed()
+        })
+        .collect();
+    spans.sort_unstable();
+    spans
+}
+
+fn beside_drips(count: usize, messages: u64) {
+    let world = World::open(|zone| zone, &[("[submission]", "sessions_per_peer_max = 20000\nsessions_max = 20000")]);
+    let mut session = world.other_session();
+    let alone = clocked(&mut session, 0..messages);
+    let drips = Drips::start(world.instance.starttls, count);
+    let beside = clocked(&mut session, messages..2 * messages);
+    assert_eq!(drips.alive(), count, "the drips dripped all the while");
+    let at = |spans: &[Duration], percent: usize| spans[(spans.len() - 1) * percent / 100];
+    for (what, spans) in [("alone", &alone), ("beside", &beside)] {
+        let (half, most) = (at(spans, 50), at(spans, 99));
+        eprintln!("{what} {count} drips: {messages} messages, p50 {half:?}, p99 {most:?}");
+    }
+    world.wait_for(|| world.sink.arrivals.len() as u64 == 2 * messages, "all mail to arrive");
+    assert_eq!(world.status()["shortage"], serde_json::Value::Null);
+    drips.end();
+}
+
+#[test]
+fn every_message_of_others_is_taken_and_arrives_beside_5000_dripping_senders() {
+    beside_drips(5_000, 100);
+}
