@@ -289,9 +289,6 @@ impl Committer {
 
     fn sync(&mut self, segment: &Segment) -> Result<(), CommitError> {
         let faults = &self.shared.faults;
-        if faults.syncs_skipped.load(Ordering::Acquire) {
-            return Ok(());
-        }
         let synced =
             if Faults::take(&faults.syncs_fail) { Err(rustix::io::Errno::IO.into()) } else { segment.file.sync_data() };
         synced.map_err(|error| self.shared.stop(format!("a sync failed: {error}")))

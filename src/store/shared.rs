@@ -153,8 +153,6 @@ pub struct Faults {
     pub disk_is_full: AtomicBool,
     /// This many syncs fail.
     pub syncs_fail: AtomicU32,
-    /// Syncs are left out: the negative control of the power-cut suite.
-    pub syncs_skipped: AtomicBool,
     /// The committer panics at its next group.
     pub committer_panics: AtomicBool,
     /// Checkpoints are left out, so that everything is replayed at the next open of a copy.

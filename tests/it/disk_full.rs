@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::harness::disk::Disk;
 use crate::harness::load::{SinkMood, TlsSession, message};
 use crate::harness::not_run;
-use crate::harness::promise::Promise;
+use crate::harness::promise::{Promise, is_long, pause};
 
 /// The disk, and what the configuration of the tests keeps free of it.
 const DISK_MIB: u64 = 512;
@@ -87,6 +87,69 @@ fn a_full_disk_puts_senders_off_loses_nothing_and_clears_by_itself() {
     promise.report("disk full", 2);
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
     assert_eq!(promise.instance.pid(), pid, "all of it without a restart");
+    promise.instance.kill();
+    promise.verify();
+}
+
+#[test]
+fn a_disk_without_inodes_puts_senders_off_loses_nothing_and_clears_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = match Disk::make(folder.path(), DISK_MIB) {
+        Ok(disk) => disk,
+        Err(why) => return not_run("inodes gone", &why),
+    };
+    let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::Shut);
+    let pid = promise.instance.pid();
+    let senders = promise.senders();
+    thread::sleep(Duration::from_secs(1));
+    let litter = disk.use_up_inodes();
+    let reply = wait_until_taken(&promise, false);
+    assert!(reply.contains("\"452 "), "{reply}");
+    senders.stop();
+    assert!(promise.ledger.len() > 3);
+    promise.sink.set_mood(SinkMood::Takes);
+    let missing = promise.settle();
+    assert!(missing.is_empty(), "not delivered while inodes are lacking: {missing:?}");
+    std::fs::remove_dir_all(&litter).unwrap();
+    wait_until_taken(&promise, true);
+    let missing = promise.settle();
+    promise.report("inodes gone", 1);
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+    assert_eq!(promise.instance.pid(), pid, "all of it without a restart");
+    promise.instance.kill();
+    promise.verify();
+}
+
+/// Filled to its last byte at any moment, also between the look for room and the write it was for. The
+/// record engine may then be unable to go on: the process says so by its exit code and is started again.
+#[test]
+fn a_disk_that_fills_up_at_any_moment_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = match Disk::make(folder.path(), DISK_MIB) {
+        Ok(disk) => disk,
+        Err(why) => return not_run("disk full at any moment", &why),
+    };
+    let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::Takes);
+    let rounds = if is_long() { 40 } else { 4 };
+    let mut ended = 0;
+    for round in 0..rounds {
+        let senders = promise.senders();
+        thread::sleep(pause(round));
+        let ballast = disk.fill_but(0);
+        thread::sleep(2 * pause(round));
+        std::fs::remove_file(&ballast).unwrap();
+        thread::sleep(pause(round));
+        if let Some(status) = promise.instance.ended() {
+            assert_eq!(status.code(), Some(74), "{}", promise.instance.log_tail());
+            ended += 1;
+            promise.instance.start();
+        }
+        wait_until_taken(&promise, true);
+        senders.stop();
+    }
+    let missing = promise.settle();
+    promise.report(&format!("disk full at any moment ({ended} restarts)"), rounds);
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
     promise.instance.kill();
     promise.verify();
 }

@@ -10,6 +10,7 @@ mod daemon_life;
 mod dialogues;
 mod disk_full;
 mod dkim_verifiers;
+mod faults;
 mod fuzz;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]

@@ -7,13 +7,14 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use crate::harness::disk::Disk;
 use crate::harness::load::SinkMood;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds};
+use crate::harness::promise::{Promise, is_quick, pause, rounds, row};
 
 /// About 45 s; a round is mostly mounting, checking and starting.
 const ROUNDS: u64 = 12;
@@ -91,10 +92,25 @@ fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
 
 #[test]
 fn without_syncs_the_same_cut_loses_mail() {
-    let name = "power-cut negative control";
-    let probe = std::process::Command::new("eatmydata").arg("true").status();
+    loses_mail("power-cut negative control", &["eatmydata"]);
+}
+
+/// The same with nothing removed but what the committer rests on: the kernel is told to answer
+/// `fdatasync` with success and to do nothing.
+#[test]
+fn without_the_journals_sync_the_same_cut_loses_mail() {
+    let strace = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync"];
+    loses_mail(
+        "power-cut control of the journal's sync",
+        &[&strace[..], &["-e", "inject=fdatasync:retval=0"]].concat(),
+    );
+}
+
+/// Runs the daemon below `wrapper`, which takes syncs away, and cuts the power until mail is lost.
+fn loses_mail(name: &str, wrapper: &[&str]) {
+    let probe = Command::new(wrapper[0]).args(&wrapper[1..]).arg("true").status();
     if !probe.is_ok_and(|status| status.success()) {
-        return not_run(name, "eatmydata is not installed");
+        return not_run(name, &format!("{} does not work here", wrapper[0]));
     }
     for round in 0..CONTROLS {
         let folder = tempfile::tempdir().unwrap();
@@ -102,7 +118,7 @@ fn without_syncs_the_same_cut_loses_mail() {
         let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::Shut);
         assert!(promise.instance.stop().success());
         disk.sync();
-        promise.instance.wrapper = vec!["eatmydata".to_owned()];
+        promise.instance.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
         promise.instance.start();
         promise.instance.wait_for_door();
         let senders = promise.senders();
@@ -115,13 +131,16 @@ fn without_syncs_the_same_cut_loses_mail() {
         let acknowledged = promise.ledger.len();
         assert!(acknowledged > 0, "{}", promise.instance.log_tail());
         if promise.instance.try_start().is_err() {
-            println!("power cut without syncs: the store does not even open again");
+            println!("{name}: the store does not even open again");
+            row(&[format!("CONTROL, must lose: {name}"), "1".into(), acknowledged.to_string(), "all".into()]);
             return;
         }
         // Nothing was delivered, so each acknowledged message must have its body in the store.
         assert!(promise.instance.stop().success());
         let report = promise.store_report().unwrap();
-        println!("power cut without syncs: {acknowledged} acknowledged, {} in the store", report.bodies);
+        println!("{name}: {acknowledged} acknowledged, {} in the store", report.bodies);
+        let lost = acknowledged.saturating_sub(usize::try_from(report.bodies).unwrap());
+        row(&[format!("CONTROL, must lose: {name}"), "1".into(), acknowledged.to_string(), lost.to_string()]);
         if (report.bodies as usize) < acknowledged || !report.damaged.is_empty() {
             return;
         }

@@ -367,3 +367,30 @@ fn pages_named_in_messages_exist() {
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
+
+#[test]
+fn every_point_of_the_promise_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/promise.md")).unwrap();
+    let (mut problems, mut points, mut proofs) = (Vec::new(), 0, 0);
+    for section in page.split("\n## ").skip(1).filter(|section| section.starts_with(|c: char| c.is_ascii_digit())) {
+        points += 1;
+        let title = section.lines().next().unwrap_or_default();
+        let mut named = 0;
+        for (at, opening) in section.match_indices("[`") {
+            let rest = &section[at + opening.len()..];
+            let Some((name, rest)) = rest.split_once("`](../") else { continue };
+            let file = rest.split(')').next().unwrap_or_default();
+            let text = fs::read_to_string(root().join(file)).unwrap_or_default();
+            if !text.contains(&format!("fn {name}(")) {
+                problems.push(format!("{title}: {file} has no test {name}"));
+            }
+            named += 1;
+        }
+        proofs += named;
+        if named == 0 && !section.contains("**Not shown yet.**") {
+            problems.push(format!("{title}: neither a test nor a word that there is none"));
+        }
+    }
+    assert!(points == 10 && proofs > 15, "{points} points and {proofs} proofs: the page is no longer understood");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}

@@ -126,6 +126,18 @@ impl Disk {
         free.f_bavail * free.f_frsize
     }
 
+    /// A folder of empty files, after which there is no inode left.
+    pub fn use_up_inodes(&self) -> PathBuf {
+        let litter = self.mount.join("litter");
+        fs::create_dir(&litter).unwrap();
+        let mut number = 0;
+        while fs::File::create(litter.join(number.to_string())).is_ok() {
+            number += 1;
+        }
+        assert_eq!(rustix::fs::statvfs(&self.mount).unwrap().f_favail, 0, "inodes are left after {number} files");
+        litter
+    }
+
     /// A file that takes all but `left` bytes.
     pub fn fill_but(&self, left: u64) -> PathBuf {
         let ballast = self.mount.join("ballast");

@@ -143,10 +143,15 @@ impl TlsSession {
     }
 
     pub fn command(&mut self, line: &str, code: &str) -> io::Result<String> {
+        self.say(line)?;
+        self.expect(code)
+    }
+
+    /// Without waiting for the reply.
+    pub fn say(&mut self, line: &str) -> io::Result<()> {
         let stream = self.stream.get_mut();
         stream.write_all(format!("{line}\r\n").as_bytes())?;
-        stream.flush()?;
-        self.expect(code)
+        stream.flush()
     }
 
     pub fn expect(&mut self, code: &str) -> io::Result<String> {
@@ -165,9 +170,18 @@ impl TlsSession {
     }
 }
 
-/// What arrived at the sink: serial -> how often, and a digest of each copy's bytes.
+/// Digests of one message that arrived.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Arrived {
+    /// All of it.
+    message: u64,
+    /// What follows the header; `None` if nothing did.
+    body: Option<u64>,
+}
+
+/// What arrived at the sink: serial -> each copy.
 #[derive(Clone, Default)]
-pub struct Arrivals(Arc<Mutex<BTreeMap<u64, Vec<u64>>>>);
+pub struct Arrivals(Arc<Mutex<BTreeMap<u64, Vec<Arrived>>>>);
 
 impl Arrivals {
     pub fn serials(&self) -> BTreeSet<u64> {
@@ -182,8 +196,22 @@ impl Arrivals {
     /// Serials whose copies differ in a byte.
     pub fn differing(&self) -> Vec<u64> {
         let arrived = self.0.lock().unwrap();
-        let differs = |copies: &[u64]| copies.windows(2).any(|pair| pair[0] != pair[1]);
+        let differs = |copies: &[Arrived]| copies.windows(2).any(|pair| pair[0] != pair[1]);
         arrived.iter().filter(|(_, copies)| differs(copies)).map(|(serial, _)| *serial).collect()
+    }
+
+    /// Serials of which something arrived that was never sent so.
+    pub fn invented(&self, load: &Load) -> Vec<u64> {
+        let sent = |serial: u64| {
+            let (_, text) = message(load, serial);
+            let (_, body) = text.split_once("\r\n\r\n").unwrap();
+            let mut digest = DefaultHasher::new();
+            body.split_inclusive('\n').for_each(|line| line.as_bytes().hash(&mut digest));
+            Some(digest.finish())
+        };
+        let arrived = self.0.lock().unwrap();
+        let wrong = arrived.iter().filter(|(serial, copies)| copies.iter().any(|copy| copy.body != sent(**serial)));
+        wrong.map(|(serial, _)| *serial).collect()
     }
 
     /// How many copies of this message arrived.
@@ -205,6 +233,9 @@ pub enum SinkMood {
     DefersEvery(u64),
     /// Answers every recipient with 450.
     Shut,
+    /// Takes everything, but hangs up after the dot without a reply the first time it takes every
+    /// `n`th message.
+    SwallowsReplyEvery(u64),
 }
 
 /// A plain SMTP receiver with PIPELINING; one thread per connection.
@@ -258,7 +289,10 @@ fn receive(
             "RCPT" if defers(*mood.lock().unwrap(), &line, deferred) => b"450 4.2.0 greylisted, try again\r\n",
             "DATA" => {
                 writer.write_all(b"354 go\r\n")?;
-                read_data(&mut reader, arrivals)?;
+                let serial = read_data(&mut reader, arrivals)?;
+                if swallows(*mood.lock().unwrap(), serial, arrivals) {
+                    return Ok(());
+                }
                 b"250 2.0.0 taken\r\n"
             }
             "QUIT" => {
@@ -273,7 +307,7 @@ fn receive(
 
 fn defers(mood: SinkMood, line: &str, deferred: &Mutex<BTreeSet<String>>) -> bool {
     let nth = match mood {
-        SinkMood::Takes => return false,
+        SinkMood::Takes | SinkMood::SwallowsReplyEvery(_) => return false,
         SinkMood::Shut => return true,
         SinkMood::DefersEvery(nth) => nth,
     };
@@ -283,10 +317,15 @@ fn defers(mood: SinkMood, line: &str, deferred: &Mutex<BTreeSet<String>>) -> boo
     serial.is_multiple_of(nth) && deferred.lock().unwrap().insert(line.to_owned())
 }
 
-/// Reads one message; its bytes below our own Received field are what must never differ.
-fn read_data(reader: &mut BufReader<&TcpStream>, arrivals: &Arrivals) -> io::Result<()> {
+fn swallows(mood: SinkMood, serial: Option<u64>, arrivals: &Arrivals) -> bool {
+    let (SinkMood::SwallowsReplyEvery(nth), Some(serial)) = (mood, serial) else { return false };
+    serial.is_multiple_of(nth) && arrivals.copies(serial) == 1
+}
+
+/// Reads one message and notes it; its serial. Its bytes must never differ between copies.
+fn read_data(reader: &mut BufReader<&TcpStream>, arrivals: &Arrivals) -> io::Result<Option<u64>> {
     let mut serial = None;
-    let mut digest = DefaultHasher::new();
+    let (mut digest, mut body) = (DefaultHasher::new(), None);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -297,12 +336,18 @@ fn read_data(reader: &mut BufReader<&TcpStream>, arrivals: &Arrivals) -> io::Res
             break;
         }
         line.hash(&mut digest);
+        match &mut body {
+            None if line == b"\r\n" => body = Some(DefaultHasher::new()),
+            None => {}
+            Some(body) => line.strip_prefix(b".").unwrap_or(&line).hash(body),
+        }
         if serial.is_none() && line.starts_with(b"X-Serial: ") {
             serial = String::from_utf8_lossy(&line[10..]).trim().parse::<u64>().ok();
         }
     }
     if let Some(serial) = serial {
-        arrivals.0.lock().unwrap().entry(serial).or_default().push(digest.finish());
+        let copy = Arrived { message: digest.finish(), body: body.map(|body| body.finish()) };
+        arrivals.0.lock().unwrap().entry(serial).or_default().push(copy);
     }
-    Ok(())
+    Ok(serial)
 }

@@ -165,9 +165,12 @@ impl Instance {
         self.child.as_ref().unwrap().id()
     }
 
-    /// SIGKILL: nothing is flushed, nothing is said.
+    /// SIGKILL: nothing is flushed, nothing is said. A wrapper that stays the daemon's parent dies too.
     pub fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
+        for daemon in children_of(child.id()) {
+            let _ = rustix::process::kill_process(daemon, rustix::process::Signal::KILL);
+        }
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -225,6 +228,17 @@ impl Drop for Instance {
             let _ = child.wait();
         }
     }
+}
+
+/// Processes whose parent this is.
+fn children_of(parent: u32) -> Vec<rustix::process::Pid> {
+    let is_child = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|of| of.trim() == parent.to_string()))
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_child).filter_map(rustix::process::Pid::from_raw).collect()
 }
 
 /// A port nothing listens on; the kernel does not give it out again soon.

@@ -3,8 +3,8 @@
 //! for the last: they are written only from events that are durable.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -136,8 +136,17 @@ impl Promise {
         assert_eq!(self.sink.arrivals.extra(), before, "a restart delivered again what was recorded");
     }
 
-    /// One line of figures, seen with `--nocapture`: what the long rounds are run for.
+    /// One line of figures, seen with `--nocapture`, and a row in the table of `tests/faults/run`.
     pub fn report(&self, kind: &str, rounds: u64) {
+        row(&[
+            kind.to_owned(),
+            rounds.to_string(),
+            self.ledger.len().to_string(),
+            self.missing().len().to_string(),
+            self.recorded().to_string(),
+            self.again_after_recording().len().to_string(),
+            self.sink.arrivals.extra().to_string(),
+        ]);
         println!(
             "{kind}: {rounds} rounds, {} acknowledged, {} lost, {} deliveries seen recorded at a fault, \
              {} delivered again after that, {} extra copies in all",
@@ -157,8 +166,22 @@ fn sizes() -> Vec<usize> {
     sizes
 }
 
-/// Rounds of each kind: `POSTERN_CRASH_ROUNDS`, else `usual`.
+/// Adds a row to the table that `tests/faults/run` prints: fault, rounds, acknowledged, lost,
+/// deliveries seen recorded, made again after that, extra copies; what does not apply is left out.
+pub fn row(cells: &[String]) {
+    let Some(path) = std::env::var_os("POSTERN_FAULTS_TABLE") else { return };
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{}\n", cells.join("\t")).as_bytes()).unwrap();
+}
+
+/// Whether the long round was asked for: `tests/faults/run --long`.
+pub fn is_long() -> bool {
+    std::env::var_os("POSTERN_FAULTS_LONG").is_some()
+}
+
+/// Rounds of each kind: `POSTERN_CRASH_ROUNDS`, else `usual`, five times that in a long round.
 pub fn rounds(usual: u64) -> u64 {
+    let usual = if is_long() { 5 * usual } else { usual };
     std::env::var("POSTERN_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 

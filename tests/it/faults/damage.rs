@@ -1,0 +1,227 @@
+//! A bit flipped, or the end cut off, in any file of the store: the daemon starts and only what was
+//! touched is set aside and reported, or it refuses to start, names the remedy, and the remedy works.
+//! Nothing arrives that was never sent, and nothing that had been delivered arrives again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::load::SinkMood;
+use crate::harness::not_run;
+use crate::harness::promise::{Promise, is_long, is_quick, row};
+
+/// Flips and truncations in a short and in a long round.
+const SHORT: (usize, usize) = (8, 4);
+const LONG: (usize, usize) = (200, 50);
+/// The first retry comes after 10 s and up to a fifth more: then everything owed is due at a start.
+const UNTIL_DUE: Duration = Duration::from_secs(13);
+/// Nothing arriving for so long means that nothing more will.
+const QUIET: Duration = Duration::from_secs(3);
+const LONG_QUIET: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A generator whose numbers are the same in every run: a failure can be looked at again.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    Flip,
+    CutOff,
+}
+
+/// Files of the store that hold something, with the length of that.
+fn written_files(folder: &Path, found: &mut Vec<(PathBuf, u64)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            written_files(&path, found);
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            found.push((path, last as u64 + 1));
+        }
+    }
+    found.sort();
+}
+
+/// Harms one file below `data`; what was done.
+fn harm(data: &Path, harm: Harm, dice: &mut Dice) -> (PathBuf, String) {
+    let mut files = Vec::new();
+    written_files(&data.join("store"), &mut files);
+    // The record engine has many small files, mail lies in few large ones: each kind gets its share.
+    let wants_segment = dice.below(2) == 0;
+    files.retain(|(path, _)| path.starts_with(data.join("store/segments")) == wants_segment);
+    let (path, length) = files.swap_remove(usize::try_from(dice.below(files.len() as u64)).unwrap());
+    let at = dice.below(length);
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    match harm {
+        Harm::Flip => {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ (1 << dice.below(8))], at).unwrap();
+        }
+        Harm::CutOff => file.set_len(at).unwrap(),
+    }
+    let name = path.strip_prefix(data).unwrap().to_owned();
+    let what = format!("{harm:?} at {at} of {length} in {}", name.display());
+    (name, what)
+}
+
+/// An installation that owes mail and has delivered some, stopped in order.
+struct Base {
+    promise: Promise,
+    data: PathBuf,
+    owed: BTreeSet<u64>,
+    delivered: BTreeSet<u64>,
+    vip: String,
+}
+
+impl Base {
+    fn make(folder: &Path) -> Self {
+        let mut promise = Promise::make(folder, &folder.join("data"), SinkMood::Takes);
+        let vips: serde_json::Value = serde_json::from_str(&promise.instance.tool(&["vip", "list", "--json"])).unwrap();
+        let vip = vips["rows"][0]["id"].as_str().unwrap().to_owned();
+        let senders = promise.senders();
+        wait_until(|| promise.sink.arrivals.len() > 8);
+        promise.sink.set_mood(SinkMood::Shut);
+        let before = promise.ledger.len();
+        wait_until(|| promise.ledger.len() > before + 15);
+        senders.stop();
+        assert!(promise.instance.stop().success());
+        thread::sleep(UNTIL_DUE);
+        promise.sink.set_mood(SinkMood::Takes);
+        let data = promise.instance.data.clone();
+        let delivered = promise.sink.arrivals.serials();
+        // Everything taken is owed, also what was taken while its client was told to stop.
+        let owed = promise.missing();
+        assert!(!owed.is_empty() && !delivered.is_empty());
+        Self { promise, data, owed, delivered, vip }
+    }
+
+    /// Starts on the harmed copy and lets it settle. `Err` if the daemon refuses, or gives up.
+    fn settle_in(&mut self, data: &Path) -> Result<BTreeSet<u64>, String> {
+        let before: BTreeMap<u64, usize> =
+            self.owed.iter().map(|serial| (*serial, self.promise.sink.arrivals.copies(*serial))).collect();
+        self.promise.instance.use_data(data);
+        self.promise.instance.try_start()?;
+        let mut left: BTreeSet<u64> = self.owed.clone();
+        let mut changed = Instant::now();
+        // One may never come; for more than one it is worth waiting long.
+        while !left.is_empty() && changed.elapsed() < if left.len() == 1 { QUIET } else { LONG_QUIET } {
+            if let Some(status) = self.promise.instance.ended() {
+                return Err(format!("it ended with {status}"));
+            }
+            let still = left.len();
+            left.retain(|serial| self.promise.sink.arrivals.copies(*serial) == before[serial]);
+            if left.len() < still {
+                changed = Instant::now();
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.promise.instance.kill();
+        Ok(left)
+    }
+
+    fn log_since(&self, start: u64) -> String {
+        let log = fs::read(self.promise.instance.log()).unwrap();
+        String::from_utf8_lossy(&log[usize::try_from(start).unwrap()..]).into_owned()
+    }
+}
+
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited too long");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How often each ending was seen.
+#[derive(Debug, Default)]
+struct Endings {
+    unharmed: u64,
+    set_aside: u64,
+    salvaged: u64,
+}
+
+/// One harm to a copy of `base`, judged.
+fn one(base: &mut Base, folder: &Path, (kind, dice): (Harm, &mut Dice), endings: &mut Endings) {
+    let copy = folder.join("harmed");
+    let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([&base.data, &copy]).status().unwrap();
+    assert!(copied.success());
+    let (file, what) = harm(&copy, kind, dice);
+    let log_start = base.promise.instance.log().metadata().unwrap().len();
+    let outcome = base.settle_in(&copy);
+    let log = base.log_since(log_start);
+    assert!(!log.contains("panicked at 'src") && !log.contains("panicked at src"), "{what}: our code panicked\n{log}");
+    match outcome {
+        Ok(left) if left.is_empty() => endings.unharmed += 1,
+        Ok(left) => {
+            assert!(log.contains("amage"), "{what}: {left:?} did not arrive and nothing was reported\n{log}");
+            let is_segment = file.starts_with("store/segments");
+            if matches!(kind, Harm::Flip) && is_segment {
+                assert_eq!(left.len(), 1, "{what}: one bit took more than one message\n{log}");
+            }
+            endings.set_aside += 1;
+        }
+        Err(why) => {
+            assert!(file.starts_with("store/records"), "{what}: {why}");
+            let saved = folder.join("saved");
+            let told = base.promise.instance.tool(&["store", "salvage", "--into", &saved.to_string_lossy()]);
+            base.promise.instance.use_data(&saved);
+            base.promise.instance.start();
+            let vip = base.vip.clone();
+            let arguments = ["vip", "add", "127.0.0.1", "--ehlo", "mx.shop.test", "--shared", "--id", &vip];
+            base.promise.instance.tool(&arguments);
+            base.promise.instance.kill();
+            let left = base.settle_in(&saved).unwrap();
+            assert!(left.is_empty(), "{what}: {why}; not salvaged: {left:?}\n{told}");
+            fs::remove_dir_all(&saved).unwrap();
+            endings.salvaged += 1;
+        }
+    }
+    println!("{what}: {endings:?}");
+    let again: Vec<_> =
+        base.delivered.iter().filter(|serial| base.promise.sink.arrivals.copies(**serial) > 1).collect();
+    assert!(again.is_empty(), "{what}: delivered again after its delivery was recorded: {again:?}");
+    let data = base.data.clone();
+    base.promise.instance.use_data(&data);
+    fs::remove_dir_all(&copy).unwrap();
+}
+
+#[test]
+fn damage_stays_with_what_it_touched_or_is_refused_with_a_remedy_that_works() {
+    if is_quick() {
+        return not_run("damaged files", "left out of the quick run");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut base = Base::make(folder.path());
+    let (flips, cuts) = if is_long() { LONG } else { SHORT };
+    let mut dice = Dice(0x005E_ED0F_DA7A);
+    let mut endings = Endings::default();
+    for _ in 0..flips {
+        one(&mut base, folder.path(), (Harm::Flip, &mut dice), &mut endings);
+    }
+    for _ in 0..cuts {
+        one(&mut base, folder.path(), (Harm::CutOff, &mut dice), &mut endings);
+    }
+    println!("damaged files: {flips} flips, {cuts} cuts; {endings:?}");
+    let told = format!("{} set aside and reported, {} salvaged", endings.set_aside, endings.salvaged);
+    let rounds = (flips + cuts).to_string();
+    row(&[format!("damaged files: {told}"), rounds, base.owed.len().to_string()]);
+    assert_eq!(base.promise.sink.arrivals.invented(&base.promise.load), Vec::<u64>::new(), "invented");
+}
