@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use crate::harness::load::SinkMood;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds};
+use crate::harness::promise::{IN_FLIGHT_MAX, Promise, is_quick, pause, rounds};
 
 const ROUNDS: u64 = 20;
-/// Deliveries that may be in flight at one death: 10 connections to each of three sites, each with a
-/// message under way and one whose outcome waits for the disk.
-const IN_FLIGHT_MAX: usize = 60;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::harness::disk::Disk;
 use crate::harness::load::SinkMood;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds, row};
+use crate::harness::promise::{IN_FLIGHT_MAX, Promise, is_quick, pause, rounds, row};
 
 /// About 45 s; a round is mostly mounting, checking and starting.
 const ROUNDS: u64 = 12;
@@ -64,6 +64,7 @@ fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
     for round in 0..rounds {
         // In every second round nothing is delivered, so that the queue itself must survive.
         promise.sink.set_mood(if round % 2 == 0 { SinkMood::DefersEvery(10) } else { SinkMood::Shut });
+        let extra = promise.sink.arrivals.extra();
         let senders = promise.senders();
         thread::sleep(pause(round));
         disk.cut_power();
@@ -76,6 +77,8 @@ fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
         promise.verify();
         promise.instance.start();
         promise.instance.wait_for_door();
+        let extra = promise.sink.arrivals.extra() - extra;
+        assert!(extra <= 2 * IN_FLIGHT_MAX, "{extra} extra copies in round {round}");
     }
     promise.sink.set_mood(SinkMood::Takes);
     let missing = promise.settle();

@@ -18,6 +18,9 @@ use super::process::Instance;
 use super::zone::{SinkZone, zone_of_sink};
 
 const DOMAINS: [&str; 3] = ["one.test", "two.test", "three.test"];
+/// Deliveries that may be in flight at one death: 10 connections to each of three sites, each with a
+/// message under way and one whose outcome waits for the disk.
+pub const IN_FLIGHT_MAX: usize = 60;
 /// Senders at the same time.
 const SENDERS: usize = 8;
 /// How long everything acknowledged may take to arrive after the last fault.
