@@ -136,13 +136,13 @@ impl SigningKeys {
         let mut found_kind = "rsa".to_owned();
         for (position, tag) in text.split(';').enumerate() {
             let Some((name, value)) = tag.split_once('=') else {
-                if tag.trim().is_empty() {
+                if tag.trim_matches(is_folding_white_space).is_empty() {
                     continue;
                 }
                 return false;
             };
-            let value: String = value.chars().filter(|character| !character.is_ascii_whitespace()).collect();
-            match name.trim() {
+            let value: String = value.chars().filter(|character| !is_folding_white_space(*character)).collect();
+            match name.trim_matches(is_folding_white_space) {
                 "v" if position != 0 || value != "DKIM1" => return false,
                 "k" => found_kind = value.to_ascii_lowercase(),
                 "p" if found_key || value != public => return false,
@@ -181,6 +181,12 @@ impl SigningKeys {
                 .map_err(|_| SignError::Crypto("ed25519-sha256")),
         }
     }
+}
+
+/// FWS of RFC 6376 s2.8; other blanks, such as a no-break space that came along when the record was
+/// copied, are none to a verifier.
+fn is_folding_white_space(character: char) -> bool {
+    matches!(character, ' ' | '\t' | '\r' | '\n')
 }
 
 /// In whose name a message is signed.

@@ -188,6 +188,9 @@ fn a_published_record_is_recognised_in_any_spelling_and_no_other_is() {
         assert!(!KEYS.is_published_by(algorithm, &format!("{record}; h=sha1")));
         assert!(!KEYS.is_published_by(algorithm, &record.replace("DKIM1", "DKIM2")));
         assert!(!KEYS.is_published_by(algorithm, ""));
+        for blank in ["\u{a0}", "\u{b}", "\u{c}", "\u{2003}"] {
+            assert!(!KEYS.is_published_by(algorithm, &record.replace("; p", &format!(";{blank}p"))), "{blank:?}");
+        }
     }
     assert!(!KEYS.is_published_by(Algorithm::Rsa, &KEYS.public_record(Algorithm::Ed25519)));
 }

@@ -194,6 +194,21 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
+        /// Lanes so alike that every field decides now and then.
+        fn near_lanes()(vip in 0_u64..2, tenant in 255_u64..258, class: bool,
+                        route in proptest::option::of(prop_oneof![Just(0_u64), Just(255), Just(256), Just(u64::MAX)]),
+                        hop in "[ab-]{0,2}a(\\.[ab]{1,2}){1,2}") -> Lane {
+            Lane {
+                vip: VipId(vip),
+                tenant: TenantId(tenant),
+                class: if class { Class::Transactional } else { Class::Marketing },
+                transport: route.map_or(TransportName::Mx, TransportName::Smarthost),
+                next_hop: Domain::parse(hop.trim_start_matches('-')).unwrap(),
+            }
+        }
+    }
+
+    prop_compose! {
         fn lanes()(vip: u64, tenant: u64, class: bool, route in proptest::option::of(any::<u64>()),
                    hop in "[a-z]{1,8}(\\.[a-z]{2,5}){1,2}") -> Lane {
             Lane {
@@ -219,6 +234,20 @@ mod tests {
             }
             let key = due(&one, entry(early));
             prop_assert_eq!(read_due(&key[..key.len() - 1]), None);
+        }
+
+        #[test]
+        fn keys_sort_as_lanes_do(one in near_lanes(), two in near_lanes(), early: [u8; 4], late: [u8; 4]) {
+            prop_assert_eq!(one.cmp(&two), lane(&one).cmp(&lane(&two)));
+            prop_assert!(one == two || !lane(&two).starts_with(&lane(&one)), "one lane within another");
+            // Times and numbers around the borders of an octet.
+            let entry = |octets: [u8; 4]| {
+                let [due, id, number, more] = octets.map(|octet| octet % 3);
+                let number = 254 + u16::from(number) + (u16::from(more) << 8);
+                Entry { due: QueueTime(254 + u64::from(due)), queue_id: QueueId([id; 16]), number }
+            };
+            let (early, late) = (entry(early), entry(late));
+            prop_assert_eq!((&one, early).cmp(&(&two, late)), due(&one, early).cmp(&due(&two, late)));
         }
 
         #[test]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::tests::{Bench, WALL, all, bounced, delivered, lane_to, message};
+use super::tests::{Bench, WALL, all, bounced, deferred, delivered, lane_to, message};
 use super::*;
 use crate::access::Actor;
 use crate::background::Shutdown;
@@ -235,4 +235,25 @@ async fn very_many_failures_go_into_several_notices_and_nothing_gets_stuck() {
     }
     assert_eq!(told, 1_500);
     bench.assert_empty();
+}
+
+#[tokio::test]
+async fn an_attempt_in_time_that_is_recorded_late_is_not_the_last_one() {
+    let bench = Bench::new().await;
+    let has_expired = || bench.mail_events().iter().any(|event| matches!(event, MailEvent::Expired { .. }));
+    bench.queue.enqueue(message(&["a@one.example"]), WALL).await.unwrap();
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &deferred());
+    bench.store.fail_next(1, CommitError::Full("full".into()));
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap_err();
+    // The disk has room again when the message has waited longer than anything may.
+    bench.pass(4 * 24 * 3_600_000);
+    bench.queue.do_chores(WALL).await;
+    assert_eq!(bench.queue.totals().unrecorded, 0);
+    assert!(!has_expired(), "given up without an attempt beyond the limit");
+    bench.pass(5 * 3_600_000);
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &deferred());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    assert!(has_expired());
 }

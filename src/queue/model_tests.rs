@@ -1,7 +1,7 @@
 //! The queue against a map: random acts, restarts and failing commits; what the map says is owed is
 //! owed, what it says is done is never handed out again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -9,23 +9,51 @@ use proptest::prelude::*;
 use super::tests::{Bench, WALL, bounced, deferred, delivered, message};
 use super::*;
 use crate::access::Actor;
-use crate::store::prefix;
+use crate::events::{EventKind, MailEvent};
+use crate::store::{after_prefix, codec, prefix};
 
 /// One random act; numbers are taken modulo what there is.
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    Enqueue { recipients: u8, lanes: u8 },
-    Claim { most: u8 },
-    Settle { which: u8, outcome: u8 },
-    GiveBack { which: u8, seconds: u16 },
+    Enqueue {
+        recipients: u8,
+        lanes: u8,
+    },
+    Claim {
+        most: u8,
+    },
+    Settle {
+        which: u8,
+        outcome: u8,
+    },
+    GiveBack {
+        which: u8,
+        seconds: u16,
+    },
     Hold(u8),
     Release(u8),
     Cancel(u8),
     Retry(u8),
-    Pass { minutes: u16 },
+    Pass {
+        minutes: u16,
+    },
     FailNext(u8),
     Chores,
     Reopen,
+    /// A stop without a word: what was not recorded is forgotten.
+    Crash,
+    /// Longer than anything waits.
+    Wait {
+        days: u8,
+    },
+    /// The wall clock is set: hours before or after where it began.
+    SetWallClock {
+        hours: i16,
+    },
+    Move {
+        which: u8,
+        to: u8,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Act> {
@@ -42,6 +70,10 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => (1_u8..3).prop_map(Act::FailNext),
         2 => Just(Act::Chores),
         1 => Just(Act::Reopen),
+        1 => Just(Act::Crash),
+        1 => (1_u8..5).prop_map(|days| Act::Wait { days }),
+        1 => (-480_i16..480).prop_map(|hours| Act::SetWallClock { hours }),
+        1 => (any::<u8>(), 1_u8..4).prop_map(|(which, to)| Act::Move { which, to }),
     ]
 }
 
@@ -53,11 +85,19 @@ enum Fate {
     Done,
 }
 
+/// A recipient: message and number.
+type Name = (QueueId, u16);
+
 struct World {
     bench: Bench,
     claims: Vec<Claim>,
-    fates: BTreeMap<(QueueId, u16), Fate>,
+    fates: BTreeMap<Name, Fate>,
     ids: Vec<QueueId>,
+    /// Whom an outcome was given for that may not be recorded yet.
+    unsure: BTreeSet<Name>,
+    /// Who was deferred when the limit had passed: the only ones that may expire.
+    late: BTreeSet<Name>,
+    wall: Timestamp,
 }
 
 impl World {
@@ -92,14 +132,56 @@ impl World {
             }
             Act::Pass { minutes } => self.bench.pass(u64::from(minutes) * 60_000),
             Act::FailNext(times) => self.bench.store.fail_next(usize::from(times), CommitError::Full("full".into())),
-            Act::Chores => self.bench.queue.do_chores(WALL).await,
+            Act::Chores => self.bench.queue.do_chores(self.wall).await,
             Act::Reopen => {
                 // A clean stop: what was not recorded yet is recorded first.
                 self.recover().await;
                 self.claims.clear();
                 self.bench.reopen().await;
             }
+            Act::Crash => self.crash().await,
+            Act::Wait { days } => self.bench.pass(u64::from(days) * 24 * 3_600_000),
+            Act::SetWallClock { hours } => {
+                self.wall = Timestamp(WALL.0.saturating_add_signed(i64::from(hours) * 3_600_000));
+            }
+            Act::Move { which, to } => {
+                let Some(id) = self.pick(which) else { return };
+                let _ = self.bench.queue.move_to(&Actor::local(0), id, VipId(u64::from(to)), self.wall).await;
+            }
         }
+    }
+
+    /// The records as a start would find them: whatever was acknowledged is there, and only outcomes
+    /// that were never recorded are forgotten.
+    async fn crash(&mut self) {
+        self.claims.clear();
+        self.bench.store.reopen();
+        self.bench.reopen().await;
+        let unsure = std::mem::take(&mut self.unsure);
+        for (name, stored) in self.stored_fates() {
+            match self.fates.get_mut(&name) {
+                Some(fate) if unsure.contains(&name) => *fate = stored,
+                fate => assert_eq!(fate.copied(), Some(stored), "after a crash: {name:?}"),
+            }
+        }
+    }
+
+    /// Where every recipient stands by the stored records; one without a record is done.
+    fn stored_fates(&self) -> BTreeMap<Name, Fate> {
+        let mut stored: BTreeMap<Name, Fate> = self.fates.keys().map(|name| (*name, Fate::Done)).collect();
+        let rows = self.bench.store.range(&[prefix::LANE], &after_prefix(&[prefix::LANE]), usize::MAX).unwrap();
+        for (key, value) in rows {
+            let record: LaneRecord = codec::decode(&value).unwrap();
+            for recipient in record.recipients {
+                let fate = match recipient.state {
+                    RecipientState::Waiting => Fate::Waiting,
+                    RecipientState::Held => Fate::Held,
+                    RecipientState::Done(_) => Fate::Done,
+                };
+                stored.insert((key::id_of(&key).unwrap(), recipient.number), fate);
+            }
+        }
+        stored
     }
 
     async fn enqueue(&mut self, recipients: u8, lanes: u8) {
@@ -107,7 +189,7 @@ impl World {
         let to: Vec<&str> = to.iter().map(String::as_str).collect();
         let new = message(&to);
         let id = new.id;
-        if self.bench.queue.enqueue(new, WALL).await.is_ok() {
+        if self.bench.queue.enqueue(new, self.wall).await.is_ok() {
             self.ids.push(id);
             self.fates.extend((0..u16::from(recipients)).map(|number| ((id, number), Fate::Waiting)));
         }
@@ -148,10 +230,16 @@ impl World {
             Some(_) => true,
             None => false,
         };
-        for (number, _) in outcomes.iter().filter(|_| ended) {
-            self.fates.insert((id, *number), Fate::Done);
+        let names: Vec<Name> = outcomes.iter().map(|(number, _)| (id, *number)).collect();
+        for name in names.iter().filter(|_| ended) {
+            self.fates.insert(*name, Fate::Done);
         }
-        let _ = self.bench.queue.settle(claim, outcomes, WALL).await;
+        if matches!(outcome, Some(Outcome::Deferred { .. })) && ended {
+            self.late.extend(&names);
+        }
+        if self.bench.queue.settle(claim, outcomes, self.wall).await.is_err() {
+            self.unsure.extend(&names);
+        }
     }
 
     async fn order(&mut self, act: Act, which: u8) {
@@ -159,10 +247,10 @@ impl World {
         let actor = Actor::local(0);
         let queue = &self.bench.queue;
         let (done, fate) = match act {
-            Act::Hold(_) => (queue.hold(&actor, id, &[], WALL).await, Some(Fate::Held)),
-            Act::Release(_) => (queue.release_hold(&actor, id, &[], WALL).await, Some(Fate::Waiting)),
-            Act::Cancel(_) => (queue.cancel(&actor, id, &[], WALL).await, Some(Fate::Done)),
-            _ => (queue.retry(&actor, id, &[], WALL).await, None),
+            Act::Hold(_) => (queue.hold(&actor, id, &[], self.wall).await, Some(Fate::Held)),
+            Act::Release(_) => (queue.release_hold(&actor, id, &[], self.wall).await, Some(Fate::Waiting)),
+            Act::Cancel(_) => (queue.cancel(&actor, id, &[], self.wall).await, Some(Fate::Done)),
+            _ => (queue.retry(&actor, id, &[], self.wall).await, None),
         };
         let Ok(changed) = done else { return };
         for number in changed.recipients {
@@ -179,9 +267,11 @@ impl World {
         self.bench.store.reopen();
         for _ in 0..3 {
             self.bench.pass(60_000);
-            self.bench.queue.do_chores(WALL).await;
+            self.bench.queue.do_chores(self.wall).await;
         }
         assert_eq!(self.bench.queue.totals().unrecorded, 0);
+        self.unsure.clear();
+        assert_eq!(self.stored_fates(), self.fates);
     }
 
     /// Lets everything end: every recipient the map calls waiting is handed out exactly once more.
@@ -190,9 +280,9 @@ impl World {
         for claim in std::mem::take(&mut self.claims) {
             self.bench.queue.release(claim, Duration::ZERO);
         }
-        self.bench.queue.do_chores(WALL).await;
+        self.bench.queue.do_chores(self.wall).await;
         for id in self.ids.clone() {
-            let _ = self.bench.queue.release_hold(&Actor::local(0), id, &[], WALL).await;
+            let _ = self.bench.queue.release_hold(&Actor::local(0), id, &[], self.wall).await;
         }
         for fate in self.fates.values_mut().filter(|fate| **fate == Fate::Held) {
             *fate = Fate::Waiting;
@@ -205,16 +295,49 @@ impl World {
             let waiting = claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting);
             let outcomes: Vec<_> = waiting.map(|recipient| (recipient.number, delivered())).collect();
             handed_out += outcomes.len();
-            self.bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+            self.bench.queue.settle(claim, outcomes, self.wall).await.unwrap();
         }
         assert_eq!(handed_out, waiting);
-        self.bench.queue.do_chores(WALL).await;
+        self.bench.queue.do_chores(self.wall).await;
         self.bench.pass(3_600_000);
+        let mut told = BTreeSet::new();
         while let Some(notice) = self.bench.queue.owed_notices(1).unwrap().pop() {
-            self.bench.queue.drop_notice(&notice, WALL).await.unwrap();
+            for recipient in &notice.recipients {
+                assert!(told.insert((notice.queue_id, recipient.number)), "told twice");
+            }
+            self.bench.queue.drop_notice(&notice, self.wall).await.unwrap();
         }
         self.bench.assert_empty();
         assert_eq!(self.bench.count(prefix::HISTORY), self.ids.len());
+        self.check_endings(&told);
+    }
+
+    /// Every recipient ended, was delivered to once at most, expired only after an attempt beyond
+    /// the limit, and its sender is told of every failure and of nothing else.
+    fn check_endings(&self, told: &BTreeSet<Name>) {
+        let mut endings: BTreeMap<Name, Vec<Ending>> = BTreeMap::new();
+        for event in self.bench.events() {
+            let EventKind::Mail(id, event) = event else { continue };
+            let (recipients, ending) = match event {
+                MailEvent::Delivered { recipients, .. } => (recipients, Ending::Delivered),
+                MailEvent::Bounced { recipients, .. } => (recipients, Ending::Bounced),
+                MailEvent::Expired { recipients, .. } => (recipients, Ending::Expired),
+                MailEvent::Cancelled { recipients, .. } => (recipients, Ending::Cancelled),
+                _ => continue,
+            };
+            for number in recipients {
+                endings.entry((id, number)).or_default().push(ending);
+            }
+        }
+        assert_eq!(endings.keys().collect::<Vec<_>>(), self.fates.keys().collect::<Vec<_>>());
+        for (name, endings) in &endings {
+            // What was cancelled in flight may have been delivered all the same.
+            let is_one = matches!(endings[..], [_] | [Ending::Cancelled, Ending::Delivered]);
+            assert!(is_one, "{name:?} ended as {endings:?}");
+            assert!(!endings.contains(&Ending::Expired) || self.late.contains(name), "{name:?} expired unseen");
+            let has_failed = endings.iter().any(|ending| matches!(ending, Ending::Bounced | Ending::Expired));
+            assert_eq!(told.contains(name), has_failed, "{name:?} ended as {endings:?}");
+        }
     }
 }
 
@@ -225,8 +348,17 @@ proptest! {
     fn what_the_map_says_is_owed_is_owed(acts in proptest::collection::vec(acts(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let bench = Bench::new().await;
-            let mut world = World { bench, claims: Vec::new(), fates: BTreeMap::new(), ids: Vec::new() };
+            let policy = Policy { may_move: Arc::new(|_, _| Ok(())), ..Policy::default() };
+            let bench = Bench::with_policy(policy).await;
+            let mut world = World {
+                bench,
+                claims: Vec::new(),
+                fates: BTreeMap::new(),
+                ids: Vec::new(),
+                unsure: BTreeSet::new(),
+                late: BTreeSet::new(),
+                wall: WALL,
+            };
             for act in acts {
                 world.perform(act).await;
             }

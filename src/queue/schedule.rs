@@ -78,7 +78,11 @@ fn mix(seed: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Needs8bit;
     use super::*;
+    use crate::mail::{Class, ReversePath, TenantId, VipId};
 
     #[test]
     fn pauses_double_from_five_minutes_to_four_hours_and_spread() {
@@ -105,5 +109,73 @@ mod tests {
         assert_eq!(held_back(&with(Some(Hold::For(Duration::from_secs(9)))), accepted), Duration::from_secs(9));
         assert_eq!(held_back(&with(Some(Hold::Until(Timestamp(61_000)))), accepted), Duration::from_secs(60));
         assert_eq!(held_back(&with(Some(Hold::Until(Timestamp(5)))), accepted), Duration::ZERO);
+    }
+
+    prop_compose! {
+        fn any_settings()(first in 1_u64..100_000, longest in 1_u64..1_000_000, expire in 1_u64..10_000_000) -> Settings {
+            let (retry_first, retry_max) = (Duration::from_secs(first), Duration::from_secs(first.max(longest)));
+            Settings { retry_first, retry_max, expire_after: Duration::from_secs(expire), ..Settings::default() }
+        }
+    }
+
+    fn message(accepted_at: u64, hold: Option<Hold>) -> QueuedMessage {
+        QueuedMessage {
+            tenant: TenantId(1),
+            account: None,
+            vip: VipId(1),
+            class: Class::Transactional,
+            source: "smtp".into(),
+            reverse_path: ReversePath(None),
+            parameters: MailParameters { hold, ..MailParameters::default() },
+            needs_8bit: Needs8bit::No,
+            size_bytes: 1,
+            accepted: Timestamp(1_000),
+            accepted_at: QueueTime(accepted_at),
+            signatures: Vec::new(),
+            lanes: 1,
+            recipients: 1,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pauses_are_bounded_spread_by_a_fifth_and_never_shrink_by_more(
+            settings in any_settings(), attempts: u32, one: u64, two: u64
+        ) {
+            let bare = |attempts: u32| {
+                let doubled = settings.retry_first.saturating_mul(1 << attempts.saturating_sub(1).min(31));
+                doubled.min(settings.retry_max)
+            };
+            let (now, next) = (pause(&settings, attempts, one), pause(&settings, attempts.saturating_add(1), two));
+            let base = bare(attempts);
+            prop_assert!(now >= base * 4 / 5 && now <= base + base / 5);
+            prop_assert!(now >= settings.retry_first * 4 / 5 && now <= settings.retry_max + settings.retry_max / 5);
+            prop_assert!(bare(attempts.saturating_add(1)) >= base);
+            prop_assert!(next >= now * 2 / 3, "{now:?} then {next:?}");
+            prop_assert_eq!(pause(&settings, attempts, one), now, "the seed alone decides");
+        }
+
+        #[test]
+        fn seeds_of_records_and_attempts_differ(id: [u8; 16], number: u16, attempts in 0_u32..u32::MAX) {
+            let own = seed(QueueId(id), number, attempts);
+            prop_assert_ne!(own, seed(QueueId(id), number, attempts + 1));
+            prop_assert_ne!(own, seed(QueueId(id), number.wrapping_add(1), attempts));
+        }
+
+        #[test]
+        fn what_waited_grows_with_time_and_a_hold_does_not_count(
+            settings in any_settings(), accepted: u64, hold in proptest::option::of(0_u64..10_000_000),
+            first: u64, more: u64
+        ) {
+            let hold_for = Duration::from_secs(hold.unwrap_or(0));
+            let message = message(accepted, hold.map(|_| Hold::For(hold_for)));
+            let (now, later) = (QueueTime(first), QueueTime(first.saturating_add(more)));
+            let (early, late) = (waited(&message, now), waited(&message, later));
+            prop_assert!(early <= late);
+            prop_assert_eq!(early, now.since(QueueTime(accepted)).saturating_sub(hold_for));
+            prop_assert!(!has_expired(&settings, early) || has_expired(&settings, late), "what expired stays so");
+            prop_assert!(has_expired(&settings, early) == (early >= settings.expire_after));
+            prop_assert_eq!(waited(&message, QueueTime(accepted.saturating_sub(1))), Duration::ZERO, "never before");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Queue;
 use super::key::{self, Entry};
 use super::lanes::WhileClaimed;
-use super::record::{Claim, LaneRecord, Outcome, QueuedMessage};
+use super::record::{Claim, LaneRecord, Outcome, QueueTime, QueuedMessage};
 use super::verdict::{self, Case, Verdict};
 use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
@@ -25,6 +25,8 @@ pub(super) struct Settlement {
     pub(super) claim: Claim,
     pub(super) outcomes: Vec<(u16, Outcome)>,
     pub(super) at: Timestamp,
+    /// When the outcomes were given; recording them may take longer than mail waits.
+    pub(super) given: QueueTime,
 }
 
 /// Hands the settlement to the chores unless it was recorded, also if the caller goes away.
@@ -56,7 +58,7 @@ impl Queue {
         if self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_none() {
             return Err(CommitError::Conflict);
         }
-        let settlement = Settlement { claim, outcomes, at: now };
+        let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
         let mut unrecorded = Unrecorded { queue: self, settlement: Some(settlement) };
         let Some(settlement) = &unrecorded.settlement else { return Ok(()) };
         self.write_settlement(settlement).await?;
@@ -68,7 +70,7 @@ impl Queue {
     pub fn settle_later(&self, claim: Claim, outcomes: Vec<(u16, Outcome)>, now: Timestamp) {
         let known = self.in_memory().claimed((claim.queue_id, claim.number), claim.token);
         if known.is_some() {
-            let settlement = Settlement { claim, outcomes, at: now };
+            let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
             drop(Unrecorded { queue: self, settlement: Some(settlement) });
         }
     }
@@ -120,6 +122,7 @@ impl Queue {
             record,
             outcomes: &settlement.outcomes,
             now: self.now(),
+            given: settlement.given,
             settings: &self.settings,
             tells_delays: (self.policy.tells_delays)(claim.message.tenant),
         });

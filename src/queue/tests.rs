@@ -22,18 +22,23 @@ pub(super) struct Bench {
     pub(super) store: Arc<MemoryStore>,
     pub(super) queue: Queue,
     pub(super) clock: Arc<AtomicU64>,
+    policy: Policy,
 }
 
 impl Bench {
     pub(super) async fn new() -> Self {
+        Self::with_policy(Policy::default()).await
+    }
+
+    pub(super) async fn with_policy(policy: Policy) -> Self {
         let store = Arc::new(MemoryStore::new());
         let clock = Arc::new(AtomicU64::new(1_000_000));
-        let queue = open(&store, &clock).await;
-        Self { store, queue, clock }
+        let queue = open(&store, &clock).await.with_policy(policy.clone());
+        Self { store, queue, clock, policy }
     }
 
     pub(super) async fn reopen(&mut self) {
-        self.queue = open(&self.store, &self.clock).await;
+        self.queue = open(&self.store, &self.clock).await.with_policy(self.policy.clone());
     }
 
     pub(super) fn pass(&self, millis: u64) {

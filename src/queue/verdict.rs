@@ -18,6 +18,8 @@ pub(super) struct Case<'a> {
     pub(super) record: LaneRecord,
     pub(super) outcomes: &'a [(u16, Outcome)],
     pub(super) now: QueueTime,
+    /// When the outcomes were given: what counts for expiry, however late they are recorded.
+    pub(super) given: QueueTime,
     pub(super) settings: &'a Settings,
     /// Whether the tenant wants delay notices nobody asked for.
     pub(super) tells_delays: bool,
@@ -61,7 +63,7 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
     let pause = schedule::pause(case.settings, attempts, schedule::seed(case.queue_id, case.number, attempts));
     let waited = schedule::waited(case.message, case.now);
     let judgement = Judgement {
-        expired: schedule::has_expired(case.settings, waited),
+        expired: schedule::has_expired(case.settings, schedule::waited(case.message, case.given)),
         late: schedule::is_late(case.settings, waited),
         due_in_secs: pause.as_secs(),
         tells_delays: case.tells_delays,
