@@ -243,9 +243,9 @@ pub fn certificates(input: &[u8]) {
     };
     write(&chain, &key);
     let fresh = Certificates::open(folder.path(), &name()).unwrap();
-    if fresh.has_default() {
-        assert!(fresh.covers(&name()), "a certificate of another name");
-    }
+    // A changed octet may make it a sound certificate of another name.
+    let is_sound = !fresh.expiries().is_empty();
+    assert!(is_sound || !fresh.has_default());
     fs::remove_dir_all(&own).unwrap();
     write(&PAIR.0, &PAIR.1);
     let certificates = Certificates::open(folder.path(), &name()).unwrap();
@@ -253,8 +253,8 @@ pub fn certificates(input: &[u8]) {
     fs::remove_dir_all(&own).unwrap();
     write(&chain, &key);
     let reloaded = certificates.reload().unwrap();
-    assert!(certificates.has_default(), "a sound certificate was given up");
-    assert_eq!(reloaded.problems.is_empty(), fresh.has_default(), "{reloaded:?}");
+    assert!(is_sound || certificates.has_default(), "a sound certificate was given up for a broken one");
+    assert_eq!(reloaded.problems.is_empty(), is_sound, "{reloaded:?}");
     for (folder, reason) in reloaded.problems {
         assert!(folder == name().as_str() && !reason.is_empty());
     }

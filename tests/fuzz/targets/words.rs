@@ -93,7 +93,7 @@ pub fn dkim_record(input: &[u8]) {
     // `$` in the input stands for the key and `%` for the record, which no input could guess.
     let text = String::from_utf8_lossy(feed.rest()).replace('%', &record).replace('$', public);
     if KEYS.is_published_by(algorithm, &text) {
-        let packed: String = text.chars().filter(|character| !character.is_ascii_whitespace()).collect();
+        let packed: String = text.chars().filter(|character| !" \t\r\n".contains(*character)).collect();
         assert!(packed.contains(&format!("p={public}")), "{text}");
         assert!(!KEYS.is_published_by(other, &text), "one record for two algorithms");
     }
