@@ -79,7 +79,13 @@ impl SystemResolver {
     async fn records(&self, name: &str, kind: RecordType) -> Result<Vec<RData>, LookupError> {
         let mut name = Name::from_ascii(name).map_err(|_| LookupError::NoSuchName)?;
         name.set_fqdn(true);
-        let lookup = self.resolver.lookup(name, kind).await.map_err(|error| failure(&error))?;
+        let lookup = match self.resolver.lookup(name.clone(), kind).await {
+            Ok(lookup) => lookup,
+            Err(error) if is_unproven(&error) && self.is_alias(name).await => {
+                return Err(LookupError::Temporary("the name is an alias that leads nowhere".to_owned()));
+            }
+            Err(error) => return Err(failure(&error)),
+        };
         let found: Vec<RData> = lookup
             .answers()
             .iter()
@@ -92,6 +98,20 @@ impl SystemResolver {
         }
         Ok(found)
     }
+}
+
+impl SystemResolver {
+    async fn is_alias(&self, name: Name) -> bool {
+        let found = self.resolver.lookup(name, RecordType::CNAME).await;
+        found.is_ok_and(|found| found.answers().iter().any(|record| record.record_type() == RecordType::CNAME))
+    }
+}
+
+/// "No such record" without the SOA that proves it (RFC 2308 s2.2): an alias that leads to itself
+/// looks like this too.
+fn is_unproven(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(none))
+        if none.response_code == ResponseCode::NoError && none.soa.is_none())
 }
 
 fn server_at(address: &SocketAddr) -> NameServerConfig {

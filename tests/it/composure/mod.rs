@@ -2,5 +2,12 @@
 //! hostile, when the clock jumps and when DNS lies. New work is refused politely, accepted work goes
 //! on, and everything heals by itself.
 
+mod clock;
+mod dns;
+mod injection;
 mod shortage;
+mod spoofing;
 mod tarpits;
+mod timing;
+mod tls;
+mod world;

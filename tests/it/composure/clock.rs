@@ -1,0 +1,142 @@
+//! The wall clock jumps back a day, ahead a day and ahead ten years under the running daemon, and at a
+//! restart: nothing expires, nothing floods, nobody is locked out. The monotonic clock goes on, as it
+//! does when somebody sets the time (libfaketime, `FAKETIME_DONT_FAKE_MONOTONIC`).
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::load::{RecordingSink, SinkMood, TlsSession};
+use crate::harness::not_run;
+use crate::harness::process::{Credentials, Instance};
+use crate::harness::zone::zone_of_sink;
+
+const NAME: &str = "composure::clock::a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out";
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Where Debian's libfaketime puts the library for programs with threads.
+const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+const WAITING: u64 = 8;
+
+struct World {
+    instance: Instance,
+    credentials: Credentials,
+    sink: RecordingSink,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    fn jump(&self, offset: &str) {
+        std::fs::write(self.folder.path().join("clock"), format!("{offset}\n")).unwrap();
+    }
+
+    fn queue(&self) -> Vec<Value> {
+        let listed: Value = serde_json::from_str(&self.instance.tool(&["queue", "list", "--json"])).unwrap();
+        listed["rows"].as_array().unwrap_or_else(|| panic!("{listed}")).clone()
+    }
+
+    /// Everything waits, none of it for years and none of it being tried over and over.
+    fn all_wait(&self, after: &str) {
+        let began = Instant::now();
+        loop {
+            let rows = self.queue();
+            assert_eq!(rows.len() as u64, WAITING, "after {after}: {rows:?}");
+            let waits = |row: &Value| row["due_in_secs"].as_u64().is_some_and(|secs| (60..=7_300).contains(&secs));
+            if rows.iter().all(waits) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "after {after}: {rows:?}");
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn send(&self, serial: u64) {
+        let mut session = TlsSession::open(self.instance.door).unwrap();
+        session.login(&self.credentials.login, &self.credentials.password).unwrap();
+        session.command("MAIL FROM:<a@shop.test>", "250").unwrap();
+        session.command(&format!("RCPT TO:<user{serial}@there.test>"), "250").unwrap();
+        session.command("DATA", "354").unwrap();
+        session.command(&format!("From: <a@shop.test>\r\nX-Serial: {serial}\r\n\r\nhello\r\n."), "250").unwrap();
+    }
+
+    fn fails_to_log_in(&self) {
+        let mut session = TlsSession::open(self.instance.door).unwrap();
+        assert!(session.login(&self.credentials.login, "wrong").is_err());
+    }
+}
+
+fn open() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let zone = zone_of_sink(&["there.test", "shop.test"]);
+    let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), SinkMood::Shut).unwrap();
+    let data = folder.path().join("data");
+    let mut instance = Instance::make(folder.path(), &data, zone.address, sink.address.port());
+    instance.reconfigure("retry_first = \"10s\"\nretry_max = \"1m\"", "retry_first = \"1h\"\nretry_max = \"2h\"");
+    let clock = folder.path().join("clock");
+    std::fs::write(&clock, "+0\n").unwrap();
+    instance.wrapper = [
+        "env".to_owned(),
+        format!("LD_PRELOAD={LIBRARY}"),
+        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+    ]
+    .to_vec();
+    instance.start();
+    let credentials = instance.furnish();
+    instance.tool(&["tenant", "limits", "shop", "--hourly", "200", "--daily", "400"]);
+    // The zone lives as long as the test: it is leaked with its runtime.
+    std::mem::forget(zone);
+    World { instance, credentials, sink, folder }
+}
+
+#[test]
+fn a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out() {
+    if !Path::new(LIBRARY).exists() {
+        return not_run(NAME, "the package faketime is not installed");
+    }
+    let mut world = open();
+    (0..WAITING).for_each(|serial| world.send(serial));
+    world.all_wait("the start");
+    let mut next = 1_000;
+    for (step, offset) in ["-1d", "+0", "+1d", "+0", "+3650d", "+0", "-1d", "+3650d", "-1d"].into_iter().enumerate() {
+        world.jump(offset);
+        // Twice the gauges' and counters' rhythm is not needed: the queue looks every second.
+        thread::sleep(Duration::from_millis(1_500));
+        world.all_wait(offset);
+        // Whoever has the password gets in, before and after somebody without it tries.
+        world.fails_to_log_in();
+        world.sink.set_mood(SinkMood::Takes);
+        world.send(next);
+        arrives(&world, next);
+        world.sink.set_mood(SinkMood::Shut);
+        next += 1;
+        world.all_wait(&format!("mail at {offset}, step {step}"));
+        assert_eq!(world.sink.arrivals.extra(), 0);
+    }
+    // The same at a restart: the queue's clock goes on by a day at most, so everything is tried once.
+    for offset in ["+3650d", "-1d", "+0"] {
+        assert!(world.instance.stop().success());
+        world.jump(offset);
+        world.instance.start();
+        world.instance.wait_for_door();
+        world.all_wait(&format!("a restart at {offset}"));
+    }
+    world.sink.set_mood(SinkMood::Takes);
+    for row in world.queue() {
+        world.instance.tool(&["queue", "retry", row["id"].as_str().unwrap()]);
+    }
+    (0..WAITING).for_each(|serial| arrives(&world, serial));
+    assert_eq!(world.sink.arrivals.extra(), 0, "nothing was delivered twice");
+    assert_eq!(world.sink.arrivals.len() as u64, WAITING + next - 1_000, "and nobody got a notice");
+    assert!(world.instance.stop().success());
+}
+
+fn arrives(world: &World, serial: u64) {
+    let began = Instant::now();
+    while world.sink.arrivals.copies(serial) == 0 {
+        assert!(began.elapsed() < PATIENCE, "{serial} does not arrive: {}", world.instance.log_tail());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
