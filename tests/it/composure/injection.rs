@@ -137,8 +137,10 @@ async fn nothing_a_client_or_a_peer_says_becomes_a_line_of_a_message_or_a_notice
         assert!(!text.lines().any(|line| line.starts_with(MARK)), "{text}");
         // No reader's idea of a line end makes one of it either; the sender's own header fields,
         // which come back as they were, are the sender's affair.
-        let (ours, _) = text.split_once("text/rfc822-headers").unwrap();
-        assert!(!ours.contains(['\u{b}', '\u{7f}', '\u{85}', '\u{2028}', '\0']), "{text:?}");
+        let returned = ["text/rfc822-headers", "message/rfc822", "message/global"];
+        let parts = returned.iter().filter_map(|kind| text.find(&format!("Content-Type: {kind}")));
+        let end = parts.min().unwrap_or(text.len());
+        assert!(!text[..end].contains(['\u{b}', '\u{7f}', '\0']), "{text:?}");
         assert!(!text.replace("\r\n", "").contains(['\r', '\n']), "{text:?}");
     }
     world.running.stop().await;
@@ -215,7 +217,7 @@ fn names_given_on_the_command_line_hold_no_line_end_and_no_control_character() {
         "x\u{7f}",
         "x\u{2028}y",
         "x y",
-        "\"x\"@shop.test\n",
+        "x@shop.test\nX-Evil: 1",
     ];
     let before = run(&["tenant", "list", "--json"]).stdout;
     for text in evil {
