@@ -5,6 +5,7 @@
 //! systemd, exit codes). Easy to get wrong: the order of stopping. The doors close and attempts end
 //! first, while what they report to (queue, events) still runs; only then the rest is stopped.
 
+mod administrators;
 mod log;
 mod process;
 mod readiness;
@@ -27,6 +28,7 @@ use crate::events::{self, Archive, Consumer, LogLine};
 use crate::ext::Timestamp;
 use crate::metrics;
 use crate::net::{CERTIFICATE_POLL, Certificates, ClientTls, Dialer, Resolver};
+use crate::people::People;
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::seal::MasterKey;
@@ -113,6 +115,10 @@ pub struct Daemon {
     pub store: Arc<dyn Store>,
     /// Where health and metrics are served, if they are.
     pub monitor: Option<SocketAddr>,
+    /// Where the admin API is served over TLS.
+    pub admin: Vec<SocketAddr>,
+    /// Who administers.
+    pub people: Arc<People>,
     /// The local socket.
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
@@ -144,6 +150,7 @@ impl Daemon {
         let state = State::new(&rooms, Arc::clone(&world.certificates), started);
         let daemon = Self::around(&config, &rooms, &world, state);
         daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log));
+        administrators::welcome(&rooms.people, &daemon.admin).await;
         daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started));
         daemon.state.enter(Phase::Serving);
         Ok(daemon)
@@ -160,6 +167,8 @@ impl Daemon {
             queue: rooms.queue,
             store: rooms.store,
             monitor: world.monitor.as_ref().and_then(|listener| listener.local_addr().ok()),
+            admin: world.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
+            people: rooms.people,
             socket: config.web.socket.clone(),
             delivery: Arc::default(),
             certificates: Arc::clone(&world.certificates),
@@ -178,6 +187,7 @@ impl Daemon {
         let (domains, stop) = (Arc::clone(&self.domains), shutdown());
         self.rest.vital("domains", async move { domains.run(stop).await });
         self.rest.vital("certificates", Arc::clone(&self.certificates).watch(CERTIFICATE_POLL, shutdown()));
+        self.rest.vital("people", administrators::persist(Arc::clone(&rooms.people), shutdown()));
         self.rest.vital("accounts", persist_accounts(Arc::clone(&self.accounts), shutdown()));
         let format = match config.log.format {
             LogFormat::Text => events::LogFormat::Text,
@@ -243,6 +253,7 @@ impl Daemon {
             settings: self.delivery_settings.subscribe(),
         };
         self.flow.vital("notices", delivery::pay_notices(parts, self.flow.shutdown().clone()));
+        let hostname = config.hostname.clone();
         let about = web::About {
             hostname: config.hostname,
             tls_ports: config.submission.tls_ports.clone(),
@@ -261,9 +272,10 @@ impl Daemon {
             given_sockets: world.given_sockets,
         };
         self.flow.vital("submission", submission::run(parts, self.flow.shutdown().clone()));
-        let (settings, socket, stop) = (config.web, world.socket, self.rest.shutdown().clone());
-        let parts = rooms.for_web(about);
-        self.rest.vital("admin", async move { web::serve(parts, &settings, socket, stop).await });
+        let (settings, stop) = (config.web, self.rest.shutdown().clone());
+        let (parts, certificates, name) = (rooms.for_web(about), Arc::clone(&self.certificates), hostname);
+        let doors = (world.socket, world.admin, Arc::new(move || certificates.server_config(&name)) as web::TlsNow);
+        self.rest.vital("admin", async move { web::serve(parts, &settings, doors, stop).await });
         if let Some(listener) = world.monitor {
             let (monitor, stop) = (Arc::new(monitor(&self.state)), self.rest.shutdown().clone());
             self.rest.spawn("monitor", async move {

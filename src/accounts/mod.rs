@@ -15,7 +15,8 @@ mod tenants;
 mod trust;
 mod usage;
 
-pub use failures::REMEMBERED_MAX;
+pub use failures::{Failed, Failures, REMEMBERED_MAX};
+pub use network::Network;
 pub use secret::SECRETS_MAX;
 pub use smtp_accounts::{ALLOWED_FROM_MAX, NewSmtpAccount};
 pub use trust::NETWORKS_PER_TENANT_MAX;

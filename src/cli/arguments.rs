@@ -6,7 +6,7 @@
 
 mod people;
 
-pub use people::Audit;
+pub use people::{Audit, Key, User};
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -76,6 +76,12 @@ pub enum Command {
     /// Mail that is still owed: where it is and why
     #[command(subcommand)]
     Queue(Queue),
+    /// People who administer: invite, lock, reset, second factors
+    #[command(subcommand)]
+    User(User),
+    /// API keys of machines
+    #[command(subcommand)]
+    Key(Key),
     /// Who changed what, and whether that log is whole
     #[command(subcommand)]
     Audit(Audit),

@@ -88,6 +88,11 @@ impl Client {
         self.call(Method::PATCH, path, Some(written(body)?)).await
     }
 
+    /// PUT.
+    pub async fn put(&self, path: &str, body: &impl Serialize) -> Result<Value, Fault> {
+        self.call(Method::PUT, path, Some(written(body)?)).await
+    }
+
     /// DELETE.
     pub async fn delete(&self, path: &str) -> Result<Value, Fault> {
         self.call(Method::DELETE, path, None).await

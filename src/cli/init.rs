@@ -176,7 +176,8 @@ fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
          postern{config} domain status {INSTANCE_NAME} {name}     (the keys that sign notices, made at the first start: publish them)\n  \
          postern{config} tenant add shop\n  postern{config} vip add ADDRESS --ehlo {name} --tenant shop\n  \
          postern{config} domain add shop DOMAIN     (prints the records that prove it is yours)\n  \
-         postern{config} domain verify shop DOMAIN\n  postern{config} smtp-account add shop\n",
+         postern{config} domain verify shop DOMAIN\n  postern{config} smtp-account add shop\n  \
+         postern{config} user set-up-link     (the first admin of the API on admin.listen; the log has one too)\n",
         made = made(init, places),
         user = user_steps(init, places, handed_over),
     )

@@ -11,6 +11,7 @@ mod client;
 mod doctor;
 mod domain;
 mod init;
+mod key;
 mod output;
 mod page;
 mod queue;
@@ -21,6 +22,7 @@ mod status;
 mod store;
 mod suppression;
 mod tenant;
+mod user;
 mod vip;
 
 use std::ffi::OsString;
@@ -122,6 +124,8 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Vip(command) => vip::run(&session, command).await,
             Command::Domain(command) => domain::run(&session, command).await,
             Command::SmtpAccount(command) => smtp_account::run(&session, command).await,
+            Command::User(command) => user::run(&session, command).await,
+            Command::Key(command) => key::run(&session, command).await,
             Command::Audit(command) => audit::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,

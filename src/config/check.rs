@@ -57,7 +57,13 @@ fn build(path: &Path, file: &File) -> Config {
         },
         gate: gate(file),
         dns: DnsSettings { servers: file.addresses("dns.servers"), ..Default::default() },
-        web: web::Settings { socket: file.path("admin.socket"), group: file.text("admin.group"), ..Default::default() },
+        web: web::Settings {
+            socket: file.path("admin.socket"),
+            group: file.text("admin.group"),
+            listen: file.addresses("admin.listen"),
+            requests_per_minute_max: file.count("admin.requests_per_minute_max"),
+            ..Default::default()
+        },
         monitor: file.addresses("monitor.listen").first().copied(),
         log: Log {
             format: if file.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },

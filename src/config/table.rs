@@ -218,6 +218,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("admin.group", Group => "\"\"", Shown AtStart,
         "A Unix group whose members may use the command line beside root and the daemon's own user.",
         "Whoever lets operators manage mail without becoming root."),
+    setting!("admin.listen", Addresses => "[\"127.0.0.1:8443\"]", Shown AtStart,
+        "Where the admin API is served over TLS with this machine's certificate; an empty list for the local socket only.",
+        "Whoever administers from elsewhere, or runs two instances on one machine."),
+    setting!("admin.requests_per_minute_max", Count(1, 1_000_000) => "600", Rare AtStart,
+        "Requests a minute of one person or key over the network, and half of what one network (/24, /64) may make; more are answered 429.",
+        "Whoever has machines that ask more often."),
     setting!("monitor.listen", Loopback => "\"127.0.0.1:9125\"", Shown AtStart,
         "Where /health/live, /health/ready and /metrics (Prometheus) are served, on this machine only; empty for \
          nowhere.",

@@ -12,6 +12,7 @@ use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
+use crate::people::People;
 use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
 use crate::routing::Routes;
@@ -31,6 +32,7 @@ pub(super) struct Rooms {
     pub(super) domains: Arc<Domains>,
     pub(super) suppression: Arc<Suppression>,
     pub(super) routes: Arc<Routes>,
+    pub(super) people: Arc<People>,
     pub(super) queue: Arc<Queue>,
     pub(super) intake: Arc<Intake>,
     pub(super) bell: events::Bell,
@@ -53,6 +55,7 @@ impl Rooms {
         let accounts = Arc::new(Accounts::open(records(), config.accounts).map_err(unreadable("accounts"))?);
         let routes = Arc::new(Routes::open(records(), Arc::clone(&key)).map_err(unreadable("routes"))?);
         let suppression = Arc::new(Suppression::open(records()));
+        let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
         let resolver = Arc::clone(&world.resolver);
         let domains = Domains::open(records(), key, resolver, config.domains).map_err(unreadable("domains"))?;
         let domains = Arc::new(domains);
@@ -67,12 +70,31 @@ impl Rooms {
             intake::Parts { pipeline, routes: Arc::clone(&routes), queue: Arc::clone(&queue), store: records() };
         let intake = Arc::new(Intake::new(parts));
         let gate = Arc::new(Gate::new(config.gate));
-        Ok(Self { store, blobs, vips, accounts, domains, suppression, routes, queue, intake, bell, gate })
+        Ok(Self {
+            store,
+            blobs,
+            vips,
+            accounts,
+            domains,
+            suppression,
+            routes,
+            people: Arc::new(people),
+            queue,
+            intake,
+            bell,
+            gate,
+        })
     }
 
     /// Writes an event for each record that could not be read. They were logged; nothing waits for this.
     pub(super) async fn report_damage(&self, now: Timestamp) {
-        let rooms = [self.vips.damaged(), self.accounts.damaged(), self.routes.damaged(), self.domains.damaged()];
+        let rooms = [
+            self.vips.damaged(),
+            self.accounts.damaged(),
+            self.routes.damaged(),
+            self.domains.damaged(),
+            self.people.damaged(),
+        ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
         }
@@ -87,6 +109,7 @@ impl Rooms {
             domains: rooms.domains,
             suppression: rooms.suppression,
             routes: rooms.routes,
+            people: rooms.people,
             queue: rooms.queue,
             store: rooms.store,
             blobs: rooms.blobs,

@@ -30,6 +30,7 @@ pub(super) struct World {
     pub(super) dialer: Arc<dyn Dialer>,
     pub(super) monitor: Option<TcpListener>,
     pub(super) socket: web::Socket,
+    pub(super) admin: Vec<TcpListener>,
     pub(super) given_sockets: Vec<GivenSocket>,
 }
 
@@ -46,6 +47,7 @@ impl World {
             dialer: overrides.dialer.take().unwrap_or_else(|| Arc::new(BoundDialer)),
             monitor: monitor_listener(config).await?,
             socket,
+            admin: admin_listeners(config).await?,
             given_sockets: given_sockets(config, overrides)?,
         })
     }
@@ -157,6 +159,16 @@ async fn monitor_listener(config: &Config) -> Result<Option<TcpListener>, StartE
     let Some(address) = config.monitor else { return Ok(None) };
     let bound = TcpListener::bind(address).await;
     bound.map(Some).map_err(|error| StartError::Unavailable(format!("monitor.listen {address}: {error}")))
+}
+
+async fn admin_listeners(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = Vec::new();
+    for address in &config.web.listen {
+        let bound = TcpListener::bind(address).await;
+        let failed = |error| StartError::Unavailable(format!("admin.listen {address}: {error}"));
+        listeners.push(bound.map_err(failed)?);
+    }
+    Ok(listeners)
 }
 
 /// Sockets of a test or trial, else those systemd opened for us.

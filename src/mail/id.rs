@@ -107,6 +107,14 @@ record_id!(
     /// A virtual IP.
     VipId
 );
+record_id!(
+    /// A person who administers.
+    UserId
+);
+record_id!(
+    /// An API key.
+    KeyId
+);
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@ mod status;
 pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_OCTETS_MAX};
 pub use envelope::{BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, Ret, ReversePath, Smtputf8};
 pub use header::{Field, HeaderBlock, HeaderError};
-pub use id::{BodyId, IdUnreadable, QueueId, SmtpAccountId, TenantId, VipId};
+pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId};
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
 pub use mime::{

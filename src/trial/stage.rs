@@ -225,7 +225,7 @@ fn configuration(folder: &TempDir, ports: [u16; 2], mx_port: u16, dns: SocketAdd
          [submission]\ntls_ports = [{tls}]\nstarttls_ports = [{starttls}]\n\
          [delivery]\nport = {mx_port}\nprivate_addresses = \"allow\"\n\
          [dns]\nservers = [\"{dns}\"]\n[store]\nfree_bytes_min = \"16 MiB\"\n\
-         [admin]\nsocket = {socket}\n[monitor]\nlisten = \"\"\n",
+         [admin]\nsocket = {socket}\nlisten = []\n[monitor]\nlisten = \"\"\n",
         data = path("data"),
         certificates = path("certificates"),
         key = path("master.key"),

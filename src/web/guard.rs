@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::door::NetworkPeer;
 use super::problem::Problem;
 use crate::access::Actor;
 
@@ -85,6 +86,10 @@ fn belongs(users: &str, groups: &str, name: &str, peer: PeerUser) -> bool {
 /// what is missing in the same words, whether it exists elsewhere or nowhere.
 pub async fn require_actor(request: Request, next: Next) -> Response {
     let Some(actor) = request.extensions().get::<Actor>() else {
+        if request.extensions().get::<NetworkPeer>().is_some() {
+            let detail = "log in (POST /api/v1/session), or send a key (Authorization: Bearer)";
+            return Problem::new(StatusCode::UNAUTHORIZED, "missing_api_key", detail).into_response();
+        }
         let detail = "this socket is for root, the daemon's user and members of its group";
         return Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).into_response();
     };

@@ -6,10 +6,13 @@
 
 mod api;
 mod body;
+mod door;
 mod guard;
 mod health;
+mod identity;
 mod paging;
 mod problem;
+mod rate;
 mod server;
 
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
+use tokio::net::TcpListener;
 
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
@@ -25,6 +29,7 @@ use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::mail::Domain;
+use crate::people::People;
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::store::{Blobs, Store};
@@ -32,12 +37,15 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 
 pub use api::{
-    AuditEntryJson, AuditVerifiedJson, DifferenceJson, DomainChangeJson, DomainJson, EventJson, FoundJson,
-    INSTANCE_NAME, LimitsJson, NewDomainJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson,
-    NewTenantJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson,
-    RecordJson, RetiredJson, RouteJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson,
-    SuppressionJson, TenantChangeJson, TenantJson, VerificationJson, VipJson,
+    AuditEntryJson, AuditVerifiedJson, CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson,
+    EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson,
+    LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson,
+    NewSuppressionJson, NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson,
+    QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, RetiredJson, RotationJson,
+    RouteJson, ServerJson, SessionJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, SuppressionJson,
+    TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipJson,
 };
+pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
 pub use health::{Monitor, Readiness, Remark, serve as serve_monitor};
 pub use paging::{LIMIT_DEFAULT, LIMIT_MAX, PageJson};
@@ -59,6 +67,8 @@ pub struct Parts {
     pub routes: Arc<Routes>,
     /// What is owed.
     pub queue: Arc<Queue>,
+    /// Who administers.
+    pub people: Arc<People>,
     /// For its health.
     pub store: Arc<dyn Store>,
     /// For the space it takes.
@@ -82,21 +92,39 @@ pub struct About {
     pub started: Timestamp,
 }
 
-/// The whole API. A request needs an [`crate::access::Actor`] in its extensions; the socket puts it there.
+/// The whole API. A request over the local socket has an [`crate::access::Actor`] in its extensions,
+/// one over the network says where it came from and carries a key or a session.
 pub fn router(parts: Parts, settings: &Settings) -> Router {
     let patience: Duration = settings.request_patience;
+    let (parts, rates) = (Arc::new(parts), Arc::new(rate::Rates::new(settings.requests_per_minute_max)));
     Router::new()
-        .nest("/api/v1", api::router(Arc::new(parts)))
+        .nest("/api/v1", api::router(Arc::clone(&parts)).layer(middleware::from_fn(guard::require_actor)))
+        .nest("/api/v1", api::open_router(Arc::clone(&parts)))
         .fallback(|| async { problem::Problem::missing("such resource") })
-        .layer(middleware::from_fn(guard::require_actor))
+        .layer(middleware::from_fn_with_state(Arc::clone(&rates), rate::by_actor))
+        .layer(middleware::from_fn_with_state(parts, identity::identify))
+        .layer(middleware::from_fn_with_state(rates, rate::by_network))
         .layer(DefaultBodyLimit::max(settings.body_bytes_max))
         .layer(middleware::from_fn(move |request: Request, next: Next| server::frame(patience, request, next)))
 }
 
-/// Serves the API on `socket` until `shutdown`.
-pub async fn serve(parts: Parts, settings: &Settings, socket: Socket, shutdown: Shutdown) {
-    socket.serve(router(parts, settings), shutdown).await;
+/// Serves the API on `socket` until `shutdown`, and on `listeners` with the TLS settings of the moment.
+pub async fn serve(
+    parts: Parts,
+    settings: &Settings,
+    (socket, listeners, tls): (Socket, Vec<TcpListener>, TlsNow),
+    shutdown: Shutdown,
+) {
+    let router = router(parts, settings);
+    let serve = |listener| {
+        let (router, tls, shutdown) = (router.clone(), Arc::clone(&tls), shutdown.clone());
+        door::serve(listener, tls, router, settings.connections_max, shutdown)
+    };
+    let doors = futures_util::future::join_all(listeners.into_iter().map(serve));
+    tokio::join!(doors, socket.serve(router.clone(), shutdown.clone()));
 }
 
+#[cfg(test)]
+mod door_tests;
 #[cfg(test)]
 mod tests;

@@ -55,12 +55,21 @@ pub struct Problem {
     errors: Vec<FieldJson>,
     /// For the log only.
     cause: Option<String>,
+    /// Seconds after which trying again may help.
+    retry_after: Option<u64>,
 }
 
 impl Problem {
     /// A problem with a sentence for people.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None }
+        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, retry_after: None }
+    }
+
+    /// Trying again may help after `seconds`.
+    #[must_use]
+    pub fn again_in(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     /// 404: no such record.
@@ -123,8 +132,12 @@ impl Problem {
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        let default = (self.status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        if let Some(seconds) = self.retry_after.or(default) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"postern\""));
         }
         response
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +36,10 @@ pub struct Settings {
     pub body_bytes_max: usize,
     /// A request that takes longer is answered 503 (60 s: DNS may be asked).
     pub request_patience: Duration,
+    /// Where the API is served over TLS; empty for the local socket only.
+    pub listen: Vec<std::net::SocketAddr>,
+    /// Requests a minute of one person or key over the network; twice that of one network (600).
+    pub requests_per_minute_max: u64,
     /// Connections at the same time, at most (64).
     pub connections_max: usize,
 }
@@ -47,6 +51,8 @@ impl Default for Settings {
             group: String::new(),
             body_bytes_max: 1024 * 1024,
             request_patience: Duration::from_secs(60),
+            listen: vec![std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 8443))],
+            requests_per_minute_max: 600,
             connections_max: 64,
         }
     }
@@ -194,21 +200,48 @@ async fn converse(stream: UnixStream, router: Router, guard: &Guard, shutdown: S
     }
 }
 
+/// A request's name in the daemon's log.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub(super) String);
+
+/// On every answer that does not say otherwise: nothing is kept, framed, sniffed or told to others.
+/// No `Access-Control-*`: pages of other sites get nothing.
+const SECURITY_HEADERS: [(HeaderName, &str); 7] = [
+    (header::CACHE_CONTROL, "no-store"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
 /// The outermost layer: gives the request an id, bounds its time, writes problem documents.
-pub(super) async fn frame(patience: Duration, request: Request, next: Next) -> Response {
+pub(super) async fn frame(patience: Duration, mut request: Request, next: Next) -> Response {
     let id = ext::base32(&ext::random_bytes::<10>());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match tokio::time::timeout(patience, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_slow", "this took too long and was given up")
             .into_response(),
     };
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| bare_failure(&response));
+    if let Some(problem) = problem {
+        // What the layers within said of rates and allowed methods stays; the body is another.
+        let mut said = std::mem::take(response.headers_mut());
+        said.remove(header::CONTENT_TYPE);
+        said.remove(header::CONTENT_LENGTH);
         response = problem.into_document(&id);
-    } else if let Some(problem) = bare_failure(&response) {
-        response = problem.into_document(&id);
+        response.headers_mut().extend(said);
     }
     tracing::debug!(request_id = id, %method, path, status = response.status().as_u16(), "request");
+    for (name, value) in SECURITY_HEADERS {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

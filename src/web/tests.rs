@@ -17,6 +17,7 @@ use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
 use crate::net::{LookupError, Mx, Resolver};
+use crate::people::People;
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::seal::MasterKey;
@@ -47,6 +48,10 @@ impl Resolver for EmptyDns {
 }
 
 async fn api() -> Router {
+    api_with(Settings { body_bytes_max: 4096, ..Settings::default() }).await
+}
+
+pub(super) async fn api_with(settings: Settings) -> Router {
     let store = Arc::new(MemoryStore::new());
     let key = Arc::new(MasterKey::from_bytes([7; 32]));
     let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
@@ -57,6 +62,9 @@ async fn api() -> Router {
         domains: Arc::new(domains),
         suppression: Arc::new(Suppression::open(store.clone())),
         routes: Arc::new(Routes::open(store.clone(), key).unwrap()),
+        people: Arc::new(
+            People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
+        ),
         queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
         store: store.clone(),
         blobs: store,
@@ -68,7 +76,7 @@ async fn api() -> Router {
             started: Timestamp(1_795_342_500_000),
         },
     };
-    router(parts, &Settings { body_bytes_max: 4096, ..Settings::default() })
+    router(parts, &settings)
 }
 
 fn request(method: &str, path: &str, body: Option<Value>) -> Request<Body> {
@@ -92,7 +100,7 @@ async fn ask(api: &Router, request: Request<Body>) -> (StatusCode, Value) {
     (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-async fn call(api: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+pub(super) async fn call(api: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
     ask(api, request(method, path, (!body.is_null()).then_some(body))).await
 }
 

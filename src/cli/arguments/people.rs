@@ -23,3 +23,120 @@ pub enum Audit {
         expect: Option<String>,
     },
 }
+
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Invite somebody; prints a one-time link by which he chooses his password
+    Invite {
+        /// The tenant, or @instance
+        tenant: String,
+        /// The e-mail address he logs in with
+        email: String,
+        /// instance-admin, owner, admin, developer, analyst or support
+        #[arg(long, value_name = "ROLE")]
+        role: String,
+        /// For people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        name: String,
+    },
+    /// People of a tenant, or of the instance (@instance)
+    List {
+        /// The tenant, or @instance
+        tenant: String,
+    },
+    /// One person and its sessions
+    Show {
+        /// The person's id
+        id: String,
+    },
+    /// Lock somebody out at once; his sessions end
+    Lock {
+        /// The person's id
+        id: String,
+    },
+    /// Let him in again
+    Unlock {
+        /// The person's id
+        id: String,
+    },
+    /// Print a one-time link by which he chooses a new password (30 minutes)
+    Reset {
+        /// The person's id
+        id: String,
+    },
+    /// Take his second factor away, when the device is lost; his sessions end
+    ResetFactor {
+        /// The person's id
+        id: String,
+    },
+    /// End all his sessions
+    EndSessions {
+        /// The person's id
+        id: String,
+    },
+    /// Remove him
+    Remove {
+        /// The person's id
+        id: String,
+    },
+    /// Print a one-time link to make the instance's first admin with (a day)
+    SetUpLink,
+    /// Follow a one-time link: reads the new password from standard input
+    Redeem {
+        /// What the link says after #
+        token: String,
+        /// The admin's e-mail address; for the set-up link only
+        #[arg(long, value_name = "ADDRESS")]
+        email: Option<String>,
+    },
+    /// Which roles must have a second factor; without --role, shows it
+    RequireFactor {
+        /// The tenant, or @instance
+        tenant: String,
+        /// A role; give it several times, or "none"
+        #[arg(long, value_name = "ROLE")]
+        role: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Make an API key; prints its text once
+    Add {
+        /// The tenant, or @instance
+        tenant: String,
+        /// What it may: resource:action, such as domains:read; give it several times
+        #[arg(long, value_name = "SCOPE", required = true)]
+        scope: Vec<String>,
+        /// For people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        name: String,
+        /// Where it may come from: an address or network; give it several times
+        #[arg(long, value_name = "NETWORK")]
+        from: Vec<String>,
+        /// Only this sending domain; give it several times
+        #[arg(long, value_name = "DOMAIN")]
+        domain: Vec<crate::mail::Domain>,
+        /// When it ends: 2027-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+    },
+    /// Keys of a tenant, or of the instance (@instance)
+    List {
+        /// The tenant, or @instance
+        tenant: String,
+    },
+    /// Give a key a new text; the old one stays good for a while
+    Rotate {
+        /// The key's id
+        id: String,
+        /// Hours the old text stays good
+        #[arg(long, value_name = "NUMBER", default_value_t = 24)]
+        overlap_hours: u32,
+    },
+    /// End a key at once
+    Remove {
+        /// The key's id
+        id: String,
+    },
+}

@@ -6,12 +6,15 @@
 
 mod audit;
 mod domains;
+mod keys;
 mod queue;
 mod routes;
+mod session;
 mod smtp_accounts;
 mod status;
 mod suppressions;
 mod tenants;
+mod users;
 mod vips;
 
 use std::net::IpAddr;
@@ -32,12 +35,15 @@ pub use audit::{AuditEntryJson, AuditVerifiedJson, DifferenceJson};
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
+pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use routes::{NewRouteJson, RouteJson};
+pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionJson};
 pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
+pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipJson};
 
 type Shared = Arc<Parts>;
@@ -59,6 +65,7 @@ pub(super) fn router(parts: Shared) -> Router {
         .route("/routes/{route}", delete(routes::remove))
         .merge(accounts_and_domains())
         .merge(queue_routes())
+        .merge(people_routes())
         .with_state(parts)
 }
 
@@ -75,6 +82,34 @@ fn accounts_and_domains() -> Router<Shared> {
         )
         .route("/smtp-accounts/{login}/rotate", post(smtp_accounts::rotate))
         .route("/smtp-accounts/{login}/finish-rotation", post(smtp_accounts::finish_rotation))
+}
+
+/// What anybody may ask, to become somebody.
+pub(super) fn open_router(parts: Shared) -> Router {
+    Router::new()
+        .route("/session", post(session::log_in))
+        .route("/session/redeem", post(session::redeem))
+        .with_state(parts)
+}
+
+fn people_routes() -> Router<Shared> {
+    Router::new()
+        .route("/session", get(session::show).delete(session::log_out))
+        .route("/session/confirm", post(session::confirm))
+        .route("/session/second-factor", post(session::offer_factor).delete(session::remove_factor))
+        .route("/session/second-factor/prove", post(session::prove_factor))
+        .route("/session/recovery-codes", post(session::new_codes))
+        .route("/users", get(users::list).post(users::invite))
+        .route("/users/{user}", get(users::show).patch(users::change).delete(users::remove))
+        .route("/users/{user}/reset", post(users::reset))
+        .route("/users/{user}/second-factor", delete(users::remove_factor))
+        .route("/users/{user}/sessions", get(users::sessions).delete(users::end_sessions))
+        .route("/users/{user}/sessions/{session}", delete(users::end_session))
+        .route("/set-up-link", post(users::set_up))
+        .route("/second-factor-policy", get(users::factor_policy).put(users::set_factor_policy))
+        .route("/keys", get(keys::list).post(keys::add))
+        .route("/keys/{key}", get(keys::show).patch(keys::change).delete(keys::remove))
+        .route("/keys/{key}/rotate", post(keys::rotate))
 }
 
 fn queue_routes() -> Router<Shared> {

@@ -140,7 +140,7 @@ fn servers(parts: &Parts, tenant: TenantId) -> Vec<ServerJson> {
     serving.iter().map(server).collect()
 }
 
-fn networks(texts: &[String]) -> Result<Vec<IpNet>, Problem> {
+pub(super) fn networks(texts: &[String]) -> Result<Vec<IpNet>, Problem> {
     let read = |(at, text): (usize, &String)| {
         let text = text.trim();
         let network = text.parse::<IpNet>().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));

@@ -57,7 +57,7 @@ pub fn config_text(folder: &Path, more: &str) -> String {
     let path = |name: &str| folder.join(name).display().to_string();
     format!(
         "hostname = \"{HOSTNAME}\"\ndata = \"{}\"\nallow_root = true\ntls.certificates = \"{}\"\n\
-         secrets.master_key = \"{}\"\nadmin.socket = \"{}\"\nadmin.group = \"\"\n{more}",
+         secrets.master_key = \"{}\"\nadmin.socket = \"{}\"\nadmin.group = \"\"\nadmin.listen = []\n{more}",
         path("data"),
         path("certificates"),
         path("master.key"),

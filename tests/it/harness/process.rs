@@ -63,7 +63,7 @@ impl Instance {
              [delivery]\nport = {mx_port}\nprivate_addresses = \"allow\"\n\
              [dns]\nservers = [\"{dns}\"]\n\
              [store]\nfree_bytes_min = \"16 MiB\"\n\
-             [admin]\nsocket = {socket:?}\ngroup = \"\"\n\
+             [admin]\nsocket = {socket:?}\ngroup = \"\"\nlisten = []\n\
              [monitor]\nlisten = \"\"\n\
              [log]\nlevel = \"warn\"\n",
             certificates = folder.join("certificates"),

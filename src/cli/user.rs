@@ -1,0 +1,151 @@
+//! `postern user`.
+//!
+//! Easy to get wrong: a password on the command line is seen by every user of the machine, so it is
+//! read from standard input.
+
+use std::io::Read;
+
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::arguments::User;
+use super::client::{Fault, encoded};
+use super::output::{Table, or_dash, print, read, when};
+use super::{Session, rows};
+use crate::web::{FactorPolicyJson, LinkJson, NewUserJson, RedeemJson, StayJson, UserChangeJson, UserJson};
+
+/// A password longer than this is refused by the daemon anyway.
+const PASSWORD_OCTETS_MAX: u64 = 4096;
+
+/// Carries out one of them.
+pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
+    match command {
+        User::Invite { tenant, email, role, name } => {
+            let (tenant, email, role, name) = (tenant.clone(), email.clone(), role.clone(), name.clone());
+            let new = NewUserJson { tenant, email, name, role, smtp_accounts: None };
+            let made = session.client.post("/users", &new).await?;
+            session.show(&made, link)
+        }
+        User::List { tenant } => {
+            let list = session.client.list(&format!("/users?tenant={}", encoded(tenant)), usize::MAX).await?;
+            session.show(&list, table)
+        }
+        User::Show { id } => show(session, id).await,
+        User::Lock { id } => lock(session, id, true).await,
+        User::Unlock { id } => lock(session, id, false).await,
+        User::Reset { id } => {
+            let made = session.client.post(&format!("{}/reset", path(id)), &Value::Null).await?;
+            session.show(&made, link)
+        }
+        User::ResetFactor { id } => {
+            let answer = session.client.delete(&format!("{}/second-factor", path(id))).await?;
+            session.done(&answer, "his second factor is gone, and his sessions ended")
+        }
+        User::EndSessions { id } => {
+            let answer = session.client.delete(&format!("{}/sessions", path(id))).await?;
+            session.done(&answer, "his sessions ended")
+        }
+        User::Remove { id } => {
+            let answer = session.client.delete(&path(id)).await?;
+            session.done(&answer, "removed")
+        }
+        User::SetUpLink => {
+            let made = session.client.post("/set-up-link", &Value::Null).await?;
+            session.show(&made, link)
+        }
+        User::Redeem { token, email } => redeem(session, token, email.clone()).await,
+        User::RequireFactor { tenant, role } => require_factor(session, tenant, role).await,
+    }
+}
+
+async fn lock(session: &Session, id: &str, locked: bool) -> Result<(), Fault> {
+    let change = UserChangeJson { locked: Some(locked), ..UserChangeJson::default() };
+    let user = session.client.patch(&path(id), &change).await?;
+    session.show(&user, |_, user: UserJson| format!("{} is {}\n", user.email, user.state))
+}
+
+async fn redeem(session: &Session, token: &str, email: Option<String>) -> Result<(), Fault> {
+    let mut password = Zeroizing::new(String::new());
+    let typed = std::io::stdin().take(PASSWORD_OCTETS_MAX).read_to_string(&mut password);
+    typed.map_err(|error| Fault::Failed(format!("the password cannot be read from standard input: {error}")))?;
+    let password = password.trim_end_matches(['\n', '\r']).to_owned();
+    let user = session.client.post("/session/redeem", &RedeemJson { token: token.to_owned(), password, email }).await?;
+    session.show(&user, |_, user: UserJson| format!("{} may log in now\n", user.email))
+}
+
+async fn require_factor(session: &Session, tenant: &str, roles: &[String]) -> Result<(), Fault> {
+    let path = format!("/second-factor-policy?tenant={}", encoded(tenant));
+    let policy = if roles.is_empty() {
+        session.client.get(&path).await?
+    } else {
+        let required_of = roles.iter().filter(|role| *role != "none").cloned().collect();
+        session.client.put(&path, &FactorPolicyJson { required_of }).await?
+    };
+    session.show(&policy, |_, policy: FactorPolicyJson| {
+        let roles = policy.required_of.join(", ");
+        format!("roles that must have a second factor: {}\n", if roles.is_empty() { "none" } else { roles.as_str() })
+    })
+}
+
+async fn show(session: &Session, id: &str) -> Result<(), Fault> {
+    let user = session.client.get(&path(id)).await?;
+    session.show(&user, facts)?;
+    if session.is_json() {
+        return Ok(());
+    }
+    let stays = session.client.get(&format!("{}/sessions", path(id))).await?;
+    let stays: Vec<StayJson> = read(&stays)?;
+    let mut table = Table::new(&["SESSION", "BEGAN", "USED", "FROM", "AGENT"]);
+    for stay in stays {
+        let short = stay.id.chars().take(8).collect();
+        table.row([short, when(&stay.began, session.now), when(&stay.used, session.now), stay.from, stay.agent]);
+    }
+    print(&table.text(session.colour, "no sessions"));
+    Ok(())
+}
+
+fn path(id: &str) -> String {
+    format!("/users/{}", encoded(id))
+}
+
+fn link(_: &Session, link: LinkJson) -> String {
+    let whom = link.user.map_or_else(|| "the instance's first admin".to_owned(), |user| user.email);
+    format!(
+        "One-time link for {whom}, good until {until}; it is shown this once:\n  token {token}\n\
+         To follow it: postern user redeem {token}    (reads the password from standard input)\n          \
+         or: POST /api/v1/session/redeem with token and password\n",
+        until = link.expires,
+        token = link.token
+    )
+}
+
+fn facts(session: &Session, user: UserJson) -> String {
+    let accounts = user.smtp_accounts.map_or_else(
+        || "as the role says".to_owned(),
+        |own| own.iter().map(|(login, action)| format!("{login} ({action})")).collect::<Vec<_>>().join(", "),
+    );
+    let networks = if user.allowed_from.is_empty() { "anywhere".to_owned() } else { user.allowed_from.join(", ") };
+    format!(
+        "Id             {}\nTenant         {}\nAddress        {}\nName           {}\nRole           {}\nState          {}\n\
+         Second factor  {}\nFrom           {networks}\nSMTP accounts  {accounts}\nLast login     {}\n",
+        user.id,
+        user.tenant,
+        user.email,
+        user.name,
+        user.role,
+        user.state,
+        if user.second_factor { format!("yes, {} recovery codes left", user.recovery_codes) } else { "no".to_owned() },
+        user.last_login.map_or_else(|| "never".to_owned(), |at| when(&at, session.now)),
+    )
+}
+
+fn table(session: &Session, list: Value) -> String {
+    let users: Vec<UserJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["ID", "ADDRESS", "ROLE", "STATE", "2FA", "LAST LOGIN"]);
+    for user in users {
+        let factor = if user.second_factor { "yes" } else { "no" };
+        let last = user.last_login.map(|at| when(&at, session.now));
+        table.row([user.id, user.email, user.role, user.state, factor.to_owned(), or_dash(last)]);
+    }
+    table.text(session.colour, "nobody yet; postern user invite")
+}

@@ -1,0 +1,209 @@
+//! The second factor of a person: set up by himself, taken away by an admin, and ten recovery codes.
+//!
+//! Easy to get wrong: a secret that was shown is asked for only after one code has proved that the
+//! person has it; and a code, of either kind, is spent in the batch that lets the person in.
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::users::act_on;
+use super::{People, Totp, TotpState, User, digest, is_same, is_self, totp, user_key};
+use crate::access::{Action, Actor};
+use crate::ext::{self, Timestamp};
+use crate::mail::UserId;
+use crate::records::{self, AdminError};
+use crate::store::{Batch, codec};
+
+/// Recovery codes made at a time.
+pub const RECOVERY_CODES: usize = 10;
+
+/// What a person needs to set up its authenticator program; shown once.
+pub struct Enrolment {
+    /// To type in.
+    pub secret: Zeroizing<String>,
+    /// `otpauth://...`, what the QR code says.
+    pub address: Zeroizing<String>,
+    /// The QR code as SVG.
+    pub qr_svg: Zeroizing<String>,
+}
+
+fn purpose(user: UserId) -> String {
+    format!("totp {user}")
+}
+
+fn folded(code: &str) -> String {
+    code.chars().filter(|character| character.is_ascii_alphanumeric()).collect::<String>().to_lowercase()
+}
+
+impl People {
+    /// Begins to set up a second factor: for oneself only. One that is proved stays in use until
+    /// the new one is.
+    ///
+    /// # Errors
+    /// If it is somebody else's, or one is in use and the proof is old.
+    pub async fn offer_totp(
+        &self,
+        actor: &Actor,
+        id: UserId,
+        issuer: &str,
+        now: Timestamp,
+    ) -> Result<Enrolment, AdminError> {
+        let turn = self.desk.turn().await;
+        let user = self.own(actor, id)?;
+        if user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
+            return Err(AdminError::Invalid("a second factor is in use: take it away first".to_owned()));
+        }
+        let secret = Zeroizing::new(ext::random_bytes::<{ totp::SECRET_OCTETS }>());
+        let sealed = self.key.seal(&purpose(id), secret.as_slice());
+        let mut changed = user.clone();
+        changed.totp = Some(Totp { sealed, last_step: 0, state: TotpState::Offered });
+        let address = Zeroizing::new(totp::address(secret.as_slice(), issuer, &user.email));
+        let code = qrcode::QrCode::new(address.as_bytes());
+        let code = code.map_err(|error| AdminError::Invalid(format!("the QR code cannot be made: {error}")))?;
+        let qr_svg = Zeroizing::new(code.render::<qrcode::render::svg::Color<'_>>().min_dimensions(240, 240).build());
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        records::record(&mut batch, actor, act_on("second-factor.offer", &changed), now);
+        self.remember(turn, batch, changed).await?;
+        Ok(Enrolment { secret: Zeroizing::new(totp::written(secret.as_slice())), address, qr_svg })
+    }
+
+    /// Ends setting up with a first code: from now on codes are asked for. The recovery codes are
+    /// shown this once; all other sessions of the person end.
+    ///
+    /// # Errors
+    /// If nothing was offered, or the code is wrong.
+    pub async fn prove_totp(
+        &self,
+        actor: &Actor,
+        (id, keep): (UserId, Option<[u8; 32]>),
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Zeroizing<String>>, AdminError> {
+        let turn = self.desk.turn().await;
+        let user = self.own(actor, id)?;
+        let mut changed = user.clone();
+        let nothing = || AdminError::Invalid("no second factor is being set up".to_owned());
+        let totp = changed.totp.as_mut().filter(|totp| totp.state == TotpState::Offered).ok_or_else(nothing)?;
+        let secret = self.opened(id, totp)?;
+        let step = totp::accepts(&secret, code, totp.last_step, now)
+            .ok_or_else(|| AdminError::Invalid("this code is wrong; is the device's clock right?".to_owned()))?;
+        totp.last_step = step;
+        totp.state = TotpState::Proved;
+        let codes = new_codes();
+        changed.recovery = codes.iter().map(|code| digest(&folded(code))).collect();
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        let ended = self.end_in(&mut batch, id, keep);
+        records::record(&mut batch, actor, act_on("second-factor.add", &changed), now);
+        let memory = Arc::clone(&self.memory);
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            ended.iter().for_each(|session| drop(known.sessions.remove(session)));
+            known.users.insert(changed.id, Arc::new(changed));
+        })
+        .await?;
+        Ok(codes)
+    }
+
+    /// New recovery codes for oneself; the old ones are worth nothing. Shown this once.
+    ///
+    /// # Errors
+    /// If it is somebody else's, there is no second factor, or the proof is old.
+    pub async fn new_recovery_codes(
+        &self,
+        actor: &Actor,
+        id: UserId,
+        now: Timestamp,
+    ) -> Result<Vec<Zeroizing<String>>, AdminError> {
+        actor.require_fresh(now)?;
+        let turn = self.desk.turn().await;
+        let user = self.own(actor, id)?;
+        if !user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
+            return Err(AdminError::Invalid("there is no second factor to recover".to_owned()));
+        }
+        let codes = new_codes();
+        let mut changed = user.clone();
+        changed.recovery = codes.iter().map(|code| digest(&folded(code))).collect();
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        records::record(&mut batch, actor, act_on("second-factor.recovery-codes", &changed), now);
+        self.remember(turn, batch, changed).await?;
+        Ok(codes)
+    }
+
+    /// Takes a second factor away: one's own after a fresh proof, or a person's by whoever manages
+    /// it. Its sessions end, so that it logs in anew.
+    ///
+    /// # Errors
+    /// If the actor may not, or there is none.
+    pub async fn remove_totp(&self, actor: &Actor, id: UserId, now: Timestamp) -> Result<(), AdminError> {
+        actor.require_fresh(now)?;
+        let turn = self.desk.turn().await;
+        let user = if is_self(actor, id) { self.own(actor, id)? } else { self.user_for(actor, id, Action::Write)? };
+        if !is_self(actor, id) && !actor.role.may_grant(user.role) {
+            return Err(AdminError::Invalid("only somebody of that role or above may do this".to_owned()));
+        }
+        if user.totp.is_none() {
+            return Err(AdminError::Missing("second factor".to_owned()));
+        }
+        let mut changed = user.clone();
+        changed.totp = None;
+        changed.recovery.clear();
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        let ended = self.end_in(&mut batch, id, None);
+        records::record(&mut batch, actor, act_on("second-factor.remove", &changed), now);
+        let memory = Arc::clone(&self.memory);
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            ended.iter().for_each(|session| drop(known.sessions.remove(session)));
+            known.users.insert(changed.id, Arc::new(changed));
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Spends a code of either kind in `user`, which the caller stores. `false`: it is wrong.
+    pub(super) fn spend_code(&self, user: &mut User, code: &str, now: Timestamp) -> Result<bool, AdminError> {
+        let id = user.id;
+        let Some(totp) = user.totp.as_mut() else { return Ok(false) };
+        let secret = self.opened(id, totp)?;
+        if let Some(step) = totp::accepts(&secret, code, totp.last_step, now) {
+            totp.last_step = step;
+            return Ok(true);
+        }
+        let typed = digest(&folded(code));
+        let mut found = None;
+        for (at, stored) in user.recovery.iter().enumerate() {
+            if is_same(stored, &typed) {
+                found = Some(at);
+            }
+        }
+        Ok(found.map(|at| user.recovery.remove(at)).is_some())
+    }
+
+    fn own(&self, actor: &Actor, id: UserId) -> Result<User, AdminError> {
+        if !is_self(actor, id) {
+            return Err(AdminError::Invalid("a second factor is set up by the person itself".to_owned()));
+        }
+        self.user_for(actor, id, Action::Read)
+    }
+
+    fn opened(&self, id: UserId, totp: &Totp) -> Result<Zeroizing<Vec<u8>>, AdminError> {
+        self.key.open(&purpose(id), &totp.sealed).map_err(|error| {
+            AdminError::Invalid(format!("the second factor cannot be read: {error}; an admin can take it away"))
+        })
+    }
+}
+
+/// 80 random bits each, in groups that can be read out loud.
+fn new_codes() -> Vec<Zeroizing<String>> {
+    let code = |_| {
+        let text = ext::base32(&ext::random_bytes::<10>());
+        let groups: Vec<&str> = (0..4).filter_map(|at| text.get(at * 4..at * 4 + 4)).collect();
+        Zeroizing::new(groups.join("-"))
+    };
+    (0..RECOVERY_CODES).map(code).collect()
+}

@@ -1,0 +1,270 @@
+//! Logging in: address and password, and a code where there is a second factor.
+//!
+//! Failures slow down the (person, network) they come from, and the network as a whole; nothing a
+//! stranger does keeps a person out who is on another network, or on one it has logged in from.
+//! Wrong codes after the right password are counted by person: only who knows the password can
+//! reach that limit. Easy to get wrong: every refusal does the same work.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{People, Session, TotpState, User, UserState, is_allowed, password, sessions, user_key};
+use crate::access::{Actor, Proof};
+use crate::accounts::{Failures, Network};
+use crate::events::{self, Event, EventKind, InstanceEvent};
+use crate::ext::Timestamp;
+use crate::mail::{TenantId, UserId, printable};
+use crate::records::{self, AdminError};
+use crate::store::{Batch, codec};
+
+/// Wrong codes of one person within [`CODE_MEMORY`] after which codes are refused for its rest.
+const WRONG_CODES_MAX: u32 = 10;
+/// How long wrong codes are remembered.
+const CODE_MEMORY: Duration = Duration::from_secs(3600);
+/// (person, network) pairs that logged in, remembered at most.
+const KNOWN_MAX: usize = 65_536;
+/// Characters of a tried address that reach the log of events.
+const SHOWN_MAX: usize = 64;
+
+/// What somebody who logs in gives.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// The e-mail address.
+    pub email: &'a str,
+    /// The tenant, if the address is known in several; resolved by the caller, `Some(None)` is the instance.
+    pub tenant: Option<Option<TenantId>>,
+    /// The password.
+    pub password: &'a str,
+    /// A code of the second factor, or a recovery code.
+    pub code: Option<&'a str>,
+    /// Where it comes from.
+    pub from: IpAddr,
+    /// What the browser calls itself.
+    pub agent: &'a str,
+}
+
+/// Somebody is in.
+pub struct LoggedIn {
+    /// Who.
+    pub user: User,
+    /// The stay.
+    pub session: Session,
+    /// Its secret, for the cookie; shown this once.
+    pub secret: Zeroizing<String>,
+}
+
+/// Why somebody is not in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Address, password or code is wrong; answer after this delay.
+    Wrong(Duration),
+    /// The password is right and a code is needed.
+    NeedsCode,
+    /// Too many failures; come back after this long.
+    Slowed(Duration),
+    /// Our own failure.
+    Failed(AdminError),
+}
+
+impl From<AdminError> for Refused {
+    fn from(error: AdminError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What failed logins have taught us.
+#[derive(Default)]
+pub(super) struct Tries {
+    failures: Failures,
+    wrong_codes: HashMap<UserId, (u32, Timestamp)>,
+    known: HashSet<(UserId, Network)>,
+}
+
+impl Tries {
+    fn too_many_codes(&self, user: UserId, now: Timestamp) -> bool {
+        let counted = self.wrong_codes.get(&user);
+        counted.is_some_and(|(count, since)| *count >= WRONG_CODES_MAX && now.since(*since) < CODE_MEMORY)
+    }
+
+    fn wrong_code(&mut self, user: UserId, now: Timestamp) {
+        self.wrong_codes.retain(|_, (_, since)| now.since(*since) < CODE_MEMORY);
+        let (count, _) = self.wrong_codes.entry(user).or_insert((0, now));
+        *count = count.saturating_add(1);
+    }
+}
+
+impl People {
+    /// Logs somebody in, with a new session.
+    ///
+    /// # Errors
+    /// [`Refused`]; the caller waits for the delay in it before it answers.
+    pub async fn log_in(&self, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
+        let user = self.find(given.email, given.tenant);
+        let network = Network::of(given.from);
+        let is_known =
+            user.as_ref().is_some_and(|user| records::lock(&self.memory.tries).known.contains(&(user.id, network)));
+        if !is_known && records::lock(&self.memory.tries).failures.is_slowed(network, &self.settings, now) {
+            return Err(Refused::Slowed(Duration::from_secs(60)));
+        }
+        let stored = user.as_ref().and_then(|user| user.password.clone());
+        let typed = Zeroizing::new(given.password.to_owned());
+        let is_proven = self.hashes.matches(stored, typed).await?;
+        let may_come =
+            |user: &User| user.state == UserState::Active && is_allowed(&user.allowed_from, Some(given.from));
+        let Some(user) = user.filter(|user| is_proven && may_come(user)) else {
+            return Err(self.failed(&given, network, now).await);
+        };
+        let mut turn_user = User::clone(&user);
+        let turn = self.desk.turn().await;
+        // Under the turn the record is read again: a code that another login just used is spent.
+        let current = self.user(user.id).ok_or(Refused::NeedsCode)?;
+        if current.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
+            let Some(code) = given.code else { return Err(Refused::NeedsCode) };
+            if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
+                return Err(Refused::Slowed(CODE_MEMORY));
+            }
+            turn_user = User::clone(&current);
+            if !self.spend_code(&mut turn_user, code, now)? {
+                drop(turn);
+                records::lock(&self.memory.tries).wrong_code(user.id, now);
+                return Err(self.failed(&given, network, now).await);
+            }
+        }
+        let mut batch = Batch::new();
+        turn_user.last_login = Some(now);
+        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&turn_user));
+        let (secret, session, ended) = self.begin_in(&mut batch, user.id, (given.from, given.agent), now);
+        let actor = Actor { from: Some(given.from), ..Actor::of(super::name_of(user.id), user.role) };
+        records::record(&mut batch, &actor, sessions::began(&turn_user), now);
+        let (memory, changed, begun) = (Arc::clone(&self.memory), turn_user.clone(), session.clone());
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            ended.iter().for_each(|digest| drop(known.sessions.remove(digest)));
+            known.users.insert(changed.id, Arc::new(changed));
+            known.sessions.insert(begun.digest, begun);
+        })
+        .await
+        .map_err(AdminError::from)?;
+        self.succeeded(&turn_user, network);
+        self.renew_hash(&turn_user, given.password).await;
+        Ok(LoggedIn { user: turn_user, session, secret })
+    }
+
+    /// A fresh proof for a session: a code where there is a second factor, else the password. The
+    /// session gets a new secret; the old one is worth nothing.
+    ///
+    /// # Errors
+    /// As [`People::log_in`].
+    pub async fn confirm(&self, old: &Session, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
+        let user = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
+        let has_factor = user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved);
+        let network = Network::of(given.from);
+        if !has_factor {
+            let typed = Zeroizing::new(given.password.to_owned());
+            if !self.hashes.matches(user.password.clone(), typed).await? {
+                return Err(self.failed(&given, network, now).await);
+            }
+        }
+        let turn = self.desk.turn().await;
+        let current = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
+        let mut changed = User::clone(&current);
+        if has_factor {
+            let Some(code) = given.code else { return Err(Refused::NeedsCode) };
+            if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
+                return Err(Refused::Slowed(CODE_MEMORY));
+            }
+            if !self.spend_code(&mut changed, code, now)? {
+                drop(turn);
+                records::lock(&self.memory.tries).wrong_code(user.id, now);
+                return Err(self.failed(&given, network, now).await);
+            }
+        }
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&changed));
+        let (secret, mut session, mut ended) = self.begin_in(&mut batch, user.id, (given.from, given.agent), now);
+        session.began = old.began;
+        batch.set(super::session_key(&session.digest), codec::encode(&session));
+        batch.remove(super::session_key(&old.digest));
+        ended.push(old.digest);
+        let actor =
+            Actor { from: Some(given.from), proof: Proof::At(now), ..Actor::of(super::name_of(user.id), user.role) };
+        records::record(&mut batch, &actor, super::users::act_on("session.confirm", &changed), now);
+        let (memory, kept, begun) = (Arc::clone(&self.memory), changed.clone(), session.clone());
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            ended.iter().for_each(|digest| drop(known.sessions.remove(digest)));
+            known.users.insert(kept.id, Arc::new(kept));
+            known.sessions.insert(begun.digest, begun);
+        })
+        .await
+        .map_err(AdminError::from)?;
+        Ok(LoggedIn { user: changed, session, secret })
+    }
+
+    /// The only person of that address, in that tenant if one is named.
+    fn find(&self, email: &str, tenant: Option<Option<TenantId>>) -> Option<Arc<User>> {
+        let email = super::users::folded(email).ok()?;
+        let known = records::read(&self.memory.records);
+        let is_meant =
+            |user: &&Arc<User>| user.email == email && tenant.is_none_or(|tenant| tenant == user.role.tenant());
+        let mut found = known.users.values().filter(is_meant);
+        match (found.next(), found.next()) {
+            (Some(user), None) => Some(Arc::clone(user)),
+            _ => None,
+        }
+    }
+
+    fn succeeded(&self, user: &User, network: Network) {
+        let mut tries = records::lock(&self.memory.tries);
+        tries.failures.succeeded(&user.email, network);
+        tries.wrong_codes.remove(&user.id);
+        if tries.known.len() >= KNOWN_MAX {
+            tries.known.clear();
+        }
+        tries.known.insert((user.id, network));
+    }
+
+    async fn failed(&self, given: &Credentials<'_>, network: Network, now: Timestamp) -> Refused {
+        let failed = records::lock(&self.memory.tries).failures.failed(
+            &given.email.to_lowercase(),
+            network,
+            &self.settings,
+            now,
+        );
+        if failed.tell {
+            let told = InstanceEvent::LoginRefused {
+                login: printable(given.email).chars().take(SHOWN_MAX).collect(),
+                peer: given.from.to_string(),
+                vip: None,
+                reason: "admin login: wrong address, password or code".to_owned(),
+            };
+            let mut batch = Batch::new();
+            events::record(&mut batch, &Event { at: now, kind: EventKind::Instance(told) });
+            if let Err(error) = self.desk.store().commit(batch).await {
+                tracing::warn!(%error, "a refused login could not be recorded");
+            }
+        }
+        Refused::Wrong(failed.delay)
+    }
+
+    /// A hash made with older parameters is made anew while the password is at hand.
+    async fn renew_hash(&self, user: &User, typed: &str) {
+        if !user.password.as_deref().is_some_and(password::is_outdated) {
+            return;
+        }
+        let Ok(hash) = self.hashes.hash(Zeroizing::new(typed.to_owned())).await else { return };
+        let turn = self.desk.turn().await;
+        let Some(current) = self.user(user.id).filter(|current| current.password == user.password) else { return };
+        let mut renewed = User::clone(&current);
+        renewed.password = Some(hash);
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&renewed));
+        if let Err(error) = self.remember(turn, batch, renewed).await {
+            tracing::warn!(%error, "a password hash could not be renewed");
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! People and machines that administer: users with their passwords, second factors and sessions,
+//! and API keys.
+//!
+//! Recipe: `invite`, then `redeem` the one-time link with a password; `log_in` gives a session whose
+//! secret `session_actor` turns into an [`Actor`]; `key_actor` does so for an API key. Secrets are
+//! shown once and kept as digests. Easy to get wrong: an unknown user, a wrong password and a locked
+//! user look and last the same; and nobody may lock somebody else out by failing on purpose.
+
+mod factors;
+mod keys;
+mod links;
+mod login;
+mod password;
+mod sessions;
+mod totp;
+mod users;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, RwLock};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::access::{Action, Actor, Permission, Resource, Role, Scope};
+use crate::accounts;
+use crate::ext::Timestamp;
+use crate::mail::{Domain, KeyId, SmtpAccountId, TenantId, UserId};
+use crate::records::{self, AdminError, Damage, Desk};
+use crate::seal::MasterKey;
+use crate::store::{Key, Store, StoreError, prefix};
+
+pub use factors::{Enrolment, RECOVERY_CODES};
+pub use keys::{KeyChange, MadeKey, NewKey, OVERLAP_DEFAULT, OVERLAP_MAX, SCOPES_MAX};
+pub use links::{ACTIVATION_LASTS, OneTimeLink, RESET_LASTS, SET_UP_LASTS};
+pub use login::{Credentials, LoggedIn, Refused};
+pub use password::CHARACTERS_MIN as PASSWORD_CHARACTERS_MIN;
+pub use sessions::{SESSION_IDLE_MAX, SESSION_LASTS, csrf_token};
+pub use totp::code_at as totp_code_at;
+pub use users::{NETWORKS_MAX, NewUser, UserChange};
+
+/// A person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Its id.
+    pub id: UserId,
+    /// What it logs in with: its e-mail address, folded. Unique within its tenant.
+    pub email: String,
+    /// For people.
+    pub name: String,
+    /// What it may.
+    pub role: Role,
+    /// Whether it may log in.
+    pub state: UserState,
+    /// Argon2id, with its parameters.
+    pub password: Option<String>,
+    /// Where it may log in from; empty is anywhere.
+    pub allowed_from: Vec<IpNet>,
+    /// Only these SMTP accounts; `None` is as the role says.
+    pub accounts: Option<BTreeMap<SmtpAccountId, Action>>,
+    /// The second factor, proved or still being set up.
+    pub totp: Option<Totp>,
+    /// SHA-256 of each recovery code that was not used.
+    pub recovery: Vec<[u8; 32]>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it last logged in.
+    pub last_login: Option<Timestamp>,
+}
+
+/// Whether a person may log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserState {
+    /// Not yet: it has not followed its link.
+    Invited,
+    /// Yes.
+    Active,
+    /// No: an admin locked it.
+    Locked,
+}
+
+/// A second factor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totp {
+    /// The secret, sealed under the master key.
+    pub sealed: Vec<u8>,
+    /// The step of the last code that was accepted.
+    pub last_step: u64,
+    /// Whether a code has proved that the person has it.
+    pub state: TotpState,
+}
+
+/// How far a second factor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TotpState {
+    /// Shown, not asked for yet.
+    Offered,
+    /// Asked for at every login.
+    Proved,
+}
+
+/// A person's stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Whose.
+    pub user: UserId,
+    /// SHA-256 of its secret; also its name in lists.
+    pub digest: [u8; 32],
+    /// When it began.
+    pub began: Timestamp,
+    /// When it was last used, to within a few minutes.
+    pub used: Timestamp,
+    /// Where it began.
+    pub from: IpAddr,
+    /// What the browser called itself.
+    pub agent: String,
+    /// When the person last gave every factor.
+    pub proved: Timestamp,
+}
+
+/// A machine's access.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    /// Its id, part of its text.
+    pub id: KeyId,
+    /// Whose; `None` for the instance.
+    pub tenant: Option<TenantId>,
+    /// For people.
+    pub name: String,
+    /// What it may.
+    pub scopes: Vec<Scope>,
+    /// Where it may come from; empty is anywhere.
+    pub allowed_from: Vec<IpNet>,
+    /// Only these sending domains; empty is all.
+    pub domains: Vec<Domain>,
+    /// Its valid secrets, newest first: two while one takes over from the other.
+    pub secrets: Vec<KeySecret>,
+    /// When it ends.
+    pub expires: Option<Timestamp>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// By whom.
+    pub created_by: String,
+}
+
+/// One secret of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeySecret {
+    /// SHA-256 of the whole key text.
+    pub digest: [u8; 32],
+    /// Its last four characters, to be told apart.
+    pub ending: String,
+    /// When it ends, if another has taken over.
+    pub expires: Option<Timestamp>,
+}
+
+/// When and from where a key was last used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// Which.
+    pub id: KeyId,
+    /// When.
+    pub at: Timestamp,
+    /// From where, if over a network.
+    pub from: Option<IpAddr>,
+}
+
+/// Which roles of a tenant, or of the instance, must have a second factor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FactorPolicy {
+    /// Words of roles.
+    pub required_of: Vec<String>,
+}
+
+/// People and keys in memory, backed by the store.
+pub struct People {
+    desk: Desk,
+    key: Arc<MasterKey>,
+    settings: accounts::Settings,
+    hashes: password::Hashes,
+    memory: Arc<Memory>,
+    damaged: Vec<Damage>,
+}
+
+#[derive(Default)]
+struct Memory {
+    records: RwLock<Records>,
+    tries: Mutex<login::Tries>,
+}
+
+#[derive(Default)]
+struct Records {
+    users: HashMap<UserId, Arc<User>>,
+    keys: HashMap<KeyId, Arc<ApiKey>>,
+    uses: HashMap<KeyId, KeyUse>,
+    unsaved_uses: Vec<KeyId>,
+    sessions: HashMap<[u8; 32], Session>,
+    policies: HashMap<Option<TenantId>, FactorPolicy>,
+}
+
+impl People {
+    /// Reads all records.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn open(store: Arc<dyn Store>, key: Arc<MasterKey>, settings: accounts::Settings) -> Result<Self, StoreError> {
+        let (users, mut damaged) = records::load::<User>(&*store, &[prefix::USER, b'r'])?;
+        let (policies, more) = records::load::<(Option<TenantId>, FactorPolicy)>(&*store, &[prefix::USER, b'p'])?;
+        damaged.extend(more);
+        let (keys, more) = records::load::<ApiKey>(&*store, &[prefix::API_KEY, b'r'])?;
+        damaged.extend(more);
+        let (uses, more) = records::load::<KeyUse>(&*store, &[prefix::API_KEY, b'u'])?;
+        damaged.extend(more);
+        let (sessions, more) = records::load::<Session>(&*store, &[prefix::SESSION])?;
+        damaged.extend(more);
+        let known = Records {
+            users: users.into_iter().map(|(_, user)| (user.id, Arc::new(user))).collect(),
+            keys: keys.into_iter().map(|(_, key)| (key.id, Arc::new(key))).collect(),
+            uses: uses.into_iter().map(|(_, used)| (used.id, used)).collect(),
+            unsaved_uses: Vec::new(),
+            sessions: sessions.into_iter().map(|(_, session)| (session.digest, session)).collect(),
+            policies: policies.into_iter().map(|(_, policy)| policy).collect(),
+        };
+        let memory = Arc::new(Memory { records: RwLock::new(known), tries: Mutex::default() });
+        Ok(Self { desk: Desk::new(store), key, settings, hashes: password::Hashes::default(), memory, damaged })
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    fn user(&self, id: UserId) -> Option<Arc<User>> {
+        records::read(&self.memory.records).users.get(&id).cloned()
+    }
+
+    fn policy(&self, tenant: Option<TenantId>) -> FactorPolicy {
+        records::read(&self.memory.records).policies.get(&tenant).cloned().unwrap_or_default()
+    }
+}
+
+/// What reading or changing the people (or keys) of a tenant, or of the instance, needs.
+fn permission(resource: Resource, tenant: Option<TenantId>, action: Action) -> Permission {
+    match (tenant, action) {
+        (None, Action::Read) => Permission::ReadInstance,
+        (None, Action::Write) => Permission::ManageInstance,
+        (Some(tenant), Action::Read) => Permission::Read(resource, tenant),
+        (Some(tenant), Action::Write) => Permission::Write(resource, tenant),
+    }
+}
+
+fn digest(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+fn is_same(one: &[u8; 32], other: &[u8; 32]) -> bool {
+    one.ct_eq(other).into()
+}
+
+/// Whether `networks` let `from` in; empty is anywhere.
+fn is_allowed(networks: &[IpNet], from: Option<IpAddr>) -> bool {
+    let Some(from) = from else { return true };
+    let from = from.to_canonical();
+    networks.is_empty() || networks.iter().any(|network| network.contains(&from))
+}
+
+fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {
+    if networks.len() > NETWORKS_MAX {
+        return Err(AdminError::Invalid(format!("at most {NETWORKS_MAX} networks")));
+    }
+    Ok(())
+}
+
+fn user_key(id: UserId) -> Key {
+    [&[prefix::USER, b'r'][..], &id.0.to_be_bytes()].concat()
+}
+
+fn email_key(tenant: Option<TenantId>, email: &str) -> Key {
+    let tenant = tenant.map_or(0, |tenant| tenant.0);
+    [&[prefix::USER, b'n'][..], &tenant.to_be_bytes(), email.as_bytes()].concat()
+}
+
+fn policy_key(tenant: Option<TenantId>) -> Key {
+    [&[prefix::USER, b'p'][..], &tenant.map_or(0, |tenant| tenant.0).to_be_bytes()].concat()
+}
+
+fn api_key_key(id: KeyId) -> Key {
+    [&[prefix::API_KEY, b'r'][..], &id.0.to_be_bytes()].concat()
+}
+
+fn key_use_key(id: KeyId) -> Key {
+    [&[prefix::API_KEY, b'u'][..], &id.0.to_be_bytes()].concat()
+}
+
+fn session_key(digest: &[u8; 32]) -> Key {
+    [&[prefix::SESSION][..], digest].concat()
+}
+
+/// An actor's name of a person.
+fn name_of(user: UserId) -> String {
+    format!("user {user}")
+}
+
+fn is_self(actor: &Actor, user: UserId) -> bool {
+    actor.name == name_of(user)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! `/session`: logging in and out, one-time links, and one's own second factor.
+//!
+//! Easy to get wrong: the secret of a session is in the cookie only, never in a body, so that no
+//! script can read it; the token against forged requests is in the body only.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::users::UserJson;
+use super::{Answer, Shared, users};
+use crate::access::Actor;
+use crate::ext::Timestamp;
+use crate::mail::TenantId;
+use crate::people::{Credentials, LoggedIn, Refused, csrf_token};
+use crate::web::Parts;
+use crate::web::body::JsonBody;
+use crate::web::identity::{self, From, Stay};
+use crate::web::problem::Problem;
+
+/// What somebody who logs in gives.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoginJson {
+    /// The e-mail address.
+    pub email: String,
+    /// The tenant's name, or `@instance`; needed if the address is known in several.
+    #[serde(default)]
+    pub tenant: Option<String>,
+    /// The password.
+    pub password: String,
+    /// The code of the second factor, or a recovery code.
+    #[serde(default)]
+    pub code: Option<String>,
+}
+
+/// A fresh proof: the code where there is a second factor, else the password.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfirmJson {
+    /// The password.
+    pub password: Option<String>,
+    /// The code of the second factor, or a recovery code.
+    pub code: Option<String>,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionJson {
+    /// Who.
+    pub user: UserJson,
+    /// To be sent as `X-CSRF-Token` with every request that changes something.
+    pub csrf_token: String,
+    /// Whether nothing works until a second factor is set up.
+    pub must_enrol: bool,
+    /// When the session began.
+    pub began: String,
+    /// When every factor was last given.
+    pub proved: String,
+}
+
+/// A one-time link that is followed.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedeemJson {
+    /// What the link says after `#`.
+    pub token: String,
+    /// The password from now on.
+    pub password: String,
+    /// The address of the instance's first admin; for the set-up link only.
+    #[serde(default)]
+    pub email: Option<String>,
+}
+
+/// What an authenticator program needs; shown this once.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EnrolmentJson {
+    /// To type in.
+    pub secret: String,
+    /// What the QR code says.
+    pub address: String,
+    /// The QR code as SVG.
+    pub qr_svg: String,
+}
+
+/// A code.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodeJson {
+    /// Six digits.
+    pub code: String,
+}
+
+/// Codes that each replace one code of the second factor; shown this once.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct RecoveryCodesJson {
+    /// Keep them where the device is not.
+    pub recovery_codes: Vec<String>,
+}
+
+fn json(parts: &Parts, logged_in: &Stay) -> SessionJson {
+    SessionJson {
+        user: users::json(parts, &logged_in.user),
+        csrf_token: logged_in.csrf.clone(),
+        must_enrol: parts.people.must_enrol(&logged_in.user),
+        began: logged_in.session.began.rfc3339(),
+        proved: logged_in.session.proved.rfc3339(),
+    }
+}
+
+type WithCookie<T> = Result<(StatusCode, [(HeaderName, HeaderValue); 1], Json<T>), Problem>;
+
+fn entered(parts: &Parts, entered: LoggedIn, status: StatusCode) -> WithCookie<SessionJson> {
+    let cookie = identity::cookie_of(&entered.secret);
+    let csrf = csrf_token(&entered.secret);
+    let stay = Stay { user: entered.user, session: entered.session, csrf };
+    Ok((status, [(header::SET_COOKIE, cookie)], Json(json(parts, &stay))))
+}
+
+/// Waits as long as a refusal says, then answers it.
+async fn refused(refused: Refused) -> Problem {
+    match refused {
+        Refused::Wrong(delay) => {
+            tokio::time::sleep(delay).await;
+            let detail = "address, password or code is wrong, or the account is locked or not from here";
+            Problem::new(StatusCode::UNAUTHORIZED, "wrong_credentials", detail)
+        }
+        Refused::NeedsCode => {
+            Problem::new(StatusCode::UNAUTHORIZED, "second_factor_required", "give the code of your second factor too")
+        }
+        Refused::Slowed(wait) => {
+            let detail = format!("too many failed logins; again in {} s", wait.as_secs());
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).again_in(wait.as_secs())
+        }
+        Refused::Failed(error) => error.into(),
+    }
+}
+
+fn agent(headers: &HeaderMap) -> &str {
+    headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+fn no_session() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "no_session", "this is for people who are logged in (POST /api/v1/session)")
+}
+
+fn stay(stay: Option<Extension<Stay>>) -> Result<Stay, Problem> {
+    stay.map(|Extension(stay)| stay).ok_or_else(no_session)
+}
+
+pub(super) async fn log_in(
+    State(parts): State<Shared>,
+    Extension(From(from)): Extension<From>,
+    headers: HeaderMap,
+    JsonBody(asked): JsonBody<LoginJson>,
+) -> WithCookie<SessionJson> {
+    identity::check_origin(&headers)?;
+    let password = Zeroizing::new(asked.password);
+    let tenant = match asked.tenant.as_deref() {
+        None => None,
+        Some(super::INSTANCE_NAME) => Some(None),
+        // A name nobody has is a tenant nobody is in: the same answer, after the same work.
+        Some(name) => Some(Some(parts.accounts.tenant_named(name).map_or(TenantId(0), |tenant| tenant.id))),
+    };
+    let (email, code) = (asked.email.as_str(), asked.code.as_deref());
+    let given = Credentials { email, tenant, password: &password, code, from, agent: agent(&headers) };
+    match parts.people.log_in(given, Timestamp::now()).await {
+        Ok(done) => entered(&parts, done, StatusCode::CREATED),
+        Err(why) => Err(refused(why).await),
+    }
+}
+
+pub(super) async fn confirm(
+    State(parts): State<Shared>,
+    Extension(From(from)): Extension<From>,
+    own: Option<Extension<Stay>>,
+    headers: HeaderMap,
+    JsonBody(asked): JsonBody<ConfirmJson>,
+) -> WithCookie<SessionJson> {
+    let own = stay(own)?;
+    let password = Zeroizing::new(asked.password.unwrap_or_default());
+    let (email, code) = (own.user.email.as_str(), asked.code.as_deref());
+    let given = Credentials { email, tenant: None, password: &password, code, from, agent: agent(&headers) };
+    match parts.people.confirm(&own.session, given, Timestamp::now()).await {
+        Ok(done) => entered(&parts, done, StatusCode::OK),
+        Err(why) => Err(refused(why).await),
+    }
+}
+
+pub(super) async fn show(State(parts): State<Shared>, own: Option<Extension<Stay>>) -> Answer<SessionJson> {
+    Ok(Json(json(&parts, &stay(own)?)))
+}
+
+pub(super) async fn log_out(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+) -> Result<(StatusCode, [(HeaderName, HeaderValue); 1]), Problem> {
+    let own = stay(own)?;
+    parts.people.end_session(&actor, own.user.id, Some(own.session.digest), Timestamp::now()).await?;
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, identity::no_cookie())]))
+}
+
+pub(super) async fn redeem(
+    State(parts): State<Shared>,
+    headers: HeaderMap,
+    JsonBody(asked): JsonBody<RedeemJson>,
+) -> Answer<UserJson> {
+    identity::check_origin(&headers)?;
+    let password = Zeroizing::new(asked.password);
+    let user = parts.people.redeem(&asked.token, password, asked.email.as_deref(), Timestamp::now()).await?;
+    Ok(Json(users::json(&parts, &user)))
+}
+
+pub(super) async fn offer_factor(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+) -> Answer<EnrolmentJson> {
+    let own = stay(own)?;
+    let issuer = parts.about.hostname.to_string();
+    let made = parts.people.offer_totp(&actor, own.user.id, &issuer, Timestamp::now()).await?;
+    Ok(Json(EnrolmentJson {
+        secret: made.secret.to_string(),
+        address: made.address.to_string(),
+        qr_svg: made.qr_svg.to_string(),
+    }))
+}
+
+fn codes(codes: Vec<Zeroizing<String>>) -> Json<RecoveryCodesJson> {
+    Json(RecoveryCodesJson { recovery_codes: codes.iter().map(|code| code.to_string()).collect() })
+}
+
+pub(super) async fn prove_factor(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+    JsonBody(asked): JsonBody<CodeJson>,
+) -> Answer<RecoveryCodesJson> {
+    let own = stay(own)?;
+    let whose = (own.user.id, Some(own.session.digest));
+    Ok(codes(parts.people.prove_totp(&actor, whose, &asked.code, Timestamp::now()).await?))
+}
+
+pub(super) async fn new_codes(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+) -> Answer<RecoveryCodesJson> {
+    let own = stay(own)?;
+    Ok(codes(parts.people.new_recovery_codes(&actor, own.user.id, Timestamp::now()).await?))
+}
+
+pub(super) async fn remove_factor(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+) -> Result<StatusCode, Problem> {
+    let own = stay(own)?;
+    let people = Arc::clone(&parts.people);
+    people.remove_totp(&actor, own.user.id, Timestamp::now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
