@@ -33,6 +33,8 @@ mod bench;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod handover_tests;
+#[cfg(test)]
 mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};

@@ -1,5 +1,9 @@
 //! Tests of the suppression lists.
 
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::store::{CommitError, MemoryStore};
 
@@ -115,4 +119,71 @@ async fn long_notes_are_cut_between_characters() {
     list.add(&actor, TENANT, new, START).await.unwrap();
     let page = list.list(&actor, TENANT, None, 1).unwrap();
     assert_eq!(page.entries[0].note.len(), NOTE_OCTETS_MAX);
+}
+
+/// Addresses and domains so alike that case, folding and limits matter.
+fn subjects() -> impl Strategy<Value = String> {
+    let local = prop_oneof![
+        Just("a".to_owned()),
+        Just("A".to_owned()),
+        Just("\"a b\"".to_owned()),
+        Just("ß".to_owned()),
+        Just("\u{130}".to_owned()),
+        Just("\u{130}".repeat(32)),
+        Just("\u{212a}".to_owned()),
+    ];
+    let domain = prop_oneof![Just("x.example"), Just("X.Example"), Just("sub.x.example"), Just("żółw.example")];
+    prop_oneof![
+        3 => (local, domain.clone()).prop_map(|(local, domain)| format!("{local}@{domain}")),
+        1 => domain.prop_map(str::to_owned),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn the_lists_agree_with_sets(
+        acts in proptest::collection::vec((0_u8..5, 0_u64..2, subjects()), 1..40), page in 1_usize..4
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (_, list, actor) = room();
+            let mut model: BTreeSet<(u64, Subject)> = BTreeSet::new();
+            for (act, tenant, text) in acts {
+                let subject = Subject::parse(&text).unwrap();
+                let name = (tenant, subject.clone());
+                if act < 3 {
+                    let added = list.add(&actor, TenantId(tenant), entry(&text), START).await;
+                    assert_eq!(added.is_ok(), model.insert(name), "{text}");
+                } else {
+                    let removed = list.remove(&actor, TenantId(tenant), &subject, START).await;
+                    assert_eq!(removed.is_ok(), model.remove(&name), "{text}");
+                }
+                if let Ok(address) = Address::parse(&text) {
+                    for tenant in [0, 1] {
+                        let by_address = model.contains(&(tenant, Subject::Address(address.folded())));
+                        let by_domain = model.contains(&(tenant, Subject::Domain(address.domain().clone())));
+                        let found = list.contains(TenantId(tenant), &address).unwrap();
+                        assert_eq!(found, by_address || by_domain, "{text}");
+                    }
+                }
+            }
+            for tenant in [0, 1] {
+                let (mut listed, mut from) = (Vec::new(), None);
+                loop {
+                    let shown = list.list(&actor, TenantId(tenant), from.as_ref(), page).unwrap();
+                    listed.extend(shown.entries.into_iter().map(|entry| entry.subject));
+                    from = shown.next;
+                    if from.is_none() {
+                        break;
+                    }
+                }
+                let of_tenant: BTreeSet<Subject> =
+                    model.iter().filter(|(owner, _)| *owner == tenant).map(|(_, subject)| subject.clone()).collect();
+                assert_eq!(listed.len(), of_tenant.len(), "a page ended early or repeated an entry");
+                assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), of_tenant);
+            }
+        });
+    }
 }
