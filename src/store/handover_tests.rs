@@ -54,11 +54,11 @@ async fn call(opened: Arc<Opened>, faults: Arc<Faults>, caller: usize, failed: A
         // None, small ones, and some that get a segment of their own.
         let length = [0, 100, 9_000, 0, 50_000][turn % 5];
         let (batch, body) = batch(&name, length);
-        if turn % 31 == 0 {
+        if turn.is_multiple_of(31) {
             faults.writes_fail.fetch_add(1, Ordering::AcqRel);
         }
         let commit = opened.records.commit(batch);
-        let heard = if turn % 3 == 0 {
+        let heard = if turn.is_multiple_of(3) {
             // Goes away at some point of the wait.
             match tokio::time::timeout(Duration::from_micros((turn as u64 * 37) % 900), commit).await {
                 Err(_) => Heard::Nothing,
