@@ -270,3 +270,112 @@ async fn the_door_speaks_tls_and_says_who_came() {
     shutdown.cancel();
     served.await.unwrap();
 }
+
+/// Who asks, with what it may at most do.
+const ROLES: [&str; 5] = ["owner", "admin", "developer", "analyst", "support"];
+
+/// Every operation of the document: method, path, whether it needs no login.
+fn operations() -> Vec<(String, String)> {
+    let document = super::document::document();
+    let paths = document["paths"].as_object().unwrap().clone();
+    let of = |(path, operations): (&String, &Value)| {
+        let methods: Vec<String> = operations.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect();
+        methods.into_iter().map(|method| (method, path.clone())).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(of).collect()
+}
+
+/// The path with names of the rival tenant's things, and a query that names it.
+fn of_rival(path: &str, names: &[(&str, String)]) -> String {
+    let mut filled = path.to_owned();
+    for (name, value) in names {
+        filled = filled.replace(&format!("{{{name}}}"), value);
+    }
+    assert!(!filled.contains('{'), "nothing is known to put into {path}");
+    filled
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one walk: who asks, for what, and what must be the answer")]
+async fn every_route_hides_another_tenants_things_from_every_role_and_from_every_key() {
+    let api = two_shops(Settings { requests_per_minute_max: 1_000_000, ..Settings::default() }).await;
+    let user = person(&api, "rival", "eve@example.com", "owner").await;
+    let (_, key) = call(&api, "POST", "/keys", json!({"tenant": "rival", "scopes": ["queue:read"]})).await;
+    let (_, accounts) = call(&api, "GET", "/smtp-accounts?tenant=rival", Value::Null).await;
+    call(&api, "POST", "/tenants/rival/suppressions", json!({"subject": "x@example.org"})).await;
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let names = [
+        ("tenant", "rival".to_owned()),
+        ("domain", "rival.example.com".to_owned()),
+        ("subject", "x@example.org".to_owned()),
+        ("login", text(&accounts["rows"][0]["login"])),
+        ("user", text(&user)),
+        ("key", text(&key["key"]["id"])),
+        ("session", "0".repeat(52)),
+        ("id", "0".repeat(26)),
+        ("vip", "192.0.2.1".to_owned()),
+        ("route", "0000000000000".to_owned()),
+    ];
+    let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit"];
+    let scopes: Vec<String> = scopes.iter().map(|scope| format!("{scope}:write")).collect();
+    let (_, mine) = call(&api, "POST", "/keys", json!({"tenant": "shop", "scopes": scopes})).await;
+    let mut askers = vec![("key".to_owned(), Sent::key(&mine["text"]))];
+    for role in ROLES {
+        let email = format!("{role}@example.com");
+        person(&api, "shop", &email, role).await;
+        let (cookie, token) = log_in(&api, &email).await;
+        askers.push((role.to_owned(), Sent::default().with("cookie", cookie).with("x-csrf-token", token)));
+    }
+    let (_, before) = call(&api, "GET", "/audit?tenant=rival&limit=1", Value::Null).await;
+    let mut walked = 0;
+    for (method, path) in operations() {
+        if path.starts_with("/session") {
+            continue; // One's own: there is nobody else's thing to name.
+        }
+        let mut filled = of_rival(&path, &names);
+        if ["/users", "/keys", "/smtp-accounts", "/audit", "/audit/verify", "/queue", "/second-factor-policy"]
+            .contains(&path.as_str())
+        {
+            filled.push_str("?tenant=rival");
+        }
+        for (who, sent) in &askers {
+            walked += 1;
+            // A body that is nobody's: what must not be reached must be refused before it is carried out.
+            let body = match path.as_str() {
+                "/users" if method == "POST" => json!({"tenant": "rival", "email": "m@example.com", "role": "support"}),
+                "/keys" if method == "POST" => json!({"tenant": "rival", "scopes": ["queue:read"]}),
+                "/smtp-accounts" if method == "POST" => json!({"tenant": "rival"}),
+                "/second-factor-policy" if method == "PUT" => json!({"required_of": []}),
+                _ if path.ends_with("/domains") => json!({"domain": "new.example.com"}),
+                _ if path.ends_with("/suppressions") => json!({"subject": "y@example.org"}),
+                _ => json!({}),
+            };
+            let answer = ask(
+                &api,
+                sent,
+                &method,
+                &filled,
+                if method == "GET" || method == "DELETE" { Value::Null } else { body },
+            )
+            .await;
+            let names_rival =
+                filled.contains("rival") || names[3..6].iter().any(|(_, value)| filled.contains(value.as_str()));
+            // A body without its fields is refused before anybody looks whose the thing is; that tells nothing.
+            let is_hidden = matches!(
+                answer.status,
+                StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::UNPROCESSABLE_ENTITY
+            );
+            if names_rival {
+                assert!(is_hidden, "{who} {method} {filled}: {} {}", answer.status, answer.body);
+                if method == "GET" {
+                    assert_eq!(answer.status, StatusCode::NOT_FOUND, "{who} {method} {filled}: {}", answer.body);
+                }
+            }
+            assert!(!answer.body.to_string().contains("rival.example"), "{who} {method} {filled}: {}", answer.body);
+            assert_ne!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path} is in the document only");
+        }
+    }
+    assert!(walked > 200, "{walked}");
+    let (_, after) = call(&api, "GET", "/audit?tenant=rival&limit=1", Value::Null).await;
+    assert_eq!(before["rows"][0]["number"], after["rows"][0]["number"], "nothing of the rival's was changed");
+}

@@ -6,6 +6,7 @@
 
 mod api;
 mod body;
+mod document;
 mod door;
 mod guard;
 mod health;
@@ -100,6 +101,7 @@ pub fn router(parts: Parts, settings: &Settings) -> Router {
     Router::new()
         .nest("/api/v1", api::router(Arc::clone(&parts)).layer(middleware::from_fn(guard::require_actor)))
         .nest("/api/v1", api::open_router(Arc::clone(&parts)))
+        .merge(document::router())
         .fallback(|| async { problem::Problem::missing("such resource") })
         .layer(middleware::from_fn_with_state(Arc::clone(&rates), rate::by_actor))
         .layer(middleware::from_fn_with_state(parts, identity::identify))

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::problem::Problem;
 
@@ -18,7 +19,7 @@ pub const LIMIT_MAX: usize = 250;
 pub const LIMIT_DEFAULT: usize = 50;
 
 /// One page of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PageJson<T> {
     /// The rows.
     pub rows: Vec<T>,

@@ -7,13 +7,14 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::access::{Forbidden, Sight};
 use crate::records::AdminError;
 use crate::store::{CommitError, StoreError};
 
 /// The body of every answer that is not a success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemJson {
     /// `urn:postern:problem:` and the code.
     #[serde(rename = "type")]
@@ -35,7 +36,7 @@ pub struct ProblemJson {
 }
 
 /// One field that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldJson {
     /// Where it is: `address`, `allowed_from[1]`.
     pub field: String,

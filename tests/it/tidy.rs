@@ -94,6 +94,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aes_gcm", &["seal"]),
     ("argon2", &["people"]),
     ("qrcode", &["people"]),
+    ("utoipa", &["web"]),
+    ("utoipa_axum", &["web"]),
     ("clap", &["cli"]),
     ("rcgen", &["net", "sink"]),
     // delivery: its data files of providers and replies.

@@ -6,6 +6,7 @@
 use axum::extract::{Query, State};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, tenant_called};
 use crate::access::Actor;
@@ -16,7 +17,7 @@ use crate::web::paging::{self, PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// An entry of the audit log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntryJson {
     /// Its place in its log, counted from 1.
     pub number: u64,
@@ -43,7 +44,7 @@ pub struct AuditEntryJson {
 }
 
 /// One value that changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DifferenceJson {
     /// Which.
     pub field: String,
@@ -54,7 +55,7 @@ pub struct DifferenceJson {
 }
 
 /// How checking the log ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditVerifiedJson {
     /// Whether every entry is what was written and none is missing.
     pub whole: bool,
@@ -114,6 +115,15 @@ fn from_hexadecimal(text: &str) -> Option<[u8; 32]> {
     pairs.map(octet).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
+#[utoipa::path(
+    get,
+    path = "/audit",
+    operation_id = "audit_list",
+    tag = "audit",
+    summary = "List: audit.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<AuditEntryJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -130,6 +140,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows: entries.into_iter().map(json).collect(), next }))
 }
 
+#[utoipa::path(
+    get,
+    path = "/audit/verify",
+    operation_id = "audit_verify",
+    tag = "audit",
+    summary = "Verify: audit.",
+    params(("tenant" = Option<String>, Query), ("number" = Option<u64>, Query), ("hash" = Option<String>, Query)),
+    responses((status = 200, body = AuditVerifiedJson, description = "done"))
+)]
 pub(super) async fn verify(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

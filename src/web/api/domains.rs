@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called};
 use crate::access::Actor;
@@ -24,7 +25,7 @@ use crate::web::problem::Problem;
 pub const INSTANCE_NAME: &str = "@instance";
 
 /// A sending domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DomainJson {
     /// Whose; `@instance` for names of notices.
     pub tenant: String,
@@ -51,7 +52,7 @@ pub struct DomainJson {
 }
 
 /// A DNS record to publish.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecordJson {
     /// Its full name, without the last dot.
     pub name: String,
@@ -70,7 +71,7 @@ pub struct RecordJson {
 }
 
 /// A pair of selectors used before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RetiredJson {
     /// Names of the records.
     pub names: Vec<String>,
@@ -83,15 +84,16 @@ pub struct RetiredJson {
 }
 
 /// A domain to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewDomainJson {
     /// Its name.
+    #[schema(value_type = String)]
     pub domain: Domain,
 }
 
 /// What is to change; each given field is one change with its own audit event.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DomainChangeJson {
     /// Let it be used without proof, or ask for proof again.
@@ -103,7 +105,7 @@ pub struct DomainChangeJson {
 }
 
 /// How a look into DNS ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VerificationJson {
     /// The domain as it is now.
     pub domain: DomainJson,
@@ -114,7 +116,7 @@ pub struct VerificationJson {
 }
 
 /// What was found at one name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FoundJson {
     /// `RSA key`, `Ed25519 key`, `next RSA key`, `next Ed25519 key`.
     pub what: String,
@@ -201,6 +203,15 @@ fn found(prefix: &str, findings: &Findings) -> [FoundJson; 2] {
     [one("RSA key", &findings.rsa), one("Ed25519 key", &findings.ed25519)]
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/domains",
+    operation_id = "domains_list",
+    tag = "domains",
+    summary = "List: domains.",
+    params(("tenant" = String, Path), ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<DomainJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -213,6 +224,16 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/domains",
+    operation_id = "domains_add",
+    tag = "domains",
+    summary = "Make: domains.",
+    params(("tenant" = String, Path)),
+    request_body = NewDomainJson,
+    responses((status = 201, body = DomainJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -224,6 +245,15 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(json(&parts, &actor, &domain)?)))
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/domains/{domain}",
+    operation_id = "domains_show",
+    tag = "domains",
+    summary = "Show: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = DomainJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -233,6 +263,16 @@ pub(super) async fn show(
     Ok(Json(json(&parts, &actor, &domain)?))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/tenants/{tenant}/domains/{domain}",
+    operation_id = "domains_change",
+    tag = "domains",
+    summary = "Change: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    request_body = DomainChangeJson,
+    responses((status = 200, body = DomainJson, description = "done"))
+)]
 pub(super) async fn change(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -252,6 +292,15 @@ pub(super) async fn change(
     Ok(Json(json(&parts, &actor, &domain)?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/domains/{domain}/verify",
+    operation_id = "domains_verify",
+    tag = "domains",
+    summary = "Verify: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = VerificationJson, description = "done"))
+)]
 pub(super) async fn verify(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -270,6 +319,15 @@ pub(super) async fn verify(
     Ok(Json(VerificationJson { domain: json(&parts, &actor, &seen.domain)?, found: all, turns }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/domains/{domain}/rotate",
+    operation_id = "domains_rotate",
+    tag = "domains",
+    summary = "Rotate: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = DomainJson, description = "done"))
+)]
 pub(super) async fn rotate(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -280,6 +338,15 @@ pub(super) async fn rotate(
     Ok(Json(json(&parts, &actor, &domain)?))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/tenants/{tenant}/domains/{domain}",
+    operation_id = "domains_remove",
+    tag = "domains",
+    summary = "Remove: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

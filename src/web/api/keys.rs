@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::smtp_accounts::networks;
 use super::users::{place, whose};
@@ -22,7 +23,7 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// An API key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeyJson {
     /// Its id, part of its text.
     pub id: String,
@@ -53,7 +54,7 @@ pub struct KeyJson {
 }
 
 /// A key to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKeyJson {
     /// Whose; `@instance` for the instance's.
@@ -68,6 +69,7 @@ pub struct NewKeyJson {
     pub allowed_from: Vec<String>,
     /// Only these sending domains and the names below them; empty is all.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub domains: Vec<Domain>,
     /// When it ends (RFC 3339).
     #[serde(default)]
@@ -75,7 +77,7 @@ pub struct NewKeyJson {
 }
 
 /// What is to change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyChangeJson {
     /// For people.
@@ -90,7 +92,7 @@ pub struct KeyChangeJson {
 }
 
 /// How a key is given a new text.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RotationJson {
     /// How many hours the old text stays good; 24 if absent, 0 ends it at once, 720 at most.
@@ -98,7 +100,7 @@ pub struct RotationJson {
 }
 
 /// A key with its text, which is shown this once.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct MadeKeyJson {
     /// What is kept.
     pub key: KeyJson,
@@ -152,6 +154,15 @@ pub(super) struct Chosen {
     tenant: Option<String>,
 }
 
+#[utoipa::path(
+    get,
+    path = "/keys",
+    operation_id = "keys_list",
+    tag = "keys",
+    summary = "List: keys.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<KeyJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -163,6 +174,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows: page.rows.iter().map(|key| json(&parts, key)).collect(), next: page.next }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/keys",
+    operation_id = "keys_add",
+    tag = "keys",
+    summary = "Make: keys.",
+    request_body = NewKeyJson,
+    responses((status = 201, body = MadeKeyJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -182,6 +202,15 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(made(&parts, &key))))
 }
 
+#[utoipa::path(
+    get,
+    path = "/keys/{key}",
+    operation_id = "keys_show",
+    tag = "keys",
+    summary = "Show: keys.",
+    params(("key" = String, Path)),
+    responses((status = 200, body = KeyJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -190,6 +219,16 @@ pub(super) async fn show(
     Ok(Json(json(&parts, &parts.people.key_for(&actor, read_id(&key)?, Action::Read)?)))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/keys/{key}",
+    operation_id = "keys_change",
+    tag = "keys",
+    summary = "Change: keys.",
+    params(("key" = String, Path)),
+    request_body = KeyChangeJson,
+    responses((status = 200, body = KeyJson, description = "done"))
+)]
 pub(super) async fn change(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -207,6 +246,16 @@ pub(super) async fn change(
     Ok(Json(json(&parts, &key)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/keys/{key}/rotate",
+    operation_id = "keys_rotate",
+    tag = "keys",
+    summary = "Rotate: keys.",
+    params(("key" = String, Path)),
+    request_body = RotationJson,
+    responses((status = 200, body = MadeKeyJson, description = "done"))
+)]
 pub(super) async fn rotate(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -221,6 +270,15 @@ pub(super) async fn rotate(
     Ok(Json(made(&parts, &rotated)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/keys/{key}",
+    operation_id = "keys_remove",
+    tag = "keys",
+    summary = "Remove: keys.",
+    params(("key" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

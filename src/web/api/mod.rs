@@ -21,7 +21,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Parts;
 use super::problem::Problem;
@@ -51,78 +53,90 @@ type Answer<T> = Result<axum::Json<T>, Problem>;
 
 /// Every route below `/api/v1`.
 pub(super) fn router(parts: Shared) -> Router {
-    Router::new()
-        .route("/status", get(status::show))
-        .route("/tenants", get(tenants::list).post(tenants::add))
-        .route("/tenants/{tenant}", get(tenants::show).patch(tenants::change).delete(tenants::remove))
-        .route("/tenants/{tenant}/suppressions", get(suppressions::list).post(suppressions::add))
-        .route("/tenants/{tenant}/suppressions/{subject}", get(suppressions::show).delete(suppressions::remove))
-        .route("/audit", get(audit::list))
-        .route("/audit/verify", get(audit::verify))
-        .route("/vips", get(vips::list).post(vips::add))
-        .route("/vips/{vip}", get(vips::show).delete(vips::remove))
-        .route("/routes", get(routes::list).post(routes::add))
-        .route("/routes/{route}", delete(routes::remove))
+    guarded().with_state(parts).into()
+}
+
+fn guarded() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(status::show))
+        .routes(routes!(tenants::list, tenants::add))
+        .routes(routes!(tenants::show, tenants::change, tenants::remove))
+        .routes(routes!(suppressions::list, suppressions::add))
+        .routes(routes!(suppressions::show, suppressions::remove))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::verify))
+        .routes(routes!(vips::list, vips::add))
+        .routes(routes!(vips::show, vips::remove))
+        .routes(routes!(routes::list, routes::add))
+        .routes(routes!(routes::remove))
         .merge(accounts_and_domains())
         .merge(queue_routes())
         .merge(people_routes())
-        .with_state(parts)
 }
 
-fn accounts_and_domains() -> Router<Shared> {
-    Router::new()
-        .route("/tenants/{tenant}/domains", get(domains::list).post(domains::add))
-        .route("/tenants/{tenant}/domains/{domain}", get(domains::show).patch(domains::change).delete(domains::remove))
-        .route("/tenants/{tenant}/domains/{domain}/verify", post(domains::verify))
-        .route("/tenants/{tenant}/domains/{domain}/rotate", post(domains::rotate))
-        .route("/smtp-accounts", get(smtp_accounts::list).post(smtp_accounts::add))
-        .route(
-            "/smtp-accounts/{login}",
-            get(smtp_accounts::show).patch(smtp_accounts::change).delete(smtp_accounts::remove),
-        )
-        .route("/smtp-accounts/{login}/rotate", post(smtp_accounts::rotate))
-        .route("/smtp-accounts/{login}/finish-rotation", post(smtp_accounts::finish_rotation))
+fn accounts_and_domains() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(domains::list, domains::add))
+        .routes(routes!(domains::show, domains::change, domains::remove))
+        .routes(routes!(domains::verify))
+        .routes(routes!(domains::rotate))
+        .routes(routes!(smtp_accounts::list, smtp_accounts::add))
+        .routes(routes!(smtp_accounts::show, smtp_accounts::change, smtp_accounts::remove))
+        .routes(routes!(smtp_accounts::rotate))
+        .routes(routes!(smtp_accounts::finish_rotation))
 }
 
 /// What anybody may ask, to become somebody.
 pub(super) fn open_router(parts: Shared) -> Router {
-    Router::new()
-        .route("/session", post(session::log_in))
-        .route("/session/redeem", post(session::redeem))
-        .with_state(parts)
+    unguarded().with_state(parts).into()
 }
 
-fn people_routes() -> Router<Shared> {
-    Router::new()
-        .route("/session", get(session::show).delete(session::log_out))
-        .route("/session/confirm", post(session::confirm))
-        .route("/session/second-factor", post(session::offer_factor).delete(session::remove_factor))
-        .route("/session/second-factor/prove", post(session::prove_factor))
-        .route("/session/recovery-codes", post(session::new_codes))
-        .route("/users", get(users::list).post(users::invite))
-        .route("/users/{user}", get(users::show).patch(users::change).delete(users::remove))
-        .route("/users/{user}/reset", post(users::reset))
-        .route("/users/{user}/second-factor", delete(users::remove_factor))
-        .route("/users/{user}/sessions", get(users::sessions).delete(users::end_sessions))
-        .route("/users/{user}/sessions/{session}", delete(users::end_session))
-        .route("/set-up-link", post(users::set_up))
-        .route("/second-factor-policy", get(users::factor_policy).put(users::set_factor_policy))
-        .route("/keys", get(keys::list).post(keys::add))
-        .route("/keys/{key}", get(keys::show).patch(keys::change).delete(keys::remove))
-        .route("/keys/{key}/rotate", post(keys::rotate))
+fn unguarded() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(session::log_in)).routes(routes!(session::redeem))
 }
 
-fn queue_routes() -> Router<Shared> {
-    Router::new()
-        .route("/queue", get(queue::list))
-        .route("/queue/{id}", get(queue::show))
-        .route("/queue/{id}/why", get(queue::why))
-        .route("/queue/{id}/retry", post(queue::retry))
-        .route("/queue/{id}/hold", post(queue::hold))
-        .route("/queue/{id}/release", post(queue::release))
-        .route("/queue/{id}/cancel", post(queue::cancel))
-        .route("/queue/{id}/move", post(queue::move_to))
+fn people_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(session::show, session::log_out))
+        .routes(routes!(session::confirm))
+        .routes(routes!(session::offer_factor, session::remove_factor))
+        .routes(routes!(session::prove_factor))
+        .routes(routes!(session::new_codes))
+        .routes(routes!(users::list, users::invite))
+        .routes(routes!(users::show, users::change, users::remove))
+        .routes(routes!(users::reset))
+        .routes(routes!(users::remove_factor))
+        .routes(routes!(users::sessions, users::end_sessions))
+        .routes(routes!(users::end_session))
+        .routes(routes!(users::set_up))
+        .routes(routes!(users::factor_policy, users::set_factor_policy))
+        .routes(routes!(keys::list, keys::add))
+        .routes(routes!(keys::show, keys::change, keys::remove))
+        .routes(routes!(keys::rotate))
 }
+
+fn queue_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(queue::list))
+        .routes(routes!(queue::show))
+        .routes(routes!(queue::why))
+        .routes(routes!(queue::retry))
+        .routes(routes!(queue::hold))
+        .routes(routes!(queue::release))
+        .routes(routes!(queue::cancel))
+        .routes(routes!(queue::move_to))
+}
+
+/// What the handlers say of themselves.
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    let mut document = guarded().merge(unguarded()).into_openapi();
+    document.merge(ProblemDocument::openapi());
+    document
+}
+
+#[derive(OpenApi)]
+#[openapi(components(schemas(super::ProblemJson)))]
+struct ProblemDocument;
 
 /// For reading what belongs to the whole instance.
 fn require_instance(actor: &Actor) -> Result<(), Problem> {

@@ -6,6 +6,7 @@
 use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
@@ -19,7 +20,7 @@ use crate::web::paging::{self, PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// A message in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueRowJson {
     /// Its queue id.
     pub id: String,
@@ -50,7 +51,7 @@ pub struct QueueRowJson {
 }
 
 /// Everything known of a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueuedJson {
     /// Its queue id.
     pub id: String,
@@ -83,7 +84,7 @@ pub struct QueuedJson {
 }
 
 /// One recipient.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecipientJson {
     /// Its number in the message.
     pub number: u16,
@@ -96,7 +97,7 @@ pub struct RecipientJson {
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventJson {
     /// When.
     pub at: String,
@@ -105,7 +106,7 @@ pub struct EventJson {
 }
 
 /// Which recipients an act is about.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueActJson {
     /// By number; empty is all.
@@ -113,7 +114,7 @@ pub struct QueueActJson {
 }
 
 /// Where waiting mail is to leave by.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueMoveJson {
     /// A virtual IP's address, id or EHLO name.
@@ -121,7 +122,7 @@ pub struct QueueMoveJson {
 }
 
 /// What an act did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueChangeJson {
     /// Recipients it applied to, by number.
     pub recipients: Vec<u16>,
@@ -143,6 +144,15 @@ pub(super) struct Asked {
     to: Option<String>,
 }
 
+#[utoipa::path(
+    get,
+    path = "/queue",
+    operation_id = "queue_list",
+    tag = "queue",
+    summary = "List: queue.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query), ("to" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<QueueRowJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -179,6 +189,15 @@ fn row(parts: &Parts, listed: Listed) -> QueueRowJson {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/queue/{id}",
+    operation_id = "queue_show",
+    tag = "queue",
+    summary = "Show: queue.",
+    params(("id" = String, Path)),
+    responses((status = 200, body = QueuedJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -325,6 +344,15 @@ fn to(recipients: &[u16]) -> String {
     format!("recipient {}", numbers.join(", "))
 }
 
+#[utoipa::path(
+    get,
+    path = "/queue/{id}/why",
+    operation_id = "queue_why",
+    tag = "queue",
+    summary = "Why: queue.",
+    params(("id" = String, Path)),
+    responses((status = 200, body = Vec<RecipientJson>, description = "done"))
+)]
 pub(super) async fn why(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -346,6 +374,16 @@ fn changed(changed: Changed) -> Json<QueueChangeJson> {
     Json(QueueChangeJson { recipients: changed.recipients, in_flight: changed.in_flight })
 }
 
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/retry",
+    operation_id = "queue_retry",
+    tag = "queue",
+    summary = "Retry: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueActJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
 pub(super) async fn retry(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -356,6 +394,16 @@ pub(super) async fn retry(
     Ok(changed(parts.queue.retry(&actor, id, &asked.recipients, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/hold",
+    operation_id = "queue_hold",
+    tag = "queue",
+    summary = "Hold: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueActJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
 pub(super) async fn hold(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -366,6 +414,16 @@ pub(super) async fn hold(
     Ok(changed(parts.queue.hold(&actor, id, &asked.recipients, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/release",
+    operation_id = "queue_release",
+    tag = "queue",
+    summary = "Release: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueActJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
 pub(super) async fn release(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -376,6 +434,16 @@ pub(super) async fn release(
     Ok(changed(parts.queue.release_hold(&actor, id, &asked.recipients, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/cancel",
+    operation_id = "queue_cancel",
+    tag = "queue",
+    summary = "Cancel: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueActJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
 pub(super) async fn cancel(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -386,6 +454,16 @@ pub(super) async fn cancel(
     Ok(changed(parts.queue.cancel(&actor, id, &asked.recipients, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/move",
+    operation_id = "queue_move_to",
+    tag = "queue",
+    summary = "Move to: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueMoveJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
 pub(super) async fn move_to(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

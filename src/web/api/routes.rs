@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::{Answer, Shared, tenant_called, tenant_name};
@@ -19,7 +20,7 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// A relay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouteJson {
     /// Its id.
     pub id: String,
@@ -32,13 +33,14 @@ pub struct RouteJson {
     /// Its port.
     pub port: u16,
     /// `implicit`, `starttls`, `opportunistic`, `none`.
+    #[schema(value_type = String)]
     pub tls: RelayTls,
     /// The user name there, if it asks for a login.
     pub user: Option<String>,
 }
 
 /// A relay to be made. Neither `tenant` nor `to`: all mail, then `all` must be true.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRouteJson {
     /// All mail.
@@ -47,12 +49,14 @@ pub struct NewRouteJson {
     /// Only mail of this tenant.
     pub tenant: Option<String>,
     /// Only mail to this domain and the names below it.
+    #[schema(value_type = Option<String>)]
     pub to: Option<Domain>,
     /// Host name or address.
     pub host: String,
     /// Its port.
     pub port: u16,
     /// `implicit`, `starttls`, `opportunistic`, `none`.
+    #[schema(value_type = String)]
     pub tls: RelayTls,
     /// The user name there.
     pub user: Option<String>,
@@ -81,6 +85,15 @@ fn written(id: u64) -> String {
     ext::base32(&id.to_be_bytes())
 }
 
+#[utoipa::path(
+    get,
+    path = "/routes",
+    operation_id = "routes_list",
+    tag = "routes",
+    summary = "List: routes.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<RouteJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -91,6 +104,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/routes",
+    operation_id = "routes_add",
+    tag = "routes",
+    summary = "Make: routes.",
+    request_body = NewRouteJson,
+    responses((status = 201, body = RouteJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -112,6 +134,15 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(json(&parts, route))))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/routes/{route}",
+    operation_id = "routes_remove",
+    tag = "routes",
+    summary = "Remove: routes.",
+    params(("route" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

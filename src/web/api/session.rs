@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::users::UserJson;
@@ -23,7 +24,7 @@ use crate::web::identity::{self, From, Stay};
 use crate::web::problem::Problem;
 
 /// What somebody who logs in gives.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginJson {
     /// The e-mail address.
@@ -39,7 +40,7 @@ pub struct LoginJson {
 }
 
 /// A fresh proof: the code where there is a second factor, else the password.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfirmJson {
     /// The password.
@@ -49,7 +50,7 @@ pub struct ConfirmJson {
 }
 
 /// A session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SessionJson {
     /// Who.
     pub user: UserJson,
@@ -64,7 +65,7 @@ pub struct SessionJson {
 }
 
 /// A one-time link that is followed.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedeemJson {
     /// What the link says after `#`.
@@ -77,7 +78,7 @@ pub struct RedeemJson {
 }
 
 /// What an authenticator program needs; shown this once.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct EnrolmentJson {
     /// To type in.
     pub secret: String,
@@ -88,7 +89,7 @@ pub struct EnrolmentJson {
 }
 
 /// A code.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodeJson {
     /// Six digits.
@@ -96,7 +97,7 @@ pub struct CodeJson {
 }
 
 /// Codes that each replace one code of the second factor; shown this once.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct RecoveryCodesJson {
     /// Keep them where the device is not.
     pub recovery_codes: Vec<String>,
@@ -152,6 +153,15 @@ fn stay(stay: Option<Extension<Stay>>) -> Result<Stay, Problem> {
     stay.map(|Extension(stay)| stay).ok_or_else(no_session)
 }
 
+#[utoipa::path(
+    post,
+    path = "/session",
+    operation_id = "session_log_in",
+    tag = "session",
+    summary = "Log in: session.",
+    request_body = LoginJson,
+    responses((status = 201, body = SessionJson, description = "done"))
+)]
 pub(super) async fn log_in(
     State(parts): State<Shared>,
     Extension(From(from)): Extension<From>,
@@ -174,6 +184,15 @@ pub(super) async fn log_in(
     }
 }
 
+#[utoipa::path(
+    post,
+    path = "/session/confirm",
+    operation_id = "session_confirm",
+    tag = "session",
+    summary = "Confirm: session.",
+    request_body = ConfirmJson,
+    responses((status = 200, body = SessionJson, description = "done"))
+)]
 pub(super) async fn confirm(
     State(parts): State<Shared>,
     Extension(From(from)): Extension<From>,
@@ -191,10 +210,26 @@ pub(super) async fn confirm(
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/session",
+    operation_id = "session_show",
+    tag = "session",
+    summary = "Show: session.",
+    responses((status = 200, body = SessionJson, description = "done"))
+)]
 pub(super) async fn show(State(parts): State<Shared>, own: Option<Extension<Stay>>) -> Answer<SessionJson> {
     Ok(Json(json(&parts, &stay(own)?)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/session",
+    operation_id = "session_log_out",
+    tag = "session",
+    summary = "Log out: session.",
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn log_out(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -205,6 +240,15 @@ pub(super) async fn log_out(
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, identity::no_cookie())]))
 }
 
+#[utoipa::path(
+    post,
+    path = "/session/redeem",
+    operation_id = "session_redeem",
+    tag = "session",
+    summary = "Redeem: session.",
+    request_body = RedeemJson,
+    responses((status = 200, body = UserJson, description = "done"))
+)]
 pub(super) async fn redeem(
     State(parts): State<Shared>,
     headers: HeaderMap,
@@ -216,6 +260,14 @@ pub(super) async fn redeem(
     Ok(Json(users::json(&parts, &user)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/session/second-factor",
+    operation_id = "session_offer_factor",
+    tag = "session",
+    summary = "Offer factor: session.",
+    responses((status = 200, body = EnrolmentJson, description = "done"))
+)]
 pub(super) async fn offer_factor(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -235,6 +287,15 @@ fn codes(codes: Vec<Zeroizing<String>>) -> Json<RecoveryCodesJson> {
     Json(RecoveryCodesJson { recovery_codes: codes.iter().map(|code| code.to_string()).collect() })
 }
 
+#[utoipa::path(
+    post,
+    path = "/session/second-factor/prove",
+    operation_id = "session_prove_factor",
+    tag = "session",
+    summary = "Prove factor: session.",
+    request_body = CodeJson,
+    responses((status = 200, body = RecoveryCodesJson, description = "done"))
+)]
 pub(super) async fn prove_factor(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -246,6 +307,14 @@ pub(super) async fn prove_factor(
     Ok(codes(parts.people.prove_totp(&actor, whose, &asked.code, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    post,
+    path = "/session/recovery-codes",
+    operation_id = "session_new_codes",
+    tag = "session",
+    summary = "New codes: session.",
+    responses((status = 200, body = RecoveryCodesJson, description = "done"))
+)]
 pub(super) async fn new_codes(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -255,6 +324,14 @@ pub(super) async fn new_codes(
     Ok(codes(parts.people.new_recovery_codes(&actor, own.user.id, Timestamp::now()).await?))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/session/second-factor",
+    operation_id = "session_remove_factor",
+    tag = "session",
+    summary = "Remove factor: session.",
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove_factor(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

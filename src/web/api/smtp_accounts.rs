@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::tenants::LimitsJson;
 use super::{Answer, Shared, tenant_called, tenant_name};
@@ -23,7 +24,7 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// An SMTP account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SmtpAccountJson {
     /// Its id.
     pub id: String,
@@ -32,8 +33,10 @@ pub struct SmtpAccountJson {
     /// What it logs in with.
     pub login: String,
     /// `transactional` or `marketing`.
+    #[schema(value_type = String)]
     pub class: Class,
     /// Where it may log in from; empty is anywhere.
+    #[schema(value_type = Vec<String>)]
     pub allowed_from: Vec<IpNet>,
     /// Messages it may hand in.
     pub limits: LimitsJson,
@@ -48,13 +51,14 @@ pub struct SmtpAccountJson {
 }
 
 /// An SMTP account to be made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSmtpAccountJson {
     /// Whose.
     pub tenant: String,
     /// `transactional` or `marketing`.
     #[serde(default)]
+    #[schema(value_type = String)]
     pub class: Class,
     /// Where it may log in from: addresses or networks; empty is anywhere.
     #[serde(default)]
@@ -65,7 +69,7 @@ pub struct NewSmtpAccountJson {
 }
 
 /// What is to change; each given field is one change with its own audit event.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SmtpAccountChangeJson {
     /// Refuse its logins, or take them again.
@@ -76,6 +80,7 @@ pub struct SmtpAccountChangeJson {
     pub allowed_from: Option<Vec<String>>,
     /// `transactional` or `marketing`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub class: Option<Class>,
     /// Both limits anew.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +88,7 @@ pub struct SmtpAccountChangeJson {
 }
 
 /// An SMTP account with a password that is shown this once, and where to connect to.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct NewPasswordJson {
     /// The account.
     pub account: SmtpAccountJson,
@@ -94,11 +99,12 @@ pub struct NewPasswordJson {
 }
 
 /// Where a client connects to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServerJson {
     /// The name: that of the virtual IP, which its certificate should have.
     pub host: String,
     /// Its addresses as the world sees them.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// Ports where TLS comes first.
     pub tls_ports: Vec<u16>,
@@ -164,6 +170,15 @@ pub(super) struct Filter {
     tenant: Option<String>,
 }
 
+#[utoipa::path(
+    get,
+    path = "/smtp-accounts",
+    operation_id = "smtp_accounts_list",
+    tag = "smtp-accounts",
+    summary = "List: smtp accounts.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<SmtpAccountJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -183,6 +198,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
+#[utoipa::path(
+    get,
+    path = "/smtp-accounts/{login}",
+    operation_id = "smtp_accounts_show",
+    tag = "smtp-accounts",
+    summary = "Show: smtp accounts.",
+    params(("login" = String, Path)),
+    responses((status = 200, body = SmtpAccountJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -192,6 +216,15 @@ pub(super) async fn show(
     Ok(Json(json(&parts, account)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/smtp-accounts",
+    operation_id = "smtp_accounts_add",
+    tag = "smtp-accounts",
+    summary = "Make: smtp accounts.",
+    request_body = NewSmtpAccountJson,
+    responses((status = 201, body = NewPasswordJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -206,6 +239,16 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(made)))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/smtp-accounts/{login}",
+    operation_id = "smtp_accounts_change",
+    tag = "smtp-accounts",
+    summary = "Change: smtp accounts.",
+    params(("login" = String, Path)),
+    request_body = SmtpAccountChangeJson,
+    responses((status = 200, body = SmtpAccountJson, description = "done"))
+)]
 pub(super) async fn change(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -230,6 +273,15 @@ pub(super) async fn change(
     Ok(Json(json(&parts, account)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/smtp-accounts/{login}/rotate",
+    operation_id = "smtp_accounts_rotate",
+    tag = "smtp-accounts",
+    summary = "Rotate: smtp accounts.",
+    params(("login" = String, Path)),
+    responses((status = 200, body = NewPasswordJson, description = "done"))
+)]
 pub(super) async fn rotate(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -241,6 +293,15 @@ pub(super) async fn rotate(
     Ok(Json(NewPasswordJson { account: json(&parts, account), password: password.to_string(), servers }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/smtp-accounts/{login}/finish-rotation",
+    operation_id = "smtp_accounts_finish_rotation",
+    tag = "smtp-accounts",
+    summary = "Finish rotation: smtp accounts.",
+    params(("login" = String, Path)),
+    responses((status = 200, body = SmtpAccountJson, description = "done"))
+)]
 pub(super) async fn finish_rotation(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -251,6 +312,15 @@ pub(super) async fn finish_rotation(
     Ok(Json(json(&parts, account)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/smtp-accounts/{login}",
+    operation_id = "smtp_accounts_remove",
+    tag = "smtp-accounts",
+    summary = "Remove: smtp accounts.",
+    params(("login" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

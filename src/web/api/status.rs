@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, require_instance};
 use crate::access::Actor;
@@ -10,7 +11,7 @@ use crate::net;
 use crate::store::Health;
 
 /// How the daemon is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusJson {
     /// The running release.
     pub version: String,
@@ -52,6 +53,14 @@ pub struct StatusJson {
     pub vips_missing: Vec<String>,
 }
 
+#[utoipa::path(
+    get,
+    path = "/status",
+    operation_id = "status_show",
+    tag = "status",
+    summary = "Show: status.",
+    responses((status = 200, body = StatusJson, description = "done"))
+)]
 pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extension<Actor>) -> Answer<StatusJson> {
     require_instance(&actor)?;
     let (storage, storage_detail) = match parts.store.health() {

@@ -4,6 +4,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called};
 use crate::access::Actor;
@@ -14,13 +15,15 @@ use crate::web::paging::{self, PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// An entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SuppressionJson {
     /// The address, or the domain for all of its addresses.
     pub subject: String,
     /// `manual`, `import`, `hard_bounce`, `complaint`, `unsubscribe`.
+    #[schema(value_type = String)]
     pub reason: Reason,
     /// `operator`, `tenant`, `recipient`, `system`.
+    #[schema(value_type = String)]
     pub origin: Origin,
     /// When it was first put there.
     pub added: String,
@@ -29,7 +32,7 @@ pub struct SuppressionJson {
 }
 
 /// An entry to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSuppressionJson {
     /// An address, or a domain for all of its addresses.
@@ -54,6 +57,15 @@ fn read(field: &str, text: &str) -> Result<Subject, Problem> {
     Subject::parse(text).map_err(unread)
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/suppressions",
+    operation_id = "suppressions_list",
+    tag = "suppressions",
+    summary = "List: suppressions.",
+    params(("tenant" = String, Path), ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<SuppressionJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -67,6 +79,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows: page.entries.into_iter().map(json).collect(), next }))
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/suppressions/{subject}",
+    operation_id = "suppressions_show",
+    tag = "suppressions",
+    summary = "Show: suppressions.",
+    params(("tenant" = String, Path), ("subject" = String, Path)),
+    responses((status = 200, body = SuppressionJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -79,6 +100,16 @@ pub(super) async fn show(
     entry.map(|entry| Json(json(entry))).ok_or_else(missing)
 }
 
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/suppressions",
+    operation_id = "suppressions_add",
+    tag = "suppressions",
+    summary = "Make: suppressions.",
+    params(("tenant" = String, Path)),
+    request_body = NewSuppressionJson,
+    responses((status = 201, body = SuppressionJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -94,6 +125,15 @@ pub(super) async fn add(
     entry.map(|entry| (StatusCode::CREATED, Json(json(entry)))).ok_or_else(gone)
 }
 
+#[utoipa::path(
+    delete,
+    path = "/tenants/{tenant}/suppressions/{subject}",
+    operation_id = "suppressions_remove",
+    tag = "suppressions",
+    summary = "Remove: suppressions.",
+    params(("tenant" = String, Path), ("subject" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

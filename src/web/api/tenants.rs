@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, tenant_called, vip_called};
 use crate::access::{Actor, Permission, Resource};
@@ -21,7 +22,7 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantJson {
     /// Its id.
     pub id: String,
@@ -44,7 +45,7 @@ pub struct TenantJson {
 }
 
 /// Numbers of messages per hour and day.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsJson {
     /// In an hour; absent or null: no limit.
@@ -68,7 +69,7 @@ impl From<LimitsJson> for Limits {
 }
 
 /// A tenant to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTenantJson {
     /// Its short name: lower-case letters, digits, `-`.
@@ -76,7 +77,7 @@ pub struct NewTenantJson {
 }
 
 /// What is to change; each given field is one change with its own audit event.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantChangeJson {
     /// Stop or resume taking its mail.
@@ -111,6 +112,15 @@ fn json(parts: &Parts, tenant: Tenant) -> TenantJson {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants",
+    operation_id = "tenants_list",
+    tag = "tenants",
+    summary = "List: tenants.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<TenantJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -121,6 +131,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/tenants",
+    operation_id = "tenants_add",
+    tag = "tenants",
+    summary = "Make: tenants.",
+    request_body = NewTenantJson,
+    responses((status = 201, body = TenantJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -130,6 +149,15 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(json(&parts, tenant))))
 }
 
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}",
+    operation_id = "tenants_show",
+    tag = "tenants",
+    summary = "Show: tenants.",
+    params(("tenant" = String, Path)),
+    responses((status = 200, body = TenantJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -140,6 +168,16 @@ pub(super) async fn show(
     Ok(Json(json(&parts, tenant)))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/tenants/{tenant}",
+    operation_id = "tenants_change",
+    tag = "tenants",
+    summary = "Change: tenants.",
+    params(("tenant" = String, Path)),
+    request_body = TenantChangeJson,
+    responses((status = 200, body = TenantJson, description = "done"))
+)]
 pub(super) async fn change(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -170,6 +208,15 @@ pub(super) async fn change(
     Ok(Json(json(&parts, tenant)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/tenants/{tenant}",
+    operation_id = "tenants_remove",
+    tag = "tenants",
+    summary = "Remove: tenants.",
+    params(("tenant" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

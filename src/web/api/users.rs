@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::smtp_accounts::networks;
 use super::{Answer, INSTANCE_NAME, Shared, tenant_called, tenant_name};
@@ -21,7 +22,7 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// A person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UserJson {
     /// Its id.
     pub id: String,
@@ -50,7 +51,7 @@ pub struct UserJson {
 }
 
 /// Somebody to be invited.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUserJson {
     /// The tenant; `@instance` for an admin of the instance.
@@ -68,7 +69,7 @@ pub struct NewUserJson {
 }
 
 /// What is to change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UserChangeJson {
     /// For people.
@@ -92,7 +93,7 @@ pub struct UserChangeJson {
 }
 
 /// A one-time link, shown this once.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct LinkJson {
     /// Whom it is for; absent for the set-up link.
     pub user: Option<UserJson>,
@@ -103,7 +104,7 @@ pub struct LinkJson {
 }
 
 /// A stay of a person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StayJson {
     /// Its id.
     pub id: String,
@@ -118,7 +119,7 @@ pub struct StayJson {
 }
 
 /// Who must have a second factor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FactorPolicyJson {
     /// Roles.
@@ -202,6 +203,15 @@ pub(super) struct Chosen {
     tenant: Option<String>,
 }
 
+#[utoipa::path(
+    get,
+    path = "/users",
+    operation_id = "users_list",
+    tag = "users",
+    summary = "List: users.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<UserJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -213,6 +223,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows: page.rows.iter().map(|user| json(&parts, user)).collect(), next: page.next }))
 }
 
+#[utoipa::path(
+    post,
+    path = "/users",
+    operation_id = "users_invite",
+    tag = "users",
+    summary = "Invite: users.",
+    request_body = NewUserJson,
+    responses((status = 201, body = LinkJson, description = "done"))
+)]
 pub(super) async fn invite(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -226,6 +245,15 @@ pub(super) async fn invite(
     Ok((StatusCode::CREATED, Json(link(Some(json(&parts, &user)), made))))
 }
 
+#[utoipa::path(
+    get,
+    path = "/users/{user}",
+    operation_id = "users_show",
+    tag = "users",
+    summary = "Show: users.",
+    params(("user" = String, Path)),
+    responses((status = 200, body = UserJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -234,6 +262,16 @@ pub(super) async fn show(
     Ok(Json(json(&parts, &parts.people.user_for(&actor, read_id(&user)?, Action::Read)?)))
 }
 
+#[utoipa::path(
+    patch,
+    path = "/users/{user}",
+    operation_id = "users_change",
+    tag = "users",
+    summary = "Change: users.",
+    params(("user" = String, Path)),
+    request_body = UserChangeJson,
+    responses((status = 200, body = UserJson, description = "done"))
+)]
 pub(super) async fn change(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -260,6 +298,15 @@ pub(super) async fn change(
     Ok(Json(json(&parts, &user)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/users/{user}",
+    operation_id = "users_remove",
+    tag = "users",
+    summary = "Remove: users.",
+    params(("user" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -269,6 +316,15 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(
+    post,
+    path = "/users/{user}/reset",
+    operation_id = "users_reset",
+    tag = "users",
+    summary = "Reset: users.",
+    params(("user" = String, Path)),
+    responses((status = 200, body = LinkJson, description = "done"))
+)]
 pub(super) async fn reset(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -280,12 +336,29 @@ pub(super) async fn reset(
     Ok(Json(link(Some(json(&parts, &user)), made)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/set-up-link",
+    operation_id = "users_set_up",
+    tag = "users",
+    summary = "Set up: users.",
+    responses((status = 200, body = LinkJson, description = "done"))
+)]
 pub(super) async fn set_up(State(parts): State<Shared>, Extension(actor): Extension<Actor>) -> Answer<LinkJson> {
     let made = parts.people.set_up_link(&actor, Timestamp::now()).await?;
     let made = made.ok_or_else(|| Problem::in_use("the instance has an admin already: invite further ones"))?;
     Ok(Json(link(None, made)))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/users/{user}/second-factor",
+    operation_id = "users_remove_factor",
+    tag = "users",
+    summary = "Remove factor: users.",
+    params(("user" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove_factor(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -299,6 +372,15 @@ fn written(digest: &[u8; 32]) -> String {
     crate::ext::base32(digest)
 }
 
+#[utoipa::path(
+    get,
+    path = "/users/{user}/sessions",
+    operation_id = "users_sessions",
+    tag = "users",
+    summary = "Sessions: users.",
+    params(("user" = String, Path)),
+    responses((status = 200, body = Vec<StayJson>, description = "done"))
+)]
 pub(super) async fn sessions(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -314,6 +396,15 @@ pub(super) async fn sessions(
     Ok(Json(parts.people.sessions(&actor, read_id(&user)?)?.into_iter().map(one).collect()))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/users/{user}/sessions",
+    operation_id = "users_end_sessions",
+    tag = "users",
+    summary = "End sessions: users.",
+    params(("user" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn end_sessions(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -323,6 +414,15 @@ pub(super) async fn end_sessions(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(
+    delete,
+    path = "/users/{user}/sessions/{session}",
+    operation_id = "users_end_session",
+    tag = "users",
+    summary = "End session: users.",
+    params(("user" = String, Path), ("session" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn end_session(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -333,6 +433,15 @@ pub(super) async fn end_session(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(
+    get,
+    path = "/second-factor-policy",
+    operation_id = "users_factor_policy",
+    tag = "users",
+    summary = "Factor policy: users.",
+    params(("tenant" = Option<String>, Query)),
+    responses((status = 200, body = FactorPolicyJson, description = "done"))
+)]
 pub(super) async fn factor_policy(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -342,6 +451,16 @@ pub(super) async fn factor_policy(
     Ok(Json(FactorPolicyJson { required_of: parts.people.factor_policy(&actor, tenant)?.required_of }))
 }
 
+#[utoipa::path(
+    put,
+    path = "/second-factor-policy",
+    operation_id = "users_set_factor_policy",
+    tag = "users",
+    summary = "Set factor policy: users.",
+    params(("tenant" = Option<String>, Query)),
+    request_body = FactorPolicyJson,
+    responses((status = 200, body = FactorPolicyJson, description = "done"))
+)]
 pub(super) async fn set_factor_policy(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,

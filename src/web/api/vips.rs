@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
@@ -23,42 +24,52 @@ use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
 
 /// A virtual IP.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VipJson {
     /// Its id.
     pub id: String,
     /// The local IPv4 address.
+    #[schema(value_type = Option<String>)]
     pub ipv4: Option<Ipv4Addr>,
     /// The local IPv6 address.
+    #[schema(value_type = Option<String>)]
     pub ipv6: Option<Ipv6Addr>,
     /// What the world sees instead of `ipv4`.
+    #[schema(value_type = Option<String>)]
     pub public_ipv4: Option<Ipv4Addr>,
     /// What the world sees instead of `ipv6`.
+    #[schema(value_type = Option<String>)]
     pub public_ipv6: Option<Ipv6Addr>,
     /// What it says in EHLO.
     pub ehlo: String,
     /// The only tenant that may use it; absent if it is shared.
     pub tenant: Option<String>,
     /// Local addresses that are not on this host: their mail waits.
+    #[schema(value_type = Vec<String>)]
     pub missing: Vec<IpAddr>,
 }
 
 /// A virtual IP to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewVipJson {
     /// The id it had, when the records were lost and salvaged mail names it; absent for a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The local IPv4 address.
+    #[schema(value_type = Option<String>)]
     pub ipv4: Option<Ipv4Addr>,
     /// The local IPv6 address.
+    #[schema(value_type = Option<String>)]
     pub ipv6: Option<Ipv6Addr>,
     /// What the world sees instead of `ipv4`.
+    #[schema(value_type = Option<String>)]
     pub public_ipv4: Option<Ipv4Addr>,
     /// What the world sees instead of `ipv6`.
+    #[schema(value_type = Option<String>)]
     pub public_ipv6: Option<Ipv6Addr>,
     /// What it says in EHLO.
+    #[schema(value_type = String)]
     pub ehlo: Domain,
     /// The only tenant that may use it; absent for shared, then `shared` must be true.
     pub tenant: Option<String>,
@@ -83,6 +94,15 @@ fn json(parts: &Parts, vip: &Vip) -> VipJson {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/vips",
+    operation_id = "vips_list",
+    tag = "vips",
+    summary = "List: vips.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<VipJson>, description = "done"))
+)]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -94,6 +114,15 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
+#[utoipa::path(
+    get,
+    path = "/vips/{vip}",
+    operation_id = "vips_show",
+    tag = "vips",
+    summary = "Show: vips.",
+    params(("vip" = String, Path)),
+    responses((status = 200, body = VipJson, description = "done"))
+)]
 pub(super) async fn show(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -103,6 +132,15 @@ pub(super) async fn show(
     Ok(Json(json(&parts, &vip_called(&parts, &actor, &vip)?)))
 }
 
+#[utoipa::path(
+    post,
+    path = "/vips",
+    operation_id = "vips_add",
+    tag = "vips",
+    summary = "Make: vips.",
+    request_body = NewVipJson,
+    responses((status = 201, body = VipJson, description = "done"))
+)]
 pub(super) async fn add(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
@@ -130,6 +168,15 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(json(&parts, &vip))))
 }
 
+#[utoipa::path(
+    delete,
+    path = "/vips/{vip}",
+    operation_id = "vips_remove",
+    tag = "vips",
+    summary = "Remove: vips.",
+    params(("vip" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
 pub(super) async fn remove(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
