@@ -2,7 +2,7 @@
 //!
 //! Its `Db` is `Send` but not `Sync`, so callers borrow a clone from a pool. A panic or error in any
 //! call is final: the clone is leaked, `broken` is set, and only a new process opens it again.
-//! Easy to get wrong: with sled's timer switched off every drop of a `Db`, a `Tree` or an iterator
+//! Easy to get wrong: a range with an end reads to the end of the tree; with sled's timer switched off every drop of a `Db`, a `Tree` or an iterator
 //! flushes; with a timer of ten years none does, and the one flusher stays the only one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -71,8 +71,13 @@ impl Records {
         }
         self.with(|db| {
             let mut pairs = Vec::with_capacity(limit.min(64));
-            for pair in db.range(from..to).take(limit) {
+            // Without an end: given one, this release reads on behind it to the last leaf of all
+            // whenever fewer than `limit` pairs are in the range.
+            for pair in db.range(from..).take(limit) {
                 let (key, value) = pair?;
+                if &key[..] >= to {
+                    break;
+                }
                 pairs.push((key.to_vec(), value.to_vec()));
             }
             Ok(pairs)
@@ -240,6 +245,25 @@ mod tests {
             flusher.join().unwrap();
             records.flush().unwrap();
         }
+    }
+
+    fn leaves_looked_at(records: &Records) -> u64 {
+        records.with(|db| Ok(db.stats().cache)).map(|cache| cache.cache_hits + cache.cache_misses).unwrap()
+    }
+
+    #[test]
+    fn a_range_that_ends_before_its_limit_reads_nothing_far_behind_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let keys: Vec<_> = (0..20_000_u32).map(|number| [b"z", &number.to_be_bytes()[..]].concat()).collect();
+        let mut operations: Vec<_> = keys.iter().map(|key| Operation::Set(key, b"value")).collect();
+        operations.push(Operation::Set(b"T", b"one"));
+        records.apply(&operations, Position { commit: 1, segment: 1, offset: 1 }).unwrap();
+        let before = leaves_looked_at(&records);
+        assert_eq!(records.range(b"T", b"U", usize::MAX).unwrap(), [(b"T".to_vec(), b"one".to_vec())]);
+        assert_eq!(records.range(b"A", b"B", 10).unwrap(), []);
+        let looked_at = leaves_looked_at(&records) - before;
+        assert!((1..10).contains(&looked_at), "{looked_at} leaves for two small ranges");
     }
 
     #[test]
