@@ -1,4 +1,4 @@
-//! Finding what is due and handing it out: lanes by skip-scan, claims, releases, bodies.
+//! Finding what is due and handing it out: lanes by page and skip, claims, releases, bodies.
 //!
 //! Easy to get wrong: a claim taken from memory costs no read, any other reads its two records;
 //! one that cannot be decoded is set aside and never stops the others.
@@ -13,10 +13,22 @@ use super::lanes::{Loaded, Taken, WhileClaimed};
 use super::record::{Claim, LaneRecord, QueuedMessage, RecipientState};
 use crate::mail::{BodyId, QueueId};
 use crate::routing::Lane;
-use crate::store::{BodyReader, StoreError, after_prefix, codec, prefix};
+use crate::store::{BodyReader, Key, StoreError, after_prefix, codec, prefix};
 
 /// A claim whose records could not be read now is tried again after this.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(30);
+
+/// Keys read at once while lanes are looked for.
+const DISCOVERY_KEYS: usize = 256;
+
+/// Whether lanes are left to be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Discovery {
+    /// Every lane that was stored is known.
+    Done,
+    /// There may be more.
+    GoesOn,
+}
 
 impl Queue {
     /// Claims up to `most` ready records of a lane, the longest due first; none while
@@ -92,25 +104,40 @@ impl Queue {
         Ok(Some((codec::decode(&bytes)?, bytes)))
     }
 
-    /// Finds every lane by seeking from one to the next; reads no message.
-    pub(super) fn discover_lanes(&self) -> Result<(), StoreError> {
+    /// Looks for lanes from where the last look ended, at most so many pages; reads no message.
+    ///
+    /// Keys are read by the page, since reading one costs nearly as much; what is left of a lane
+    /// that goes on behind its page is passed over. Mail accepted meanwhile is known already, and
+    /// a lane that was emptied since its key was read is found empty when it is due.
+    pub(super) fn discover_lanes(&self, pages: usize) -> Result<Discovery, StoreError> {
         let end = after_prefix(&[prefix::DUE]);
-        let mut from = vec![prefix::DUE];
-        let mut lanes = self.in_memory();
-        while let Some((found, _)) = self.store.range(&from, &end, 1)?.pop() {
-            match key::read_due(&found) {
-                Some((lane, first)) => {
-                    from = after_prefix(&key::lane(&lane));
-                    lanes.discover(lane, first);
+        for _ in 0..pages {
+            let Some(from) = self.chores().undiscovered.clone() else { return Ok(Discovery::Done) };
+            let page = self.store.range(&from, &end, DISCOVERY_KEYS)?;
+            let (full, mut next, mut known) = (page.len() == DISCOVERY_KEYS, from, None);
+            for (found, _) in page {
+                // The rest of a lane, damaged keys in it too, is read when the lane is due.
+                if known.as_ref().is_some_and(|known: &Key| found.starts_with(known)) {
+                    continue;
                 }
-                None => {
-                    from.clone_from(&found);
-                    from.push(0);
-                    self.chores().damaged(Damage::Key(found));
+                match key::read_due(&found) {
+                    Some((lane, first)) => {
+                        let own = key::lane(&lane);
+                        next = after_prefix(&own);
+                        known = Some(own);
+                        self.in_memory().discover(lane, first);
+                    }
+                    None => {
+                        next.clone_from(&found);
+                        next.push(0);
+                        self.chores().damaged(Damage::Key(found));
+                    }
                 }
             }
+            self.chores().undiscovered = full.then_some(next);
+            self.nudge.notify_one();
         }
-        Ok(())
+        Ok(if self.chores().undiscovered.is_some() { Discovery::GoesOn } else { Discovery::Done })
     }
 
     /// Up to `limit` entries of a lane from `from` on.

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Queue;
+use super::claim::Discovery;
 use super::key::{self, Entry};
 use super::lanes::Name;
 use super::record::{QueueTime, RecipientState};
@@ -23,6 +24,8 @@ const CLOCK_PERIOD: Duration = Duration::from_secs(60);
 const FORGET_PERIOD: Duration = Duration::from_secs(60 * 60);
 /// How often the chores are looked at without being nudged.
 const CHORE_PERIOD: Duration = Duration::from_secs(1);
+/// Pages of the due index read in one go while lanes are looked for.
+const DISCOVERY_PAGES: usize = 4;
 /// The first and the longest pause before a failed commit is repeated.
 const REPEAT_FIRST: Duration = Duration::from_millis(500);
 const REPEAT_MAX: Duration = Duration::from_secs(30);
@@ -44,6 +47,8 @@ pub(super) struct Chores {
     settlements: Vec<(Settlement, u32, QueueTime)>,
     looks: BTreeSet<Name>,
     damage: Vec<Damage>,
+    /// From this key on the due index may name lanes that are not known yet.
+    pub(super) undiscovered: Option<Key>,
 }
 
 impl Chores {
@@ -89,10 +94,25 @@ impl Queue {
             if is_last {
                 return;
             }
+            if self.discovers_more() {
+                tokio::task::yield_now().await;
+                continue;
+            }
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = self.chore_nudge.notified() => {}
                 () = tokio::time::sleep(CHORE_PERIOD) => {}
+            }
+        }
+    }
+
+    /// Looks for some more of the lanes that were stored before the start; whether to go on at once.
+    fn discovers_more(&self) -> bool {
+        match self.discover_lanes(DISCOVERY_PAGES) {
+            Ok(discovery) => discovery == Discovery::GoesOn,
+            Err(error) => {
+                tracing::error!(%error, "the queue's lanes cannot be read now; what waits in them is not tried yet");
+                false
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A lane is written so that keys sort by lane, then due time: fixed-width fields, the next hop,
 //! and a zero octet, which no domain contains. Easy to get wrong: a due key must be readable
-//! without any record, since lanes are found at start by skipping through these keys alone.
+//! without any record, since lanes are found at start from these keys alone.
 
 use super::record::QueueTime;
 use crate::events::NoticeKind;

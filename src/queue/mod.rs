@@ -40,13 +40,16 @@ use crate::events;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, TenantId, VipId};
 use crate::routing::Lane;
-use crate::store::{Batch, Blobs, CommitError, Health, Sharing, Store, StoreError};
+use crate::store::{Batch, Blobs, CommitError, Health, Sharing, Store, StoreError, prefix};
 use clock::Clock;
 use lanes::Lanes;
 use locks::MessageLocks;
 
 /// With so many outcomes waiting to be recorded, nothing more is handed out.
 const UNRECORDED_MAX: usize = 64;
+
+/// Pages of the due index read at open; most queues are shorter.
+const DISCOVERED_AT_OPEN: usize = 16;
 
 /// When to try, when to give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +143,8 @@ pub struct Totals {
 }
 
 impl Queue {
-    /// Opens the queue: reads its clock, its lanes and the notices owed, not its messages.
+    /// Opens the queue: reads its clock, its first lanes and the notices owed, not its messages.
+    /// [`Queue::keep`] finds the other lanes by and by, so that nobody waits for a long queue.
     pub async fn open(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>, settings: Settings) -> Result<Self, StoreError> {
         let clock = Clock::resume(&*store, Timestamp::now())?;
         Self::open_with(store, blobs, settings, clock).await
@@ -173,7 +177,8 @@ impl Queue {
             history_retention: events::Settings::default().retention,
             lane_reasons: OnceLock::new(),
         };
-        queue.discover_lanes()?;
+        queue.chores().undiscovered = Some(vec![prefix::DUE]);
+        queue.discover_lanes(DISCOVERED_AT_OPEN)?;
         queue.discover_notices()?;
         queue.keep_clock(Timestamp::now()).await;
         Ok(queue)

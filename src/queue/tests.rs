@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::claim::Discovery;
 use super::clock::Clock;
 use super::*;
 use crate::events::{Event, EventKind, MailEvent, NoticeKind, Peer, Why};
@@ -420,6 +421,28 @@ async fn damaged_records_are_set_aside_and_stop_nobody() {
     assert_eq!(damaged, 2);
     let reported = bench.events().into_iter().filter(|kind| matches!(kind, EventKind::Instance(_))).count();
     assert_eq!(reported, 2);
+}
+
+#[tokio::test]
+async fn lanes_of_a_long_queue_are_found_by_and_by_and_none_is_forgotten() {
+    let mut bench = Bench::new().await;
+    let lanes = 5_000;
+    for number in 0..lanes {
+        bench.queue.enqueue(message(&[&format!("a@d{number}.example")]), WALL).await.unwrap();
+    }
+    bench.reopen().await;
+    let at_open = bench.queue.totals().lanes;
+    assert!((1..lanes).contains(&at_open), "{at_open} lanes at open");
+    bench.queue.enqueue(message(&["b@d4999.example"]), WALL).await.unwrap();
+    let claims = bench.claim_all();
+    let claimed = claims.len();
+    assert_eq!(claimed, at_open + 1, "what is known is worked on");
+    for claim in claims {
+        let outcomes = all(&claim, &delivered());
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    }
+    while bench.queue.discover_lanes(1).unwrap() == Discovery::GoesOn {}
+    assert_eq!(bench.claim_all().len(), lanes + 1 - claimed, "the others are found, once each");
 }
 
 #[tokio::test]
