@@ -4,6 +4,8 @@
 //! reading. The purpose is authenticated, so that a value sealed as one thing never opens as
 //! another. Easy to get wrong: who loses the key file loses every sealed value; back it up apart.
 
+mod stream;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -17,6 +19,8 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::ext;
+
+pub use stream::{BackupKey, OpeningReader, SealingWriter, StreamError};
 
 /// Octets of the key.
 const KEY_OCTETS: usize = 32;
@@ -36,7 +40,7 @@ const FORBIDDEN_MODE: u32 = 0o037;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// The key file cannot be read or written, is open to others, or holds no key.
-    #[error("master key file {path}: {detail}")]
+    #[error("key file {path}: {detail}")]
     KeyFile {
         /// Which file.
         path: String,
@@ -51,45 +55,67 @@ pub enum SealError {
     Mismatch,
 }
 
+/// The octets of a key. Wiped from memory when dropped.
+type Octets = Zeroizing<[u8; KEY_OCTETS]>;
+
 /// The key under which the instance's secrets are sealed. Wiped from memory when dropped.
 pub struct MasterKey {
-    octets: Zeroizing<[u8; KEY_OCTETS]>,
+    octets: Octets,
+    /// While the key is being changed: the other one, which part of the values is still sealed under.
+    other: Option<Octets>,
 }
 
 impl MasterKey {
     /// Takes a key from memory.
     pub fn from_bytes(octets: [u8; KEY_OCTETS]) -> Self {
-        Self { octets: Zeroizing::new(octets) }
+        Self { octets: Zeroizing::new(octets), other: None }
+    }
+
+    /// Makes a key in memory.
+    pub fn random() -> Self {
+        Self::from_bytes(ext::random_bytes())
     }
 
     /// Reads a key file: one line of base 64. A file that others may read, or the group may
     /// write, is refused.
     pub fn load(path: &Path) -> Result<Self, SealError> {
-        let failed = |detail: String| SealError::KeyFile { path: path.display().to_string(), detail };
-        let file = File::open(path).map_err(|error| failed(error.to_string()))?;
-        let mode = file.metadata().map_err(|error| failed(error.to_string()))?.mode() & 0o777;
-        if mode & FORBIDDEN_MODE != 0 {
-            return Err(failed(format!("its mode is {mode:04o}, so others may use it; chmod 0600 it")));
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(KEY_FILE_OCTETS_MAX).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
-        let octets = STANDARD.decode(text.trim()).map(Zeroizing::new).ok();
-        let octets = octets.and_then(|octets| <[u8; KEY_OCTETS]>::try_from(octets.as_slice()).ok());
-        octets.map(Self::from_bytes).ok_or_else(|| failed("it does not hold 32 bytes in base 64".into()))
+        Ok(Self { octets: read_key(path)?, other: None })
     }
 
     /// Makes a key and writes it to a new file of mode 0600, synced; never overwrites one.
     pub fn generate(path: &Path) -> Result<Self, SealError> {
-        let failed =
-            |error: std::io::Error| SealError::KeyFile { path: path.display().to_string(), detail: error.to_string() };
-        let key = Self::from_bytes(ext::random_bytes());
-        let mut line = Zeroizing::new(STANDARD.encode(key.octets.as_slice()));
-        line.push('\n');
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        let key = Self::random();
+        key.save(path)?;
         Ok(key)
+    }
+
+    /// Writes the key to a new file of mode 0600, synced; never overwrites one.
+    pub fn save(&self, path: &Path) -> Result<(), SealError> {
+        write_key(path, &self.octets)
+    }
+
+    /// This key, which also opens what `other` sealed; it seals under itself alone.
+    #[must_use]
+    pub fn with_other(mut self, other: &Self) -> Self {
+        self.other = Some(other.octets.clone());
+        self
+    }
+
+    /// Whether both are the same key.
+    pub fn is(&self, other: &Self) -> bool {
+        self.octets == other.octets
+    }
+
+    /// `other`, sealed under this key, for `purpose`.
+    pub fn wrap(&self, purpose: &str, other: &Self) -> Vec<u8> {
+        self.seal(purpose, other.octets.as_slice())
+    }
+
+    /// Opens what [`MasterKey::wrap`] made.
+    pub fn unwrap_key(&self, purpose: &str, wrapped: &[u8]) -> Result<Self, SealError> {
+        let octets = self.open(purpose, wrapped)?;
+        let octets = <[u8; KEY_OCTETS]>::try_from(octets.as_slice()).map_err(|_| SealError::Format)?;
+        Ok(Self::from_bytes(octets))
     }
 
     /// Seals `plain` for `purpose`: `open` needs the same words.
@@ -100,7 +126,7 @@ impl MasterKey {
     pub fn seal(&self, purpose: &str, plain: &[u8]) -> Vec<u8> {
         let nonce = ext::random_bytes::<NONCE_OCTETS>();
         let payload = Payload { msg: plain, aad: purpose.as_bytes() };
-        let sealed = self.cipher().encrypt(Nonce::from_slice(&nonce), payload).expect("the plain text is short");
+        let sealed = cipher(&self.octets).encrypt(Nonce::from_slice(&nonce), payload).expect("the plain text is short");
         let mut value = Vec::with_capacity(1 + NONCE_OCTETS + sealed.len());
         value.push(VERSION);
         value.extend_from_slice(&nonce);
@@ -116,13 +142,46 @@ impl MasterKey {
         }
         let (nonce, rest) = rest.split_at(NONCE_OCTETS);
         let payload = Payload { msg: rest, aad: purpose.as_bytes() };
-        let plain = self.cipher().decrypt(Nonce::from_slice(nonce), payload).map_err(|_| SealError::Mismatch)?;
-        Ok(Zeroizing::new(plain))
+        let mut keys = std::iter::once(&self.octets).chain(&self.other);
+        let plain = keys.find_map(|key| {
+            let payload = Payload { msg: payload.msg, aad: payload.aad };
+            cipher(key).decrypt(Nonce::from_slice(nonce), payload).ok()
+        });
+        plain.map(Zeroizing::new).ok_or(SealError::Mismatch)
     }
+}
 
-    fn cipher(&self) -> Aes256Gcm {
-        Aes256Gcm::new(Key::<Aes256Gcm>::from_slice(self.octets.as_slice()))
+fn cipher(octets: &Octets) -> Aes256Gcm {
+    Aes256Gcm::new(Key::<Aes256Gcm>::from_slice(octets.as_slice()))
+}
+
+fn read_key(path: &Path) -> Result<Octets, SealError> {
+    let failed = |detail: String| SealError::KeyFile { path: path.display().to_string(), detail };
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    let mode = file.metadata().map_err(|error| failed(error.to_string()))?.mode() & 0o777;
+    if mode & FORBIDDEN_MODE != 0 {
+        return Err(failed(format!("its mode is {mode:04o}, so others may use it; chmod 0600 it")));
     }
+    let mut text = Zeroizing::new(String::new());
+    file.take(KEY_FILE_OCTETS_MAX).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    let octets = STANDARD.decode(text.trim()).map(Zeroizing::new).ok();
+    let octets = octets.and_then(|octets| <[u8; KEY_OCTETS]>::try_from(octets.as_slice()).ok());
+    octets.map(Zeroizing::new).ok_or_else(|| failed("it does not hold 32 bytes in base 64".into()))
+}
+
+fn written(octets: &Octets) -> Zeroizing<String> {
+    Zeroizing::new(STANDARD.encode(octets.as_slice()))
+}
+
+fn write_key(path: &Path, octets: &Octets) -> Result<(), SealError> {
+    let failed =
+        |error: std::io::Error| SealError::KeyFile { path: path.display().to_string(), detail: error.to_string() };
+    let mut line = written(octets);
+    line.push('\n');
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 impl fmt::Debug for MasterKey {
@@ -157,6 +216,20 @@ mod tests {
             assert!(key.open("route", &damaged).is_err(), "byte {at}");
             assert!(key.open("route", &sealed[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn two_keys_open_each_others_values_while_the_key_is_changed_and_not_afterwards() {
+        let (old, new) = (MasterKey::from_bytes([7; 32]), MasterKey::from_bytes([8; 32]));
+        let (by_old, by_new) = (old.seal("x", b"1"), new.seal("x", b"2"));
+        let both = MasterKey::from_bytes([8; 32]).with_other(&old);
+        assert_eq!(both.open("x", &by_old).unwrap().as_slice(), b"1");
+        assert_eq!(both.open("x", &by_new).unwrap().as_slice(), b"2");
+        assert_eq!(new.open("x", &both.seal("x", b"3")).unwrap().as_slice(), b"3");
+        assert_eq!(new.open("x", &by_old), Err(SealError::Mismatch));
+        let wrapped = old.wrap("key", &new);
+        assert!(old.unwrap_key("key", &wrapped).unwrap().is(&new));
+        assert!(new.unwrap_key("key", &wrapped).is_err() && old.unwrap_key("other", &wrapped).is_err());
     }
 
     #[test]
