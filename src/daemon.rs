@@ -140,6 +140,7 @@ impl Daemon {
         let world = World::open(&config, &mut overrides).await?;
         let key = world::master_key(&config, overrides.master_key)?;
         let opened = world::open_store(&config).await?;
+        let key = world::with_other_key(&*opened.records, key)?;
         let folders = Folders::open(&config)?;
         let tls = world::client_tls(overrides.client_tls)?;
         let rooms = Rooms::open(&config, opened, key, (&world, &folders)).await?;

@@ -40,6 +40,10 @@ pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed
 pub mod submission; // the SMTP door
 
+// copies
+pub mod backup;
+pub mod keyring; // changing the master key // taken while serving, sealed; restored; one engine to another
+
 // doors over HTTP and the shell
 pub mod cli; // sub-commands
 pub mod web; // health and metrics; the admin API on the local socket

@@ -59,6 +59,7 @@ pub enum SealError {
 type Octets = Zeroizing<[u8; KEY_OCTETS]>;
 
 /// The key under which the instance's secrets are sealed. Wiped from memory when dropped.
+#[derive(Clone)]
 pub struct MasterKey {
     octets: Octets,
     /// While the key is being changed: the other one, which part of the values is still sealed under.
@@ -74,6 +75,16 @@ impl MasterKey {
     /// Makes a key in memory.
     pub fn random() -> Self {
         Self::from_bytes(ext::random_bytes())
+    }
+
+    /// The line of its file.
+    pub fn line(&self) -> Zeroizing<String> {
+        written(&self.octets)
+    }
+
+    /// Reads [`MasterKey::line`].
+    pub fn from_line(line: &str) -> Result<Self, SealError> {
+        Ok(Self { octets: read_line(line).ok_or(SealError::Format)?, other: None })
     }
 
     /// Reads a key file: one line of base 64. A file that others may read, or the group may
@@ -164,9 +175,12 @@ fn read_key(path: &Path) -> Result<Octets, SealError> {
     }
     let mut text = Zeroizing::new(String::new());
     file.take(KEY_FILE_OCTETS_MAX).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
-    let octets = STANDARD.decode(text.trim()).map(Zeroizing::new).ok();
-    let octets = octets.and_then(|octets| <[u8; KEY_OCTETS]>::try_from(octets.as_slice()).ok());
-    octets.map(Zeroizing::new).ok_or_else(|| failed("it does not hold 32 bytes in base 64".into()))
+    read_line(&text).ok_or_else(|| failed("it does not hold 32 bytes in base 64".into()))
+}
+
+fn read_line(text: &str) -> Option<Octets> {
+    let octets = STANDARD.decode(text.trim()).map(Zeroizing::new).ok()?;
+    <[u8; KEY_OCTETS]>::try_from(octets.as_slice()).ok().map(Zeroizing::new)
 }
 
 fn written(octets: &Octets) -> Zeroizing<String> {

@@ -4,9 +4,8 @@
 //! test, `docs/cli.md`. Easy to get wrong: a tenant is named by its short name everywhere, a virtual
 //! IP by its address, an SMTP account by its login; ids are understood too.
 
+mod copies;
 mod people;
-
-pub use people::{Audit, Key, User};
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,6 +13,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::mail::Domain;
+
+pub use copies::{Backup, MasterKey, Restore, Store};
+pub use people::{Audit, Key, User};
 
 /// Your own mail sending service in one binary.
 #[derive(Debug, Parser)]
@@ -87,9 +89,17 @@ pub enum Command {
     Audit(Audit),
     /// What a reply of a receiving server means: its class, and what is done about it
     Classify(Classify),
+    /// Sealed copies of everything, taken while the daemon serves
+    #[command(subcommand)]
+    Backup(Backup),
+    /// Make a data folder and a configuration folder from a backup
+    Restore(Restore),
     /// The data folder, offline: the daemon must not be running
     #[command(subcommand)]
     Store(Store),
+    /// The key that seals secrets in the data folder, offline: the daemon must not be running
+    #[command(subcommand)]
+    Masterkey(MasterKey),
 }
 
 #[derive(Args, Debug)]
@@ -560,16 +570,4 @@ pub struct QueueTarget {
     /// Only this recipient, by number as `queue show` prints it; may be repeated
     #[arg(long, value_name = "NUMBER")]
     pub recipient: Vec<u16>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Store {
-    /// Read every record and every message and say what is damaged
-    Verify,
-    /// Save the mail from the message segments alone, when the records are lost; without options, only count it
-    Salvage {
-        /// A new data folder in which what was not settled is owed again
-        #[arg(long, value_name = "FOLDER")]
-        into: Option<PathBuf>,
-    },
 }

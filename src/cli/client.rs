@@ -12,6 +12,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::exit;
@@ -31,6 +32,9 @@ pub enum Fault {
     /// The configuration is wrong: every problem, one per line.
     #[error("{0}")]
     Configuration(String),
+    /// A file is damaged, or not what it should be.
+    #[error("{0}")]
+    Damaged(String),
     /// Anything else: what, and what to do.
     #[error("{0}")]
     Failed(String),
@@ -42,6 +46,7 @@ impl Fault {
         match self {
             Self::Unreachable(_) => exit::UNREACHABLE,
             Self::Configuration(_) => exit::CONFIGURATION,
+            Self::Damaged(_) => exit::DAMAGED,
             Self::Failed(_) => exit::FAILED,
         }
     }
@@ -96,6 +101,40 @@ impl Client {
     /// DELETE.
     pub async fn delete(&self, path: &str) -> Result<Value, Fault> {
         self.call(Method::DELETE, path, None).await
+    }
+
+    /// POST whose answer is written to `out` as it comes, however long it is; its length.
+    pub async fn fetch(&self, path: &str, out: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Fault> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder().method(Method::POST).uri(format!("/api/v1{path}")).header("host", "postern");
+        let request = request.body(Full::<Bytes>::default()).map_err(|error| Fault::Failed(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        if !status.is_success() {
+            let bytes = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let bytes = bytes.map_err(|error| Fault::Failed(error.to_string()))?.to_bytes();
+            return Err(refused(status.as_u16(), &bytes));
+        }
+        let mut length = 0_u64;
+        loop {
+            let frame = tokio::time::timeout(PATIENCE, body.frame()).await;
+            let frame =
+                frame.map_err(|_| Fault::Failed(format!("the daemon sent nothing for {} s", PATIENCE.as_secs())))?;
+            let Some(frame) = frame else { break };
+            let frame = frame
+                .map_err(|error| Fault::Failed(format!("the daemon's answer broke off; its log says why ({error})")))?;
+            if let Ok(chunk) = frame.into_data() {
+                out.write_all(&chunk).await.map_err(|error| Fault::Failed(format!("writing what came: {error}")))?;
+                length += chunk.len() as u64;
+            }
+        }
+        driver.abort();
+        Ok(length)
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Value, Fault> {

@@ -1,17 +1,19 @@
 //! The command line: parse, do one thing, print, exit. A door: it translates and never decides.
 //!
 //! Recipe: [`run`] with the arguments of the process. Commands about data are clients of the
-//! daemon's socket and never open the store beside it; only `store verify` and `store salvage` do,
+//! daemon's socket and never open the store beside it; only `store` and `masterkey` do,
 //! under the folder's lock. Easy to get wrong: scripts rely on the exit codes of [`exit`].
 
 mod arguments;
 mod audit;
+mod backup;
 mod classify;
 mod client;
 mod doctor;
 mod domain;
 mod init;
 mod key;
+mod masterkey;
 mod output;
 mod page;
 mod queue;
@@ -46,6 +48,8 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// Wrong usage.
     pub const USAGE: u8 = 2;
+    /// A file is damaged or not what it should be (EX_DATAERR).
+    pub const DAMAGED: u8 = 65;
     /// The daemon cannot be reached (EX_UNAVAILABLE).
     pub const UNREACHABLE: u8 = 69;
     /// The configuration is wrong (EX_CONFIG).
@@ -82,6 +86,14 @@ where
         },
         Command::Init(init) => init::run(init),
         Command::Store(command) => offline(&arguments.everywhere, command),
+        Command::Backup(command @ (arguments::Backup::Verify { .. } | arguments::Backup::Key)) => {
+            backup::offline(&arguments.everywhere, || load(&arguments.everywhere.config), command)
+        }
+        Command::Restore(asked) => {
+            runtime().and_then(|runtime| runtime.block_on(backup::restore(&arguments.everywhere, asked)))
+        }
+        Command::Masterkey(asked) => load(&arguments.everywhere.config)
+            .and_then(|config| runtime()?.block_on(masterkey::run(&arguments.everywhere, &config, asked))),
         Command::Check => check(&arguments.everywhere.config),
         Command::Classify(asked) => classify::run(&arguments.everywhere, asked),
         command => online(&arguments.everywhere, command),
@@ -130,6 +142,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
+            Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })

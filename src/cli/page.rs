@@ -12,14 +12,14 @@ mod tests {
         <!-- Generated from src/cli/arguments.rs; do not edit. POSTERN_BLESS=1 cargo test --lib cli::page writes it. -->\n\n\
         Commands about tenants, addresses, domains, accounts and mail are clients of the running daemon's socket.\n\
         The socket is for root, the daemon's own user, and members of the group named by `admin.group`.\n\
-        `check`, `init`, `try`, `doctor` and `store` work without the daemon; `store` refuses while it runs.\n\n\
+        `check`, `init`, `try`, `doctor`, `store`, `restore`, `backup verify` and `backup key` and `masterkey` work without the daemon; `store` and `masterkey` refuse while it runs.\n\n\
         `--json` prints what the daemon answered; what `list` commands print is `{\"rows\": [...], \"next\": ...}`.\n\
         Colours are shown on a terminal only, and never if `NO_COLOR` is set.\n\
         A tenant is named by its short name, a virtual IP by its address, its id or its EHLO name, an SMTP account by its login.\n\
         The tenant `@instance` owns the names of the instance's own notices.\n\n\
         | Exit code | Means |\n| --- | --- |\n| 0 | done |\n| 1 | failed; one line on standard error says why |\n\
-        | 2 | wrong usage |\n| 69 | the daemon cannot be reached, or its socket is not open to you |\n\
-        | 78 | the configuration, or what it points to, is wrong |\n\n\
+        | 2 | wrong usage |\n| 65 | a backup is damaged, cut off, or no backup |\n| 69 | the daemon cannot be reached, or its socket is not open to you |\n\
+        | 78 | the configuration, or what it points to, is wrong; or a newer release wrote the store or backup |\n\n\
         `serve` has four more meanings: 1 a disk, lock or port was not to be had; 70 a task without which nothing works has ended;\n\
         74 the store has stopped; 77 started as root. systemd starts it again after all but 77 and 78.\n";
 
@@ -32,7 +32,7 @@ mod tests {
     }
 
     fn describe(page: &mut String, command: &Command, name: &str) {
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
             let name = format!("{name} {}", sub.get_name());
             let level = "#".repeat(name.split(' ').count().min(4));
             let about = sub.get_about().map(ToString::to_string).unwrap_or_default();

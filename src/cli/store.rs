@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::arguments::{Everywhere, Store};
 use super::client::Fault;
 use super::output::{print, print_json, size};
+use crate::backup;
 use crate::config::Config;
 use crate::ext::Timestamp;
 use crate::mail::{Body, Sealed};
@@ -28,6 +29,7 @@ pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> R
     may_open(&config.store.folder, own).map_err(Fault::Failed)?;
     match command {
         Store::Verify => verify(everywhere, &config.store.folder),
+        Store::Migrate { into } => migrate(everywhere, config, into).await,
         Store::Salvage { into: None } => salvage(everywhere, config, None).await,
         Store::Salvage { into: Some(folder) } => {
             let holds_something = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
@@ -42,7 +44,7 @@ pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> R
 
 /// Whether there is a store, and files made while it is open will belong to the daemon's user:
 /// one that root leaves behind keeps the daemon from starting.
-fn may_open(folder: &Path, own: u32) -> Result<(), String> {
+pub(super) fn may_open(folder: &Path, own: u32) -> Result<(), String> {
     let shown = folder.display();
     let owner = match std::fs::metadata(folder) {
         Ok(found) => found.uid(),
@@ -60,13 +62,14 @@ fn may_open(folder: &Path, own: u32) -> Result<(), String> {
     ))
 }
 
-fn unopened(folder: &Path, error: &store::OpenError) -> Fault {
-    Fault::Failed(match error {
+pub(super) fn unopened(folder: &Path, error: &store::OpenError) -> Fault {
+    match error {
         store::OpenError::InUse(_) => {
-            format!("{error}; if that is the daemon, stop it first: systemctl stop postern")
+            Fault::Failed(format!("{error}; if that is the daemon, stop it first: systemctl stop postern"))
         }
-        _ => format!("{}: {error}", folder.display()),
-    })
+        store::OpenError::Newer(_) => Fault::Configuration(error.to_string()),
+        _ => Fault::Failed(format!("{}: {error}", folder.display())),
+    }
 }
 
 fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
@@ -94,6 +97,36 @@ fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
     match report.damaged.len() {
         0 => Ok(()),
         count => Err(Fault::Failed(format!("{count} damaged places; postern store salvage saves the mail"))),
+    }
+}
+
+async fn migrate(everywhere: &Everywhere, config: &Config, into: &Path) -> Result<(), Fault> {
+    let holds_something = std::fs::read_dir(into).is_ok_and(|mut entries| entries.next().is_some());
+    if holds_something {
+        return Err(Fault::Failed(format!("{} is not empty; name a new folder", into.display())));
+    }
+    let (old, folder, handle) = (config.store.clone(), into.to_owned(), tokio::runtime::Handle::current());
+    let migrated = tokio::task::spawn_blocking(move || backup::migrate(old, &folder, &handle)).await;
+    let migrated = migrated.map_err(|error| Fault::Failed(error.to_string()))??;
+    if everywhere.json {
+        print_json(&serde_json::json!({
+            "records": migrated.records, "bodies": migrated.bodies, "files": migrated.files,
+            "unreadable": migrated.unreadable,
+        }));
+    } else {
+        print(&format!(
+            "{} records, {} messages and {} files of past events are in {} and read back as they were.\nThe old folder \
+             is as it was. To serve from the new one, set data to it; never start both.\n",
+            migrated.records,
+            migrated.bodies,
+            migrated.files,
+            into.display()
+        ));
+        show_damage(&migrated.unreadable);
+    }
+    match migrated.unreadable.len() {
+        0 => Ok(()),
+        count => Err(Fault::Failed(format!("{count} messages could not be read and are missing in the new folder"))),
     }
 }
 

@@ -30,6 +30,7 @@ fn build(path: &Path, file: &File) -> Config {
         root: if file.flag("allow_root") { RootPolicy::Allow } else { RootPolicy::Refuse },
         certificates: file.path("tls.certificates"),
         master_key: SecretPlace::parse(&file.text("secrets.master_key")),
+        backup_key: SecretPlace::parse(&file.text("secrets.backup_key")),
         submission: submission(file),
         pipeline: pipeline(file),
         store: store::Settings {

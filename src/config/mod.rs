@@ -53,6 +53,8 @@ pub struct Config {
     pub certificates: PathBuf,
     /// Where the master key is.
     pub master_key: SecretPlace,
+    /// Where the backup key is.
+    pub backup_key: SecretPlace,
     /// For `submission`.
     pub submission: submission::Settings,
     /// For `pipeline`.

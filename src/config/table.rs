@@ -56,6 +56,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "The key that seals DKIM private keys and relay passwords in the data folder. Keep it out of the data \
          folder and out of its backups, and keep a copy in a safe place: without it nothing can be signed.",
         "Whoever hands secrets to services as systemd credentials."),
+    setting!("secrets.backup_key", Secret => "\"/etc/postern/backup.key\"", Shown AtStart,
+        "The key under which `postern backup make` seals; `postern backup key` makes it. Another one than the master \
+         key, which is in every backup. Keep a copy where this machine is not: without it no backup opens.",
+        "Whoever hands secrets to services as systemd credentials."),
     setting!("submission.tls_ports", Ports => "[465]", Shown AtStart,
         "Ports where TLS comes first (RFC 8314).",
         "Whoever cannot bind to low ports, or must serve clients behind a firewall that closes them."),

@@ -1,12 +1,13 @@
 //! The rooms, opened over one store and connected: what one asks of another is handed over as a
 //! function where the arrows do not allow it to know the other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StartError;
-use super::world::{Folders, World};
+use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
+use crate::backup::{self, Backup};
 use crate::config::Config;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -17,7 +18,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
 use crate::routing::Routes;
 use crate::seal::MasterKey;
-use crate::store::{Blobs, Store, StoreError};
+use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::vips::{Owner, Vips};
 use crate::{events, records, submission, web};
@@ -34,6 +35,7 @@ pub(super) struct Rooms {
     pub(super) routes: Arc<Routes>,
     pub(super) people: Arc<People>,
     pub(super) queue: Arc<Queue>,
+    pub(super) backup: Arc<Backup>,
     pub(super) intake: Arc<Intake>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
@@ -43,10 +45,12 @@ impl Rooms {
     /// Reads the records and connects the rooms.
     pub(super) async fn open(
         config: &Config,
-        (store, blobs): (Arc<dyn Store>, Arc<dyn Blobs>),
+        opened: Opened,
         key: Arc<MasterKey>,
         (world, folders): (&World, &Folders),
     ) -> Result<Self, StartError> {
+        let Opened { records: store, bodies: blobs, engine, .. } = opened;
+        let backup = Arc::new(Backup::new(engine, Arc::clone(&key), backup_places(config)));
         let unreadable = |what: &'static str| {
             move |error: StoreError| StartError::Unavailable(format!("the {what} cannot be read: {error}"))
         };
@@ -80,6 +84,7 @@ impl Rooms {
             routes,
             people: Arc::new(people),
             queue,
+            backup,
             intake,
             bell,
             gate,
@@ -111,6 +116,7 @@ impl Rooms {
             routes: rooms.routes,
             people: rooms.people,
             queue: rooms.queue,
+            backup: rooms.backup,
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,
@@ -153,6 +159,17 @@ fn pipeline(
     };
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), ..config.pipeline.clone() };
     Pipeline::new(parts, settings)
+}
+
+fn backup_places(config: &Config) -> backup::Places {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    backup::Places {
+        hostname: config.hostname.to_string(),
+        configuration: config.file.clone(),
+        certificates: config.certificates.clone(),
+        history: config.data.join(HISTORY),
+        backup_key: config.backup_key.path(credentials.as_deref()),
+    }
 }
 
 /// What the queue asks of records it may not read itself.

@@ -12,16 +12,17 @@ use tokio::net::TcpListener;
 use super::{Overrides, StartError};
 use crate::config::Config;
 use crate::events::Archive;
+use crate::keyring::{self, KeyringError};
 use crate::net::{BoundDialer, Certificates, ClientTls, Dialer, Resolver, SystemResolver};
 use crate::seal::MasterKey;
-use crate::store::{Blobs, OpenError, Store};
+use crate::store::{OpenError, Opened, Store};
 use crate::submission::{self, GivenSocket};
 use crate::web;
 
 /// Bodies on their way in; emptied at every start, since no 250 was said for what lies there.
 const DRAFTS: &str = "drafts";
 /// Past events.
-const HISTORY: &str = "history";
+pub(super) const HISTORY: &str = "history";
 
 /// What was opened.
 pub(super) struct World {
@@ -54,16 +55,20 @@ impl World {
 }
 
 /// Opens the store, which takes its lock, off the async workers: replaying may take a while.
-pub(super) async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Blobs>), StartError> {
+pub(super) async fn open_store(config: &Config) -> Result<Opened, StartError> {
     let settings = config.store.clone();
     let folder = settings.folder.display().to_string();
     let opened = tokio::task::spawn_blocking(move || crate::store::open(settings)).await;
     let opened = opened.map_err(|error| StartError::Unavailable(format!("the store {folder}: {error}")))?;
-    let opened = opened.map_err(|error: OpenError| StartError::Unavailable(format!("the store {folder}: {error}")))?;
+    let opened = opened.map_err(|error| match error {
+        // Only the operator can bring the right release or the right folder.
+        error @ OpenError::Newer(_) => StartError::Configuration(error.to_string()),
+        error => StartError::Unavailable(format!("the store {folder}: {error}")),
+    })?;
     if opened.replayed_batches > 0 {
         tracing::info!(batches = opened.replayed_batches, "the store replayed what its last run had not checkpointed");
     }
-    Ok((opened.records, opened.bodies))
+    Ok(opened)
 }
 
 /// Folders within the data folder, beside the store's.
@@ -121,15 +126,24 @@ fn prepare_data_folder(folder: &Path) -> Result<(), StartError> {
     })
 }
 
-pub(super) fn master_key(config: &Config, given: Option<MasterKey>) -> Result<Arc<MasterKey>, StartError> {
+pub(super) fn master_key(config: &Config, given: Option<MasterKey>) -> Result<MasterKey, StartError> {
     if let Some(key) = given {
-        return Ok(Arc::new(key));
+        return Ok(key);
     }
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let path = config.master_key_file(credentials.as_deref()).map_err(StartError::Configuration)?;
     let key = MasterKey::load(&path).map_err(|error| {
         let remedy = if path.exists() { "" } else { "; postern init makes one" };
         StartError::Configuration(format!("{error}{remedy}"))
+    })?;
+    Ok(key)
+}
+
+/// The key, and beside it the other one if a change of it was interrupted.
+pub(super) fn with_other_key(store: &dyn Store, key: MasterKey) -> Result<Arc<MasterKey>, StartError> {
+    let key = keyring::with_other(store, key).map_err(|error| match error {
+        KeyringError::Stranger => StartError::Configuration(error.to_string()),
+        error => StartError::Unavailable(error.to_string()),
     })?;
     Ok(Arc::new(key))
 }

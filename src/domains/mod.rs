@@ -9,12 +9,14 @@
 mod advice;
 mod keeping;
 mod record;
+mod resealing;
 mod verbs;
 mod verification;
 
 pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
 pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, State, Subdomains, Trust};
+pub use resealing::reseal;
 pub use verbs::Verification;
 pub use verification::{Finding, Findings, Turn};
 

@@ -200,6 +200,25 @@ impl KeyPair {
     }
 }
 
+/// Seals every key of a record that `new` alone does not open under `new`. Those that open under
+/// neither are left as they are, and named.
+pub(super) fn reseal(record: &mut SendingDomain, new: &MasterKey, both: &MasterKey) -> Vec<String> {
+    let (tenant, domain) = (record.tenant, record.domain.clone());
+    let pairs = std::iter::once(&mut record.keys).chain(&mut record.next_keys);
+    let mut unopened = Vec::new();
+    for key in pairs.flat_map(|pair| [&mut pair.rsa, &mut pair.ed25519]) {
+        let purpose = purpose(tenant, &domain, &key.selector);
+        if new.open(&purpose, &key.sealed).is_ok() {
+            continue;
+        }
+        match both.open(&purpose, &key.sealed) {
+            Ok(plain) => key.sealed = new.seal(&purpose, &plain),
+            Err(_) => unopened.push(purpose),
+        }
+    }
+    unopened
+}
+
 /// Bound to tenant, domain and selector, so that no key can be moved to another record.
 fn purpose(tenant: TenantId, domain: &Domain, selector: &str) -> String {
     format!("DKIM key {selector}._domainkey.{domain} of {tenant}")

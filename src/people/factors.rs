@@ -28,7 +28,7 @@ pub struct Enrolment {
     pub qr_svg: Zeroizing<String>,
 }
 
-fn purpose(user: UserId) -> String {
+pub(super) fn purpose(user: UserId) -> String {
     format!("totp {user}")
 }
 

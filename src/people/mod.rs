@@ -11,9 +11,12 @@ mod keys;
 mod links;
 mod login;
 mod password;
+mod resealing;
 mod sessions;
 mod totp;
 mod users;
+
+pub use resealing::reseal;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

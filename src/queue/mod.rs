@@ -14,6 +14,7 @@ mod lanes;
 mod locks;
 mod notices;
 mod record;
+mod restored;
 mod retention;
 mod salvage;
 mod schedule;
@@ -32,6 +33,7 @@ pub use record::{
     Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Outcome,
     QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
 };
+pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
 pub use show::{Filter, Listed, PAGE_MAX, Page, Shown, Standing, WhyLine};
 pub use verbs::Changed;

@@ -46,6 +46,11 @@ impl Owed {
         self.is_doubtful = true;
     }
 
+    /// The keys of all of them.
+    pub(super) fn all(&self) -> Vec<Key> {
+        self.keys.keys().cloned().collect()
+    }
+
     /// The keys of those owed about a message.
     pub(super) fn keys_about(&self, id: QueueId) -> Vec<Key> {
         self.about.get(&id).cloned().unwrap_or_default()

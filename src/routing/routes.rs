@@ -177,6 +177,32 @@ fn describe(route: &Route) -> String {
     format!("{} by {}:{} for {}", route.id, route.host, route.port, scope_words(&route.scope))
 }
 
+/// Seals every password of a relay that `new` alone does not open under `new`; `both` opens what either
+/// sealed. How many were sealed anew, and which open under neither: those are left as they are.
+pub async fn reseal(store: &dyn Store, new: &MasterKey, both: &MasterKey) -> Result<(u64, Vec<String>), AdminError> {
+    let (routes, damaged) = records::load::<Record>(store, &[prefix::ROUTE, b'i'])?;
+    let mut unopened: Vec<String> = damaged.into_iter().map(|damage| damage.key).collect();
+    let mut values = 0;
+    for (own, mut record) in routes {
+        let before = codec::encode(&record);
+        let Some(login) = &mut record.route.login else { continue };
+        let purpose = purpose(record.route.id);
+        if new.open(&purpose, &login.sealed_password).is_ok() {
+            continue;
+        }
+        let Ok(plain) = both.open(&purpose, &login.sealed_password) else {
+            unopened.push(purpose);
+            continue;
+        };
+        login.sealed_password = new.seal(&purpose, &plain);
+        let mut batch = Batch::new();
+        batch.if_equals(own.clone(), before).set(own, codec::encode(&record));
+        store.commit(batch).await?;
+        values += 1;
+    }
+    Ok((values, unopened))
+}
+
 /// Bound to the route, so that a sealed password cannot be moved to another relay's record.
 fn purpose(id: u64) -> String {
     format!("password of route {id}")

@@ -351,7 +351,8 @@ mod tests {
     #[test]
     fn chunks_moved_left_out_or_from_another_stream_are_refused() {
         let whole = sealed(&plain(3 * CHUNK_OCTETS));
-        let chunk = |number: usize| HEADER_OCTETS + number * SEALED_OCTETS..HEADER_OCTETS + (number + 1) * SEALED_OCTETS;
+        let chunk =
+            |number: usize| HEADER_OCTETS + number * SEALED_OCTETS..HEADER_OCTETS + (number + 1) * SEALED_OCTETS;
         let mut swapped = whole.clone();
         swapped[chunk(0)].copy_from_slice(&whole[chunk(1)]);
         swapped[chunk(1)].copy_from_slice(&whole[chunk(0)]);

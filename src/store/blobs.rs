@@ -68,6 +68,15 @@ impl SegmentReader {
         Ok((payload, header.payload_crc))
     }
 
+    /// What lies beside the message. Its checksum is that of the whole and was not computed yet.
+    pub fn envelope(&self) -> Result<Vec<u8>, StoreError> {
+        let length = usize::try_from(self.location.envelope_bytes).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; HEADER_BYTES.saturating_add(length)];
+        self.read(&mut buffer, self.location.offset)?;
+        self.header(&buffer)?;
+        Ok(buffer.split_off(HEADER_BYTES))
+    }
+
     fn header(&self, bytes: &[u8]) -> Result<Header, StoreError> {
         let header = Header::from_bytes(bytes, &self.segment.header.salt, self.location.offset);
         header

@@ -8,7 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +23,7 @@ use super::batch::{check_shape, record_bytes};
 use super::blobs;
 use super::census::Census;
 use super::committer::{Committer, ReadyBody, Waiting, Work};
+use super::format;
 use super::frame::{HEADER_BYTES, Header, Kind, padding};
 use super::housekeeping;
 use super::record::Location;
@@ -66,10 +67,12 @@ pub fn open(settings: Settings) -> Result<Opened, OpenError> {
 #[doc(hidden)]
 pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, OpenError> {
     let lock = lock_folder(&settings.folder)?;
+    format::check(&settings.folder)?;
     let segments_folder = settings.folder.join("segments");
     make_folder(&segments_folder)?;
     let records = Records::open(&settings.folder.join("records"), settings.cache_bytes).map_err(OpenError::Records)?;
-    let found = segment::open_all(&segments_folder).map_err(OpenError::Files)?;
+    let found = segment::open_all(&segments_folder).map_err(format::files)?;
+    format::stamp(&settings.folder)?;
     let (replayed, free) = replay::replay(&records, found)?;
     let Replayed { used, chain, last_number, damage, batches } = replayed;
     for what in &damage {
@@ -93,6 +96,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         at_work: [Mutex::new(()), Mutex::new(())],
         flush_bell: Bell::default(),
         house_bell: Bell::default(),
+        pins: AtomicU32::new(0),
         damage: Mutex::new(damage),
         stopped: OnceLock::new(),
         settings,
@@ -157,6 +161,11 @@ impl SledStore {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
+    }
+
+    /// What the engine's threads share, for a snapshot.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// What was found damaged since the open, in words.

@@ -91,7 +91,7 @@ pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
 }
 
 fn round(shared: &Shared, committer: &Sender<Work>) -> io::Result<()> {
-    if shared.is_counted.load(Ordering::Acquire) {
+    if shared.is_counted.load(Ordering::Acquire) && shared.pins.load(Ordering::Acquire) == 0 {
         for segment in shared.segments.all() {
             if shared.house_bell.is_closing() {
                 return Ok(());

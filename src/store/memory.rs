@@ -14,8 +14,8 @@ use bytes::Bytes;
 use super::batch::{appended_key, check_shape};
 use super::chain::Heads;
 use super::{
-    Batch, Blobs, BlobsUsage, BodyReader, Change, CommitError, Condition, Health, Key, NewBody, Sharing, Store,
-    StoreError,
+    Batch, Blobs, BlobsUsage, BodyReader, Change, CommitError, Condition, Health, Key, NewBody, Piece, Sharing,
+    Snapshots, Store, StoreError, Taker,
 };
 use crate::mail::{BodyId, QueueId};
 
@@ -229,6 +229,23 @@ impl Store for MemoryStore {
 
     fn sharing(&self) -> Sharing {
         self.sharing
+    }
+}
+
+impl Snapshots for MemoryStore {
+    fn snapshot(&self, take: Taker<'_>) -> std::io::Result<u64> {
+        let (commits, records, mut bodies) = {
+            let state = self.lock();
+            (state.commits, state.records.clone(), Vec::from_iter(state.bodies.clone()))
+        };
+        bodies.sort_by_key(|(id, _)| *id);
+        take(Piece::Begin(commits))?;
+        records.iter().try_for_each(|(key, value)| take(Piece::Set(key, value)))?;
+        for (id, StoredBody { envelope, message, damaged }) in bodies {
+            let mut reader = MemoryReader { length: message.len() as u64, left: message, damaged };
+            take(Piece::Body(id, &envelope, &mut reader))?;
+        }
+        Ok(commits)
     }
 }
 

@@ -12,6 +12,7 @@ mod chain;
 pub mod codec;
 mod committer;
 mod engine;
+mod format;
 mod frame;
 mod housekeeping;
 mod layout;
@@ -25,6 +26,7 @@ mod segment;
 mod settings;
 mod shared;
 mod sled;
+mod snapshot;
 mod space;
 mod table;
 
@@ -43,13 +45,14 @@ pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, wa
 pub use engine::open_with;
 pub use engine::{SledStore, open};
 // For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+pub use format::FORMAT;
 #[doc(hidden)]
 pub use frame::{
     HEADER_BYTES as FRAME_HEADER_BYTES, Header as FrameHeader, Kind as FrameKind, NO_BODY, Salt as FrameSalt,
     Seal as FrameSeal, dead_entries, settled_entries,
 };
 pub use memory::MemoryStore;
-pub use offline::{Salvage, Salvaged, VerifyReport, salvage, verify};
+pub use offline::{Salvage, Salvaged, VerifyReport, create_at, salvage, verify};
 #[doc(hidden)]
 pub use record::{Operation, Operations, operations};
 #[doc(hidden)]
@@ -57,6 +60,7 @@ pub use scan::{Frames, Group, Placed, next_group};
 pub use settings::{OpenError, Opened, Settings};
 #[doc(hidden)]
 pub use shared::Faults;
+pub use snapshot::{Piece, Snapshots, Taker};
 
 use std::time::Instant;
 
@@ -101,6 +105,8 @@ pub mod prefix {
     pub const HISTORY: u8 = b'h';
     /// queue: its clock and other single values.
     pub const QUEUE_STATE: u8 = b'c';
+    /// keyring: a change of the master key under way.
+    pub const KEYRING: u8 = b'M';
     /// events: the log, appended.
     pub const EVENT: u8 = b'e';
     /// events: consumers' cursors.

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::blobs::SegmentReader;
 use super::engine::lock_folder;
+use super::format;
 use super::frame::{self, Kind};
 use super::record::{self, Location, Operation, Position, location_key_id, locations_range};
 use super::replay::bound_ends;
@@ -26,6 +27,21 @@ use crate::mail::{BodyId, QueueId};
 
 /// Records read at a time.
 const PAGE: usize = 1000;
+
+/// Makes an empty store in a new folder, whose commits are numbered from `commit` on: keys of facts
+/// appended later sort behind those that are put into it.
+pub fn create_at(settings: &Settings, commit: u64) -> Result<(), OpenError> {
+    let _lock = lock_folder(&settings.folder)?;
+    format::check(&settings.folder)?;
+    format::stamp(&settings.folder)?;
+    let failed = |error: StoreError| OpenError::Records(error.to_string());
+    let records = Records::open(&settings.folder.join("records"), settings.cache_bytes).map_err(OpenError::Records)?;
+    if records.position().map_err(failed)? != Position::default() {
+        let text = format!("{} holds a store already", settings.folder.display());
+        return Err(OpenError::Files(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text)));
+    }
+    records.apply(&[], Position { commit, segment: 0, offset: 0 }).and_then(|()| records.flush()).map_err(failed)
+}
 
 /// What `verify` counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +66,7 @@ pub struct VerifyReport {
 /// over them, as the next opening will.
 pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
     let _lock = lock_folder(folder)?;
+    format::check(folder)?;
     let mut report = VerifyReport::default();
     let used = used_segments(folder, &mut report.damaged)?;
     let records = Records::open(&folder.join("records"), Settings::default().cache_bytes);
@@ -123,7 +140,7 @@ impl Journal {
 }
 
 fn used_segments(folder: &Path, damage: &mut Vec<String>) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
-    let found = segment::open_all(&folder.join("segments")).map_err(OpenError::Files)?;
+    let found = segment::open_all(&folder.join("segments")).map_err(format::files)?;
     damage.extend(found.unreadable.iter().map(|spare| format!("{}: header unreadable", spare.path.display())));
     let mut used = BTreeMap::new();
     for (header, spare) in found.used {
@@ -247,6 +264,7 @@ pub struct Salvage {
 /// Reads only the segments of a folder nobody has open. The bodies come in the order they were written.
 pub fn salvage(folder: &Path) -> Result<Salvage, OpenError> {
     let lock = lock_folder(folder)?;
+    format::check(folder)?;
     let mut damage = Vec::new();
     let used = used_segments(folder, &mut damage)?;
     let mut bodies: Vec<(Arc<Segment>, Placed)> = Vec::new();

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 
+use super::format::Newer;
 use super::frame::{Salt, le32, le64};
 use crate::ext;
 
@@ -257,11 +258,34 @@ pub fn open_all(folder: &Path) -> io::Result<Found> {
             Some(header) if header.usage == Use::Free => found.free.push((header.number, spare)),
             Some(header) => found.used.push((header, spare)),
             None if starts_with_zeros(&spare)? => found.free.push((0, spare)),
-            None => found.unreadable.push(spare),
+            None => {
+                if let Some(newer) = newer_format(&spare)? {
+                    let what = spare.path.display().to_string();
+                    return Err(io::Error::other(Newer { what, found: newer, known: FORMAT }));
+                }
+                found.unreadable.push(spare);
+            }
         }
     }
     found.used.sort_by_key(|(header, _)| header.number);
     Ok(found)
+}
+
+/// The format a whole header of a newer release names.
+fn newer_format(spare: &SpareFile) -> io::Result<Option<u32>> {
+    for at in [0, COPY_AT] {
+        let mut bytes = [0; BYTES];
+        if spare.size < at.saturating_add(BYTES as u64) {
+            return Ok(None);
+        }
+        spare.file.read_exact_at(&mut bytes, at)?;
+        let format = le32(&bytes[8..12]);
+        let is_whole = bytes[..8] == *MAGIC && le32(&bytes[BYTES - 4..]) == crc32c::crc32c(&bytes[..BYTES - 4]);
+        if is_whole && format > FORMAT {
+            return Ok(Some(format));
+        }
+    }
+    Ok(None)
 }
 
 /// What a folder of segments holds.

@@ -70,6 +70,9 @@ pub enum OpenError {
     /// A file or folder could not be read or written.
     #[error("the store's files: {0}")]
     Files(#[source] std::io::Error),
+    /// Written by a newer release; nothing was touched.
+    #[error("{0}: it was written by a newer release; use that one, or restore a backup made by this one")]
+    Newer(String),
     /// The records are damaged or cannot be opened; the segments may still hold the mail (`salvage`).
     #[error("the store's records: {0}; the mail may still be salvaged from the segments")]
     Records(String),

@@ -47,6 +47,8 @@ pub struct Shared {
     pub flush_bell: Bell,
     /// Wakes housekeeping.
     pub house_bell: Bell,
+    /// Snapshots under way: no segment is given back and no body moved.
+    pub pins: AtomicU32,
     /// What was found damaged.
     pub damage: Mutex<Vec<String>>,
     /// Why no commit succeeds any more.

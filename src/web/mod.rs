@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
+use crate::backup::Backup;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -66,6 +67,8 @@ pub struct Parts {
     pub suppression: Arc<Suppression>,
     /// Relays.
     pub routes: Arc<Routes>,
+    /// Takes backups.
+    pub backup: Arc<Backup>,
     /// What is owed.
     pub queue: Arc<Queue>,
     /// Who administers.

@@ -13,6 +13,7 @@ use super::{About, Parts, Settings, Socket, router};
 use crate::access::{Actor, Role};
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
+use crate::backup::{Backup, Places};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
@@ -56,15 +57,24 @@ pub(super) async fn api_with(settings: Settings) -> Router {
     let key = Arc::new(MasterKey::from_bytes([7; 32]));
     let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
     let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();
+    let nowhere = std::path::PathBuf::from("/nonexistent");
+    let places = Places {
+        hostname: "mx.example.com".to_owned(),
+        configuration: nowhere.clone(),
+        certificates: nowhere.clone(),
+        history: nowhere.clone(),
+        backup_key: Ok(nowhere),
+    };
     let parts = Parts {
         accounts,
         vips: Arc::new(Vips::open(store.clone()).unwrap()),
         domains: Arc::new(domains),
         suppression: Arc::new(Suppression::open(store.clone())),
-        routes: Arc::new(Routes::open(store.clone(), key).unwrap()),
         people: Arc::new(
             People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
         ),
+        routes: Arc::new(Routes::open(store.clone(), key.clone()).unwrap()),
+        backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
         queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
         store: store.clone(),
         blobs: store,
@@ -279,4 +289,11 @@ async fn the_socket_admits_its_own_user_and_a_second_daemon_is_refused() {
     assert!(Socket::bind(&settings).is_ok(), "a dead socket file is replaced");
     std::fs::write(&settings.socket, "precious").unwrap();
     assert!(Socket::bind(&settings).is_err(), "what is not a socket is left alone");
+}
+
+#[tokio::test]
+async fn a_backup_without_its_key_is_refused_with_the_remedy() {
+    let (status, said) = ask(&api().await, request("POST", "/backup", None)).await;
+    assert_eq!((status, said["code"].as_str()), (StatusCode::CONFLICT, Some("no_backup_key")), "{said}");
+    assert!(said["detail"].as_str().unwrap().contains("postern backup key makes one"), "{said}");
 }

@@ -30,6 +30,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("queue", &["mail", "routing", "access", "store", "events", "records"]),
     ("intake", &["mail", "routing", "store", "pipeline", "queue", "events", "vips", "accounts", "domains"]),
     ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events", "gate"]),
+    ("backup", &["mail", "access", "store", "events", "records", "queue"]),
+    ("keyring", &["store", "records", "domains", "routing", "people"]),
     (
         "delivery",
         &[
@@ -67,13 +69,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "net",
             "gate",
             "people",
+            "backup",
         ],
     ),
     ("sink", &[]),
     ("trial", &["config", "daemon", "sink", "net", "mail", "access", "accounts", "domains", "vips", "events", "store"]),
     ("config", &["*"]),
     // delivery: `classify` judges a reply without a daemon.
-    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue", "delivery"]),
+    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue", "delivery", "backup", "keyring"]),
     ("daemon", &["*"]),
     ("main", &["cli"]),
 ];
@@ -225,6 +228,35 @@ fn a_room_uses_only_the_rooms_on_its_line() {
         }
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn what_a_room_seals_is_sealed_anew_when_the_master_key_changes() {
+    let keyring = fs::read_to_string(root().join("src/keyring.rs")).unwrap();
+    let mut sealing = std::collections::BTreeSet::new();
+    for (room, path, text) in sources() {
+        if !is_test_file(&path) && before_tests(&text).contains("key.seal(") {
+            sealing.insert(room);
+        }
+    }
+    sealing.remove("seal");
+    assert!(sealing.len() >= 3, "{sealing:?}: sealing is no longer recognised");
+    for room in sealing {
+        assert!(keyring.contains(&format!("{room}::reseal(store, new, both)")), "keyring does not know {room}");
+    }
+}
+
+#[test]
+fn no_two_kinds_of_records_share_a_prefix() {
+    let text = fs::read_to_string(root().join("src/store/mod.rs")).unwrap();
+    let mut seen = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.trim().strip_prefix("pub const ")) {
+        let Some((name, value)) = line.split_once(": u8 = ") else { continue };
+        if let Some(other) = seen.insert(value.to_owned(), name.to_owned()) {
+            panic!("{name} and {other} are both {value}");
+        }
+    }
+    assert!(seen.len() > 15, "prefixes are no longer recognised");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! over an id that looks the same.
 
 mod audit;
+mod backup;
 mod domains;
 mod keys;
 mod queue;
@@ -59,6 +60,7 @@ pub(super) fn router(parts: Shared) -> Router {
 fn guarded() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(status::show))
+        .routes(routes!(backup::take))
         .routes(routes!(tenants::list, tenants::add))
         .routes(routes!(tenants::show, tenants::change, tenants::remove))
         .routes(routes!(suppressions::list, suppressions::add))

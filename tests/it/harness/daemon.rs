@@ -57,10 +57,11 @@ pub fn config_text(folder: &Path, more: &str) -> String {
     let path = |name: &str| folder.join(name).display().to_string();
     format!(
         "hostname = \"{HOSTNAME}\"\ndata = \"{}\"\nallow_root = true\ntls.certificates = \"{}\"\n\
-         secrets.master_key = \"{}\"\nadmin.socket = \"{}\"\nadmin.group = \"\"\nadmin.listen = []\n{more}",
+         secrets.master_key = \"{}\"\nsecrets.backup_key = \"{}\"\nadmin.socket = \"{}\"\nadmin.group = \"\"\nadmin.listen = []\n{more}",
         path("data"),
         path("certificates"),
         path("master.key"),
+        path("backup.key"),
         path("admin.sock"),
     )
 }
@@ -71,7 +72,7 @@ pub fn config(folder: &Path, zone: &ZoneServer, mx_port: u16) -> Config {
         "dns.servers = [\"{}\"]\ndelivery.port = {mx_port}\ndelivery.private_addresses = \"allow\"\n",
         zone.address()
     );
-    let mut config = config::read(Path::new("test.toml"), &config_text(folder, &more)).unwrap();
+    let mut config = config::read(&folder.join("postern.toml"), &config_text(folder, &more)).unwrap();
     // Free ports are not for the file: a test binds its own sockets and hands them over.
     config.submission.tls_ports.clear();
     config.submission.starttls_ports.clear();
