@@ -23,7 +23,7 @@ pub struct Salt(pub [u8; 24]);
 pub enum Kind {
     /// Envelope, then message.
     Body,
-    /// One accepted batch, see [`super::record`].
+    /// One accepted batch, see the module `record`.
     Batch,
     /// Recipients settled: entries of queue id, count, numbers.
     Settled,
