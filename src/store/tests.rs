@@ -162,7 +162,9 @@ fn a_tail_cut_anywhere_ends_replay_before_the_cut_group() {
         bytes[cut as usize..].fill(0);
         fs::write(&file, &bytes).unwrap();
         let opened = open(Settings { folder: folder.clone(), ..crashed.clone() }).unwrap();
-        let complete = ends.iter().skip(1).filter(|end| **end <= cut).count();
+        // A cut through zeros changes nothing, so what counts is which groups still have all their bytes.
+        let is_whole = |end: &u64| bytes[..*end as usize] == whole[..*end as usize];
+        let complete = ends.iter().skip(1).filter(|end| is_whole(end)).count();
         assert_eq!(opened.records.range(b"T", b"U", 100).unwrap().len(), complete, "cut at {cut}");
         assert_eq!(opened.engine.damage(), Vec::<String>::new());
         place.put(&opened, "Tnew", 300);
