@@ -2,7 +2,7 @@
 
 use super::arguments::{Queue, QueueList, QueueTarget};
 use super::client::{Fault, encoded};
-use super::output::{Table, or_dash, size, span, when};
+use super::output::{self, Table, or_dash, size, span, when};
 use super::{Session, rows};
 use crate::mail::printable;
 use crate::web::{QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
@@ -22,13 +22,13 @@ pub async fn run(session: &Session, command: &Queue) -> Result<(), Fault> {
             let why = session.client.get(&format!("{}/why", path(id))).await?;
             session.show(&why, |_, lines: Vec<RecipientJson>| lines.iter().map(why_line).collect())
         }
-        Queue::Retry(target) => act(session, "retry", "due now", target).await,
+        Queue::Retry(target) => act(session, "retry", "made due now", target).await,
         Queue::Hold(target) => act(session, "hold", "held", target).await,
         Queue::Release(target) => act(session, "release", "released", target).await,
         Queue::Cancel(target) => act(session, "cancel", "cancelled", target).await,
         Queue::Move { id, to } => {
             let answer = session.client.post(&format!("{}/move", path(id)), &QueueMoveJson { to: to.clone() }).await?;
-            session.show(&answer, |_, change: QueueChangeJson| said(id, &change, "moved"))
+            tell(session, &answer, id, "moved")
         }
     }
 }
@@ -36,12 +36,28 @@ pub async fn run(session: &Session, command: &Queue) -> Result<(), Fault> {
 async fn act(session: &Session, verb: &str, done: &str, target: &QueueTarget) -> Result<(), Fault> {
     let body = QueueActJson { recipients: target.recipient.clone() };
     let answer = session.client.post(&format!("{}/{verb}", path(&target.id)), &body).await?;
-    session.show(&answer, |_, change: QueueChangeJson| said(&target.id, &change, done))
+    tell(session, &answer, &target.id, done)
 }
 
-fn said(id: &str, change: &QueueChangeJson, done: &str) -> String {
+/// Says what was done. An act that applied to nobody did not do what was asked: a script must see that.
+fn tell(session: &Session, answer: &serde_json::Value, id: &str, done: &str) -> Result<(), Fault> {
+    let change: QueueChangeJson = output::read(answer)?;
+    session.show(answer, |_, change: QueueChangeJson| said(&change, done))?;
+    applied(id, &change, done)
+}
+
+fn applied(id: &str, change: &QueueChangeJson, done: &str) -> Result<(), Fault> {
+    if change.recipients.is_empty() {
+        let text =
+            format!("nothing was {done}: no recipient is in a state this applies to; see: postern queue why {id}");
+        return Err(Fault::Failed(text));
+    }
+    Ok(())
+}
+
+fn said(change: &QueueChangeJson, done: &str) -> String {
     let count = match change.recipients.len() {
-        0 => return format!("nothing to do: no recipient is in a state this applies to; see postern queue why {id}\n"),
+        0 => return String::new(),
         1 => "1 recipient".to_owned(),
         more => format!("{more} recipients"),
     };
@@ -145,9 +161,12 @@ mod tests {
             recipients: recipients.to_vec(),
             in_flight: in_flight.to_vec(),
         };
-        assert_eq!(said("ID", &change(&[0], &[]), "held"), "1 recipient held\n");
-        assert!(said("ID", &change(&[0, 1], &[1]), "held").contains("1 of them when the attempt"));
-        assert!(said("ID", &change(&[], &[]), "held").starts_with("nothing to do"));
+        assert_eq!(said(&change(&[0], &[]), "held"), "1 recipient held\n");
+        assert!(said(&change(&[0, 1], &[1]), "held").contains("1 of them when the attempt"));
+        assert!(applied("ID", &change(&[0], &[]), "held").is_ok());
+        let nobody = applied("ID", &change(&[], &[]), "held").unwrap_err();
+        assert_eq!(nobody.code(), super::super::exit::FAILED);
+        assert!(nobody.to_string().starts_with("nothing was held: no recipient is in a state"), "{nobody}");
     }
 
     #[test]

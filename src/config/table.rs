@@ -93,8 +93,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Commands without effect (NOOP, RSET, VRFY, ...) without a message between before the session is closed \
          with 421.",
         "Whoever has clients that hold sessions open with NOOP."),
-    setting!("submission.login_failures_max", Count(1, 20) => "3", Rare AtStart,
-        "Failed logins in one session; the last is followed by 421.",
+    setting!("submission.login_failures_max", Count(1, 20) => "6", Rare AtStart,
+        "Failed logins in one session; the last is followed by 421. Some clients (Thunderbird) try a wrong password \
+         by two mechanisms, which counts as two.",
         "Whoever has clients that try several passwords in turn."),
     setting!("submission.hold_max", Span(0, 365 * DAY) => "\"7d\"", Rare AtStart,
         "How far ahead a client may ask for delivery (FUTURERELEASE, RFC 4865).",

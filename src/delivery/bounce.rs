@@ -126,7 +126,8 @@ impl Cashier {
             return self.forget(owed, now).await;
         };
         let original = self.original(owed).await;
-        let submission = write(owed, &message, &vip, &to, (&original, now));
+        let until = now.plus(self.queue.tried_for(&message));
+        let submission = write((owed, until), &message, &vip, &to, (&original, now));
         match self.intake.accept(submission, now).await {
             Ok(_) => Paid::Yes,
             Err(refusal) if refusal.reply.severity() == Severity::Permanent => {
@@ -173,13 +174,14 @@ impl Cashier {
 
 /// The notice as a submission: by the virtual IP of the message it reports, from nobody.
 fn write(
-    owed: &NoticeOwed,
+    (owed, until): (&NoticeOwed, Timestamp),
     message: &QueuedMessage,
     vip: &Vip,
     to: &Address,
     (original, now): (&[u8], Timestamp),
 ) -> Submission {
-    let recipients: Vec<Reported> = owed.recipients.iter().map(|recipient| reported(recipient, owed.kind)).collect();
+    let recipients: Vec<Reported> =
+        owed.recipients.iter().map(|recipient| reported(recipient, owed.kind, until)).collect();
     let notice = Notice {
         kind: match owed.kind {
             NoticeKind::Failure => Kind::Failure,
@@ -215,11 +217,13 @@ fn write(
     }
 }
 
-fn reported(recipient: &QueuedRecipient, kind: NoticeKind) -> Reported {
+/// `until` is when trying ends; only delays tell it (RFC 3464 s2.3.9).
+fn reported(recipient: &QueuedRecipient, kind: NoticeKind, until: Timestamp) -> Reported {
     let action = match kind {
         NoticeKind::Failure => Action::Failed,
         NoticeKind::Delay => Action::Delayed,
-        // The peer took it; whether it tells about the mailbox is not known to the queue.
+        // Never "delivered" or "expanded": we have no mailboxes and no lists. The peer took it and
+        // tells nobody (RFC 3461 s5.2.2); of one that does, no success notice is owed.
         NoticeKind::Success => Action::Relayed,
     };
     let detail = recipient.last_detail.clone();
@@ -239,8 +243,8 @@ fn reported(recipient: &QueuedRecipient, kind: NoticeKind) -> Reported {
                 NoticeKind::Failure | NoticeKind::Delay => Diagnostic::Smtp(as_said(&detail).to_owned()),
             }
         }),
-        last_attempt: None,
-        will_retry_until: None,
+        last_attempt: recipient.last_attempt,
+        will_retry_until: (kind == NoticeKind::Delay).then_some(until),
     }
 }
 
@@ -252,7 +256,6 @@ fn class_of(kind: NoticeKind) -> u8 {
     }
 }
 
-/// Whether a detail begins with a reply code, as delivery writes what peers said.
 /// The peer's own words, without the phase that the trail adds to a refusal: a diagnostic code is
 /// what the peer said (RFC 3464 s2.3.6).
 fn as_said(detail: &str) -> &str {
@@ -260,6 +263,7 @@ fn as_said(detail: &str) -> &str {
     if phase.ends_with(')') { said } else { detail }
 }
 
+/// Whether a detail begins with a reply code, as delivery writes what peers said.
 fn is_reply(detail: &str) -> bool {
     let mut words = detail.splitn(2, ' ');
     words.next().is_some_and(|word| word.len() == 3 && word.bytes().all(|byte| byte.is_ascii_digit()))
@@ -307,6 +311,7 @@ mod tests {
             last_detail: Some(detail.to_owned()),
             last_peer: None,
             delay_told: false,
+            last_attempt: Some(Timestamp(1_000)),
         }
     }
 
@@ -320,8 +325,17 @@ mod tests {
             ("connect: refused", Why::Network, NoticeKind::Failure, "5.4.1"),
             ("250 2.0.0 queued", Why::Other, NoticeKind::Success, "2.0.0"),
         ] {
-            assert_eq!(reported(&recipient(detail, why), kind).status.to_string(), expected, "{detail}");
+            assert_eq!(reported(&recipient(detail, why), kind, Timestamp(0)).status.to_string(), expected, "{detail}");
         }
+    }
+
+    #[test]
+    fn a_notice_says_when_it_was_tried_last_and_a_delay_until_when_it_will_be() {
+        let waits = recipient("450 4.2.0 greylisted (after RCPT)", Why::TryLater);
+        let delay = reported(&waits, NoticeKind::Delay, Timestamp(9_000));
+        assert_eq!((delay.last_attempt, delay.will_retry_until), (Some(Timestamp(1_000)), Some(Timestamp(9_000))));
+        let failure = reported(&waits, NoticeKind::Failure, Timestamp(9_000));
+        assert_eq!((failure.last_attempt, failure.will_retry_until), (Some(Timestamp(1_000)), None));
     }
 
     #[test]
@@ -333,7 +347,7 @@ mod tests {
 
     #[test]
     fn only_what_a_peer_said_is_quoted_as_a_reply() {
-        let own = reported(&recipient("556 5.1.10 null MX", Why::NoSuchDomain), NoticeKind::Failure);
+        let own = reported(&recipient("556 5.1.10 null MX", Why::NoSuchDomain), NoticeKind::Failure, Timestamp(0));
         assert!(matches!(own.diagnostic, Some(Diagnostic::Own(_))));
     }
 }

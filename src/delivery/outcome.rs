@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use crate::events::{Peer, Why};
 use crate::mail::{EnhancedStatus, Reply, Severity};
-use crate::queue::Outcome;
+use crate::queue::{Onward, Outcome};
+use crate::smtp::Extensions;
 
 /// Where in a conversation something was said or went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,9 +201,22 @@ pub fn classify(reply: &Reply, phase: Phase) -> Verdict {
 pub fn of_reply(reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
     let detail = || format!("{} (after {})", reply.one_line(), phase.name());
     match classify(reply, phase) {
-        Verdict::Delivered => Outcome::Delivered { peer: peer.clone(), reply: reply.clone() },
+        Verdict::Delivered => {
+            Outcome::Delivered { peer: peer.clone(), reply: reply.clone(), onward: Onward::Ourselves }
+        }
         Verdict::Deferred(why) => Outcome::Deferred { why, detail: detail(), peer: Some(peer.clone()) },
         Verdict::Bounced(why) => Outcome::Bounced { why, detail: detail(), peer: Some(peer.clone()) },
+    }
+}
+
+/// The outcome of the reply to the final dot. A peer that offers DSN was told with RCPT which
+/// notices the sender wants.
+pub fn of_final_reply(reply: &Reply, peer: &Peer, extensions: &Extensions) -> Outcome {
+    match of_reply(reply, Phase::FinalDot, peer) {
+        Outcome::Delivered { peer, reply, .. } if extensions.dsn => {
+            Outcome::Delivered { peer, reply, onward: Onward::Peer }
+        }
+        other => other,
     }
 }
 

@@ -59,7 +59,8 @@ async fn queue_with_a_message() -> Arc<Queue> {
 #[tokio::test]
 async fn outcomes_of_an_attempt_that_was_aborted_on_their_way_to_the_queue_are_recorded() {
     let peer = Peer { host: String::new(), address: String::new(), source: String::new(), tls: String::new() };
-    let outcome = Outcome::Delivered { peer, reply: Reply::enhanced(250, 0, 0, "ok") };
+    let reply = Reply::enhanced(250, 0, 0, "ok");
+    let outcome = Outcome::Delivered { peer, reply, onward: crate::queue::Onward::Ourselves };
     for is_underway in [true, false] {
         let queue = queue_with_a_message().await;
         let (settled, outcomes) = mpsc::channel(1);

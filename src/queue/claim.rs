@@ -101,7 +101,7 @@ impl Queue {
     /// The lane record as it is stored, with its bytes.
     pub(super) fn stored_record(&self, name: (QueueId, u16)) -> Result<Option<(LaneRecord, Vec<u8>)>, StoreError> {
         let Some(bytes) = self.store.get(&key::lane_record(name.0, name.1))? else { return Ok(None) };
-        Ok(Some((codec::decode(&bytes)?, bytes)))
+        Ok(Some((LaneRecord::from_bytes(&bytes)?, bytes)))
     }
 
     /// Looks for lanes from where the last look ended, at most so many pages; reads no message.

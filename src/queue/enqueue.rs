@@ -138,7 +138,7 @@ impl Queue {
         batch.bodies.push(NewBody { id: BodyId { queue_id: id, number: 0 }, envelope, message: sealed });
         let mut owed = Vec::with_capacity(records.len());
         for (number, record) in records.drain(..) {
-            batch.set(key::lane_record(id, number), codec::encode(&record));
+            batch.set(key::lane_record(id, number), record.to_bytes());
             batch.set(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
             owed.push((number, Box::new(Loaded { message: Arc::clone(&message), record })));
         }
@@ -256,6 +256,7 @@ fn lane_records(id: QueueId, due: QueueTime, recipients: Vec<NewRecipient>) -> V
             last_detail: None,
             last_peer: None,
             delay_told: false,
+            last_attempt: None,
         };
         let place = open.get(&lane).and_then(|place| records.get_mut(*place));
         match place.filter(|record| record.recipients.len() < LANE_RECIPIENTS_MAX) {

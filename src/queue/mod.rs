@@ -21,6 +21,7 @@ mod schedule;
 mod selectors;
 mod settle;
 mod show;
+mod stored;
 mod verbs;
 mod verdict;
 
@@ -30,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::Notify as Nudge;
 
 pub use record::{
-    Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Outcome,
+    Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Onward, Outcome,
     QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
 };
 pub use restored::{HeldAll, is_of_owed_mail};

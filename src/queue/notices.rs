@@ -9,12 +9,13 @@ use std::time::Duration;
 use super::Queue;
 use super::keep::Damage;
 use super::key;
-use super::record::{NoticeOwed, QueueTime, QueuedRecipient};
+use super::record::{NoticeOwed, QueueTime, QueuedMessage, QueuedRecipient};
+use super::schedule;
 use super::settle::refused;
 use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
-use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, codec, prefix};
+use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, prefix};
 
 /// A notice of this size takes no further recipients: it must fit into a batch, and into the mail.
 const NOTICE_BYTES_MAX: usize = 1024 * 1024;
@@ -125,7 +126,7 @@ impl Queue {
             let handed = owed.handed_out(id).map(|(own, _)| own.clone());
             let first = handed.or_else(|| owed.about.get(&id)?.iter().min().cloned());
             let Some(own) = first else { continue };
-            match self.store.get(&own)?.map(|bytes| (codec::decode::<NoticeOwed>(&bytes), bytes)) {
+            match self.store.get(&own)?.map(|bytes| (NoticeOwed::from_bytes(&bytes), bytes)) {
                 Some((Ok(notice), bytes)) => {
                     owed.keys.insert(own, Some(bytes));
                     notices.push(notice);
@@ -145,6 +146,11 @@ impl Queue {
     pub fn next_notice_due(&self) -> Option<Duration> {
         let first = self.notices_owed().first_due()?;
         Some(first.since(self.now()))
+    }
+
+    /// How much longer the message is tried, as far as can be said now: the last attempt comes after that.
+    pub fn tried_for(&self, message: &QueuedMessage) -> Duration {
+        self.settings.expire_after.saturating_sub(schedule::waited(message, self.now()))
     }
 
     /// The notice cannot be made (null reverse-path, suppressed...): forgets it on record.
@@ -173,7 +179,7 @@ impl Queue {
     ) -> Result<Key, CommitError> {
         let handed = self.notices_owed().handed_out(about).map(|(own, bytes)| (own.clone(), bytes.clone()));
         let (own, bytes) = handed.ok_or(CommitError::Conflict)?;
-        let owed: NoticeOwed = codec::decode(&bytes).map_err(refused)?;
+        let owed = NoticeOwed::from_bytes(&bytes).map_err(refused)?;
         batch.if_equals(own.clone(), bytes).remove(own.clone());
         let recipients = owed.recipients.iter().map(|recipient| recipient.number).collect();
         Self::note(batch, about, MailEvent::NoticeSent { recipients, kind: owed.kind, notice }, now);
@@ -217,10 +223,10 @@ impl Queue {
         if let Some(own) = gathering
             && let Ok(Some(bytes)) = self.store.get(&own)
             && bytes.len() < NOTICE_BYTES_MAX
-            && let Ok(mut notice) = codec::decode::<NoticeOwed>(&bytes)
+            && let Ok(mut notice) = NoticeOwed::from_bytes(&bytes)
         {
             notice.recipients.extend_from_slice(recipients);
-            batch.if_equals(own.clone(), bytes).set(own, codec::encode(&notice));
+            batch.if_equals(own.clone(), bytes).set(own, notice.to_bytes());
             return None;
         }
         let mut due = self.now().plus(self.settings.notice_gather);
@@ -230,7 +236,7 @@ impl Queue {
             own = key::notice(due, id, kind);
         }
         let notice = NoticeOwed { queue_id: id, kind, due, recipients: recipients.to_vec() };
-        batch.set(own.clone(), codec::encode(&notice));
+        batch.set(own.clone(), notice.to_bytes());
         Some(own)
     }
 

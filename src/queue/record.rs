@@ -136,6 +136,8 @@ pub struct QueuedRecipient {
     pub last_peer: Option<Peer>,
     /// Whether the delay notice was made.
     pub delay_told: bool,
+    /// When it was tried last, on the wall clock, for notices.
+    pub last_attempt: Option<Timestamp>,
 }
 
 /// Where a recipient stands.
@@ -198,14 +200,25 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant's sentence speaks of its fields")]
 pub enum Outcome {
-    /// The peer said 2xx to everything.
-    Delivered { peer: Peer, reply: Reply },
+    /// The peer said 2xx to everything; `onward` is who tells the sender of the success.
+    Delivered { peer: Peer, reply: Reply, onward: Onward },
     /// The queue decides when to try again.
     Deferred { why: Why, detail: String, peer: Option<Peer> },
     /// Never again.
     Bounced { why: Why, detail: String, peer: Option<Peer> },
     /// Put on the suppression list since it was accepted: not tried, and nobody is told.
     Suppressed,
+}
+
+/// Who tells a sender that asked for it (`NOTIFY=SUCCESS`) of the success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// The peer offers DSN and was told what the sender wants: it, or whoever comes after it,
+    /// gives the notice, and we must not (RFC 3461 s5.2.1).
+    Peer,
+    /// The peer does not offer DSN: a `relayed` notice of ours is the last the sender hears
+    /// (RFC 3461 s5.2.2).
+    Ourselves,
 }
 
 /// An unfinished duty towards a sender.

@@ -14,7 +14,7 @@ use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::{BodyId, QueueId};
 use crate::metrics::{BOUNCED, DEFERRED, DELIVERED};
-use crate::store::{Batch, CommitError, Key, StoreError, after_prefix, codec};
+use crate::store::{Batch, CommitError, Key, StoreError, after_prefix};
 
 /// How often a settlement is decided anew because the record changed, before it is left to the chores.
 const CONFLICTS_MAX: usize = 8;
@@ -123,6 +123,7 @@ impl Queue {
             outcomes: &settlement.outcomes,
             now: self.now(),
             given: settlement.given,
+            at: settlement.at,
             settings: &self.settings,
             tells_delays: (self.policy.tells_delays)(claim.message.tenant),
         });
@@ -144,7 +145,7 @@ impl Queue {
         if verdict.is_done() {
             batch.remove(key::lane_record(id, number));
         } else {
-            batch.set(key::lane_record(id, number), codec::encode(&verdict.record));
+            batch.set(key::lane_record(id, number), verdict.record.to_bytes());
         }
         if verdict.waits() {
             let entry = Entry { due: verdict.record.due, queue_id: id, number };

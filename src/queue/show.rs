@@ -201,7 +201,7 @@ impl Queue {
         let mut notices = Vec::new();
         for own in self.notices_owed().keys_about(id) {
             if let Some(bytes) = self.store.get(&own)? {
-                notices.push(codec::decode(&bytes)?);
+                notices.push(NoticeOwed::from_bytes(&bytes)?);
             }
         }
         let mut events = self.trail.of_message(id)?;
@@ -254,7 +254,7 @@ impl Queue {
         let records = key::lane_records(id);
         let (mut found, mut damaged) = (Vec::new(), Vec::new());
         for (own, bytes) in self.store.range(&records, &after_prefix(&records), RECORDS_MAX)? {
-            match (key::number_of(&own), codec::decode(&bytes)) {
+            match (key::number_of(&own), LaneRecord::from_bytes(&bytes)) {
                 (Some(number), Ok(record)) => found.push((number, record)),
                 (_, Err(error)) => damaged.push(error.to_string()),
                 (None, _) => damaged.push("not a lane record's key".to_owned()),

@@ -126,7 +126,7 @@ pub(super) fn peer() -> Peer {
 }
 
 pub(super) fn delivered() -> Outcome {
-    Outcome::Delivered { peer: peer(), reply: Reply::enhanced(250, 0, 0, "ok") }
+    Outcome::Delivered { peer: peer(), reply: Reply::enhanced(250, 0, 0, "ok"), onward: Onward::Ourselves }
 }
 
 pub(super) fn deferred() -> Outcome {
@@ -245,6 +245,28 @@ async fn nothing_is_ever_owed_to_a_null_reverse_path() {
     bench.queue.enqueue(lonely, WALL).await.unwrap();
     settle_all(&bench, &bounced()).await;
     bench.assert_empty();
+}
+
+#[tokio::test]
+async fn a_success_that_the_peer_will_tell_of_owes_no_notice() {
+    let bench = Bench::new().await;
+    let mut wishes = message(&["a@one.example", "b@two.example"]);
+    wishes.recipients.iter_mut().for_each(|recipient| recipient.notify = Notify { success: true, ..Notify::NEVER });
+    bench.queue.enqueue(wishes, WALL).await.unwrap();
+    for claim in bench.claim_all() {
+        // RFC 3461 s5.2.1 and s5.2.2.
+        let onward =
+            if claim.record.lane.next_hop.as_str() == "one.example" { Onward::Peer } else { Onward::Ourselves };
+        let outcome = Outcome::Delivered { peer: peer(), reply: Reply::enhanced(250, 0, 0, "ok"), onward };
+        let outcomes = all(&claim, &outcome);
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    }
+    bench.pass(HOUR);
+    let owed = bench.queue.owed_notices(10).unwrap();
+    let told: Vec<String> =
+        owed.iter().flat_map(|notice| &notice.recipients).map(|one| one.address.to_string()).collect();
+    assert_eq!(told, ["b@two.example"]);
+    assert_eq!(owed[0].recipients[0].last_attempt, Some(WALL));
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::ext::Timestamp;
 use crate::mail::{QueueId, TenantId, VipId};
 use crate::records::{Act, AdminError, record};
 use crate::routing::Lane;
-use crate::store::{Batch, Key, after_prefix, codec};
+use crate::store::{Batch, Key, after_prefix};
 
 /// Lane records of one message, at most: every recipient in a lane of its own.
 pub(super) const RECORDS_MAX: usize = 65_536;
@@ -176,7 +176,7 @@ impl Queue {
         let mut plan = Plan::default();
         for (own, raw) in stored {
             let number = key::number_of(&own);
-            let (Some(number), Ok(old)) = (number, codec::decode::<LaneRecord>(&raw)) else {
+            let (Some(number), Ok(old)) = (number, LaneRecord::from_bytes(&raw)) else {
                 match order.verb {
                     Verb::Cancel if order.only.is_empty() => plan.unreadable.push(own),
                     _ => plan.untouched += 1,
@@ -267,7 +267,7 @@ impl Change {
         batch.if_equals(own.clone(), self.raw.clone());
         batch.remove(self.due_key(&self.old));
         if self.stays() {
-            batch.set(own, codec::encode(&self.new));
+            batch.set(own, self.new.to_bytes());
             // Cancelled in flight keeps its due key, so that after a crash it is found and finished.
             let done = self.new.recipients.iter().all(|recipient| matches!(recipient.state, RecipientState::Done(_)));
             if verdict::waits(&self.new) || done {

@@ -4,9 +4,10 @@
 //! is recorded whatever was asked meanwhile; a deferral leaves it as the operator wants it.
 
 use super::Settings;
-use super::record::{Ending, LaneRecord, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
+use super::record::{Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
 use super::schedule;
 use crate::events::MailEvent;
+use crate::ext::Timestamp;
 use crate::mail::QueueId;
 
 /// What there is to judge.
@@ -20,6 +21,8 @@ pub(super) struct Case<'a> {
     pub(super) now: QueueTime,
     /// When the outcomes were given: what counts for expiry, however late they are recorded.
     pub(super) given: QueueTime,
+    /// When the attempt ended, on the wall clock.
+    pub(super) at: Timestamp,
     pub(super) settings: &'a Settings,
     /// Whether the tenant wants delay notices nobody asked for.
     pub(super) tells_delays: bool,
@@ -68,6 +71,7 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
         due_in_secs: pause.as_secs(),
         tells_delays: case.tells_delays,
         notices: case.message.reverse_path.0.is_some(),
+        at: case.at,
     };
     let mut verdict = Verdict {
         record: case.record,
@@ -108,16 +112,17 @@ struct Judgement {
     due_in_secs: u64,
     tells_delays: bool,
     notices: bool,
+    at: Timestamp,
 }
 
 impl Judgement {
     fn apply(&self, verdict: &mut Verdict, recipient: &mut QueuedRecipient, outcome: &Outcome) {
-        remember(recipient, outcome);
+        remember(recipient, outcome, self.at);
         match outcome {
-            Outcome::Delivered { .. } => {
+            Outcome::Delivered { onward, .. } => {
                 recipient.state = RecipientState::Done(Ending::Delivered);
                 verdict.counts[0] += 1;
-                if self.notices && recipient.notify.success {
+                if self.notices && recipient.notify.success && *onward == Onward::Ourselves {
                     verdict.succeeded.push(recipient.clone());
                 }
             }
@@ -158,7 +163,7 @@ impl Judgement {
         }
         let recipients = vec![recipient.number];
         verdict.events.push(match outcome {
-            Outcome::Delivered { peer, reply } => {
+            Outcome::Delivered { peer, reply, .. } => {
                 MailEvent::Delivered { recipients, peer: peer.clone(), reply: reply.clone() }
             }
             Outcome::Suppressed => MailEvent::Suppressed { recipients },
@@ -179,10 +184,13 @@ impl Judgement {
     }
 }
 
-fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome) {
+fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome, at: Timestamp) {
+    if *outcome != Outcome::Suppressed {
+        recipient.last_attempt = Some(at);
+    }
     match outcome {
         Outcome::Suppressed => {}
-        Outcome::Delivered { peer, reply } => {
+        Outcome::Delivered { peer, reply, .. } => {
             recipient.last_why = None;
             recipient.last_detail = Some(reply.one_line());
             recipient.last_peer = Some(peer.clone());
@@ -199,7 +207,7 @@ fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome) {
 fn same<'a>(event: &'a mut MailEvent, recipient: &QueuedRecipient, outcome: &Outcome) -> Option<&'a mut Vec<u16>> {
     let expired = recipient.state == RecipientState::Done(Ending::Expired);
     match (event, outcome) {
-        (MailEvent::Delivered { recipients, peer, reply }, Outcome::Delivered { peer: by, reply: said }) => {
+        (MailEvent::Delivered { recipients, peer, reply }, Outcome::Delivered { peer: by, reply: said, .. }) => {
             (peer == by && reply == said).then_some(recipients)
         }
         (MailEvent::Bounced { recipients, peer, why, detail }, Outcome::Bounced { why: w, detail: d, peer: p }) => {

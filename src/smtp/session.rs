@@ -35,7 +35,7 @@ pub struct Settings {
     pub errors_max: u32,
     /// NOOP, RSET, VRFY, EXPN, HELP, repeated EHLO without a message between (100); more: `421 4.7.0`.
     pub idle_commands_max: u32,
-    /// Failed logins (3): the last is followed by `421 4.7.0`.
+    /// Failed logins (6): the last is followed by `421 4.7.0`.
     pub login_failures_max: u32,
     /// How far ahead FUTURERELEASE may go (7 days); further: `501 5.5.4`.
     pub hold_max: Duration,
@@ -49,7 +49,7 @@ impl Default for Settings {
             recipients_max: 1000,
             errors_max: 20,
             idle_commands_max: 100,
-            login_failures_max: 3,
+            login_failures_max: 6,
             hold_max: Duration::from_secs(7 * 24 * 3600),
         }
     }

@@ -8,24 +8,56 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
-/// The only version there is yet.
+/// The version of records whose shape never changed.
 const VERSION: u8 = 1;
+/// The version of records whose shape changed once.
+const SECOND: u8 = 2;
 
 /// Writes a record.
 ///
 /// # Panics
 /// Never for the record types of this crate: they hold nothing postcard cannot write.
-#[expect(clippy::expect_used, reason = "our record types hold maps, strings and numbers only")]
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
-    postcard::to_extend(record, vec![VERSION]).expect("records are made of what postcard can write")
+    write(VERSION, record)
+}
+
+/// Writes a record of a type whose shape changed once; see [`decode_second`].
+pub fn encode_second<T: Serialize>(record: &T) -> Vec<u8> {
+    write(SECOND, record)
+}
+
+#[expect(clippy::expect_used, reason = "our record types hold maps, strings and numbers only")]
+fn write<T: Serialize>(version: u8, record: &T) -> Vec<u8> {
+    postcard::to_extend(record, vec![version]).expect("records are made of what postcard can write")
 }
 
 /// Reads a record; trailing bytes are damage.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
-    let (version, rest) = bytes.split_first().ok_or_else(|| StoreError::Damaged("empty record".into()))?;
-    if *version != VERSION {
-        return Err(StoreError::Damaged(format!("record version {version} is not known to this release")));
+    match split(bytes)? {
+        (VERSION, rest) => read(rest),
+        (version, _) => Err(unknown(version)),
     }
+}
+
+/// Reads a record of a type whose shape changed once, in either shape.
+pub fn decode_second<Old: DeserializeOwned, T: DeserializeOwned + From<Old>>(bytes: &[u8]) -> Result<T, StoreError> {
+    match split(bytes)? {
+        (VERSION, rest) => read::<Old>(rest).map(T::from),
+        (SECOND, rest) => read(rest),
+        (version, _) => Err(unknown(version)),
+    }
+}
+
+fn split(bytes: &[u8]) -> Result<(u8, &[u8]), StoreError> {
+    let (version, rest) = bytes.split_first().ok_or_else(|| StoreError::Damaged("empty record".into()))?;
+    Ok((*version, rest))
+}
+
+fn read<T: DeserializeOwned>(rest: &[u8]) -> Result<T, StoreError> {
     let (record, left) = postcard::take_from_bytes(rest).map_err(|error| StoreError::Damaged(error.to_string()))?;
     if left.is_empty() { Ok(record) } else { Err(StoreError::Damaged("trailing bytes in a record".into())) }
+}
+
+fn unknown(version: u8) -> StoreError {
+    StoreError::Damaged(format!("record version {version} is not known to this release"))
 }

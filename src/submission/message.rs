@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::ext::Timestamp;
 use crate::intake::{SmtpFacts, Source, Submission, Way};
@@ -252,20 +252,22 @@ impl Connection {
         }
         let envelope = self.session.take_envelope();
         let settings = Arc::clone(&self.door.settings);
-        let answer = match incoming.end(&settings).await {
+        let reply = match incoming.end(&settings).await {
             Ok((draft, _reservation)) => self.accept(envelope, draft).await,
-            Err(refusal) => Err(refusal),
+            Err(refusal) => self.told(&refusal),
         };
-        let reply = answer.unwrap_or_else(|refusal| self.told(&refusal));
         Ok(self.session.message_answered(&reply, &mut self.out))
     }
 
-    async fn accept(&self, envelope: Option<Envelope>, draft: Draft) -> Result<Reply, Refusal> {
+    async fn accept(&self, envelope: Option<Envelope>, draft: Draft) -> Reply {
         let (Some(envelope), Some(login)) = (envelope, &self.sender) else {
-            return Err(Refusal::plain(Reply::enhanced(451, 3, 0, "Something went wrong here; try again later")));
+            let lost = Reply::enhanced(451, 3, 0, "Something went wrong here; try again later");
+            return self.told(&Refusal::plain(lost));
         };
         // Much time may have passed since MAIL: a suspension or a removed virtual IP counts now.
-        authorize::reverse_path(&self.door, &login.sender, &self.vip, &envelope.reverse_path)?;
+        if let Err(refusal) = authorize::reverse_path(&self.door, &login.sender, &self.vip, &envelope.reverse_path) {
+            return self.told(&refusal);
+        }
         let facts = SmtpFacts { helo: self.session.helo().to_owned(), peer: self.peer, tls: self.wire.tls() };
         let source = Source {
             tenant: login.sender.tenant,
@@ -275,7 +277,13 @@ impl Connection {
             class: login.sender.class,
             way: Way::Smtp(facts),
         };
-        let queue_id = (self.door.accept)(Submission { envelope, draft, source }, Timestamp::now()).await?;
-        Ok(Reply::enhanced(250, 0, 0, format!("Queued as {queue_id}")))
+        match (self.door.accept)(Submission { envelope, draft, source }, Timestamp::now()).await {
+            Ok(queue_id) => Reply::enhanced(250, 0, 0, format!("Queued as {queue_id}")),
+            // The intake has written the event of it, which is a line of the mail log: once is enough.
+            Err(refusal) => {
+                debug!(peer = %self.peer, cause = refusal.cause, "refused by the pipeline");
+                refusal.reply
+            }
+        }
     }
 }

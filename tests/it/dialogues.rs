@@ -86,6 +86,7 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
         "header_fields_max" => settings.header_fields_max = small()?,
         "recipients_max" => settings.session.recipients_max = small()?,
         "errors_max" => settings.session.errors_max = count()?,
+        "login_failures_max" => settings.session.login_failures_max = count()?,
         "idle_commands_max" => settings.session.idle_commands_max = count()?,
         "drafts_bytes_max" => settings.drafts_bytes_max = number()?,
         "sessions_max" => settings.sessions_max = small()?,

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::body::Text;
 use super::connection::Connection;
-use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, of_reply};
+use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, of_final_reply, of_reply};
 use crate::delivery::settings::Timeouts;
 use crate::delivery::transport::{Progress, is_waiting};
 use crate::events::Why;
@@ -133,7 +133,7 @@ pub(super) async fn send(
     }
     let result = transfer(connection, text, timeouts, progress).await;
     let outcome = match &result {
-        Ok(reply) => of_reply(reply, Phase::FinalDot, &connection.peer),
+        Ok(reply) => of_final_reply(reply, &connection.peer, &connection.extensions),
         Err((_, Some(reply))) => of_reply(reply, Phase::Body, &connection.peer),
         Err((failure, None)) => failure.outcome(),
     };

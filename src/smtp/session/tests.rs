@@ -68,10 +68,10 @@ fn an_answer_within_auth_is_never_a_command() {
 }
 
 #[test]
-fn three_failed_logins_end_the_session() {
+fn six_failed_logins_end_the_session() {
     let mut session = session(Security::Tls);
     say_line(&mut session, "EHLO c.example");
-    for step in [Step::Next, Step::Next, Step::Close] {
+    for step in [Step::Next, Step::Next, Step::Next, Step::Next, Step::Next, Step::Close] {
         let (reply, end) = say_line(&mut session, "AUTH PLAIN AHgAeQ==");
         assert!(reply.starts_with("535 5.7.8"));
         assert_eq!(end, step);
