@@ -68,6 +68,8 @@ pub struct About {
     pub suppressed: Vec<u16>,
     /// `encoding`: what octets the final bytes hold.
     pub octets: Octets,
+    /// `encoding`: what octets the header block holds.
+    pub header_octets: Octets,
     /// `sign`: `selector._domainkey.domain` of each signature.
     pub signatures: Vec<String>,
 }
@@ -77,7 +79,8 @@ impl About {
     pub fn new(id: QueueId, now: Timestamp, source: Source, envelope: Envelope) -> Self {
         let (signer, suppressed, octets, signatures) = (None, Vec::new(), Octets::Eight, Vec::new());
         let counted = Counted::No;
-        Self { id, now, source, envelope, signer, counted, suppressed, octets, signatures }
+        let header_octets = Octets::Seven;
+        Self { id, now, source, envelope, signer, counted, suppressed, octets, header_octets, signatures }
     }
 
     /// Whether it is a notice of ours.

@@ -1,5 +1,6 @@
 //! Makes the message plain ASCII with short lines wherever MIME allows it, before it is signed, so
-//! that no relay can break the signature by converting it (RFC 6376 s5.3, RFC 6152).
+//! that no relay can break the signature by converting it (RFC 6376 s5.3, RFC 6152). Raw UTF-8 in
+//! the header, and in those of the parts, becomes encoded words (`words`).
 //!
 //! What is inside multipart/signed or multipart/encrypted is never touched; then the message stays
 //! 8-bit and goes only to peers that offer it. Easy to get wrong: a body that needs nothing must
@@ -14,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::about::{About, Octets};
 use super::rewrite;
+use super::words;
 use super::{INLINE_BYTES_MAX, Stage};
 use crate::mail::{Body, BodyWriter, Draft, LINE_OCTETS_MAX, Refusal, Reply};
 
@@ -56,12 +58,17 @@ impl Stage for Encoding {
         };
         *draft = converted;
         about.octets = octets;
+        // What is left in UTF-8 there (an address, say) may only go to peers that take it (RFC 6531 s3.5).
+        about.header_octets = Octets::of(&draft.header.to_bytes());
+        // What is left in UTF-8 there (an address, say) may only go to peers that take it (RFC 6531 s3.5).
+        about.header_octets = Octets::of(&draft.header.to_bytes());
         Ok(())
     }
 }
 
 impl Encoding {
     fn convert(&self, draft: &mut Draft) -> io::Result<Octets> {
+        words::encode_fields(&mut draft.header);
         rewrite::fold_long_fields(&mut draft.header);
         if !needs_work(&draft.body)? {
             return Ok(Octets::of(&draft.header.to_bytes()));

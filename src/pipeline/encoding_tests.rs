@@ -129,11 +129,33 @@ async fn beside_a_signed_part_others_are_converted_and_the_message_stays_8_bit()
 }
 
 #[tokio::test]
-async fn raw_utf8_in_the_header_needs_an_8_bit_path() {
+async fn raw_utf8_in_the_header_is_encoded_and_reads_the_same() {
     let message = samples::sample("utf8-headers.eml");
     let (out, octets) = converted(&message).await;
-    assert!(out == message);
+    assert!(out.is_ascii(), "{}", String::from_utf8_lossy(&out));
+    assert_eq!(octets, Octets::Seven);
+    let parsed = MessageParser::default().parse(&out).unwrap();
+    assert_eq!(parsed.subject(), Some("Grüße an alle"));
+    assert_eq!(parsed.from().unwrap().first().unwrap().name(), Some("Jürgen Müller"));
+    assert_eq!(parsed.to().unwrap().first().unwrap().address(), Some("b@x.example"));
+}
+
+#[tokio::test]
+async fn an_address_in_utf8_in_the_header_needs_an_8_bit_path() {
+    let message = String::from_utf8(samples::sample("utf8-headers.eml")).unwrap().replace("b@x", "zoë@x");
+    let (out, octets) = converted(message.as_bytes()).await;
     assert_eq!(octets, Octets::Eight);
+    assert!(String::from_utf8(out).unwrap().contains("To: Zoë <zoë@x.example>\r\n"));
+}
+
+#[tokio::test]
+async fn raw_utf8_in_the_header_of_a_part_is_encoded_too() {
+    let message = "From: a@shop.example\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n\
+        --b\r\nContent-Type: application/pdf\r\nContent-Disposition: attachment; filename=\"Größe.pdf\"\r\n\
+        Content-Transfer-Encoding: base64\r\n\r\nAAAA\r\n--b--\r\n";
+    let (out, octets) = converted(message.as_bytes()).await;
+    let text = String::from_utf8(out).unwrap();
+    assert!(octets == Octets::Seven && text.contains("filename*=utf-8''Gr%C3%B6%C3%9Fe.pdf\r\n"), "{text}");
 }
 
 #[tokio::test]

@@ -15,9 +15,10 @@ pub(crate) mod samples;
 mod sign;
 mod suppressed;
 mod trace;
+mod words;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
@@ -113,6 +114,26 @@ impl Default for Settings {
     }
 }
 
+/// The settings that may change while mail flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) algorithms: Algorithms,
+    pub(crate) client_address: ClientAddress,
+}
+
+impl From<&Settings> for Live {
+    fn from(settings: &Settings) -> Self {
+        Self { algorithms: settings.algorithms, client_address: settings.client_address }
+    }
+}
+
+/// What the stages read at each message.
+pub(crate) type Lives = Arc<RwLock<Live>>;
+
+pub(crate) fn live(lives: &Lives) -> Live {
+    *lives.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Whether recipients see where a message was handed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAddress {
@@ -152,6 +173,7 @@ pub struct Prepared {
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
     uncount: Uncount,
+    live: Lives,
 }
 
 impl Parts {
@@ -181,6 +203,7 @@ impl Pipeline {
         let processors = std::thread::available_parallelism().map_or(2, |count| count.get());
         let rewrite_kib_max = u32::try_from((settings.rewrite_bytes_max / 1024).max(1)).unwrap_or(u32::MAX >> 4);
         let rewrite_kib_max = rewrite_kib_max.min(u32::MAX >> 4); // what a semaphore can count on any machine
+        let live = Arc::new(RwLock::new(Live::from(&settings)));
         let stages: Vec<Box<dyn Stage>> = vec![
             Box::new(identity::Identity { signer: Arc::clone(&parts.signer) }),
             Box::new(limits::Limits { count: parts.count }),
@@ -191,15 +214,20 @@ impl Pipeline {
                 rewrite_kib: Arc::new(Semaphore::new(rewrite_kib_max as usize)),
                 rewrite_kib_max,
             }),
-            Box::new(trace::Trace { client_address: settings.client_address, received_max: settings.received_max }),
+            Box::new(trace::Trace { live: Arc::clone(&live), received_max: settings.received_max }),
             Box::new(sign::Sign {
-                algorithms: settings.algorithms,
+                live: Arc::clone(&live),
                 signer: parts.signer,
                 name_signer: parts.name_signer,
                 at_once: Arc::new(Semaphore::new(processors.max(2))),
             }),
         ];
-        Self { stages, uncount: parts.uncount }
+        Self { stages, uncount: parts.uncount, live }
+    }
+
+    /// The signatures and the client's address in Received as these settings say, from the next message on.
+    pub fn adjust(&self, settings: &Settings) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Live::from(settings);
     }
 
     /// Makes a draft final, or says why not. The reply of a refusal is for the peer. A message that
@@ -219,13 +247,12 @@ impl Pipeline {
             printable(&text).chars().take(SHOWN_CHARACTERS_MAX).collect::<String>()
         };
         let (subject, message_id, header_from) = (shown("Subject"), shown("Message-ID"), shown("From"));
-        // Clients ask for SMTPUTF8 always; a message that does not need it can go to more peers.
-        let needs_utf8 = about.octets == Octets::Eight
+        // Clients ask for SMTPUTF8 always, or forget to: what the message needs decides, and one that
+        // does not need it can go to more peers.
+        let needs_utf8 = about.header_octets == Octets::Eight
             || about.envelope.reverse_path.0.as_ref().is_some_and(Address::needs_smtputf8)
             || about.envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8());
-        if !needs_utf8 {
-            about.envelope.parameters.smtputf8 = Smtputf8::NotNeeded;
-        }
+        about.envelope.parameters.smtputf8 = if needs_utf8 { Smtputf8::Needed } else { Smtputf8::NotNeeded };
         Ok(Prepared {
             sealed: draft.seal(),
             envelope: about.envelope,

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::io;
 
 use super::about::Octets;
+use super::words;
 use crate::mail::{
     Field, HeaderBlock, LINE_OCTETS_MAX, MediaType, Stretch, has_long_line, repair_base64, repair_quoted_printable,
     split_entity, split_multipart, to_base64, to_quoted_printable,
@@ -134,9 +135,10 @@ fn plan_entity<'a>(entity: &'a [u8], default: &str, depth: u32) -> Plan<'a> {
     let Some((mut header, body)) = split_entity(entity) else {
         return Plan::untouched(entity);
     };
+    let is_encoded = words::encode_fields(&mut header);
     let is_folded = fold_long_fields(&mut header);
     let plan = plan_body(&mut header, body, default, depth + 1);
-    if !plan.is_changed && !is_folded {
+    if !plan.is_changed && !is_folded && !is_encoded {
         return Plan::untouched(entity);
     }
     let mut head = header.to_bytes();

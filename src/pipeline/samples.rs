@@ -119,3 +119,8 @@ pub fn sample(name: &str) -> Vec<u8> {
     }
     out
 }
+
+/// The settings that may change, as they are by default.
+pub fn live() -> Lives {
+    Arc::new(RwLock::new(Live::from(&Settings::default())))
+}

@@ -11,14 +11,14 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::about::About;
-use super::{NameSignerLookup, SignerLookup, Stage};
+use super::{Lives, NameSignerLookup, SignerLookup, Stage, live};
 use crate::domains::Signer;
-use crate::mail::dkim::{self, Algorithms, SignAs};
+use crate::mail::dkim::{self, SignAs};
 use crate::mail::{Draft, Refusal, Reply};
 
 /// The stage.
 pub struct Sign {
-    pub(super) algorithms: Algorithms,
+    pub(super) live: Lives,
     pub(super) signer: SignerLookup,
     pub(super) name_signer: NameSignerLookup,
     /// As many at once as there are processors: more threads would only get in each other's way.
@@ -38,7 +38,7 @@ impl Stage for Sign {
             None => return Err(unsigned("no signer was found")),
         };
         let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(unsigned)?;
-        let algorithms = signer.algorithms_of(self.algorithms);
+        let algorithms = signer.algorithms_of(live(&self.live).algorithms);
         let now = about.now;
         // The header block moves to the other thread and back; the body is shared.
         let mut moved = Draft { header: std::mem::take(&mut draft.header), body: draft.body.clone() };
@@ -91,7 +91,7 @@ mod tests {
 
     fn stage(name_signer: NameSignerLookup) -> Sign {
         Sign {
-            algorithms: Algorithms::Both,
+            live: samples::live(),
             signer: samples::signer_for(&["shop.example"]),
             name_signer,
             at_once: Arc::new(Semaphore::new(1)),

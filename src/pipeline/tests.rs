@@ -49,11 +49,22 @@ async fn a_draft_becomes_final_in_order() {
 
 #[tokio::test]
 async fn smtputf8_stays_where_an_address_or_header_needs_it() {
-    for (sample, recipient) in [("plain.eml", "jürgen@x.example"), ("utf8-headers.eml", "b@x.example")] {
-        let mut about = smtp_about("a@shop.example", &[recipient]);
-        about.envelope.parameters.smtputf8 = Smtputf8::Needed;
-        let prepared = pipeline(parts()).prepare(samples::draft_of(&samples::sample(sample)), about).await.unwrap();
-        assert_eq!(prepared.envelope.parameters.smtputf8, Smtputf8::Needed);
+    use Smtputf8::{Needed, NotNeeded};
+    let utf8 = String::from_utf8(samples::sample("utf8-headers.eml")).unwrap();
+    for (message, recipient, expected) in [
+        (String::from_utf8(samples::sample("plain.eml")).unwrap(), "jürgen@x.example", Needed),
+        // An address in the header, whether or not the client said so.
+        (utf8.replace("b@x", "zoë@x"), "b@x.example", Needed),
+        // Names and the subject are encoded.
+        (utf8, "b@x.example", NotNeeded),
+    ] {
+        for said in [Needed, NotNeeded] {
+            let mut about = smtp_about("a@shop.example", &[recipient]);
+            about.envelope.parameters.smtputf8 = said;
+            let draft = samples::draft_of(message.as_bytes());
+            let prepared = pipeline(parts()).prepare(draft, about).await.unwrap();
+            assert_eq!(prepared.envelope.parameters.smtputf8, expected);
+        }
     }
 }
 

@@ -7,12 +7,12 @@
 use async_trait::async_trait;
 
 use super::about::{About, Octets, SmtpFacts, Way};
-use super::{ClientAddress, Stage};
+use super::{ClientAddress, Lives, Stage, live};
 use crate::mail::{Draft, Refusal, Reply, Smtputf8};
 
 /// The stage.
 pub struct Trace {
-    pub(super) client_address: ClientAddress,
+    pub(super) live: Lives,
     pub(super) received_max: usize,
 }
 
@@ -39,7 +39,7 @@ impl Trace {
     fn received(&self, facts: &SmtpFacts, about: &About) -> String {
         let helo = Some(facts.helo.as_str()).filter(|helo| is_host(helo)).unwrap_or("unknown");
         let ip = facts.peer.ip().to_canonical();
-        let from = match self.client_address {
+        let from = match live(&self.live).client_address {
             ClientAddress::Shown if ip.is_ipv6() => format!("{helo} ([IPv6:{ip}])"),
             ClientAddress::Shown => format!("{helo} ([{ip}])"),
             // What the client calls itself often is its address or its name inside a network.
@@ -81,9 +81,15 @@ mod tests {
     use super::super::samples::{self, smtp_about};
     use super::*;
 
+    fn shown_as(client_address: ClientAddress) -> Lives {
+        let live = samples::live();
+        live.write().unwrap().client_address = client_address;
+        live
+    }
+
     async fn received(client_address: ClientAddress, about: &mut About) -> String {
         let mut draft = samples::draft(samples::PLAIN);
-        Trace { client_address, received_max: 100 }.apply(&mut draft, about).await.unwrap();
+        Trace { live: shown_as(client_address), received_max: 100 }.apply(&mut draft, about).await.unwrap();
         let field = draft.header.fields()[0].clone();
         assert_eq!(field.name, "Received");
         assert!(field.raw_value.split(|byte| *byte == b'\n').all(|line| line.len() <= 79));
@@ -127,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_in_circles_is_stopped_rfc_5321_s6_3() {
-        let trace = Trace { client_address: ClientAddress::Hidden, received_max: 100 };
+        let trace = Trace { live: samples::live(), received_max: 100 };
         for (count, is_fine) in [(100, true), (101, false)] {
             let mut draft = samples::draft(&format!("{}{}", "Received: x\r\n".repeat(count), samples::PLAIN));
             let result = trace.apply(&mut draft, &mut smtp_about("a@shop.example", &["b@x.example"])).await;
