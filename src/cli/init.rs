@@ -39,9 +39,12 @@ pub fn run(init: &Init) -> Result<(), Fault> {
     };
     check(init, &places)?;
     let text = configuration(init, &places);
-    make(init, &places, &text)?;
+    let config = make(init, &places, &text)?;
+    let records = super::runtime()?
+        .block_on(crate::daemon::prepare(&config))
+        .map_err(|error| Fault::Failed(format!("{error}; remove what was made and run init again")))?;
     let handed_over = hand_over(init, &places)?;
-    output::print(&next_steps(init, &places, handed_over));
+    output::print(&next_steps(init, &places, (handed_over, &records)));
     Ok(())
 }
 
@@ -88,7 +91,7 @@ fn toml_string(path: &Path) -> String {
     format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-fn make(init: &Init, places: &Places, text: &str) -> Result<(), Fault> {
+fn make(init: &Init, places: &Places, text: &str) -> Result<config::Config, Fault> {
     let failed = |path: &Path, error: &dyn std::fmt::Display| Fault::Failed(format!("{}: {error}", path.display()));
     make_folder(&init.config_dir, 0o755).map_err(|error| failed(&init.config_dir, &error))?;
     make_folder(&places.certificates, 0o750).map_err(|error| failed(&places.certificates, &error))?;
@@ -109,8 +112,7 @@ fn make(init: &Init, places: &Places, text: &str) -> Result<(), Fault> {
     config::load(&places.config).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Fault::Configuration(lines.join("\npostern: "))
-    })?;
-    Ok(())
+    })
 }
 
 fn make_folder(path: &Path, mode: u32) -> std::io::Result<()> {
@@ -141,13 +143,25 @@ fn hand_over(init: &Init, places: &Places) -> Result<HandOver, Fault> {
     // The unit may set the folder to 0750: the daemon reads it as a member of its group.
     chown(&init.config_dir, None, Some(gid))
         .map_err(|error| Fault::Failed(format!("{}: {error}", init.config_dir.display())))?;
-    let certificate = places.certificates.join(init.hostname.as_str());
-    let mut paths = vec![places.key.clone(), places.data.clone(), places.certificates.clone(), certificate.clone()];
-    paths.extend(fs::read_dir(&certificate).into_iter().flatten().flatten().map(|entry| entry.path()));
+    let mut paths = vec![places.key.clone(), places.data.clone(), places.certificates.clone()];
+    everything_in(&places.data, &mut paths);
+    everything_in(&places.certificates.join(init.hostname.as_str()), &mut paths);
+    paths.push(places.certificates.join(init.hostname.as_str()));
     for path in paths {
-        chown(&path, Some(uid), Some(gid)).map_err(|error| Fault::Failed(format!("{}: {error}", path.display())))?;
+        std::os::unix::fs::lchown(&path, Some(uid), Some(gid))
+            .map_err(|error| Fault::Failed(format!("{}: {error}", path.display())))?;
     }
     Ok(HandOver::Done)
+}
+
+/// Every file and folder below `folder`; links are not followed.
+fn everything_in(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            everything_in(&entry.path(), found);
+        }
+        found.push(entry.path());
+    }
 }
 
 fn user_numbers(users: &str, name: &str) -> Option<(u32, u32)> {
@@ -159,7 +173,10 @@ fn user_numbers(users: &str, name: &str) -> Option<(u32, u32)> {
     })
 }
 
-fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
+/// A record to publish and what it is for.
+type Advice = (String, String);
+
+fn next_steps(init: &Init, places: &Places, (handed_over, records): (HandOver, &[Advice])) -> String {
     let name = &init.hostname;
     let is_default = places.config == Path::new(config::DEFAULT_PATH);
     let config = if is_default { String::new() } else { format!(" --config {}", places.config.display()) };
@@ -171,14 +188,16 @@ fn next_steps(init: &Init, places: &Places, handed_over: HandOver) -> String {
     format!(
         "{made}\n{user}\
          DNS records to publish for this machine:\n  {name}.  A     (its IPv4 address)\n  {name}.  AAAA  (its IPv6 address, if it has one)\n  \
-         PTR of each address: {name}.  (set where you rent the address)\n\n\
+         PTR of each address: {name}.  (set where you rent the address)\n\
+         {keys}\n\
          Next:\n  {start}\n  postern{config} doctor\n  \
-         postern{config} domain status {INSTANCE_NAME} {name}     (the keys that sign notices, made at the first start: publish them)\n  \
+         postern{config} domain verify {INSTANCE_NAME} {name}     (once the records above are published)\n  \
          postern{config} tenant add shop\n  postern{config} vip add ADDRESS --ehlo {name} --tenant shop\n  \
          postern{config} domain add shop DOMAIN     (prints the records that prove it is yours)\n  \
          postern{config} domain verify shop DOMAIN\n  postern{config} smtp-account add shop\n  \
          postern{config} user set-up-link     (the first admin of the API on admin.listen; the log has one too)\n",
         made = made(init, places),
+        keys = records.iter().map(|(line, purpose)| format!("  {line}\n      {purpose}\n")).collect::<String>(),
         user = user_steps(init, places, handed_over),
     )
 }
@@ -256,12 +275,16 @@ mod tests {
             certificates: init.config_dir.join("certificates"),
             data: init.data_dir.clone(),
         };
-        let done = next_steps(&usual, &places(&usual), HandOver::Done);
+        let records = [("p1._domainkey.mx.example.com. IN TXT \"v=DKIM1\"".to_owned(), "DKIM key".to_owned())];
+        let done = next_steps(&usual, &places(&usual), (HandOver::Done, &records));
         assert!(done.contains("systemctl enable --now postern") && !done.contains("useradd"), "{done}");
-        assert!(next_steps(&usual, &places(&usual), HandOver::NoUser).contains("chown -R postern:postern /var/lib"));
+        assert!(done.contains("\n  p1._domainkey.mx.example.com. IN TXT \"v=DKIM1\"\n      DKIM key\n"), "{done}");
+        assert!(
+            next_steps(&usual, &places(&usual), (HandOver::NoUser, &[])).contains("chown -R postern:postern /var/lib")
+        );
         let folder = tempfile::tempdir().unwrap();
         let own = init(folder.path());
-        let elsewhere = next_steps(&own, &places(&own), HandOver::NotRoot);
+        let elsewhere = next_steps(&own, &places(&own), (HandOver::NotRoot, &[]));
         assert!(elsewhere.contains("etc/postern.toml serve") && !elsewhere.contains("systemctl"), "{elsewhere}");
     }
 

@@ -17,7 +17,7 @@ pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
 pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, State, Subdomains, Trust};
 pub use resealing::reseal;
-pub use verbs::Verification;
+pub use verbs::{Verification, make_instance_key};
 pub use verification::{Finding, Findings, Turn};
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::advice::{DnsRecord, domain_records};
 use super::record::{KeyPair, SendingDomain, State, Subdomains, Trust, store_key};
 use super::verification::{self, Findings, Turn};
 use super::{Domains, Entry, INSTANCE, missing};
@@ -13,7 +14,8 @@ use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
 use crate::records::{self, Act, AdminError};
-use crate::store::{Batch, codec};
+use crate::seal::MasterKey;
+use crate::store::{Batch, Store, codec};
 
 /// Domains of one tenant, at most.
 pub const DOMAINS_PER_TENANT_MAX: usize = 10_000;
@@ -31,6 +33,27 @@ pub struct Verification {
     pub next: Option<Findings>,
     /// What followed.
     pub turns: Vec<Turn>,
+}
+
+/// Makes the instance's own key in a store that no daemon has open, for `postern init`; what to publish.
+/// One that is there already stays.
+pub async fn make_instance_key(
+    store: &dyn Store,
+    key: Arc<MasterKey>,
+    hostname: &Domain,
+    now: Timestamp,
+) -> Result<Vec<DnsRecord>, AdminError> {
+    let own = store_key(INSTANCE, hostname);
+    if let Some(bytes) = store.get(&own)? {
+        return Ok(domain_records(&codec::decode(&bytes)?, &[]));
+    }
+    let name = hostname.clone();
+    let record = off_workers(move || SendingDomain::make(INSTANCE, name, &key, now)).await?;
+    let mut batch = Batch::new();
+    batch.if_absent(own.clone()).set(own, codec::encode(&record));
+    records::record(&mut batch, &Actor::system("postern init"), act_on("domain.add", &record), now);
+    store.commit(batch).await?;
+    Ok(domain_records(&record, &[]))
 }
 
 impl Domains {
