@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// What kind a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,26 @@ pub const SESSIONS: &str = "postern_smtp_sessions";
 /// Sessions, messages and connections out that were refused or put off for a shortage, labels
 /// `work` and `shortage`.
 pub const SHED: &str = "postern_work_shed_total";
+/// Sessions that began, label `port`.
+pub const SESSIONS_BEGUN: &str = "postern_smtp_sessions_total";
+/// Connections turned away before a session began, label `reason`.
+pub const SESSIONS_REFUSED: &str = "postern_smtp_connections_refused_total";
+/// Logins tried, label `result`.
+pub const LOGINS: &str = "postern_smtp_logins_total";
+/// Outcomes of attempts by recipient, labels `outcome` and `class`.
+pub const OUTCOMES: &str = "postern_attempt_outcomes_total";
+/// Connections being worked on by delivery now.
+pub const ATTEMPTS: &str = "postern_delivery_connections";
+/// Messages that are owed.
+pub const QUEUE_MESSAGES: &str = "postern_queue_messages";
+/// Addresses of virtual IPs that are not on this host.
+pub const VIPS_MISSING: &str = "postern_virtual_ip_addresses_missing";
+/// Batches that share one sync.
+pub const STORE_GROUP: &str = "postern_store_group_batches";
+/// How long a sync of the journal takes.
+pub const STORE_SYNC: &str = "postern_store_sync_seconds";
+/// How long a checkpoint of the records takes.
+pub const STORE_CHECKPOINT: &str = "postern_store_checkpoint_seconds";
 
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
@@ -76,6 +96,16 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (BOUNCED, Kind::Counter, "Recipients given up for good"),
     (SESSIONS, Kind::Gauge, "SMTP sessions open now, by port"),
     (SHED, Kind::Counter, "Sessions, messages and connections out refused or put off for a shortage"),
+    (SESSIONS_BEGUN, Kind::Counter, "SMTP sessions that began, by port"),
+    (SESSIONS_REFUSED, Kind::Counter, "Connections turned away before a session began, by reason"),
+    (LOGINS, Kind::Counter, "Logins tried, by result"),
+    (OUTCOMES, Kind::Counter, "Outcomes of attempts, once for each recipient, by outcome and class"),
+    (ATTEMPTS, Kind::Gauge, "Connections that delivery works on now"),
+    (QUEUE_MESSAGES, Kind::Gauge, "Messages that are owed; counts up for a moment after a start"),
+    (VIPS_MISSING, Kind::Gauge, "Addresses of virtual IPs that are not on this host; their mail waits"),
+    (STORE_GROUP, Kind::Histogram, "Batches that share one sync of the journal"),
+    (STORE_SYNC, Kind::Histogram, "How long a sync of the journal takes, in seconds"),
+    (STORE_CHECKPOINT, Kind::Histogram, "How long a checkpoint of the records takes, in seconds"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
     (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),
@@ -118,6 +148,9 @@ pub fn set_labelled(name: &'static str, (label, of): (&'static str, String), val
 const SECONDS_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
+/// Upper bounds of batches in a group.
+const GROUP_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
 /// The recorder of the `metrics` crate belongs to the whole process, and so does its exporter.
 static EXPORTER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
@@ -131,7 +164,9 @@ pub fn exporter() -> Result<PrometheusHandle, BuildError> {
     if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
-    let handle = PrometheusBuilder::new().set_buckets(SECONDS_BUCKETS)?.install_recorder()?;
+    let builder = PrometheusBuilder::new().set_buckets(SECONDS_BUCKETS)?;
+    let builder = builder.set_buckets_for_metric(Matcher::Full(STORE_GROUP.to_owned()), GROUP_BUCKETS)?;
+    let handle = builder.install_recorder()?;
     describe();
     *installed = Some(handle.clone());
     Ok(handle)
@@ -149,6 +184,17 @@ mod tests {
         assert!(page.contains("# HELP postern_ready 1 while mail is accepted, else 0"), "{page}");
         assert!(page.contains("\npostern_ready 1"), "{page}");
         handle.run_upkeep();
+    }
+
+    #[test]
+    fn every_metric_is_on_the_operators_page() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operate/metrics.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        for (name, kind, _) in ALL {
+            let row = format!("| `{name}` | {} |", format!("{kind:?}").to_lowercase());
+            assert!(page.contains(&row), "docs/operate/metrics.md has no row that begins with {row}");
+        }
+        assert_eq!(page.matches("| `postern_").count(), ALL.len(), "a row of something that does not exist");
     }
 
     #[test]

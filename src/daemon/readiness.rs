@@ -125,6 +125,9 @@ impl State {
         metrics::set(metrics::STARTED, lossy(self.started.as_secs()));
         let usage = self.blobs.usage();
         metrics::set(metrics::BODIES_LIVE, lossy(usage.live_bytes));
+        metrics::set(metrics::QUEUE_MESSAGES, lossy(usage.live_bodies));
+        let missing = u64::try_from(self.missing_addresses().len()).unwrap_or(u64::MAX);
+        metrics::set(metrics::VIPS_MISSING, lossy(missing));
         metrics::set(metrics::BODIES_FILES, lossy(usage.file_bytes));
         let owed = self.queue.totals();
         for (name, number) in [

@@ -18,7 +18,7 @@ use super::batch::{appended_key, record_bytes};
 use super::census::Census;
 use super::chain::Heads;
 use super::frame::{self, DeadEntry, Kind};
-use super::layout::{BodyParts, Layout, seal_bytes};
+use super::layout::{BodyParts, Layout, group_synced, seal_bytes};
 use super::record::{self, Location, Operations, Position, location_key};
 use super::segment::{DATA_START, InHand, Segment};
 use super::shared::{Faults, Shared};
@@ -232,7 +232,7 @@ impl Committer {
             };
             (plan.payloads, end)
         };
-        self.sync(&segment)?;
+        group_synced(group.len(), || self.sync(&segment))?;
         self.end = end;
         self.commit = commit;
         segment.end.store(end, Ordering::Release);

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
@@ -21,6 +21,7 @@ use super::segment::{DATA_START, Segment, Use};
 use super::shared::{Shared, Woken};
 use super::{CommitError, StoreError};
 use crate::mail::{BodyId, QueueId};
+use crate::metrics::STORE_CHECKPOINT;
 
 /// Housekeeping looks around this often even if nobody calls.
 const ROUND: Duration = Duration::from_secs(1);
@@ -65,8 +66,10 @@ pub fn checkpoint(shared: &Shared) {
     if waits {
         return;
     }
+    let flushing = Instant::now();
     match shared.records.flush() {
         Ok(()) => {
+            metrics::histogram!(STORE_CHECKPOINT).record(flushing.elapsed().as_secs_f64());
             shared.checkpointed.store(target, Ordering::Release);
             shared.unflushed_bytes.fetch_sub(bytes, Ordering::AcqRel);
             shared.house_bell.ring();

@@ -4,6 +4,9 @@
 //! It decides nothing. Easy to get wrong: the offset of a frame is part of its checksum, so the
 //! layout begins only when the segment and the offset are known.
 
+use std::time::Instant;
+
+use crate::metrics::{STORE_GROUP, STORE_SYNC};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 
@@ -44,6 +47,15 @@ pub struct BodyParts<'a> {
     pub message: [&'a [u8]; 2],
     /// CRC32C of all three.
     pub crc: u32,
+}
+
+/// Measures the sync of a group of so many batches.
+pub fn group_synced<T>(batches: usize, sync: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let synced = sync();
+    metrics::histogram!(STORE_SYNC).record(began.elapsed().as_secs_f64());
+    metrics::histogram!(STORE_GROUP).record(f64::from(u32::try_from(batches).unwrap_or(u32::MAX)));
+    synced
 }
 
 impl<'a> Layout<'a> {

@@ -262,8 +262,9 @@ impl Blobs for MemoryStore {
     }
 
     fn usage(&self) -> BlobsUsage {
+        let live_bodies = self.lock().bodies.len() as u64;
         let bytes = self.lock().bodies.values().map(|body| body.message.len() as u64).sum();
-        BlobsUsage { live_bytes: bytes, file_bytes: bytes }
+        BlobsUsage { live_bodies, live_bytes: bytes, file_bytes: bytes }
     }
 }
 

@@ -136,10 +136,11 @@ impl Segments {
     /// Bytes of live bodies and of all files.
     pub fn usage(&self) -> BlobsUsage {
         let used = self.used();
+        let live_bodies = used.values().map(|segment| segment.live_bodies.load(Ordering::Acquire)).sum();
         let live_bytes = used.values().map(|segment| segment.live_bytes.load(Ordering::Acquire)).sum();
         let in_use: u64 = used.values().map(|segment| segment.size).sum();
         let spare: u64 = self.spares().iter().map(|spare| spare.size).sum();
-        BlobsUsage { live_bytes, file_bytes: in_use + spare }
+        BlobsUsage { live_bodies, live_bytes, file_bytes: in_use + spare }
     }
 
     fn number(&self) -> u64 {
