@@ -7,6 +7,7 @@
 
 mod administrators;
 mod log;
+mod prepare;
 mod process;
 mod readiness;
 mod rooms;
@@ -29,6 +30,7 @@ use crate::ext::Timestamp;
 use crate::metrics;
 use crate::net::{CERTIFICATE_POLL, Certificates, ClientTls, Dialer, Resolver};
 use crate::people::People;
+use crate::pipeline::Pipeline;
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::seal::MasterKey;
@@ -38,6 +40,7 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 use crate::web::{self, Monitor, Readiness};
 
+pub use prepare::prepare;
 pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, serve};
 
 use readiness::{Phase, State};
@@ -123,6 +126,8 @@ pub struct Daemon {
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
     delivery_settings: watch::Sender<Arc<delivery::Settings>>,
+    submission_settings: watch::Sender<Arc<submission::Settings>>,
+    pipeline: Arc<Pipeline>,
     state: Arc<State>,
     /// Doors and delivery: stopped first.
     flow: Background,
@@ -171,9 +176,11 @@ impl Daemon {
             admin: world.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
             people: rooms.people,
             socket: config.web.socket.clone(),
-            delivery: Arc::default(),
+            delivery: rooms.delivery,
             certificates: Arc::clone(&world.certificates),
             delivery_settings: watch::Sender::new(Arc::new(config.delivery.clone())),
+            submission_settings: watch::Sender::new(Arc::new(config.submission.clone())),
+            pipeline: rooms.pipeline,
             state: Arc::new(state),
             flow: Background::new(),
             rest: Background::new(),
@@ -262,7 +269,7 @@ impl Daemon {
             started,
         };
         let parts = submission::Parts {
-            settings: config.submission,
+            settings: self.submission_settings.subscribe(),
             gate: Arc::clone(&rooms.gate),
             accounts: Arc::clone(&self.accounts),
             may_send_from: rooms.sender_rule(),
@@ -324,12 +331,11 @@ impl Daemon {
 
     /// Takes over what a reload may change, and looks at the certificate folder now.
     pub fn reload(&self, config: &Config) {
-        let new = &config.delivery;
-        self.delivery_settings.send_if_modified(|settings| {
-            let changed = **settings != *new;
-            *settings = Arc::new(new.clone());
-            changed
-        });
+        adopt(&self.delivery_settings, &config.delivery);
+        adopt(&self.submission_settings, &config.submission);
+        self.queue.adjust(config.queue);
+        self.accounts.adjust(config.accounts);
+        self.pipeline.adjust(&config.pipeline);
         if let Err(error) = self.certificates.reload() {
             tracing::warn!(%error, "the certificate folder cannot be read; what was loaded stays in use");
         }
@@ -355,6 +361,17 @@ impl Daemon {
         let left = self.flow.stop(DRAIN + DRAIN_MARGIN).await;
         left + self.rest.stop(CLOSE).await
     }
+}
+
+/// Hands settings over, if they differ.
+fn adopt<T: Clone + PartialEq>(sender: &watch::Sender<Arc<T>>, new: &T) {
+    sender.send_if_modified(|settings| {
+        let changed = **settings != *new;
+        if changed {
+            *settings = Arc::new(new.clone());
+        }
+        changed
+    });
 }
 
 /// Any key will do: what counts is that the store answers.

@@ -49,9 +49,9 @@ impl Accounts {
         let obstacle = self.obstacle(account.as_ref(), attempt);
         let network = Network::of(attempt.peer);
         let mut logins = records::lock(&self.memory.logins);
-        let slowed = logins.failures.is_slowed(network, &self.settings, now);
+        let slowed = logins.failures.is_slowed(network, &self.settings(), now);
         if let (Some(sender), true, None) = (sender, proven, obstacle) {
-            let trusted = logins.trust.is_trusted(sender.tenant, network, self.settings.network_trust, now);
+            let trusted = logins.trust.is_trusted(sender.tenant, network, self.settings().network_trust, now);
             if trusted || !slowed {
                 logins.failures.succeeded(&sender.login, network);
                 logins.trust.logged_in(sender.tenant, network, now);
@@ -59,9 +59,9 @@ impl Accounts {
             }
         }
         if slowed {
-            return Login::Slowed { delay: self.settings.login_delay_max };
+            return Login::Slowed { delay: self.settings().login_delay_max };
         }
-        let failed = logins.failures.failed(&attempt.login.to_ascii_lowercase(), network, &self.settings, now);
+        let failed = logins.failures.failed(&attempt.login.to_ascii_lowercase(), network, &self.settings(), now);
         if failed.tell {
             let reason = obstacle.unwrap_or("wrong password");
             logins.tell(refused(attempt, reason, now));

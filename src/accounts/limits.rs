@@ -156,7 +156,7 @@ impl Accounts {
         loop {
             let mut batch = Batch::new();
             let counted = records::lock(&self.memory.counters).write(&mut batch, now);
-            let logins = records::lock(&self.memory.logins).write(&mut batch, self.settings.network_trust, now);
+            let logins = records::lock(&self.memory.logins).write(&mut batch, self.settings().network_trust, now);
             if batch.changes.is_empty() && batch.appends.is_empty() {
                 return Ok(());
             }

@@ -207,7 +207,7 @@ impl Default for Settings {
 /// Tenants and SMTP accounts in memory, backed by the store.
 pub struct Accounts {
     desk: Desk,
-    settings: Settings,
+    settings: RwLock<Settings>,
     /// What a login without an account is compared with.
     dummy: secret::Candidates,
     memory: Arc<Memory>,
@@ -242,6 +242,15 @@ impl Records {
 }
 
 impl Accounts {
+    /// Other settings from now on; what was counted stays counted.
+    pub fn adjust(&self, settings: Settings) {
+        *records::write(&self.settings) = settings;
+    }
+
+    fn settings(&self) -> Settings {
+        *records::read(&self.settings)
+    }
+
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
         let (tenants, mut damaged) = records::load::<Tenant>(&*store, &[prefix::TENANT])?;
@@ -254,7 +263,7 @@ impl Accounts {
         let counters = limits::Counters::open(&*store, &mut damaged)?;
         let memory = Memory { records: RwLock::new(known), logins: Mutex::new(logins), counters: Mutex::new(counters) };
         let dummy = secret::Candidates::dummy();
-        Ok(Self { desk: Desk::new(store), settings, dummy, memory: Arc::new(memory), damaged })
+        Ok(Self { desk: Desk::new(store), settings: RwLock::new(settings), dummy, memory: Arc::new(memory), damaged })
     }
 
     /// Records that could not be read at open.

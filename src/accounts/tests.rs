@@ -26,7 +26,7 @@ impl Room {
     }
 
     fn reopened(&self) -> Self {
-        let accounts = Accounts::open(self.store.clone(), self.accounts.settings).unwrap();
+        let accounts = Accounts::open(self.store.clone(), self.accounts.settings()).unwrap();
         Self { store: self.store.clone(), accounts, actor: self.actor.clone() }
     }
 

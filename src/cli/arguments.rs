@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::delivery::Delivery;
 use crate::mail::Domain;
 
 pub use copies::{Backup, MasterKey, Restore, Store};
@@ -78,6 +79,9 @@ pub enum Command {
     /// Mail that is still owed: where it is and why
     #[command(subcommand)]
     Queue(Queue),
+    /// Suspend delivery of some mail, see what is suspended, resume it
+    #[command(subcommand)]
+    Delivery(Delivery),
     /// People who administer: invite, lock, reset, second factors
     #[command(subcommand)]
     User(User),

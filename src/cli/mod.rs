@@ -9,6 +9,7 @@ mod audit;
 mod backup;
 mod classify;
 mod client;
+mod delivery;
 mod doctor;
 mod domain;
 mod init;
@@ -141,6 +142,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Audit(command) => audit::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,
+            Command::Delivery(command) => delivery::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),

@@ -137,6 +137,21 @@ pub fn span(seconds: u64) -> String {
     }
 }
 
+/// Reads a length of time such as `30m`, in seconds.
+pub fn read_span(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3_600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let seconds = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    seconds.filter(|seconds| *seconds > 0).ok_or_else(|| "give a length of time such as 30m, 2h or 1d".to_owned())
+}
+
 /// A number of octets in its largest unit.
 pub fn size(octets: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
@@ -152,6 +167,16 @@ pub fn or_dash(text: Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_of_time_needs_a_number_and_a_unit() {
+        for (text, seconds) in [("45s", 45), ("30m", 1_800), ("2h", 7_200), ("1d", 86_400)] {
+            assert_eq!(read_span(text), Ok(seconds));
+        }
+        for text in ["", "5", "m", "0m", "-1h", "1 h", "1w", "99999999999999999999d"] {
+            assert!(read_span(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn columns_are_aligned_and_escape_sequences_are_harmless() {

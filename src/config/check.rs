@@ -267,6 +267,15 @@ impl Config {
     pub fn take_over(&mut self, new: &Self) {
         self.log.level.clone_from(&new.log.level);
         self.delivery = new.delivery.clone();
+        self.submission = submission::Settings {
+            tls_ports: self.submission.tls_ports.clone(),
+            starttls_ports: self.submission.starttls_ports.clone(),
+            ..new.submission.clone()
+        };
+        self.pipeline.algorithms = new.pipeline.algorithms;
+        self.pipeline.client_address = new.pipeline.client_address;
+        self.accounts = new.accounts;
+        self.queue = new.queue;
         for setting in SETTINGS.iter().filter(|setting| setting.applied == Applied::OnReload) {
             if let Some(value) = new.effective.get(setting.key) {
                 self.effective.insert(setting.key, value.clone());

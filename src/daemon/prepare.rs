@@ -4,8 +4,6 @@
 //! Easy to get wrong: this opens the store itself, under its lock, and closes it again before it
 //! returns, so that the files can be given to the daemon's user.
 
-use std::sync::Arc;
-
 use super::{StartError, world};
 use crate::config::Config;
 use crate::domains;
@@ -18,10 +16,11 @@ use crate::ext::Timestamp;
 /// The first step that failed, as a sentence that names the setting or path.
 pub async fn prepare(config: &Config) -> Result<Vec<(String, String)>, StartError> {
     let key = world::master_key(config, None)?;
-    let (store, bodies) = world::open_store(config).await?;
-    let made = domains::make_instance_key(&*store, Arc::clone(&key), &config.hostname, Timestamp::now()).await;
+    let opened = world::open_store(config).await?;
+    let key = world::with_other_key(&*opened.records, key)?;
+    let made = domains::make_instance_key(&*opened.records, key, &config.hostname, Timestamp::now()).await;
     // The last holder closes it, which syncs and stops its threads: not on an async worker.
-    let closed = tokio::task::spawn_blocking(move || drop((bodies, store))).await;
+    let closed = tokio::task::spawn_blocking(move || drop(opened)).await;
     closed.map_err(|error| StartError::Unavailable(format!("the store could not be closed: {error}")))?;
     let records = made.map_err(|error| StartError::Unavailable(format!("the instance's key: {error}")))?;
     Ok(records.iter().map(|record| (record.zone_line(), record.purpose.clone())).collect())

@@ -9,6 +9,7 @@ use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::config::Config;
+use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -36,6 +37,8 @@ pub(super) struct Rooms {
     pub(super) people: Arc<People>,
     pub(super) queue: Arc<Queue>,
     pub(super) backup: Arc<Backup>,
+    pub(super) delivery: Arc<Delivery>,
+    pub(super) pipeline: Arc<Pipeline>,
     pub(super) intake: Arc<Intake>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
@@ -58,6 +61,7 @@ impl Rooms {
         let vips = Arc::new(Vips::open(records()).map_err(unreadable("virtual IPs"))?);
         let accounts = Arc::new(Accounts::open(records(), config.accounts).map_err(unreadable("accounts"))?);
         let routes = Arc::new(Routes::open(records(), Arc::clone(&key)).map_err(unreadable("routes"))?);
+        let delivery = Delivery::open(records()).map_err(unreadable("suspensions"))?;
         let suppression = Arc::new(Suppression::open(records()));
         let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
         let resolver = Arc::clone(&world.resolver);
@@ -66,12 +70,17 @@ impl Rooms {
         let bell = events::Bell::default();
         let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
         let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips));
-        let queue = Arc::new(queue.with_archive(Arc::clone(&folders.archive)));
+        let queue =
+            Arc::new(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept));
         let named = Arc::clone(&queue);
         domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
         let pipeline = Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips)));
-        let parts =
-            intake::Parts { pipeline, routes: Arc::clone(&routes), queue: Arc::clone(&queue), store: records() };
+        let parts = intake::Parts {
+            pipeline: Arc::clone(&pipeline),
+            routes: Arc::clone(&routes),
+            queue: Arc::clone(&queue),
+            store: records(),
+        };
         let intake = Arc::new(Intake::new(parts));
         let gate = Arc::new(Gate::new(config.gate));
         Ok(Self {
@@ -85,6 +94,8 @@ impl Rooms {
             people: Arc::new(people),
             queue,
             backup,
+            delivery,
+            pipeline,
             intake,
             bell,
             gate,
@@ -99,6 +110,7 @@ impl Rooms {
             self.routes.damaged(),
             self.domains.damaged(),
             self.people.damaged(),
+            self.delivery.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -117,6 +129,7 @@ impl Rooms {
             people: rooms.people,
             queue: rooms.queue,
             backup: rooms.backup,
+            delivery: rooms.delivery,
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,

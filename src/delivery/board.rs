@@ -1,20 +1,34 @@
 //! What operators may say to delivery, and what delivery says to them: suspensions, and why a
-//! lane waits. In memory: after a restart everything runs again.
+//! lane waits.
+//!
+//! A suspension is a record: it survives a restart, ends by itself if it was given an end, and each
+//! change has its audit event in the same batch. Why a lane waits is in memory only.
+//! Easy to get wrong: a suspension that has ended counts for nothing from that moment on, whenever its
+//! record is removed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::access::{Actor, Forbidden, Permission};
+use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
+use crate::records::{self, Act, AdminError, Damage, Desk};
 use crate::routing::Lane;
+use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
 
 /// Lanes whose reason to wait is remembered, at most.
 const REASONS_MAX: usize = 100_000;
+/// Suspensions at a time, at most: they are for people.
+const SUSPENSIONS_MAX: usize = 1_000;
+/// Characters of a reason, at most.
+const REASON_CHARACTERS_MAX: usize = 500;
 
 /// What is suspended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// Everything.
     All,
@@ -28,8 +42,22 @@ pub enum Scope {
     Vip(VipId),
 }
 
+impl std::fmt::Display for Scope {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => formatter.write_str("all mail"),
+            Self::Lane(lane) => {
+                write!(formatter, "mail of tenant {} from virtual IP {} to {}", lane.tenant, lane.vip, lane.next_hop)
+            }
+            Self::Domain(domain) => write!(formatter, "mail to {domain}"),
+            Self::Site(site) => write!(formatter, "mail to the site {site}"),
+            Self::Vip(vip) => write!(formatter, "mail of virtual IP {vip}"),
+        }
+    }
+}
+
 /// One suspension.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspension {
     /// Of what.
     pub scope: Scope,
@@ -37,6 +65,25 @@ pub struct Suspension {
     pub reason: String,
     /// Who said so.
     pub by: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends by itself; `None` is only when somebody says so.
+    pub until: Option<Timestamp>,
+}
+
+impl Suspension {
+    fn has_ended(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
+/// Why a lane may not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Suspended {
+    /// For people.
+    pub(super) reason: String,
+    /// How long, if it ends by itself.
+    pub(super) left: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -48,49 +95,124 @@ struct Board {
 }
 
 /// The operator's hand on delivery.
-#[derive(Default)]
 pub struct Delivery {
-    board: Mutex<Board>,
-    nudge: Notify,
+    board: Arc<Mutex<Board>>,
+    desk: Desk,
+    nudge: Arc<Notify>,
+    damaged: Vec<Damage>,
 }
 
 impl Delivery {
-    /// Nothing suspended.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+    /// Reads the suspensions.
+    pub fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let (stored, damaged) = records::load::<Suspension>(&*store, &[prefix::SUSPENSION])?;
+        let suspended = stored.into_iter().map(|(_, suspension)| (suspension.scope.clone(), suspension)).collect();
+        let board = Arc::new(Mutex::new(Board { suspended, ..Board::default() }));
+        Ok(Arc::new(Self { board, desk: Desk::new(store), nudge: Arc::default(), damaged }))
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// No new attempt is begun for what `scope` names; running ones finish their turn.
-    pub fn suspend(&self, actor: &Actor, scope: Scope, reason: &str) -> Result<(), Forbidden> {
+    /// No new attempt is begun for what `scope` names, until the moment `until` if there is one;
+    /// running ones finish their turn. What was said of the same scope before is replaced.
+    pub async fn suspend(
+        &self,
+        actor: &Actor,
+        scope: Scope,
+        (reason, until): (&str, Option<Timestamp>),
+        now: Timestamp,
+    ) -> Result<Suspension, AdminError> {
         actor.require(Permission::ManageInstance)?;
-        tracing::info!(%actor, ?scope, reason, "delivery suspended");
-        let suspension = Suspension { scope: scope.clone(), reason: reason.to_owned(), by: actor.name.clone() };
-        self.board().suspended.insert(scope, suspension);
-        Ok(())
+        let reason = reason.trim();
+        if reason.is_empty() || reason.chars().count() > REASON_CHARACTERS_MAX || reason.contains(char::is_control) {
+            let text = format!("a suspension needs a reason, one line of at most {REASON_CHARACTERS_MAX} characters");
+            return Err(AdminError::Invalid(text));
+        }
+        if until.is_some_and(|until| until <= now) {
+            return Err(AdminError::Invalid("a suspension cannot end before it begins".to_owned()));
+        }
+        let turn = self.desk.turn().await;
+        let is_new = !self.board().suspended.contains_key(&scope);
+        if is_new && self.board().suspended.len() >= SUSPENSIONS_MAX {
+            return Err(AdminError::Invalid(format!(
+                "there are {SUSPENSIONS_MAX} suspensions already; end some first"
+            )));
+        }
+        let by = actor.name.clone();
+        let suspension = Suspension { scope, reason: reason.to_owned(), by, since: now, until };
+        let mut batch = Batch::new();
+        batch.set(key(&suspension.scope), codec::encode(&suspension));
+        let ends = until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
+        let subject = format!("{}{ends}: {reason}", suspension.scope);
+        let act = Act::new("delivery.suspend", suspension.scope.to_string()).shown(subject);
+        records::record(&mut batch, actor, act, now);
+        let (board, remembered) = (Arc::clone(&self.board), suspension.clone());
+        turn.commit(batch, move || {
+            let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+            board.suspended.insert(remembered.scope.clone(), remembered);
+        })
+        .await?;
+        Ok(suspension)
     }
 
     /// Ends a suspension, and for a site its pause after failures too. Whether there was one.
-    pub fn resume(&self, actor: &Actor, scope: &Scope) -> Result<bool, Forbidden> {
+    pub async fn resume(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
         actor.require(Permission::ManageInstance)?;
-        tracing::info!(%actor, ?scope, "delivery resumed");
-        let mut board = self.board();
-        let was_suspended = board.suspended.remove(scope).is_some();
         if let Scope::Site(site) = scope {
-            board.resumed.push(site.clone());
+            self.board().resumed.push(site.clone());
         }
-        drop(board);
+        let was_suspended = self.end(actor, scope, now).await?;
         self.nudge.notify_one();
         Ok(was_suspended)
     }
 
-    /// What is suspended now.
-    pub fn suspensions(&self, actor: &Actor) -> Result<Vec<Suspension>, Forbidden> {
-        actor.require(Permission::ManageInstance)?;
-        Ok(self.board().suspended.values().cloned().collect())
+    async fn end(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
+        let turn = self.desk.turn().await;
+        let Some(suspension) = self.board().suspended.get(scope).cloned() else { return Ok(false) };
+        let mut batch = Batch::new();
+        batch.remove(key(scope));
+        records::record(&mut batch, actor, Act::new("delivery.resume", scope.to_string()), now);
+        let (board, nudge, scope) = (Arc::clone(&self.board), Arc::clone(&self.nudge), scope.clone());
+        turn.commit(batch, move || {
+            board.lock().unwrap_or_else(PoisonError::into_inner).suspended.remove(&scope);
+            nudge.notify_one();
+        })
+        .await?;
+        Ok(!suspension.has_ended(now))
+    }
+
+    /// Whether a suspension has ended whose record is still there.
+    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
+        self.board().suspended.values().any(|one| one.has_ended(now))
+    }
+
+    /// Removes the records of suspensions that have ended by themselves.
+    pub(super) async fn forget_ended(&self, now: Timestamp) {
+        let ended: Vec<Scope> = {
+            let board = self.board();
+            board.suspended.values().filter(|one| one.has_ended(now)).map(|one| one.scope.clone()).collect()
+        };
+        for scope in ended {
+            if let Err(error) = self.end(&Actor::system("end of a suspension"), &scope, now).await {
+                tracing::warn!(%scope, %error, "a suspension that has ended could not be removed yet");
+            }
+        }
+    }
+
+    /// What is suspended now, the oldest first.
+    pub fn suspensions(&self, actor: &Actor, now: Timestamp) -> Result<Vec<Suspension>, Forbidden> {
+        actor.require(Permission::ReadInstance)?;
+        let board = self.board();
+        let mut all: Vec<Suspension> = board.suspended.values().filter(|one| !one.has_ended(now)).cloned().collect();
+        all.sort_by_key(|one| (one.since, one.scope.to_string()));
+        Ok(all)
     }
 
     /// Why the lane waited when it was last looked at; `None` if nothing holds it.
@@ -103,7 +225,7 @@ impl Delivery {
     }
 
     /// `Err` is why the lane may not run.
-    pub(super) fn suspension(&self, lane: &Lane, site: Option<&str>) -> Result<(), String> {
+    pub(super) fn suspension(&self, lane: &Lane, site: Option<&str>, now: Timestamp) -> Result<(), Suspended> {
         let board = self.board();
         if board.suspended.is_empty() {
             return Ok(());
@@ -114,10 +236,11 @@ impl Delivery {
                 vec![Scope::All, Scope::Lane(lane.clone()), Scope::Domain(lane.next_hop.clone()), Scope::Vip(lane.vip)]
             }
         };
-        match scopes.iter().find_map(|scope| board.suspended.get(scope)) {
-            Some(found) => Err(format!("suspended by {}: {}", found.by, found.reason)),
-            None => Ok(()),
-        }
+        let found = scopes.iter().filter_map(|scope| board.suspended.get(scope)).find(|one| !one.has_ended(now));
+        let Some(found) = found else { return Ok(()) };
+        let until = found.until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
+        let left = found.until.map(|until| until.since(now));
+        Err(Suspended { reason: format!("suspended by {}{until}: {}", found.by, found.reason), left })
     }
 
     /// The lane waits for `reason`, as of this pass.
@@ -153,11 +276,21 @@ impl Delivery {
 /// A reason is remembered for so many passes.
 const PASSES_KEPT: u64 = 1_000;
 
+fn key(scope: &Scope) -> Key {
+    let mut key = vec![prefix::SUSPENSION];
+    key.extend(codec::encode(scope));
+    key
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::{Event, EventKind};
     use crate::mail::{Class, TenantId};
     use crate::routing::TransportName;
+    use crate::store::{MemoryStore, after_prefix};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
 
     fn lane() -> Lane {
         Lane {
@@ -169,24 +302,68 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_suspension_holds_what_it_names_and_says_who_and_why() {
-        let (delivery, actor) = (Delivery::new(), Actor::local(0));
-        for scope in [Scope::All, Scope::Lane(lane()), Scope::Domain(lane().next_hop), Scope::Vip(VipId(1))] {
-            delivery.suspend(&actor, scope.clone(), "they asked us to").unwrap();
-            let reason = "suspended by uid 0 by local socket: they asked us to".to_owned();
-            assert_eq!(delivery.suspension(&lane(), None), Err(reason));
-            assert_eq!(delivery.resume(&actor, &scope), Ok(true));
-            assert_eq!(delivery.suspension(&lane(), None), Ok(()));
-        }
-        delivery.suspend(&actor, Scope::Site("mx.example".to_owned()), "x").unwrap();
-        assert!(delivery.suspension(&lane(), Some("mx.example")).is_err());
-        assert!(delivery.suspension(&lane(), Some("other.example")).is_ok());
+    fn acts(store: &MemoryStore) -> Vec<String> {
+        let events = store.range(&[prefix::EVENT], &after_prefix(&[prefix::EVENT]), 100).unwrap();
+        let events = events.iter().map(|(_, bytes)| codec::decode::<Event>(bytes).unwrap().kind);
+        let audits = events.filter_map(|kind| match kind {
+            EventKind::Audit(audit) => Some(format!("{} by {}: {}", audit.act, audit.actor, audit.subject)),
+            _ => None,
+        });
+        audits.collect()
     }
 
-    #[test]
-    fn only_those_who_run_the_instance_may_suspend() {
+    #[tokio::test]
+    async fn a_suspension_holds_what_it_names_and_says_who_and_why() {
+        let (delivery, actor) = (Delivery::open(Arc::new(MemoryStore::new())).unwrap(), Actor::local(0));
+        for scope in [Scope::All, Scope::Lane(lane()), Scope::Domain(lane().next_hop), Scope::Vip(VipId(1))] {
+            delivery.suspend(&actor, scope.clone(), ("they asked us to", None), NOW).await.unwrap();
+            let reason = "suspended by uid 0 by local socket: they asked us to".to_owned();
+            assert_eq!(delivery.suspension(&lane(), None, NOW), Err(Suspended { reason, left: None }));
+            assert!(delivery.resume(&actor, &scope, NOW).await.unwrap());
+            assert_eq!(delivery.suspension(&lane(), None, NOW), Ok(()));
+            assert!(!delivery.resume(&actor, &scope, NOW).await.unwrap());
+        }
+        delivery.suspend(&actor, Scope::Site("mx.example".to_owned()), ("x", None), NOW).await.unwrap();
+        assert!(delivery.suspension(&lane(), Some("mx.example"), NOW).is_err());
+        assert!(delivery.suspension(&lane(), Some("other.example"), NOW).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_suspension_survives_a_restart_ends_by_itself_and_each_change_is_on_record() {
+        let (store, actor) = (Arc::new(MemoryStore::new()), Actor::local(0));
+        let before = Delivery::open(store.clone()).unwrap();
+        let until = NOW.plus(Duration::from_secs(60));
+        before.suspend(&actor, Scope::All, ("new rack", Some(until)), NOW).await.unwrap();
+        drop(before);
+        let delivery = Delivery::open(store.clone()).unwrap();
+        let held = delivery.suspension(&lane(), None, NOW).unwrap_err();
+        assert_eq!(held.left, Some(Duration::from_secs(60)));
+        assert!(held.reason.ends_with(": new rack"), "{}", held.reason);
+        assert_eq!(delivery.suspensions(&actor, NOW).unwrap().len(), 1);
+        // From that moment on, whether or not anybody has removed the record.
+        assert_eq!(delivery.suspension(&lane(), None, until), Ok(()));
+        assert!(delivery.suspensions(&actor, until).unwrap().is_empty());
+        delivery.forget_ended(until).await;
+        assert!(Delivery::open(store.clone()).unwrap().suspensions(&actor, NOW).unwrap().is_empty());
+        let acts = acts(&store);
+        assert!(acts[0].starts_with("delivery.suspend by uid 0 by local socket: all mail until "), "{acts:?}");
+        assert!(acts[1].starts_with("delivery.resume by "), "{acts:?}");
+    }
+
+    #[tokio::test]
+    async fn a_suspension_without_a_reason_or_with_an_end_in_the_past_is_refused() {
+        let (delivery, actor) = (Delivery::open(Arc::new(MemoryStore::new())).unwrap(), Actor::local(0));
+        for (reason, until) in [("", None), ("two\nlines", None), ("late", Some(NOW))] {
+            assert!(delivery.suspend(&actor, Scope::All, (reason, until), NOW).await.is_err(), "{reason}");
+        }
+        assert_eq!(delivery.suspension(&lane(), None, NOW), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn only_those_who_run_the_instance_may_suspend() {
         let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
-        assert!(Delivery::new().suspend(&owner, Scope::All, "x").is_err());
+        let delivery = Delivery::open(Arc::new(MemoryStore::new())).unwrap();
+        assert!(delivery.suspend(&owner, Scope::All, ("x", None), NOW).await.is_err());
+        assert!(delivery.resume(&owner, &Scope::All, NOW).await.is_err());
     }
 }

@@ -17,13 +17,15 @@ use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
 use super::settle::{Screen, record_outcomes, share_fate};
 use super::shaping::{Admission, Path, Shaper, Use, allowance};
-use super::sources::Sources;
+use super::sources::{Sources, after, earlier};
 use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
 use super::{Delivery, Settings};
 use crate::background::Shutdown;
 use crate::events::Why;
+use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
 use crate::mail::TenantId;
+use crate::metrics::ATTEMPTS;
 use crate::queue::{Outcome, Queue};
 use crate::routing::{Lane, TransportName};
 
@@ -268,10 +270,16 @@ impl Dispatcher {
 
     /// Where a due lane would go, `None` if something is under way for it, `Err` why it waits.
     fn candidate(&mut self, lane: &Lane, ready: usize, now: Instant) -> Result<Option<Candidate>, String> {
-        self.wiring.delivery.suspension(lane, None)?;
-        let source = self.sources.source(lane.vip, &self.settings, now).inspect_err(|_| {
-            self.waits = earlier(self.waits, after(now, self.settings.vip_check));
-        })?;
+        self.suspended(lane, None, now)?;
+        let source = self.sources.source(lane.vip, &self.settings, now);
+        match &source {
+            Ok(_) => self.wiring.queue.vip_present(lane.vip),
+            Err(_) => {
+                self.wiring.queue.vip_missing(lane.vip, Timestamp::now());
+                self.waits = earlier(self.waits, after(now, self.settings.vip_check));
+            }
+        }
+        let source = source?;
         self.sources.serves(lane.vip, lane.tenant)?;
         let site = match self.places.standing(lane, &source, now) {
             Standing::At(site) => site,
@@ -287,9 +295,19 @@ impl Dispatcher {
                 return Ok(None);
             }
         };
-        self.wiring.delivery.suspension(lane, Some(&site.name))?;
+        self.suspended(lane, Some(&site.name), now)?;
         let path = Path { site: site.name.clone(), vip: lane.vip };
         Ok(Some(Candidate { lane: lane.clone(), ready, source, site, path }))
+    }
+
+    /// `Err` if an operator suspended the lane or its site.
+    fn suspended(&mut self, lane: &Lane, site: Option<&str>, now: Instant) -> Result<(), String> {
+        self.wiring.delivery.suspension(lane, site, Timestamp::now()).map_err(|suspended| {
+            if let Some(left) = suspended.left {
+                self.waits = earlier(self.waits, after(now, left));
+            }
+            suspended.reason
+        })
     }
 
     /// Starts a job for the lane if it may have one more; false once it may not.
@@ -372,6 +390,7 @@ impl Dispatcher {
         self.jobs = self.jobs.saturating_add(1);
         let of_tenant = self.jobs_of_tenant.entry(lane.tenant).or_default();
         *of_tenant = of_tenant.saturating_add(1);
+        metrics::gauge!(ATTEMPTS).increment(1);
         self.count(&lane);
         self.wiring.delivery.runs(&lane);
         let running = Running::Job { lane, path, progress, steps: 0, since: now, handle: task.clone() };
@@ -387,7 +406,7 @@ impl Dispatcher {
     }
 
     fn hand(&self, lane: &Lane, settled: mpsc::Sender<super::transport::Settled>) -> Hand {
-        super::settle::hand(&self.wiring.screen, lane, settled)
+        super::settle::hand(&self.wiring.screen, lane, settled, self.settings.given_back_pause)
     }
 
     fn transport(&self, lane: &Lane) -> Arc<dyn Transport> {
@@ -453,22 +472,25 @@ impl Dispatcher {
 
     /// A task ended: on its own, aborted by the watchdog, or by a panic.
     fn finished(&mut self, ended: Result<(Id, Done), JoinError>, now: Instant) {
-        let (id, done) = match ended {
-            Ok((id, done)) => (id, Some(done)),
+        let (id, done, is_panic) = match ended {
+            Ok((id, done)) => (id, Some(done), false),
             Err(error) => {
                 if error.is_panic() {
                     tracing::error!("an attempt panicked; its mail was given back: {error}");
                 }
-                (error.id(), None)
+                (error.id(), None, error.is_panic())
             }
         };
         match (self.running.remove(&id), done) {
             (Some(Running::Job { lane, path, progress, .. }), done) => {
                 self.jobs = self.jobs.saturating_sub(1);
                 self.give_back(lane.tenant);
+                metrics::gauge!(ATTEMPTS).decrement(1);
                 self.uncount(&lane);
                 match done {
                     Some(Done::Job(report)) => self.learn(&lane, &path, *report, now),
+                    // A fault of ours says nothing about the site: its other mail goes on.
+                    _ if is_panic => self.shaper.returned(&path),
                     _ => {
                         let reason = format!("an attempt was ended in the phase {}", progress.phase().name());
                         self.shaper.finished(&path, Use::Failed(reason), now);
@@ -536,6 +558,10 @@ impl Dispatcher {
         self.shaper.forget_quiet(now);
         self.places.forget_old(now);
         self.fates.retain(|_, (since, _)| now.duration_since(*since) < self.settings.shaping.pause_max);
+        let delivery = self.wiring.delivery.clone();
+        if delivery.has_ended(Timestamp::now()) {
+            tokio::spawn(async move { delivery.forget_ended(Timestamp::now()).await });
+        }
         for running in self.running.values_mut() {
             let Running::Job { lane, progress, steps, since, handle, .. } = running else { continue };
             if progress.steps() != *steps {
@@ -567,10 +593,6 @@ impl Dispatcher {
     }
 }
 
-fn after(now: Instant, span: Duration) -> Instant {
-    now.checked_add(span).unwrap_or(now)
-}
-
-fn earlier(known: Option<Instant>, other: Instant) -> Option<Instant> {
-    Some(known.map_or(other, |known| known.min(other)))
-}
+#[cfg(test)]
+#[path = "dispatcher_tests.rs"]
+mod tests;

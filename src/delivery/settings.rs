@@ -125,6 +125,8 @@ pub struct Settings {
     pub failed_together_max: usize,
     /// Mail of a virtual IP that is missing on this host is looked at again after this (10 s).
     pub vip_check: Duration,
+    /// Mail that an attempt dropped (aborted, panicked) is due again after this (10 s).
+    pub given_back_pause: Duration,
     /// Running attempts may finish so long after a stop was asked for (25 s).
     pub grace: Duration,
     /// How long each phase may take.
@@ -160,6 +162,7 @@ impl Default for Settings {
             settling_max: 64,
             failed_together_max: 1_000,
             vip_check: secs(10),
+            given_back_pause: secs(10),
             grace: secs(25),
             timeouts: Timeouts::default(),
             notices_every: secs(30),

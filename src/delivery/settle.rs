@@ -14,8 +14,8 @@ use crate::mail::{Address, TenantId};
 use crate::queue::{Claim, Outcome, Queue};
 use crate::routing::Lane;
 
-/// Claims that an attempt dropped (aborted, panicked, source missing) are due again after this.
-const DROPPED_PAUSE: Duration = Duration::from_secs(10);
+/// Claims that were not tried, because the suppression list cannot be read, are due again after this.
+const UNSCREENED_PAUSE: Duration = Duration::from_secs(10);
 
 /// `QueuedMessage::source` of our notices: whoever owes one has decided that it is sent.
 const NOTICE: &str = "notice";
@@ -59,7 +59,7 @@ impl Screen {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(queue_id = %claim.queue_id, "mail waits, the suppression list cannot be read: {error}");
-                    self.queue.release(claim, DROPPED_PAUSE);
+                    self.queue.release(claim, UNSCREENED_PAUSE);
                     return None;
                 }
             }
@@ -72,20 +72,21 @@ impl Screen {
     }
 }
 
-/// A hand for claims of `lane`.
-pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>) -> Hand {
+/// A hand for claims of `lane`; what it drops (aborted, panicked, source missing) is due again after `pause`.
+pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>, pause: Duration) -> Hand {
     let queue = &screen.queue;
     let (claims, bodies, releases) = (screen.clone(), queue.clone(), queue.clone());
-    let (late, damaged) = (queue.clone(), queue.clone());
+    let (late, damaged, panics) = (queue.clone(), queue.clone(), queue.clone());
     let lane = lane.clone();
     let moves = Moves {
         more: Arc::new(move |most| claims.claim(&lane, most)),
         open: Arc::new(move |claim| bodies.open_body(claim)),
         release: Arc::new(move |claim, pause| releases.release(claim, pause)),
+        panicked: Arc::new(move |claim, pause| panics.panicked(claim, pause)),
         late: Arc::new(move |claim, outcomes| late.settle_later(claim, outcomes, Timestamp::now())),
         set_aside: Arc::new(move |claim, how| damaged.set_aside(claim, how)),
     };
-    Hand::new(moves, settled, DROPPED_PAUSE)
+    Hand::new(moves, settled, pause)
 }
 
 /// Records outcomes until the job's hand is gone and everything is written.
@@ -115,7 +116,7 @@ pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Recei
 /// Everything ready in `lane`, up to `most`, gets the same outcome.
 pub(super) async fn share_fate(screen: Screen, lane: &Lane, outcome: Outcome, most: usize, at_once_max: usize) {
     let (settled, outcomes) = mpsc::channel(8);
-    let mut hand = hand(&screen, lane, settled);
+    let mut hand = hand(&screen, lane, settled, UNSCREENED_PAUSE);
     let settling = async move {
         hand.settle_all(&outcome, most).await;
         hand.give_back();

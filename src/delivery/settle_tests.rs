@@ -64,7 +64,7 @@ async fn outcomes_of_an_attempt_that_was_aborted_on_their_way_to_the_queue_are_r
     for is_underway in [true, false] {
         let queue = queue_with_a_message().await;
         let (settled, outcomes) = mpsc::channel(1);
-        let mut hand = hand(&screen(&queue), &lane(), settled);
+        let mut hand = hand(&screen(&queue), &lane(), settled, UNSCREENED_PAUSE);
         let held = hand.next_claim().unwrap();
         let all = same_for_all(held.claim().unwrap(), &outcome);
         if is_underway {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -121,7 +121,17 @@ impl Sources {
 
 /// So long ago that the next look is due.
 fn long_ago(moment: Instant) -> Instant {
-    moment.checked_sub(std::time::Duration::from_secs(86_400)).unwrap_or(moment)
+    moment.checked_sub(Duration::from_secs(86_400)).unwrap_or(moment)
+}
+
+/// `now` plus `span`, or `now` if there is no such moment.
+pub(super) fn after(now: Instant, span: Duration) -> Instant {
+    now.checked_add(span).unwrap_or(now)
+}
+
+/// The earlier one of a moment known, if there is one, and another.
+pub(super) fn earlier(known: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(known.map_or(other, |known| known.min(other)))
 }
 
 #[cfg(test)]

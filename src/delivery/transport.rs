@@ -143,7 +143,10 @@ pub type ClaimMore = Arc<dyn Fn(usize) -> Vec<Claim> + Send + Sync>;
 pub struct Held {
     claim: Option<Claim>,
     release: Release,
+    panicked: Release,
     pause: Duration,
+    /// Whether it was taken out of the hand to be worked on.
+    is_tried: bool,
 }
 
 impl Held {
@@ -164,7 +167,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(claim) = self.claim.take() {
-            (self.release)(claim, self.pause);
+            // Dropped while a panic unwinds: the one that was worked on is what the panic is about.
+            let is_culprit = self.is_tried && std::thread::panicking();
+            (if is_culprit { &self.panicked } else { &self.release })(claim, self.pause);
         }
     }
 }
@@ -207,6 +212,8 @@ pub struct Moves {
     pub open: OpenBody,
     /// Gives back.
     pub release: Release,
+    /// Gives back what an attempt panicked at.
+    pub panicked: Release,
     /// Records late.
     pub late: Late,
     /// Sets aside.
@@ -233,19 +240,24 @@ impl Hand {
     /// The next claim, or `None` if the lane has nothing ready.
     pub fn next_claim(&mut self) -> Option<Held> {
         if self.held.is_empty() {
-            let (release, pause) = (&self.moves.release, self.pause);
-            let claims = (self.moves.more)(CLAIMS_AT_ONCE);
+            let (moves, pause) = (&self.moves, self.pause);
+            let claims = (moves.more)(CLAIMS_AT_ONCE);
             self.held.extend(claims.into_iter().map(|claim| Held {
                 claim: Some(claim),
-                release: release.clone(),
+                release: moves.release.clone(),
+                panicked: moves.panicked.clone(),
                 pause,
+                is_tried: false,
             }));
         }
-        self.held.pop_front()
+        let mut next = self.held.pop_front()?;
+        next.is_tried = true;
+        Some(next)
     }
 
     /// Puts a claim back to be the next one.
-    pub fn put_back(&mut self, held: Held) {
+    pub fn put_back(&mut self, mut held: Held) {
+        held.is_tried = false;
         self.held.push_front(held);
     }
 

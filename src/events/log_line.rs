@@ -215,7 +215,7 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
         MailEvent::NoticeDropped { recipients, kind } => {
             line.recipients(recipients, history).field("kind", format!("{kind:?}"));
         }
-        MailEvent::Damaged { detail } => {
+        MailEvent::Damaged { detail } | MailEvent::Faulted { detail } => {
             line.field("detail", detail);
         }
         MailEvent::NoticeUnsigned | MailEvent::Retired => {}
@@ -243,6 +243,7 @@ fn mail_name(event: &MailEvent) -> &'static str {
         MailEvent::Retired => "retired",
         MailEvent::NoticeDropped { .. } => "notice-dropped",
         MailEvent::Salvaged { .. } => "salvaged",
+        MailEvent::Faulted { .. } => "faulted",
     }
 }
 

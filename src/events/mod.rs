@@ -88,6 +88,8 @@ pub enum MailEvent {
     NoticeDropped { recipients: Vec<u16>, kind: NoticeKind },
     /// These recipients are owed again from the body's own frame, after the records were lost.
     Salvaged { recipients: Vec<u16> },
+    /// Attempts ended in a fault of ours too often: it is held until somebody looks at it.
+    Faulted { detail: String },
 }
 
 /// Facts of acceptance.
@@ -153,6 +155,27 @@ pub enum Why {
     UnknownOutcome,
     /// None of the above.
     Other,
+}
+
+impl Why {
+    /// One word, for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::RecipientGone => "recipient-gone",
+            Self::MailboxFull => "mailbox-full",
+            Self::PolicyOrReputation => "policy",
+            Self::Content => "content",
+            Self::TooLarge => "too-large",
+            Self::OurConfiguration => "our-configuration",
+            Self::NoSuchDomain => "no-such-domain",
+            Self::Dns => "dns",
+            Self::Network => "network",
+            Self::TryLater => "try-later",
+            Self::Unsupported => "unsupported",
+            Self::UnknownOutcome => "unknown-outcome",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// Which notice.

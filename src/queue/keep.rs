@@ -49,6 +49,7 @@ pub(super) struct Chores {
     damage: Vec<Damage>,
     /// From this key on the due index may name lanes that are not known yet.
     pub(super) undiscovered: Option<Key>,
+    stuck: BTreeSet<Name>,
 }
 
 impl Chores {
@@ -63,6 +64,10 @@ impl Chores {
     /// No settlement waits for its next try any longer: there will be no later one.
     fn hurry(&mut self) {
         self.settlements.iter_mut().for_each(|(_, _, again)| *again = QueueTime(0));
+    }
+
+    pub(super) fn stuck(&mut self, name: Name) {
+        self.stuck.insert(name);
     }
 
     pub(super) fn damaged(&mut self, damage: Damage) {
@@ -145,6 +150,14 @@ impl Queue {
     pub(super) async fn do_chores(&self, wall: Timestamp) {
         self.repeat_settlements().await;
         self.look_at_all(wall).await;
+        self.tell_outages(wall).await;
+        let stuck = std::mem::take(&mut self.chores().stuck);
+        for name in stuck {
+            if let Err(error) = self.hold_stuck(name, wall).await {
+                tracing::warn!(queue_id = %name.0, %error, "a message whose attempts panic could not be held yet");
+                self.chores().stuck(name);
+            }
+        }
         let damage = std::mem::take(&mut self.chores().damage);
         for damaged in damage {
             if let Err(error) = self.set_damage_aside(&damaged, wall).await {

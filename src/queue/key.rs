@@ -92,6 +92,13 @@ pub(super) fn lane(lane: &Lane) -> Key {
     key
 }
 
+/// Every due key of a virtual IP begins with this.
+pub(super) fn due_of(vip: VipId) -> Key {
+    let mut key = vec![prefix::DUE];
+    key.extend_from_slice(&vip.0.to_be_bytes());
+    key
+}
+
 pub(super) fn due(of: &Lane, entry: Entry) -> Key {
     let mut key = lane(of);
     push_entry(&mut key, entry);
@@ -174,6 +181,32 @@ pub(super) fn clock() -> Key {
 /// Where a record that cannot be read is kept.
 pub(super) fn damaged(original: &[u8]) -> Key {
     state(b"damaged", original)
+}
+
+/// Virtual IPs that are missing on this host.
+pub(super) fn outages() -> Key {
+    state(b"outage", &[])
+}
+
+pub(super) fn outage(vip: VipId) -> Key {
+    state(b"outage", &vip.0.to_be_bytes())
+}
+
+/// The virtual IP of an outage's key.
+pub(super) fn read_outage(key: &[u8]) -> Option<VipId> {
+    let rest = key.strip_prefix(outages().as_slice())?;
+    rest.try_into().ok().map(|digits| VipId(u64::from_be_bytes(digits)))
+}
+
+/// Messages that were told of a virtual IP's outage.
+pub(super) fn told_at(vip: VipId) -> Key {
+    state(b"told", &vip.0.to_be_bytes())
+}
+
+pub(super) fn told(vip: VipId, id: QueueId) -> Key {
+    let mut key = told_at(vip);
+    key.extend_from_slice(&id.0);
+    key
 }
 
 fn state(name: &[u8], more: &[u8]) -> Key {

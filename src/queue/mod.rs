@@ -13,6 +13,7 @@ mod key;
 mod lanes;
 mod locks;
 mod notices;
+mod outage;
 mod record;
 mod restored;
 mod retention;
@@ -22,10 +23,12 @@ mod selectors;
 mod settle;
 mod show;
 mod stored;
+mod stuck;
+mod usage;
 mod verbs;
 mod verdict;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify as Nudge;
@@ -107,13 +110,15 @@ pub type LaneReasons = Box<dyn Fn(&Lane) -> Option<String> + Send + Sync>;
 pub struct Queue {
     store: Arc<dyn Store>,
     blobs: Arc<dyn Blobs>,
-    settings: Settings,
+    settings: RwLock<Settings>,
     policy: Policy,
     clock: Clock,
     lanes: Mutex<Lanes>,
     locks: MessageLocks,
     notices: Mutex<notices::Owed>,
     chores: Mutex<keep::Chores>,
+    outages: Mutex<outage::Outages>,
+    panics: Mutex<stuck::Panics>,
     nudge: Nudge,
     notice_nudge: Nudge,
     chore_nudge: Nudge,
@@ -166,13 +171,15 @@ impl Queue {
             trail: events::Trail::new(Arc::clone(&store)),
             store,
             blobs,
-            settings,
+            settings: RwLock::new(settings),
             policy: Policy::default(),
             clock,
             lanes: Mutex::default(),
             locks: MessageLocks::default(),
             notices: Mutex::default(),
             chores: Mutex::default(),
+            outages: Mutex::default(),
+            panics: Mutex::default(),
             nudge: Nudge::new(),
             notice_nudge: Nudge::new(),
             chore_nudge: Nudge::new(),
@@ -183,8 +190,19 @@ impl Queue {
         queue.chores().undiscovered = Some(vec![prefix::DUE]);
         queue.discover_lanes(DISCOVERED_AT_OPEN)?;
         queue.discover_notices()?;
+        queue.discover_outages()?;
         queue.keep_clock(Timestamp::now()).await;
         Ok(queue)
+    }
+
+    /// Other settings from now on. What is due already keeps its due time; the next try after it, expiry
+    /// and notices go by the new ones.
+    pub fn adjust(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same queue, asking this policy.
@@ -286,6 +304,14 @@ impl Queue {
         self.chores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn outages(&self) -> MutexGuard<'_, outage::Outages> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn panics(&self) -> MutexGuard<'_, stuck::Panics> {
+        self.panics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
         self.store.commit(batch).await?;
         self.bell.ring();
@@ -310,3 +336,5 @@ mod scale_tests;
 mod tests;
 #[cfg(test)]
 mod verb_tests;
+#[cfg(test)]
+mod waiting_tests;

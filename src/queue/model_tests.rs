@@ -10,7 +10,7 @@ use super::tests::{Bench, WALL, bounced, deferred, delivered, message};
 use super::*;
 use crate::access::Actor;
 use crate::events::{EventKind, MailEvent};
-use crate::store::{after_prefix, codec, prefix};
+use crate::store::{after_prefix, prefix};
 
 /// One random act; numbers are taken modulo what there is.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +171,7 @@ impl World {
         let mut stored: BTreeMap<Name, Fate> = self.fates.keys().map(|name| (*name, Fate::Done)).collect();
         let rows = self.bench.store.range(&[prefix::LANE], &after_prefix(&[prefix::LANE]), usize::MAX).unwrap();
         for (key, value) in rows {
-            let record: LaneRecord = codec::decode(&value).unwrap();
+            let record = LaneRecord::from_bytes(&value).unwrap();
             for recipient in record.recipients {
                 let fate = match recipient.state {
                     RecipientState::Waiting => Fate::Waiting,

@@ -150,7 +150,7 @@ impl Queue {
 
     /// How much longer the message is tried, as far as can be said now: the last attempt comes after that.
     pub fn tried_for(&self, message: &QueuedMessage) -> Duration {
-        self.settings.expire_after.saturating_sub(schedule::waited(message, self.now()))
+        self.settings().expire_after.saturating_sub(schedule::waited(message, self.now()))
     }
 
     /// The notice cannot be made (null reverse-path, suppressed...): forgets it on record.
@@ -229,7 +229,7 @@ impl Queue {
             batch.if_equals(own.clone(), bytes).set(own, notice.to_bytes());
             return None;
         }
-        let mut due = self.now().plus(self.settings.notice_gather);
+        let mut due = self.now().plus(self.settings().notice_gather);
         let mut own = key::notice(due, id, kind);
         while self.notices_owed().keys.contains_key(&own) {
             due = QueueTime(due.0.saturating_add(1));

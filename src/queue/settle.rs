@@ -13,7 +13,7 @@ use super::verdict::{self, Case, Verdict};
 use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::{BodyId, QueueId};
-use crate::metrics::{BOUNCED, DEFERRED, DELIVERED};
+use crate::metrics::{BOUNCED, DEFERRED, DELIVERED, OUTCOMES};
 use crate::store::{Batch, CommitError, Key, StoreError, after_prefix};
 
 /// How often a settlement is decided anew because the record changed, before it is left to the chores.
@@ -124,7 +124,7 @@ impl Queue {
             now: self.now(),
             given: settlement.given,
             at: settlement.at,
-            settings: &self.settings,
+            settings: &self.settings(),
             tells_delays: (self.policy.tells_delays)(claim.message.tenant),
         });
         let owed = self.write(&mut batch, &verdict, claim, settlement.at)?;
@@ -195,6 +195,7 @@ impl Queue {
             self.notices_owed().added(owed);
             self.notice_nudge.notify_one();
         }
+        verdict.events.iter().for_each(count_outcome);
         let [delivered, deferred, bounced] = verdict.counts;
         for (metric, count) in [(DELIVERED, delivered), (DEFERRED, deferred), (BOUNCED, bounced)] {
             if count > 0 {
@@ -258,6 +259,19 @@ impl Queue {
         }
         self.commit(batch).await
     }
+}
+
+/// Counts what an attempt came to, by class: a few dozen series at most.
+fn count_outcome(event: &MailEvent) {
+    let (outcome, class, recipients) = match event {
+        MailEvent::Delivered { recipients, .. } => ("delivered", "none", recipients),
+        MailEvent::Deferred { recipients, why, .. } => ("deferred", why.word(), recipients),
+        MailEvent::Bounced { recipients, why, .. } => ("bounced", why.word(), recipients),
+        MailEvent::Expired { recipients, .. } => ("expired", "none", recipients),
+        _ => return,
+    };
+    let count = u64::try_from(recipients.len()).unwrap_or(u64::MAX);
+    metrics::counter!(OUTCOMES, "outcome" => outcome, "class" => class).increment(count);
 }
 
 /// A read that failed while something was to be written.

@@ -250,7 +250,7 @@ impl Queue {
         self.store.get(&history_key(id))?.map(|bytes| codec::decode(&bytes)).transpose()
     }
 
-    fn lane_records_of(&self, id: QueueId) -> Result<LaneRecords, StoreError> {
+    pub(super) fn lane_records_of(&self, id: QueueId) -> Result<LaneRecords, StoreError> {
         let records = key::lane_records(id);
         let (mut found, mut damaged) = (Vec::new(), Vec::new());
         for (own, bytes) in self.store.range(&records, &after_prefix(&records), RECORDS_MAX)? {
@@ -300,7 +300,7 @@ impl Queue {
 }
 
 /// Lane records by number, and what is wrong with those that cannot be read.
-type LaneRecords = (Vec<(u16, LaneRecord)>, Vec<String>);
+pub(super) type LaneRecords = (Vec<(u16, LaneRecord)>, Vec<String>);
 
 /// How an event left its recipients.
 fn ending(event: &MailEvent) -> (&[u16], String) {

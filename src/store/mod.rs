@@ -91,6 +91,8 @@ pub mod prefix {
     pub const DOMAIN: u8 = b'D';
     /// routing: routes people manage.
     pub const ROUTE: u8 = b'R';
+    /// delivery: what operators suspended.
+    pub const SUSPENSION: u8 = b'x';
     /// suppression: tenant and address -> entry.
     pub const SUPPRESSION: u8 = b'S';
     /// queue: message records.
@@ -306,6 +308,8 @@ pub trait Blobs: Send + Sync {
 /// Space taken by bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlobsUsage {
+    /// Bodies not freed yet: messages that are owed. Counts up for a moment after an open.
+    pub live_bodies: u64,
     /// Bytes in bodies not freed yet.
     pub live_bytes: u64,
     /// Bytes of the segment files.

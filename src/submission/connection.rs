@@ -17,6 +17,7 @@ use crate::accounts::{Login, LoginAttempt, Sender};
 use crate::ext::Timestamp;
 use crate::gate::{Shortage, Work};
 use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
+use crate::metrics::LOGINS;
 use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step};
 use crate::vips::Vip;
 
@@ -290,6 +291,12 @@ impl Connection {
                 LoginAnswer::Unavailable
             }
         };
+        let result = match answer {
+            LoginAnswer::Accepted => "accepted",
+            LoginAnswer::Refused => "refused",
+            LoginAnswer::Unavailable => "unavailable",
+        };
+        metrics::counter!(LOGINS, "result" => result).increment(1);
         Ok(self.session.login_checked(answer, &mut self.out))
     }
 

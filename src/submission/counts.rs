@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::mail::TenantId;
@@ -13,7 +13,7 @@ use crate::mail::TenantId;
 #[derive(Debug)]
 pub(super) struct Counts<K: Eq + Hash> {
     held: Mutex<HashMap<K, usize>>,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// One place.
@@ -25,14 +25,19 @@ pub(super) struct Place<K: Eq + Hash + Copy> {
 
 impl<K: Eq + Hash + Copy> Counts<K> {
     pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { held: Mutex::default(), max })
+        Arc::new(Self { held: Mutex::default(), max: AtomicUsize::new(max) })
+    }
+
+    /// Another number of places; those held stay held.
+    pub(super) fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// A place for `key`, unless all of its places are held.
     pub(super) fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get(&key).copied().unwrap_or(0);
-        if count >= self.max {
+        if count >= self.max.load(Ordering::Relaxed) {
             return None;
         }
         held.insert(key, count + 1);
@@ -67,9 +72,9 @@ pub(super) fn network_of(peer: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub(super) struct Octets {
     held: AtomicU64,
-    max: u64,
+    max: AtomicU64,
     by_tenant: Mutex<HashMap<TenantId, u64>>,
-    tenant_max: u64,
+    tenant_max: AtomicU64,
 }
 
 /// Octets held by one draft.
@@ -82,14 +87,21 @@ pub(super) struct Reservation {
 
 impl Octets {
     pub(super) fn new(max: u64, tenant_max: u64) -> Arc<Self> {
+        let (max, tenant_max) = (AtomicU64::new(max), AtomicU64::new(tenant_max));
         Arc::new(Self { held: AtomicU64::new(0), max, by_tenant: Mutex::default(), tenant_max })
+    }
+
+    /// Other limits; what is held stays held.
+    pub(super) fn set_max(&self, max: u64, tenant_max: u64) {
+        self.max.store(max, Ordering::Relaxed);
+        self.tenant_max.store(tenant_max, Ordering::Relaxed);
     }
 
     /// Whether `more` octets of the tenant would find room now.
     pub(super) fn has_room(&self, tenant: TenantId, more: u64) -> bool {
         let own = self.of_tenants().get(&tenant).copied().unwrap_or(0);
-        own.saturating_add(more) <= self.tenant_max
-            && self.held.load(Ordering::Relaxed).saturating_add(more) <= self.max
+        own.saturating_add(more) <= self.tenant_max.load(Ordering::Relaxed)
+            && self.held.load(Ordering::Relaxed).saturating_add(more) <= self.max.load(Ordering::Relaxed)
     }
 
     pub(super) fn reserve(self: &Arc<Self>, tenant: TenantId) -> Reservation {
@@ -104,7 +116,7 @@ impl Octets {
     fn take(&self, tenant: TenantId, more: u64) -> bool {
         let mut of_tenants = self.of_tenants();
         let own = of_tenants.entry(tenant).or_default();
-        let fits = own.saturating_add(more) <= self.tenant_max;
+        let fits = own.saturating_add(more) <= self.tenant_max.load(Ordering::Relaxed);
         if fits {
             *own = own.saturating_add(more);
         }
@@ -136,7 +148,7 @@ impl Reservation {
             return false;
         }
         let before = self.octets.held.fetch_add(more, Ordering::Relaxed);
-        if before.saturating_add(more) > self.octets.max {
+        if before.saturating_add(more) > self.octets.max.load(Ordering::Relaxed) {
             self.octets.held.fetch_sub(more, Ordering::Relaxed);
             self.octets.give_back(self.tenant, more);
             return false;

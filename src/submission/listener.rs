@@ -14,13 +14,14 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use socket2::{Domain as Family, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::accounts::Accounts;
 use crate::background::{Shutdown, Tasks};
 use crate::gate::{Gate, Work};
 use crate::mail::SmtpAccountId;
-use crate::metrics::SESSIONS;
+use crate::metrics::{SESSIONS, SESSIONS_BEGUN, SESSIONS_REFUSED};
 use crate::net::{self, Certificates};
 use crate::smtp;
 use crate::vips::{Vip, Vips};
@@ -73,6 +74,7 @@ pub fn inherited_sockets(settings: &Settings) -> io::Result<Vec<GivenSocket>> {
 }
 
 /// What all sessions share.
+#[derive(Clone)]
 pub(super) struct Door {
     pub(super) settings: Arc<Settings>,
     pub(super) session: Arc<smtp::Settings>,
@@ -98,15 +100,25 @@ pub(super) struct Door {
 type Spot = (SocketAddr, PortMode);
 
 pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { settings, gate, accounts, may_send_from, accept, vips, certificates, drafts_folder, given_sockets } =
-        parts;
-    let door = Arc::new(Door {
+    let Parts {
+        settings: mut changes,
+        gate,
+        accounts,
+        may_send_from,
+        accept,
+        vips,
+        certificates,
+        drafts_folder,
+        given_sockets,
+    } = parts;
+    let settings = changes.borrow_and_update().clone();
+    let door = Door {
         session: Arc::new(settings.session.clone()),
         drafts: Octets::new(settings.drafts_bytes_max, settings.drafts_bytes_per_tenant_max),
         by_account: Counts::new(settings.sessions_per_account_max),
         by_peer: Counts::new(settings.sessions_per_peer_max),
         in_total: Counts::new(settings.sessions_max),
-        settings: Arc::new(settings),
+        settings,
         gate,
         accounts,
         may_send_from,
@@ -117,33 +129,60 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
         stop: shutdown.clone(),
         sessions: Tasks::new(),
         kill: Shutdown::new(),
-    });
+    };
+    let (sessions, kill, grace) = (door.sessions.clone(), door.kill.clone(), door.settings.stop_grace);
+    let doors = watch::Sender::new(Arc::new(door));
     let mut given = Vec::new();
     for GivenSocket { listener, mode } in given_sockets {
         match adopt(listener) {
             Ok((listener, address)) => {
                 info!(%address, ?mode, "serving a given socket");
                 given.push(address);
-                door.sessions.spawn(listen(Arc::clone(&door), listener, mode, shutdown.clone()));
+                sessions.spawn(listen(doors.subscribe(), listener, mode, shutdown.clone()));
             }
             Err(error) => warn!(%error, "a given socket cannot be used"),
         }
     }
-    reconcile(&door, &given, &shutdown).await;
-    door.sessions.close();
-    if tokio::time::timeout(door.settings.stop_grace, door.sessions.wait()).await.is_err() {
-        door.kill.cancel();
-        door.sessions.wait().await;
+    reconcile(&doors, &mut changes, &given, &shutdown).await;
+    sessions.close();
+    if tokio::time::timeout(grace, sessions.wait()).await.is_err() {
+        kill.cancel();
+        sessions.wait().await;
     }
 }
 
-/// Keeps the listeners as they should be until `shutdown`.
-async fn reconcile(door: &Arc<Door>, given: &[SocketAddr], shutdown: &Shutdown) {
+impl Door {
+    /// The same door with other limits, for sessions that begin from now on.
+    fn adjusted(&self, settings: Arc<Settings>) -> Self {
+        self.drafts.set_max(settings.drafts_bytes_max, settings.drafts_bytes_per_tenant_max);
+        self.by_account.set_max(settings.sessions_per_account_max);
+        self.by_peer.set_max(settings.sessions_per_peer_max);
+        self.in_total.set_max(settings.sessions_max);
+        Self { session: Arc::new(settings.session.clone()), settings, ..self.clone() }
+    }
+}
+
+/// Resolves when settings changed; never if nobody can change them any more.
+async fn changed_settings(changes: &mut watch::Receiver<Arc<Settings>>) -> Arc<Settings> {
+    match changes.changed().await {
+        Ok(()) => changes.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Keeps the listeners as they should be, and the door's limits as they are set, until `shutdown`.
+async fn reconcile(
+    doors: &watch::Sender<Arc<Door>>,
+    changes: &mut watch::Receiver<Arc<Settings>>,
+    given: &[SocketAddr],
+    shutdown: &Shutdown,
+) {
+    let door = Arc::clone(&doors.borrow());
     let mut changed = door.vips.changed();
     let mut running: HashMap<SocketAddr, (PortMode, Shutdown)> = HashMap::new();
     let mut complaints: BTreeMap<SocketAddr, String> = BTreeMap::new();
     loop {
-        let wanted = wanted(door, given);
+        let wanted = wanted(&door, given);
         running.retain(|address, (mode, stop)| {
             let stays = wanted.contains(&(*address, *mode));
             if !stays {
@@ -163,7 +202,7 @@ async fn reconcile(door: &Arc<Door>, given: &[SocketAddr], shutdown: &Shutdown) 
                     complaints.remove(&address);
                     let stop = shutdown.child_token();
                     running.insert(address, (mode, stop.clone()));
-                    door.sessions.spawn(listen(Arc::clone(door), listener, mode, stop));
+                    door.sessions.spawn(listen(doors.subscribe(), listener, mode, stop));
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -177,6 +216,10 @@ async fn reconcile(door: &Arc<Door>, given: &[SocketAddr], shutdown: &Shutdown) 
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = changed.changed() => {}
+            settings = changed_settings(changes) => {
+                let adjusted = doors.borrow().adjusted(settings);
+                doors.send_replace(Arc::new(adjusted));
+            }
             () = tokio::time::sleep(door.settings.presence_poll) => {}
         }
     }
@@ -223,7 +266,7 @@ fn adopt(listener: std::net::TcpListener) -> io::Result<(TcpListener, SocketAddr
     Ok((TcpListener::from_std(listener)?, address))
 }
 
-async fn listen(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Shutdown) {
+async fn listen(doors: watch::Receiver<Arc<Door>>, listener: TcpListener, mode: PortMode, stop: Shutdown) {
     let mut complained = None;
     loop {
         let accepted = tokio::select! {
@@ -234,6 +277,7 @@ async fn listen(door: Arc<Door>, listener: TcpListener, mode: PortMode, stop: Sh
         match accepted {
             Ok((stream, peer)) => {
                 complained = None;
+                let door = Arc::clone(&doors.borrow());
                 admit(&door, stream, peer, mode);
             }
             Err(error) if is_about_one_connection(&error) => {}
@@ -271,6 +315,7 @@ fn admit(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr, mode: PortMode) 
     let Ok(local) = stream.local_addr() else { return };
     let Some(vip) = door.vips.by_address(local.ip()) else {
         debug!(%local, "no virtual IP has that address");
+        metrics::counter!(SESSIONS_REFUSED, "reason" => "no-virtual-ip").increment(1);
         return refuse(&stream, mode, "421 4.3.2 No service on this address\r\n");
     };
     if let Err(shortage) = door.gate.admit(Work::Session) {
@@ -279,15 +324,18 @@ fn admit(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr, mode: PortMode) 
     }
     let Some(total) = door.in_total.take(()) else {
         warn!("sessions_max reached");
+        metrics::counter!(SESSIONS_REFUSED, "reason" => "sessions-max").increment(1);
         return refuse(&stream, mode, "421 4.3.2 Too many sessions; come back later\r\n");
     };
     let Some(by_peer) = door.by_peer.take(network_of(peer.ip())) else {
         debug!(%peer, "sessions_per_peer_max reached");
+        metrics::counter!(SESSIONS_REFUSED, "reason" => "sessions-per-peer-max").increment(1);
         return refuse(&stream, mode, "421 4.7.0 Too many sessions from your address\r\n");
     };
     // Replies are whole writes already; nothing is gained by waiting for more.
     let _ = stream.set_nodelay(true);
     metrics::gauge!(SESSIONS, "port" => local.port().to_string()).increment(1);
+    metrics::counter!(SESSIONS_BEGUN, "port" => local.port().to_string()).increment(1);
     let places = Places { _total: total, _peer: by_peer, port: local.port() };
     let connection = Connection::new(Arc::clone(door), Wire::Plain(stream), peer, Arc::new(vip), mode);
     let kill = door.kill.clone();

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
@@ -120,8 +121,8 @@ pub type Accept = Arc<dyn Fn(Submission, Timestamp) -> BoxFuture<'static, Result
 
 /// What the door is built from.
 pub struct Parts {
-    /// Limits and ports.
-    pub settings: Settings,
+    /// Limits and ports, followed as they change: a session keeps those it began with, ports stay.
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Whether there is room for a session or a message now.
     pub gate: Arc<Gate>,
     /// Checks logins.

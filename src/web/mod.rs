@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
+use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -42,10 +43,11 @@ pub use api::{
     AuditEntryJson, AuditVerifiedJson, CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson,
     EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson,
     LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson,
-    NewSuppressionJson, NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson,
-    QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, RetiredJson, RotationJson,
-    RouteJson, ServerJson, SessionJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, SuppressionJson,
-    TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipJson,
+    NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson,
+    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
+    RetiredJson, RotationJson, RouteJson, ServerJson, SessionJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson,
+    StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson,
+    VerificationJson, VipJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -73,6 +75,8 @@ pub struct Parts {
     pub queue: Arc<Queue>,
     /// Who administers.
     pub people: Arc<People>,
+    /// The operators' hand on delivery.
+    pub delivery: Arc<Delivery>,
     /// For its health.
     pub store: Arc<dyn Store>,
     /// For the space it takes.

@@ -14,6 +14,7 @@ use crate::access::{Actor, Role};
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::{Backup, Places};
+use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
@@ -76,6 +77,7 @@ pub(super) async fn api_with(settings: Settings) -> Router {
         routes: Arc::new(Routes::open(store.clone(), key.clone()).unwrap()),
         backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
         queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
+        delivery: Delivery::open(store.clone()).unwrap(),
         store: store.clone(),
         blobs: store,
         gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
@@ -119,6 +121,25 @@ async fn shop() -> Router {
     let (status, _) = call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
     assert_eq!(status, StatusCode::CREATED);
     api
+}
+
+#[tokio::test]
+async fn delivery_is_suspended_by_one_name_listed_and_resumed() {
+    let api = shop().await;
+    let asked = json!({"to": "slow.example", "reason": "they asked", "seconds": 3600});
+    let (status, made) = call(&api, "POST", "/suspensions", asked).await;
+    assert_eq!((status, &made["to"]), (StatusCode::OK, &json!("slow.example")), "{made}");
+    let (_, list) = call(&api, "GET", "/suspensions", Value::Null).await;
+    assert_eq!(list["rows"][0]["what"], "mail to slow.example");
+    assert!(list["rows"][0]["until"].is_string());
+    for wrong in [json!({"reason": "x"}), json!({"all": true, "site": "mx", "reason": "x"}), json!({"all": true})] {
+        assert!(call(&api, "POST", "/suspensions", wrong.clone()).await.0.is_client_error(), "{wrong}");
+    }
+    let resumed = |was: bool| json!({"what": "mail to slow.example", "was_suspended": was});
+    for was in [true, false] {
+        let (_, answer) = call(&api, "POST", "/suspensions/resume", json!({"to": "slow.example"})).await;
+        assert_eq!(answer, resumed(was));
+    }
 }
 
 #[tokio::test]

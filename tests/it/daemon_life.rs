@@ -158,12 +158,19 @@ fn systemd_is_told_ready_reloading_watchdog_and_stopping() {
     assert!(process.log().contains("log.level: must be one of"), "{}", process.log());
     assert!(process.log().contains("the old one stays in use"));
 
-    std::fs::write(&path, format!("{sound}\nlog.level = \"debug\"\nqueue.retry_first = \"7m\"\n")).unwrap();
+    let live = "log.level = \"debug\"\nqueue.retry_first = \"7m\"\nsubmission.recipients_max = 200";
+    std::fs::write(&path, format!("{sound}\n{live}\nstore.cache_bytes = \"32 MiB\"\n")).unwrap();
     process.signal(rustix::process::Signal::HUP);
     process.notified("RELOADING=1");
     process.notified("READY=1");
-    assert!(process.log().contains("log.level"), "{}", process.log());
-    assert!(process.log().contains("a restart takes it over"), "{}", process.log());
+    for key in ["log.level", "queue.retry_first", "submission.recipients_max"] {
+        assert!(process.log().contains(&format!("taken over setting=\"{key}\"")), "{}", process.log());
+    }
+    assert!(
+        process.log().contains("changed; a restart takes it over setting=\"store.cache_bytes\""),
+        "{}",
+        process.log()
+    );
 
     process.signal(rustix::process::Signal::TERM);
     process.notified("STOPPING=1");

@@ -153,7 +153,11 @@ impl Engine {
             source: "127.0.0.1".into(),
             tls: "TLSv1.3 TLS_AES_256_GCM_SHA384".into(),
         };
-        let outcome = Outcome::Delivered { peer, reply: Reply::enhanced(250, 0, 0, "ok") };
+        let outcome = Outcome::Delivered {
+            peer,
+            reply: Reply::enhanced(250, 0, 0, "ok"),
+            onward: postern::queue::Onward::Ourselves,
+        };
         let (mut settled, mut running) = (0, tokio::task::JoinSet::new());
         while settled < count {
             for due in self.queue.some_lanes(DELIVERIES) {

@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "vips",
             "accounts",
             "gate",
+            "records",
         ],
     ),
     (
@@ -431,4 +432,15 @@ fn every_point_of_the_promise_names_tests_that_exist() {
     }
     assert!(points == 10 && proofs > 15, "{points} points and {proofs} proofs: the page is no longer understood");
     assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn no_two_kinds_of_record_share_a_prefix() {
+    let text = fs::read_to_string(root().join("src/store/mod.rs")).unwrap();
+    let mut known: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in text.lines().filter(|line| line.trim_start().starts_with("pub const ") && line.contains(": u8 = b'")) {
+        let (name, value) = line.trim().split_once(": u8 = ").unwrap();
+        assert_eq!(known.insert(value, name), None, "{name} has the prefix of another kind of record");
+    }
+    assert!(known.len() > 15, "the prefixes are declared elsewhere now");
 }

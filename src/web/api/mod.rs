@@ -14,6 +14,7 @@ mod session;
 mod smtp_accounts;
 mod status;
 mod suppressions;
+mod suspensions;
 mod tenants;
 mod users;
 mod vips;
@@ -45,6 +46,7 @@ pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodes
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionJson};
+pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipJson};
@@ -119,6 +121,8 @@ fn people_routes() -> OpenApiRouter<Shared> {
 
 fn queue_routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
+        .routes(routes!(suspensions::list, suspensions::add))
+        .routes(routes!(suspensions::resume))
         .routes(routes!(queue::list))
         .routes(routes!(queue::show))
         .routes(routes!(queue::why))

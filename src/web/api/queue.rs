@@ -314,6 +314,7 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::NoticeUnsigned => "this notice left unsigned: no key covers its sender".to_owned(),
         MailEvent::Damaged { detail } => format!("damaged: {detail}"),
         MailEvent::Retired => "done: nothing is owed any more, the body is erased".to_owned(),
+        MailEvent::Faulted { detail } => format!("set apart: {detail}"),
         MailEvent::Salvaged { recipients } => format!("{}: saved from the segments, owed again", to(recipients)),
     }
 }

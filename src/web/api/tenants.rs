@@ -13,7 +13,6 @@ use super::{Answer, Shared, off_workers, tenant_called, vip_called};
 use crate::access::{Actor, Permission, Resource};
 use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
 use crate::ext::Timestamp;
-use crate::queue::Filter;
 use crate::records::AdminError;
 use crate::vips::Owner;
 use crate::web::Parts;
@@ -224,10 +223,8 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     let tenant = tenant_called(&parts, &actor, &name)?;
     let mut held = held_for(&parts, &actor, &tenant)?;
-    let (queue, asker) = (parts.queue.clone(), actor.clone());
-    let filter = Filter { tenant: Some(tenant.id), ..Filter::default() };
-    let waiting = off_workers(move || queue.list(&asker, &filter, None, 1)).await?;
-    if !waiting.messages.is_empty() || waiting.next.is_some() {
+    let (queue, id) = (parts.queue.clone(), tenant.id);
+    if off_workers(move || Ok(queue.has_mail_of(id)?)).await? {
         held.push("queued mail".to_owned());
     }
     let (id, now) = (tenant.id, Timestamp::now());

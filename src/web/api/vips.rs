@@ -16,7 +16,6 @@ use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
 use crate::net;
-use crate::queue::Filter;
 use crate::vips::{NewVip, Owner, Vip};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
@@ -188,10 +187,8 @@ pub(super) async fn remove(
     if let Some(tenant) = default_of {
         return Err(Problem::in_use(format!("notices to tenant {} leave by this virtual IP", tenant.name)));
     }
-    let (queue, asker) = (parts.queue.clone(), actor.clone());
-    let filter = Filter { vip: Some(vip.id), ..Filter::default() };
-    let waiting = off_workers(move || queue.list(&asker, &filter, None, 1)).await?;
-    if !waiting.messages.is_empty() || waiting.next.is_some() {
+    let queue = parts.queue.clone();
+    if off_workers(move || Ok(queue.has_mail_at(vip.id)?)).await? {
         return Err(Problem::in_use(
             "mail that leaves by this virtual IP or was accepted for it is not settled yet, and notices about it leave by it \
              too; wait, or cancel that mail (postern queue list)",

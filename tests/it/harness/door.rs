@@ -97,7 +97,7 @@ impl Door {
         let accepted = Arc::new(Mutex::new(Vec::new()));
         let drafts_folder = folder.path().to_owned();
         let parts = submission::Parts {
-            settings,
+            settings: tokio::sync::watch::channel(Arc::new(settings)).1,
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
             accounts: Arc::clone(&accounts),
             may_send_from: Arc::new(|_, domain| own_domain_only(domain)),

@@ -97,7 +97,7 @@ impl Outbound {
             queue: Arc::new(queue),
             vips: vips.clone(),
             routes: routes.clone(),
-            delivery: Delivery::new(),
+            delivery: Delivery::open(store.clone()).unwrap(),
             vip,
             zone,
             settings: sender,

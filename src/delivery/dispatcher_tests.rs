@@ -1,0 +1,148 @@
+//! The loop with a transport of its own making: what a fault of ours does to other mail.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::access::Actor;
+use crate::delivery::transport::{Families, same_for_all};
+use crate::events::{EventKind, MailEvent, Peer};
+use crate::mail::{
+    Address, Body, Class, Domain, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, TenantId,
+};
+use crate::queue::{Needs8bit, NewMessage, NewRecipient, Onward};
+use crate::store::MemoryStore;
+use crate::vips::{NewVip, Owner, Vips};
+
+/// Delivers everything but mail to `bad@`, at which it panics.
+struct Faulty(AtomicUsize);
+
+#[async_trait]
+impl Transport for Faulty {
+    async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
+        Ok(Site {
+            name: "mx".into(),
+            hosts: Vec::new(),
+            port: 25,
+            tls: crate::delivery::TlsUse::Never,
+            realm: 0,
+            login: None,
+        })
+    }
+
+    async fn attempt(&self, mut job: Job) -> Report {
+        let mut messages = 0;
+        while let Some(held) = job.hand.next_claim() {
+            let claim = held.claim().unwrap();
+            if claim.record.recipients[0].address.local_part() == "bad" {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                panic!("a fault of ours, made by a test");
+            }
+            let peer = Peer { host: "mx".into(), address: "a".into(), source: "b".into(), tls: "none".into() };
+            let onward = Onward::Ourselves;
+            let outcome = Outcome::Delivered { peer, reply: Reply::enhanced(250, 0, 0, "ok"), onward };
+            let outcomes = same_for_all(claim, &outcome);
+            job.hand.settle(held, outcomes).await;
+            messages += 1;
+        }
+        Report { ending: Ending::Drained, messages, idle: None, failed: Vec::new(), reached: Vec::new() }
+    }
+}
+
+fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
+    let lane = Lane {
+        vip,
+        tenant: TenantId(1),
+        class: Class::Transactional,
+        transport: TransportName::Mx,
+        next_hop: Domain::parse("shop.example").unwrap(),
+    };
+    let address = Address::parse(to).unwrap();
+    NewMessage {
+        id: QueueId::new(Timestamp::now()),
+        tenant: TenantId(1),
+        account: None,
+        vip,
+        class: Class::Transactional,
+        source: "smtp".to_owned(),
+        reverse_path: ReversePath(None),
+        parameters: MailParameters::default(),
+        message: Sealed {
+            head: bytes::Bytes::from_static(b"Subject: s\r\n\r\n"),
+            body: Body::Memory(bytes::Bytes::from_static(b"hi\r\n")),
+        },
+        needs_8bit: Needs8bit::No,
+        subject: String::new(),
+        message_id: String::new(),
+        header_from: String::new(),
+        signatures: Vec::new(),
+        recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane) }],
+        notice_about: None,
+    }
+}
+
+fn told(queue: &Queue, id: QueueId) -> Vec<MailEvent> {
+    let events = queue.show(&Actor::local(0), id).unwrap().events;
+    let of_mail =
+        |event: crate::events::Event| if let EventKind::Mail(_, event) = event.kind { Some(event) } else { None };
+    events.into_iter().filter_map(of_mail).collect()
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..6_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within a minute: {what}");
+}
+
+#[tokio::test]
+async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goes_on() {
+    let store = Arc::new(MemoryStore::new());
+    let queue = Arc::new(Queue::open(store.clone(), store.clone(), crate::queue::Settings::default()).await.unwrap());
+    let vips = Arc::new(Vips::open(store.clone()).unwrap());
+    let new = NewVip {
+        ipv4: Some([127, 0, 0, 1].into()),
+        ipv6: None,
+        public_ipv4: None,
+        public_ipv6: None,
+        ehlo: Domain::parse("mx.example.com").unwrap(),
+        owner: Owner::Shared,
+    };
+    let vip = vips.add(&Actor::local(0), new, Timestamp::now()).await.unwrap().id;
+    let settings = Settings { given_back_pause: Duration::from_millis(20), ..Settings::default() };
+    let (_sender, settings) = watch::channel(Arc::new(settings));
+    let faulty = Arc::new(Faulty(AtomicUsize::new(0)));
+    let wiring = Wiring {
+        queue: queue.clone(),
+        screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _| Ok(false)) },
+        mx: faulty.clone(),
+        smarthost: faulty.clone(),
+        delivery: Delivery::open(store.clone()).unwrap(),
+        gate: Arc::new(Gate::new(crate::gate::Settings::default())),
+        settings,
+    };
+    let stop = Shutdown::new();
+    let (keeper, keeping) = (queue.clone(), stop.clone());
+    let chores = tokio::spawn(async move { keeper.keep(&keeping).await });
+    let running = tokio::spawn(Dispatcher::new(wiring, Sources::new(vips, store)).run(stop.clone()));
+    let (bad, good) = (message("bad@shop.example", vip), message("ann@shop.example", vip));
+    let (bad_id, good_id) = (bad.id, good.id);
+    queue.enqueue(bad, Timestamp::now()).await.unwrap();
+    queue.enqueue(good, Timestamp::now()).await.unwrap();
+    let is_delivered = |id| told(&queue, id).iter().any(|event| matches!(event, MailEvent::Delivered { .. }));
+    until("the bad one is held", || told(&queue, bad_id).iter().any(|event| matches!(event, MailEvent::Held { .. })))
+        .await;
+    until("the good one is delivered", || is_delivered(good_id)).await;
+    let late = message("bert@shop.example", vip);
+    let late_id = late.id;
+    queue.enqueue(late, Timestamp::now()).await.unwrap();
+    until("later mail is delivered", || is_delivered(late_id)).await;
+    assert_eq!(faulty.0.load(Ordering::SeqCst), 3, "no attempt after it was held");
+    stop.cancel();
+    running.await.unwrap();
+    chores.await.unwrap();
+}
