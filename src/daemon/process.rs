@@ -37,6 +37,11 @@ const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Runs the daemon from the file at `path` until it is told to stop; the code it exits with.
 /// `root` is the command line's say, beside the file's.
 pub fn serve(path: &Path, root: RootPolicy) -> ExitCode {
+    // Before any secret is read: what is in memory must not lie on a disk after a crash.
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
+        eprintln!("postern: core dumps could not be switched off: {error}");
+    }
     let config = match config::load(path) {
         Ok(config) => config,
         Err(problems) => {

@@ -178,6 +178,78 @@ fn systemd_is_told_ready_reloading_watchdog_and_stopping() {
 }
 
 #[test]
+fn a_daemon_that_crashes_leaves_no_core_with_its_keys() {
+    let mut process = Process::start(&free_ports());
+    process.notified("READY=1");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.child.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
+    process.signal(rustix::process::Signal::ABORT);
+    let ended = process.child.wait().unwrap();
+    assert!(!std::os::unix::process::ExitStatusExt::core_dumped(&ended), "{ended}");
+}
+
+#[test]
+fn no_secret_is_in_the_log_at_any_level() {
+    let process = Process::start(&format!("log.level = \"trace\"\n{}", free_ports()));
+    process.notified("READY=1");
+    let folder = process.folder.path();
+    let tool = |arguments: &[&str]| {
+        let config = folder.join("postern.toml").display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+        let done = command.args(["--json", "--config", &config]).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    tool(&["tenant", "add", "shop"]);
+    tool(&["vip", "add", "127.0.0.1", "--ehlo", "shop.example.com", "--tenant", "shop"]);
+    tool(&["domain", "add", "shop", "shop.example.com"]);
+    let key: serde_json::Value = serde_json::from_str(&tool(&["backup", "key"])).unwrap();
+    let account: serde_json::Value = serde_json::from_str(&tool(&["smtp-account", "add", "shop"])).unwrap();
+    let password = account["password"].as_str().unwrap();
+    std::fs::write(folder.join("relay"), "relay-password-planted\n").unwrap();
+    let relay = folder.join("relay").display().to_string();
+    tool(&["route", "add", "relay.test", "--to", "relayed.test", "--user", "u", "--password-file", &relay]);
+    tool(&["backup", "make", &folder.join("copy").display().to_string()]);
+    let login = account["account"]["login"].as_str().unwrap();
+    let exchange = log_in(folder, login, password);
+    let master = std::fs::read_to_string(folder.join("master.key")).unwrap();
+    let log = process.log();
+    assert!(log.contains("DEBUG"), "the log is not at its most talkative");
+    let secrets = [password, "relay-password-planted", key["key"].as_str().unwrap(), master.trim(), &exchange];
+    for secret in secrets {
+        assert!(secret.len() > 8 && !log.contains(secret), "{secret} is in the log");
+    }
+}
+
+/// Logs in at the STARTTLS port in the clear first, which must be refused, then as it should be; what was
+/// said after AUTH.
+fn log_in(folder: &std::path::Path, login: &str, password: &str) -> String {
+    use base64::Engine;
+    let exchange = base64::engine::general_purpose::STANDARD.encode(format!("\0{login}\0{password}"));
+    let text = std::fs::read_to_string(folder.join("postern.toml")).unwrap();
+    let port = |key: &str| -> u16 {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+        line.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    };
+    let (tls, starttls) = (port("submission.tls_ports"), port("submission.starttls_ports"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut clear = tokio::net::TcpStream::connect((LOCALHOST, starttls)).await.unwrap();
+        let said = format!("EHLO c.test\r\nAUTH PLAIN {exchange}\r\nQUIT\r\n");
+        tokio::io::AsyncWriteExt::write_all(&mut clear, said.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        let _ = tokio::io::AsyncReadExt::read_to_string(&mut clear, &mut reply).await;
+        assert!(!reply.contains("235"), "{reply}");
+        let mut client = crate::harness::daemon::Client::connect((LOCALHOST, tls).into()).await;
+        client.say("EHLO c.test").await;
+        let reply = client.say(&format!("AUTH PLAIN {exchange}")).await;
+        assert!(reply.starts_with("235"), "{reply}");
+    });
+    exchange
+}
+
+#[test]
 fn a_second_daemon_in_the_same_folder_does_not_start() {
     let ports = free_ports();
     let mut first = Process::start(&ports);

@@ -23,3 +23,4 @@ mod power_cut;
 mod scale;
 mod scenarios;
 mod tidy;
+mod upgrade;
