@@ -37,6 +37,8 @@ mod conformance;
 #[cfg(test)]
 mod handover_tests;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
