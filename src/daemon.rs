@@ -192,6 +192,8 @@ impl Daemon {
         let shutdown = || self.rest.shutdown().clone();
         let (queue, stop) = (Arc::clone(&self.queue), shutdown());
         self.rest.vital("queue", async move { queue.keep(&stop).await });
+        let (pacing, stop) = (Arc::clone(&rooms.pacing), shutdown());
+        self.rest.vital("pacing", async move { pacing.keep(&stop).await });
         let (domains, stop) = (Arc::clone(&self.domains), shutdown());
         self.rest.vital("domains", async move { domains.run(stop).await });
         self.rest.vital("certificates", Arc::clone(&self.certificates).watch(CERTIFICATE_POLL, shutdown()));
@@ -251,6 +253,7 @@ impl Daemon {
             dialer: world.dialer,
             tls: Arc::new(tls),
             delivery: Arc::clone(&self.delivery),
+            pacing: Arc::clone(&rooms.pacing),
             settings: self.delivery_settings.subscribe(),
         };
         self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));

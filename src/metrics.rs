@@ -55,6 +55,14 @@ pub const STORE_GROUP: &str = "postern_store_group_batches";
 pub const STORE_SYNC: &str = "postern_store_sync_seconds";
 /// How long a checkpoint of the records takes.
 pub const STORE_CHECKPOINT: &str = "postern_store_checkpoint_seconds";
+/// Jobs that had to wait, label `by`: the limit, `resting`, `parked`, `warm-up`.
+pub const HELD_BACK: &str = "postern_delivery_held_back_total";
+/// Steps of the controllers, label `step`: `slowed`, `parked`, `recovered`.
+pub const SITE_STEPS: &str = "postern_site_steps_total";
+/// Pairs of site and virtual IP that get less than their limits allow.
+pub const SITES_SLOWED: &str = "postern_sites_slowed";
+/// Pairs of site and virtual IP that get nothing, because the address is listed.
+pub const SITES_PARKED: &str = "postern_sites_parked";
 
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
@@ -106,6 +114,10 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (STORE_GROUP, Kind::Histogram, "Batches that share one sync of the journal"),
     (STORE_SYNC, Kind::Histogram, "How long a sync of the journal takes, in seconds"),
     (STORE_CHECKPOINT, Kind::Histogram, "How long a checkpoint of the records takes, in seconds"),
+    (HELD_BACK, Kind::Counter, "Jobs of delivery that had to wait, by what held them"),
+    (SITE_STEPS, Kind::Counter, "Steps of the controllers of sites, by step"),
+    (SITES_SLOWED, Kind::Gauge, "Pairs of site and virtual IP that get less than their limits allow"),
+    (SITES_PARKED, Kind::Gauge, "Pairs of site and virtual IP that are paused because the address is listed"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
     (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),

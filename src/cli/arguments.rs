@@ -6,6 +6,7 @@
 
 mod copies;
 mod people;
+mod site;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::mail::Domain;
 
 pub use copies::{Backup, MasterKey, Restore, Store};
 pub use people::{Audit, Key, User};
+pub use site::{Classify, Site, SiteLimits, SiteScope};
 
 /// Your own mail sending service in one binary.
 #[derive(Debug, Parser)]
@@ -91,6 +93,9 @@ pub enum Command {
     /// Who changed what, and whether that log is whole
     #[command(subcommand)]
     Audit(Audit),
+    /// Receiving sites: what they are sent, how fast, and why not faster
+    #[command(subcommand)]
+    Site(Site),
     /// What a reply of a receiving server means: its class, and what is done about it
     Classify(Classify),
     /// Sealed copies of everything, taken while the daemon serves
@@ -104,18 +109,6 @@ pub enum Command {
     /// The key that seals secrets in the data folder, offline: the daemon must not be running
     #[command(subcommand)]
     Masterkey(MasterKey),
-}
-
-#[derive(Args, Debug)]
-pub struct Classify {
-    /// The reply as it stands in a log, in quotes: "550 5.1.1 no such user"; ` / ` parts its lines
-    pub reply: String,
-    /// After which command it came: greeting, ehlo, starttls, auth, mail, rcpt, data, body or dot
-    #[arg(long, value_name = "COMMAND", default_value = "rcpt")]
-    pub after: String,
-    /// Who said it, as `site list` names providers; without it the rules of all of them are tried
-    #[arg(long, value_name = "NAME")]
-    pub provider: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -19,6 +19,7 @@ mod output;
 mod page;
 mod queue;
 mod route;
+mod site;
 mod smtp_account;
 mod snippets;
 mod status;
@@ -145,6 +146,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Delivery(command) => delivery::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
+            Command::Site(command) => site::run(&session, command).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })

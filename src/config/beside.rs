@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Config, FILE_BYTES_MAX, Problem};
-use crate::delivery::ReplyRules;
+use crate::delivery::{Providers, ReplyRules};
 
+/// Well-known receivers and their limits, in front of those that come with the program.
+const PROVIDERS: &str = "providers.toml";
 /// What replies of receiving servers mean, tried before the rules that come with the program.
 const REPLIES: &str = "replies.toml";
 
@@ -17,9 +19,11 @@ const REPLIES: &str = "replies.toml";
 pub(super) fn add(path: &Path, config: Result<Config, Vec<Problem>>) -> Result<Config, Vec<Problem>> {
     let mut problems = Vec::new();
     let replies = read(&path.with_file_name(REPLIES), ReplyRules::with, &mut problems);
+    let providers = read(&path.with_file_name(PROVIDERS), Providers::with, &mut problems);
     match config {
         Ok(mut config) if problems.is_empty() => {
             replies.into_iter().for_each(|rules| config.delivery.replies = rules);
+            providers.into_iter().for_each(|known| config.delivery.providers = known);
             Ok(config)
         }
         Ok(_) => Err(problems),

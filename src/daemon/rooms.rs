@@ -9,7 +9,7 @@ use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::config::Config;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Pacing};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -40,6 +40,7 @@ pub(super) struct Rooms {
     pub(super) delivery: Arc<Delivery>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) intake: Arc<Intake>,
+    pub(super) pacing: Arc<Pacing>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
 }
@@ -74,6 +75,7 @@ impl Rooms {
             Arc::new(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept));
         let named = Arc::clone(&queue);
         domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
+        let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let pipeline = Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips)));
         let parts = intake::Parts {
             pipeline: Arc::clone(&pipeline),
@@ -97,6 +99,7 @@ impl Rooms {
             delivery,
             pipeline,
             intake,
+            pacing: Arc::new(pacing),
             bell,
             gate,
         })
@@ -111,6 +114,7 @@ impl Rooms {
             self.domains.damaged(),
             self.people.damaged(),
             self.delivery.damaged(),
+            self.pacing.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -130,6 +134,7 @@ impl Rooms {
             queue: rooms.queue,
             backup: rooms.backup,
             delivery: rooms.delivery,
+            pacing: rooms.pacing,
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,

@@ -5,6 +5,8 @@
 //! Easy to get wrong: the loop itself never waits for DNS, disk or a peer (tasks do), and a lane
 //! that may not run now must never make it spin: every reason to wait has a moment or an event.
 
+mod ended;
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,10 +18,11 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
 use super::settle::{Screen, record_outcomes, share_fate};
-use super::shaping::{Admission, Path, Shaper, Use, allowance};
+use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance};
+use super::sharers::Sharers;
 use super::sources::{Sources, after, earlier};
-use super::transport::{Ending, Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
-use super::{Delivery, Settings};
+use super::transport::{Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
+use super::{Delivery, Pacing, Settings};
 use crate::background::Shutdown;
 use crate::events::Why;
 use crate::ext::Timestamp;
@@ -71,7 +74,16 @@ pub(super) enum Done {
 
 /// A task of the loop.
 enum Running {
-    Job { lane: Lane, path: Path, progress: Arc<Progress>, steps: u64, since: Instant, handle: AbortHandle },
+    Job {
+        lane: Lane,
+        path: Path,
+        pace: Path,
+        permit: Permit,
+        progress: Arc<Progress>,
+        steps: u64,
+        since: Instant,
+        handle: AbortHandle,
+    },
     Lookup(super::lanes::Place),
     Fate(Lane),
 }
@@ -84,6 +96,7 @@ pub(super) struct Wiring {
     pub(super) mx: Arc<dyn Transport>,
     pub(super) smarthost: Arc<dyn Transport>,
     pub(super) delivery: Arc<Delivery>,
+    pub(super) pacing: Arc<Pacing>,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
 }
 
@@ -98,6 +111,7 @@ pub(super) struct Dispatcher {
     tasks: JoinSet<Done>,
     running: HashMap<Id, Running>,
     jobs_of: HashMap<Lane, usize>,
+    sharers: Sharers,
     fates: HashMap<Path, (Instant, Outcome)>,
     avoided: HashMap<SocketAddr, Instant>,
     jobs: usize,
@@ -121,6 +135,8 @@ struct Candidate {
     source: Arc<Source>,
     site: Arc<Site>,
     path: Path,
+    /// The same for the pace: the provider, where there is one.
+    pace: Path,
 }
 
 impl Dispatcher {
@@ -136,6 +152,7 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             jobs_of: HashMap::new(),
+            sharers: Sharers::default(),
             fates: HashMap::new(),
             avoided: HashMap::new(),
             jobs: 0,
@@ -192,6 +209,7 @@ impl Dispatcher {
             Ok(()) = wiring.settings.changed() => Wake::Settings,
             () = sources.changed() => Wake::Nudge,
             () = wiring.delivery.nudged() => Wake::Nudge,
+            () = wiring.pacing.nudged() => Wake::Nudge,
             () = tokio::time::sleep_until(until.into()) => Wake::Due,
             () = wiring.queue.nudged() => Wake::Nudge,
         }
@@ -214,6 +232,7 @@ impl Dispatcher {
     fn adopt_settings(&mut self) {
         self.settings = self.wiring.settings.borrow_and_update().clone();
         self.shaper.set_limits(self.settings.shaping);
+        self.wiring.pacing.adopt(&self.settings);
         self.places.forget_all();
     }
 
@@ -246,6 +265,9 @@ impl Dispatcher {
                 Err(reason) => self.wiring.delivery.waits(&due.lane, reason),
             }
         }
+        self.wiring
+            .pacing
+            .order(&mut candidates, |candidate| (candidate.pace.clone(), candidate.lane.tenant, candidate.lane.class));
         // One job per lane and round, so that lanes of one site share its connections.
         while !candidates.is_empty() {
             candidates.retain(|candidate| {
@@ -296,8 +318,11 @@ impl Dispatcher {
             }
         };
         self.suspended(lane, Some(&site.name), now)?;
+        self.suspended(lane, site.provider.as_deref(), now)?;
         let path = Path { site: site.name.clone(), vip: lane.vip };
-        Ok(Some(Candidate { lane: lane.clone(), ready, source, site, path }))
+        let pace = Path { site: site.paced_as().clone(), vip: lane.vip };
+        self.wiring.pacing.leads_to(&lane.next_hop, &pace.site);
+        Ok(Some(Candidate { lane: lane.clone(), ready, source, site, path, pace }))
     }
 
     /// `Err` if an operator suspended the lane or its site.
@@ -314,7 +339,8 @@ impl Dispatcher {
     fn start_one(&mut self, candidate: &Candidate, backlog: usize, now: Instant) -> bool {
         let (lane, path) = (&candidate.lane, &candidate.path);
         let running = self.jobs_of.get(lane).copied().unwrap_or(0);
-        if running >= allowance(candidate.ready, lane.class, self.settings.shaping.connections_max) {
+        let connections_max = self.wiring.pacing.connections_max(&candidate.pace);
+        if running >= allowance(candidate.ready, lane.class, connections_max) {
             return false;
         }
         if self.jobs >= self.settings.connections_max {
@@ -329,14 +355,13 @@ impl Dispatcher {
             self.wiring.delivery.waits(lane, "file descriptors run short".to_owned());
             return false;
         }
-        match self.shaper.admit(path, lane.class, backlog.saturating_add(self.shaper.running(path)), now) {
-            Admission::Admitted => {
-                self.start(candidate, now);
-                true
-            }
+        let messages = backlog.saturating_add(self.shaper.running(path));
+        match self.shaper.admit(path, lane.class, Backlog { messages, connections_max }, now) {
+            Admission::Admitted => self.start_paced(candidate, now),
             Admission::Enough => {
                 let reason = format!("as many connections to {} as it may have are in use", path.site);
                 self.wiring.delivery.waits(lane, reason);
+                self.sharers.ask(&candidate.pace, lane);
                 false
             }
             Admission::Wait(until, reason) => {
@@ -362,7 +387,46 @@ impl Dispatcher {
         has
     }
 
-    fn start(&mut self, candidate: &Candidate, now: Instant) {
+    /// Starts it if the pace allows; the site has said yes.
+    fn start_paced(&mut self, candidate: &Candidate, now: Instant) -> bool {
+        let (lane, queue_now) = (&candidate.lane, self.wiring.queue.now());
+        let has_idle = self.pool.has(pool_keys(&candidate.site, &candidate.source).into_iter());
+        let ask = Ask {
+            path: &candidate.pace,
+            tenant: lane.tenant,
+            domain: &lane.next_hop,
+            class: lane.class,
+            messages: u32::try_from(self.settings.messages_per_turn_max).unwrap_or(u32::MAX),
+            needs: u32::from(!has_idle),
+        };
+        let (hold, until) = match self.wiring.pacing.admit(&ask, queue_now) {
+            Answer::Go(permit) => {
+                self.start(candidate, permit, now);
+                return true;
+            }
+            Answer::Wait(hold, until) => (hold, until),
+        };
+        self.shaper.returned(&candidate.path);
+        let span = until.map(|until| until.since(queue_now));
+        if let Some(span) = span {
+            self.waits = earlier(self.waits, after(now, span.max(PASS_GAP_MIN)));
+        }
+        if matches!(hold, Hold::Limit { knob: Knob::Connections, .. }) {
+            self.sharers.ask(&candidate.pace, lane);
+        }
+        let detail = hold.describe(&candidate.pace.site, span.map(|span| Timestamp::now().plus(span)));
+        let is_long = span.is_some_and(|span| span > PATIENCE_WITH_PAUSE);
+        if is_long && matches!(hold, Hold::Listed(_)) {
+            // Each try of the schedule is recorded as one, so that waiting for a listing to end has an end too.
+            let detail = format!("not tried: {detail}");
+            self.fate(lane, Outcome::Deferred { why: Why::PolicyOrReputation, detail, peer: None });
+        } else {
+            self.wiring.delivery.waits(lane, detail);
+        }
+        false
+    }
+
+    fn start(&mut self, candidate: &Candidate, permit: Permit, now: Instant) {
         let (settled, outcomes) = mpsc::channel(8);
         let keys = pool_keys(&candidate.site, &candidate.source);
         let idle = self.pool.take(keys.into_iter(), &self.settings, now);
@@ -378,6 +442,8 @@ impl Dispatcher {
             settings: self.settings.clone(),
             stop: self.stop.clone(),
             progress: progress.clone(),
+            permit: permit.clone(),
+            yields: self.sharers.joined(&candidate.pace, &candidate.lane),
         };
         let transport = self.transport(&candidate.lane);
         let recording = record_outcomes(self.wiring.queue.clone(), outcomes, self.settings.settling_max);
@@ -386,14 +452,14 @@ impl Dispatcher {
             let (report, ()) = tokio::join!(transport.attempt(job), recording);
             Done::Job(Box::new(report))
         });
-        let (lane, path) = (candidate.lane.clone(), candidate.path.clone());
+        let (lane, path, pace) = (candidate.lane.clone(), candidate.path.clone(), candidate.pace.clone());
         self.jobs = self.jobs.saturating_add(1);
         let of_tenant = self.jobs_of_tenant.entry(lane.tenant).or_default();
         *of_tenant = of_tenant.saturating_add(1);
         metrics::gauge!(ATTEMPTS).increment(1);
         self.count(&lane);
         self.wiring.delivery.runs(&lane);
-        let running = Running::Job { lane, path, progress, steps: 0, since: now, handle: task.clone() };
+        let running = Running::Job { lane, path, pace, permit, progress, steps: 0, since: now, handle: task.clone() };
         self.running.insert(task.id(), running);
         self.begun = self.begun.wrapping_add(1);
     }
@@ -470,80 +536,6 @@ impl Dispatcher {
         }
     }
 
-    /// A task ended: on its own, aborted by the watchdog, or by a panic.
-    fn finished(&mut self, ended: Result<(Id, Done), JoinError>, now: Instant) {
-        let (id, done, is_panic) = match ended {
-            Ok((id, done)) => (id, Some(done), false),
-            Err(error) => {
-                if error.is_panic() {
-                    tracing::error!("an attempt panicked; its mail was given back: {error}");
-                }
-                (error.id(), None, error.is_panic())
-            }
-        };
-        match (self.running.remove(&id), done) {
-            (Some(Running::Job { lane, path, progress, .. }), done) => {
-                self.jobs = self.jobs.saturating_sub(1);
-                self.give_back(lane.tenant);
-                metrics::gauge!(ATTEMPTS).decrement(1);
-                self.uncount(&lane);
-                match done {
-                    Some(Done::Job(report)) => self.learn(&lane, &path, *report, now),
-                    // A fault of ours says nothing about the site: its other mail goes on.
-                    _ if is_panic => self.shaper.returned(&path),
-                    _ => {
-                        let reason = format!("an attempt was ended in the phase {}", progress.phase().name());
-                        self.shaper.finished(&path, Use::Failed(reason), now);
-                    }
-                }
-            }
-            (Some(Running::Lookup(place)), done) => {
-                self.lookups = self.lookups.saturating_sub(1);
-                match done {
-                    Some(Done::Lookup(place, result)) => self.places.learn(place, result, &self.settings, now),
-                    _ => self.places.forget(&place),
-                }
-            }
-            (Some(Running::Fate(lane)), _) => self.uncount(&lane),
-            (None, _) => {}
-        }
-    }
-
-    fn learn(&mut self, lane: &Lane, path: &Path, report: Report, now: Instant) {
-        for address in &report.reached {
-            self.avoided.remove(address);
-        }
-        for address in report.failed.into_iter().take(AVOIDED_MAX.saturating_sub(self.avoided.len())) {
-            self.avoided.insert(address, after(now, AVOID_FOR));
-        }
-        if let Some(connection) = report.idle {
-            let surplus = self.pool.put(connection, &self.settings, now);
-            self.close(surplus);
-        }
-        let is_served = report.messages > 0 || !report.reached.is_empty();
-        match report.ending {
-            Ending::Drained | Ending::TurnOver | Ending::Stopped if is_served => {
-                self.fates.remove(path);
-                self.shaper.finished(path, Use::Served, now);
-            }
-            Ending::Drained | Ending::TurnOver | Ending::Stopped => self.shaper.returned(path),
-            Ending::SourceMissing(address) => {
-                self.shaper.returned(path);
-                self.sources.missing(lane.vip, address, now);
-            }
-            Ending::Unreachable(..) if self.shaper.running(path) > 1 => {
-                self.shaper.finished(path, Use::Crowded, now);
-            }
-            Ending::Unreachable(reason, outcome) => {
-                self.shaper.finished(path, Use::Failed(reason), now);
-                self.fates.insert(path.clone(), (now, outcome.clone()));
-                self.fate(lane, outcome);
-            }
-            Ending::Failed(_) if report.messages > 0 => self.shaper.finished(path, Use::Served, now),
-            Ending::Failed(reason) => self.shaper.finished(path, Use::Failed(reason), now),
-        }
-    }
-
     /// Closes politely, without anybody waiting for it.
     fn close(&self, connections: impl IntoIterator<Item = Connection>) {
         for connection in connections {
@@ -556,6 +548,7 @@ impl Dispatcher {
         let old = self.pool.sweep(&self.settings, now);
         self.close(old);
         self.shaper.forget_quiet(now);
+        self.wiring.pacing.forget_quiet(self.wiring.queue.now());
         self.places.forget_old(now);
         self.fates.retain(|_, (since, _)| now.duration_since(*since) < self.settings.shaping.pause_max);
         let delivery = self.wiring.delivery.clone();

@@ -23,6 +23,7 @@ impl Transport for Faulty {
     async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
         Ok(Site {
             name: "mx".into(),
+            provider: None,
             hosts: Vec::new(),
             port: 25,
             tls: crate::delivery::TlsUse::Never,
@@ -46,7 +47,7 @@ impl Transport for Faulty {
             job.hand.settle(held, outcomes).await;
             messages += 1;
         }
-        Report { ending: Ending::Drained, messages, idle: None, failed: Vec::new(), reached: Vec::new() }
+        Report { messages, ..Report::default() }
     }
 }
 
@@ -122,6 +123,7 @@ async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goe
         mx: faulty.clone(),
         smarthost: faulty.clone(),
         delivery: Delivery::open(store.clone()).unwrap(),
+        pacing: Arc::new(Pacing::open(store.clone(), &Settings::default(), queue.now()).unwrap()),
         gate: Arc::new(Gate::new(crate::gate::Settings::default())),
         settings,
     };

@@ -13,10 +13,12 @@ mod dispatcher;
 mod lanes;
 mod mx;
 mod outcome;
+mod pacing;
 mod replies;
 mod settings;
 mod settle;
 mod shaping;
+mod sharers;
 mod smarthost;
 mod sources;
 mod transport;
@@ -29,10 +31,15 @@ pub use board::{Delivery, Scope, Suspension};
 pub use client::{Client, Connection, Pool};
 pub use mx::Mx;
 pub use outcome::{Phase, Verdict, classify};
+pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};
 pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};
 pub use settle::SuppressedLookup;
-pub use shaping::Limits;
+pub use shaping::{
+    Answer, Ask, Bound, Controller, Day, Hold, Judged, Knob, LADDER, LimitScope, LimitSet, Limits, Memory, Origin,
+    Override, Pacer, Park, Part, Path, Permit, Picture, Provider, Providers, Quota, Resolved, Said, Signal, Step,
+    Target, UNLIMITED, Warmup,
+};
 pub use smarthost::Smarthost;
 pub use transport::{
     ClaimMore, Ending, Families, Hand, Held, Host, Job, Late, Login, Moves, NoSite, OpenBody, Progress, Release,
@@ -73,20 +80,23 @@ pub struct Parts {
     pub tls: Arc<ClientTls>,
     /// The operators' hand.
     pub delivery: Arc<Delivery>,
+    /// The pace of what leaves.
+    pub pacing: Arc<Pacing>,
     /// Settings, followed as they change.
     pub settings: watch::Receiver<Arc<Settings>>,
 }
 
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, delivery, settings } = parts;
+    let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, delivery, pacing, settings } =
+        parts;
     let client = Arc::new(Client::new(dialer, tls));
     let mx = Arc::new(Mx::new(resolver.clone(), vips.clone(), client.clone(), settings.clone()));
     let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let screen = Screen { queue: queue.clone(), suppressed };
-    let wiring = Wiring { queue, gate, screen, mx, smarthost, delivery, settings };
+    let wiring = Wiring { queue, gate, screen, mx, smarthost, delivery, pacing, settings };
     Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
 }
 

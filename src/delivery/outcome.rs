@@ -198,9 +198,9 @@ pub fn classify(reply: &Reply, phase: Phase) -> Verdict {
 }
 
 /// The outcome for recipients whom `reply` concerns; the reply is kept whole.
-pub fn of_reply(reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
+pub fn of_verdict(verdict: Verdict, reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
     let detail = || format!("{} (after {})", reply.one_line(), phase.name());
-    match classify(reply, phase) {
+    match verdict {
         Verdict::Delivered => {
             Outcome::Delivered { peer: peer.clone(), reply: reply.clone(), onward: Onward::Ourselves }
         }
@@ -209,10 +209,10 @@ pub fn of_reply(reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
     }
 }
 
-/// The outcome of the reply to the final dot. A peer that offers DSN was told with RCPT which
-/// notices the sender wants.
-pub fn of_final_reply(reply: &Reply, peer: &Peer, extensions: &Extensions) -> Outcome {
-    match of_reply(reply, Phase::FinalDot, peer) {
+/// The same if the peer took the message: one that offers DSN was told with RCPT which notices the
+/// sender wants.
+pub fn passed_on(outcome: Outcome, extensions: &Extensions) -> Outcome {
+    match outcome {
         Outcome::Delivered { peer, reply, .. } if extensions.dsn => {
             Outcome::Delivered { peer, reply, onward: Onward::Peer }
         }

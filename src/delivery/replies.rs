@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use serde::Deserialize;
 
 use super::outcome::{Phase, Verdict, classify};
+use super::shaping::Signal;
 use crate::events::Why;
 use crate::mail::{EnhancedStatus, Reply, Severity};
 use crate::smtp::ReplyParser;
@@ -163,6 +164,17 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The rule that said so, in words; `None` if codes alone decided.
     pub rule: Option<String>,
+}
+
+impl Judgement {
+    /// What the pace should learn from the reply.
+    pub(super) fn signal(&self, reply: &Reply) -> Option<Signal> {
+        match self.action {
+            Action::SlowDown => Some(Signal::SlowDown(reply.one_line())),
+            Action::Park => Some(Signal::Listed(reply.one_line())),
+            Action::Retry | Action::GiveUp | Action::Suppress => None,
+        }
+    }
 }
 
 /// One rule as written.

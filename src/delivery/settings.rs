@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::replies::Rules;
-use super::shaping::Limits;
+use super::shaping::{Limits, Providers};
 
 /// Whether mail may go to addresses of this host or of private networks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,6 +133,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Notices are paid at least so often (30 s).
     pub notices_every: Duration,
+    /// Well-known receivers (those that come with the program).
+    pub providers: Arc<Providers>,
     /// What replies mean (those that come with the program).
     pub replies: Arc<Rules>,
 }
@@ -166,6 +168,7 @@ impl Default for Settings {
             grace: secs(25),
             timeouts: Timeouts::default(),
             notices_every: secs(30),
+            providers: Providers::built_in(),
             replies: Rules::built_in(),
         }
     }

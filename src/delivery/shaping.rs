@@ -1,9 +1,27 @@
 //! How many connections a site may get from one virtual IP, and when. Pure: time is a value.
 //!
-//! It refuses to know lanes, hosts and sockets. Easy to get wrong: what is counted is granted
-//! permits, not open sockets, so every permit must come back through [`Shaper::finished`] or
-//! [`Shaper::returned`]. The adaptive controller will replace [`allowance`] and read what
-//! `finished` is told; nothing else changes then.
+//! [`Shaper`] knows each group of MX hosts and whether it can be reached; [`Pacer`] knows whose
+//! mailboxes these are (a provider, where one is recognised), what it may be sent, and what it says
+//! to that. A job needs a yes from both.
+//! They refuse to know lanes, hosts and sockets. Easy to get wrong: what is counted is granted
+//! permits, not open sockets, so every permit must come back: [`Shaper::finished`] or
+//! [`Shaper::returned`], and [`Pacer::finished`].
+
+mod bucket;
+mod controller;
+mod gate;
+mod limits;
+mod pacer;
+mod providers;
+mod turns;
+mod warmup;
+
+pub use controller::{Controller, Park, Said, Signal, Step};
+pub use gate::Quota;
+pub use limits::{Bound, Knob, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED};
+pub use pacer::{Answer, Ask, Hold, Memory, Pacer, Permit, Picture};
+pub use providers::{Provider, Providers};
+pub use warmup::{Day, Judged, LADDER, Warmup};
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,9 +29,9 @@ use std::time::{Duration, Instant};
 use crate::mail::{Class, VipId};
 
 /// Who is paced: a site as one virtual IP sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Path {
-    /// The site's name: its sorted MX hosts.
+    /// The site's name: its sorted MX hosts; for the [`Pacer`] the provider's, where there is one.
     pub site: std::sync::Arc<str>,
     /// The virtual IP.
     pub vip: VipId,
@@ -28,6 +46,15 @@ pub struct Limits {
     pub pause_first: Duration,
     /// The longest pause.
     pub pause_max: Duration,
+}
+
+/// What waits for a site, and how many connections that may get at the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Messages known to be ready.
+    pub messages: usize,
+    /// Connections.
+    pub connections_max: usize,
 }
 
 /// The answer to "one more connection?".
@@ -83,8 +110,8 @@ impl Shaper {
     }
 
     /// Whether one more connection may be made for a backlog of so many messages.
-    pub fn admit(&mut self, path: &Path, class: Class, backlog: usize, now: Instant) -> Admission {
-        let limits = self.limits;
+    pub fn admit(&mut self, path: &Path, class: Class, waiting: Backlog, now: Instant) -> Admission {
+        let Backlog { messages: backlog, connections_max } = waiting;
         let state = self.state(path);
         if let Some((until, reason)) = &state.pause
             && now < *until
@@ -92,7 +119,7 @@ impl Shaper {
             return Admission::Wait(*until, reason.clone());
         }
         // After a pause one connection shows first whether the site is back.
-        let allowed = if state.failures > 0 { 1 } else { allowance(backlog, class, limits.connections_max) };
+        let allowed = if state.failures > 0 { 1 } else { allowance(backlog, class, connections_max) };
         let ceiling = state.ceiling.filter(|(_, until)| now < *until).map_or(usize::MAX, |(most, _)| most);
         if state.running >= allowed.min(ceiling) {
             return Admission::Enough;
@@ -191,6 +218,10 @@ mod tests {
     const LIMITS: Limits =
         Limits { connections_max: 10, pause_first: Duration::from_secs(30), pause_max: Duration::from_secs(600) };
 
+    fn ready(messages: usize) -> Backlog {
+        Backlog { messages, connections_max: LIMITS.connections_max }
+    }
+
     fn path(site: &str) -> Path {
         Path { site: site.into(), vip: VipId(1) }
     }
@@ -208,64 +239,64 @@ mod tests {
     fn a_site_gets_no_more_connections_than_its_cap_from_one_virtual_ip() {
         let (mut shaper, now) = (Shaper::new(LIMITS), Instant::now());
         for _ in 0..10 {
-            assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
+            assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
         }
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Enough);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Enough);
         let other = Path { site: "a".into(), vip: VipId(2) };
-        assert_eq!(shaper.admit(&other, Class::Transactional, 500, now), Admission::Admitted);
+        assert_eq!(shaper.admit(&other, Class::Transactional, ready(500), now), Admission::Admitted);
         shaper.finished(&path("a"), Use::Served, now);
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
     }
 
     #[test]
     fn failures_pause_a_site_longer_each_time_and_one_connection_probes_it() {
         let (mut shaper, mut now) = (Shaper::new(LIMITS), Instant::now());
         for secs in [30, 60, 120, 240, 480, 600, 600] {
-            assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
-            assert_eq!(shaper.admit(&path("a"), Class::Transactional, 0, now), Admission::Enough);
+            assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
+            assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(0), now), Admission::Enough);
             shaper.finished(&path("a"), Use::Failed("refused".to_owned()), now);
             let until = now + Duration::from_secs(secs);
             let waiting = Admission::Wait(until, "refused".to_owned());
-            assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), waiting);
+            assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), waiting);
             now = until;
         }
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
         shaper.finished(&path("a"), Use::Served, now);
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
     }
 
     #[test]
     fn connections_that_fail_together_count_once() {
         let (mut shaper, now) = (Shaper::new(LIMITS), Instant::now());
         for _ in 0..5 {
-            shaper.admit(&path("a"), Class::Transactional, 500, now);
+            shaper.admit(&path("a"), Class::Transactional, ready(500), now);
         }
         for _ in 0..5 {
             shaper.finished(&path("a"), Use::Failed("x".to_owned()), now);
         }
         let waiting = Admission::Wait(now + Duration::from_secs(30), "x".to_owned());
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 1, now), waiting);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(1), now), waiting);
     }
 
     #[test]
     fn a_site_that_refuses_one_connection_more_keeps_those_it_serves() {
         let (mut shaper, now) = (Shaper::new(LIMITS), Instant::now());
         for _ in 0..4 {
-            shaper.admit(&path("a"), Class::Transactional, 500, now);
+            shaper.admit(&path("a"), Class::Transactional, ready(500), now);
         }
         shaper.finished(&path("a"), Use::Crowded, now);
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Enough);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Enough);
         shaper.finished(&path("a"), Use::Served, now);
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, now), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), now), Admission::Admitted);
         let later = now + LIMITS.pause_first;
-        assert_eq!(shaper.admit(&path("a"), Class::Transactional, 500, later), Admission::Admitted);
+        assert_eq!(shaper.admit(&path("a"), Class::Transactional, ready(500), later), Admission::Admitted);
     }
 
     #[test]
     fn quiet_paths_are_forgotten() {
         let (mut shaper, now) = (Shaper::new(LIMITS), Instant::now());
-        shaper.admit(&path("a"), Class::Transactional, 1, now);
+        shaper.admit(&path("a"), Class::Transactional, ready(1), now);
         shaper.forget_quiet(now + Duration::from_secs(9_000));
         assert_eq!(shaper.running(&path("a")), 1);
         shaper.finished(&path("a"), Use::Served, now);

@@ -81,6 +81,7 @@ impl Transport for Smarthost {
         };
         Ok(Site {
             name: format!("{}:{}", route.host, route.port).into(),
+            provider: None,
             hosts: vec![Host { name: route.host.clone(), preference: 0, addresses }],
             port: route.port,
             tls,

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::Settings;
 use super::client::Connection;
 use super::outcome::Phase;
+use super::shaping::{Permit, Signal};
 use crate::background::Shutdown;
 use crate::events::Why;
 use crate::mail::{Domain, VipId};
@@ -79,8 +80,10 @@ pub struct Host {
 /// Where a lane's mail goes now: the unit of shaping and reuse.
 #[derive(Clone)]
 pub struct Site {
-    /// Sorted host names: lanes with the same hosts share limits and connections.
+    /// Sorted host names: lanes with the same hosts share connections.
     pub name: Arc<str>,
+    /// Whose mailboxes these are, if that is known: its sites share limits.
+    pub provider: Option<Arc<str>>,
     /// By preference; random among equals when tried.
     pub hosts: Vec<Host>,
     /// The port.
@@ -91,6 +94,13 @@ pub struct Site {
     pub realm: u64,
     /// The login, for relays.
     pub login: Option<Arc<Login>>,
+}
+
+impl Site {
+    /// The name under which limits are shared.
+    pub fn paced_as(&self) -> &Arc<str> {
+        self.provider.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// Why a lane has no site now.
@@ -354,6 +364,10 @@ pub struct Job {
     pub avoid: Arc<HashSet<SocketAddr>>,
     /// Limits.
     pub settings: Arc<Settings>,
+    /// What it may do, of messages and connections.
+    pub permit: Permit,
+    /// Raised when somebody else's mail should have the connection next; whoever sees it lowers it.
+    pub yields: Arc<AtomicBool>,
     /// No further claim is begun once this is cancelled.
     pub stop: Shutdown,
     /// Read by the watchdog.
@@ -361,9 +375,10 @@ pub struct Job {
 }
 
 /// How a job ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
     /// Nothing ready any more.
+    #[default]
     Drained,
     /// Its turn is over: others wait for this site too.
     TurnOver,
@@ -378,11 +393,18 @@ pub enum Ending {
 }
 
 /// What the dispatcher learns from a job.
+#[derive(Default)]
 pub struct Report {
     /// How it ended.
     pub ending: Ending,
     /// Messages that got a reply of their own from the peer.
     pub messages: usize,
+    /// Transactions begun.
+    pub transactions: usize,
+    /// Connections at whose other end somebody spoke.
+    pub dialled: usize,
+    /// What the peer said about our pace or address.
+    pub heard: Vec<Signal>,
     /// An open connection to keep.
     pub idle: Option<Connection>,
     /// Addresses that could not be used.

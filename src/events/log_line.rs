@@ -277,6 +277,17 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::RecordDamaged { key, detail } => {
             ("record-damaged", vec![("key", key.clone()), ("detail", detail.clone())])
         }
+        InstanceEvent::SiteSlowed { vip, site, per_minute, reply } => {
+            let (vip, rate) = (vip.to_string(), per_minute.to_string());
+            ("site-slowed", vec![("vip", vip), ("site", site.clone()), ("per_minute", rate), ("reply", reply.clone())])
+        }
+        InstanceEvent::SiteParked { vip, site, secs, reply } => {
+            let (vip, secs) = (vip.to_string(), secs.to_string());
+            ("site-parked", vec![("vip", vip), ("site", site.clone()), ("secs", secs), ("reply", reply.clone())])
+        }
+        InstanceEvent::SiteRecovered { vip, site } => {
+            ("site-recovered", vec![("vip", vip.to_string()), ("site", site.clone())])
+        }
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
             let tenant = tenant.to_string();

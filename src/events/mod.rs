@@ -213,6 +213,12 @@ pub enum InstanceEvent {
     RecordDamaged { key: String, detail: String },
     /// A message was refused by the pipeline.
     Refused { tenant: TenantId, account: Option<SmtpAccountId>, reply: String, cause: String },
+    /// A site asked a virtual IP to slow down; it gets so many messages a minute now.
+    SiteSlowed { vip: VipId, site: String, per_minute: u32, reply: String },
+    /// A site says that a virtual IP is listed; it gets nothing for so many seconds.
+    SiteParked { vip: VipId, site: String, secs: u64, reply: String },
+    /// A site is sent to as fast as its limits allow again.
+    SiteRecovered { vip: VipId, site: String },
 }
 
 /// A change made by somebody, written in the batch of the change.

@@ -111,6 +111,8 @@ pub mod prefix {
     pub const QUEUE_STATE: u8 = b'c';
     /// keyring: a change of the master key under way.
     pub const KEYRING: u8 = b'M';
+    /// delivery: limits operators set, and what was learnt about sites.
+    pub const SHAPING: u8 = b'z';
     /// events: the log, appended.
     pub const EVENT: u8 = b'e';
     /// events: consumers' cursors.

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Pacing};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -45,9 +45,10 @@ pub use api::{
     LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson,
     NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson,
     QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
-    RetiredJson, RotationJson, RouteJson, ServerJson, SessionJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson,
-    StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson,
-    VerificationJson, VipJson,
+    RetiredJson, RotationJson, RouteJson, SaidJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson,
+    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
+    SmtpAccountJson, StatusJson, StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson,
+    UserChangeJson, UserJson, VerificationJson, VipJson, WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -77,6 +78,8 @@ pub struct Parts {
     pub people: Arc<People>,
     /// The operators' hand on delivery.
     pub delivery: Arc<Delivery>,
+    /// The pace of what leaves.
+    pub pacing: Arc<Pacing>,
     /// For its health.
     pub store: Arc<dyn Store>,
     /// For the space it takes.

@@ -71,6 +71,9 @@ pub(super) async fn api_with(settings: Settings) -> Router {
         vips: Arc::new(Vips::open(store.clone()).unwrap()),
         domains: Arc::new(domains),
         suppression: Arc::new(Suppression::open(store.clone())),
+        pacing: Arc::new(
+            crate::delivery::Pacing::open(store.clone(), &Default::default(), crate::queue::QueueTime(0)).unwrap(),
+        ),
         people: Arc::new(
             People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
         ),
@@ -317,4 +320,34 @@ async fn a_backup_without_its_key_is_refused_with_the_remedy() {
     let (status, said) = ask(&api().await, request("POST", "/backup", None)).await;
     assert_eq!((status, said["code"].as_str()), (StatusCode::CONFLICT, Some("no_backup_key")), "{said}");
     assert!(said["detail"].as_str().unwrap().contains("postern backup key makes one"), "{said}");
+}
+
+#[tokio::test]
+async fn limits_of_a_site_are_set_shown_with_their_origin_and_taken_back() {
+    let api = api().await;
+    let vip = json!({ "ipv4": "127.0.0.1", "ehlo": "mx1.example.com", "shared": true });
+    let (status, made) = call(&api, "POST", "/vips", vip).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let scope = json!({ "site": "gmail.com", "vip": "127.0.0.1" });
+    let (status, set) = call(&api, "POST", "/site-limits", json!({ "scope": scope, "connections": 3 })).await;
+    assert_eq!(status, StatusCode::OK, "{set}");
+    let (_, site) = call(&api, "GET", "/sites/gmail.com?vip=127.0.0.1", Value::Null).await;
+    let limit = |site: &Value| site["limits"][0].clone();
+    assert_eq!((&site["site"], &site["state"], &site["binds"]), (&json!("gmail"), &json!("full"), &Value::Null));
+    assert_eq!((&limit(&site)["limit"], &limit(&site)["value"]), (&json!("connections"), &json!(3)));
+    assert!(limit(&site)["from"].as_str().unwrap().starts_with("set for gmail from virtual IP"), "{site}");
+    assert!(site["limits"][1]["from"].as_str().unwrap().starts_with("providers.toml: "), "{site}");
+    let (status, _) = call(&api, "POST", "/site-limits/clear", scope.clone()).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, _) = call(&api, "POST", "/site-limits/clear", scope).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let warm = json!({ "vip": "127.0.0.1", "ladder": [5, 10] });
+    let (status, _) = call(&api, "POST", "/sites/gmail/warm-up", warm).await;
+    assert_eq!(status, StatusCode::OK);
+    let (_, site) = call(&api, "GET", "/sites/gmail?vip=127.0.0.1", Value::Null).await;
+    assert_eq!((&site["state"], &site["warm_up"]["allowed"]), (&json!("warming"), &json!(5)));
+    let (status, _) = call(&api, "GET", "/sites/nowhere.example?vip=127.0.0.1", Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) = call(&api, "POST", "/site-limits", json!({ "connections": 0 })).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
 }

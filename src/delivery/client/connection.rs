@@ -16,15 +16,20 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::stream::Stream;
 use crate::delivery::Settings;
-use crate::delivery::outcome::{Failure, Phase, Trouble};
+use crate::delivery::outcome::{Failure, Phase, Trouble, of_verdict, passed_on};
+use crate::delivery::replies::Rules;
+use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, TlsUse};
 use crate::events::Peer;
 use crate::mail::{Domain, Reply, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, Verify};
+use crate::queue::Outcome;
 use crate::smtp::{Extensions, ReplyParser};
 
 /// Octets kept of a reply's text.
 const REPLY_KEPT_OCTETS: usize = 1024;
+/// Words about our pace kept of one message, at most.
+const HEARD_MAX: usize = 16;
 /// Octets read at a time.
 const READ_BYTES: usize = 4 * 1024;
 
@@ -48,6 +53,10 @@ pub(super) struct Call<'a> {
     pub(super) key: PoolKey,
     pub(super) ehlo: &'a Domain,
     pub(super) login: Option<&'a Arc<Login>>,
+    /// Whose rules for replies hold.
+    pub(super) provider: Option<&'a Arc<str>>,
+    /// Messages it may carry.
+    pub(super) messages_max: usize,
 }
 
 /// What connecting needs.
@@ -74,6 +83,12 @@ pub struct Connection {
     pub(super) uses: usize,
     /// The last transaction was not ended by a final dot: RSET goes before the next MAIL.
     pub(super) needs_reset: bool,
+    /// Messages it may carry.
+    messages_max: usize,
+    rules: Arc<Rules>,
+    provider: Option<Arc<str>>,
+    /// What the peer said about our pace or address since it was last taken.
+    pub(super) heard: Vec<Signal>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -123,6 +138,10 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Co
         opened: Instant::now(),
         uses: 0,
         needs_reset: false,
+        messages_max: call.messages_max,
+        rules: Arc::clone(&tools.settings.replies),
+        provider: call.provider.cloned(),
+        heard: Vec::new(),
     };
     if tls == TlsUse::Implicit {
         connection = connection.secure(call, tools, Verify::Required).await?;
@@ -145,6 +164,15 @@ impl Connection {
         Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) }
     }
 
+    /// The outcome for recipients whom `reply` concerns, by the rules for this peer.
+    pub(super) fn outcome(&mut self, reply: &Reply, phase: Phase) -> Outcome {
+        let judged = self.rules.judge(reply, phase, self.provider.as_deref());
+        if self.heard.len() < HEARD_MAX {
+            self.heard.extend(judged.signal(reply));
+        }
+        passed_on(of_verdict(judged.verdict, reply, phase, &self.peer), &self.extensions)
+    }
+
     /// The key under which it may be kept.
     pub fn key(&self) -> &PoolKey {
         &self.key
@@ -153,7 +181,7 @@ impl Connection {
     /// Whether it is worth another message.
     pub fn is_fresh(&self, settings: &Settings, now: Instant) -> bool {
         let mails_max = self.extensions.limits.mail_max.and_then(|most| usize::try_from(most).ok());
-        self.uses < settings.messages_per_connection_max
+        self.uses < self.messages_max
             && mails_max.is_none_or(|most| self.uses < most)
             && now.duration_since(self.opened) < settings.connection_age_max
     }

@@ -14,6 +14,7 @@ mod transaction;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 pub use connection::{Connection, PoolKey};
@@ -23,6 +24,7 @@ use self::body::{Loaded, Text};
 use self::connection::{Call, Tools};
 use self::transaction::Round;
 use super::outcome::{Failure, Phase, Trouble};
+use super::shaping::Signal;
 use super::transport::{Ending, Held, Host, Job, Report, Site, Source, same_for_all};
 use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
@@ -97,34 +99,28 @@ impl Client {
 
     /// Drains claims until there are none, the turn is over, or the site fails.
     pub async fn drain(&self, mut job: Job) -> Report {
-        let mut report =
-            Report { ending: Ending::Drained, messages: 0, idle: None, failed: Vec::new(), reached: Vec::new() };
+        let mut report = Report::default();
         let mut connection = job.idle.take();
         let mut is_kept = connection.is_some();
         let mut buffer = Vec::new();
         let mut broken = 0_usize;
         report.ending = loop {
-            if job.stop.is_cancelled() {
-                break Ending::Stopped;
-            }
-            if report.messages >= job.settings.messages_per_turn_max {
-                break Ending::TurnOver;
+            if let Some(over) = is_over(&job, &report) {
+                break over;
             }
             let Some(held) = job.hand.next_claim() else { break Ending::Drained };
-            let mut open = match connection.take() {
-                Some(open) => open,
-                None => match self.connect(&job, &mut report).await {
-                    Ok(open) => open,
-                    Err(failure) => {
-                        job.hand.put_back(held);
-                        break match failure.trouble {
-                            Trouble::SourceMissing(address) => Ending::SourceMissing(address),
-                            _ => Ending::Unreachable(failure.describe(), failure.outcome()),
-                        };
-                    }
-                },
+            let mut open = match self.connection(connection.take(), &job, &mut report).await {
+                Ok(open) => open,
+                Err(ending) => {
+                    job.hand.put_back(held);
+                    break ending;
+                }
             };
-            match deliver(&mut open, held, &mut job, &mut buffer, is_kept).await {
+            let before = open.uses;
+            let sent = deliver(&mut open, held, &mut job, &mut buffer, is_kept).await;
+            report.transactions = report.transactions.saturating_add(open.uses.saturating_sub(before));
+            report.heard.append(&mut open.heard);
+            match sent {
                 Sent::Done => {
                     report.messages = report.messages.saturating_add(1);
                     (is_kept, broken) = (false, 0);
@@ -137,6 +133,7 @@ impl Client {
                 Sent::Again => is_kept = false,
                 Sent::Broken(failure) => {
                     is_kept = false;
+                    report.heard.extend(signal(&job, &failure));
                     // What is wrong with our own disk says nothing about the site.
                     let is_ours = matches!(failure.trouble, Trouble::Damaged(_) | Trouble::Stored(_));
                     broken = broken.saturating_add(usize::from(!is_ours));
@@ -153,6 +150,28 @@ impl Client {
         job.hand.give_back();
         report.idle = connection;
         report
+    }
+
+    /// The connection at hand, or a new one if the permit has one left.
+    async fn connection(
+        &self,
+        at_hand: Option<Connection>,
+        job: &Job,
+        report: &mut Report,
+    ) -> Result<Connection, Ending> {
+        if let Some(open) = at_hand {
+            return Ok(open);
+        }
+        if report.dialled >= at_most(job.permit.quota.connections) {
+            return Err(Ending::TurnOver);
+        }
+        self.connect(job, report).await.map_err(|failure| {
+            report.heard.extend(signal(job, &failure));
+            match failure.trouble {
+                Trouble::SourceMissing(address) => Ending::SourceMissing(address),
+                _ => Ending::Unreachable(failure.describe(), failure.outcome()),
+            }
+        })
     }
 
     /// A new connection to the first address that serves us.
@@ -175,15 +194,23 @@ impl Client {
                 key: target.key,
                 ehlo: &job.source.ehlo,
                 login: job.site.login.as_ref(),
+                provider: job.site.provider.as_ref(),
+                messages_max: at_most(job.permit.messages_per_connection),
             };
             match connection::open(&call, &tools).await {
                 Ok(open) => {
+                    report.dialled = report.dialled.saturating_add(1);
                     report.reached.push(address);
                     return Ok(open);
                 }
                 Err(failure) if matches!(failure.trouble, Trouble::SourceMissing(_)) => return Err(failure),
                 Err(failure) => {
                     report.failed.push(address);
+                    report.dialled = report.dialled.saturating_add(usize::from(failure.phase > Phase::Connect));
+                    // Its other hosts would say the same, and each would count it as one more connection.
+                    if signal(job, &failure).is_some() {
+                        return Err(failure);
+                    }
                     last = failure;
                 }
             }
@@ -193,6 +220,29 @@ impl Client {
         }
         Err(last)
     }
+}
+
+/// Why no further claim is begun.
+fn is_over(job: &Job, report: &Report) -> Option<Ending> {
+    if job.stop.is_cancelled() {
+        return Some(Ending::Stopped);
+    }
+    let is_used_up = report.transactions >= at_most(job.permit.quota.messages);
+    let is_turn_over = report.messages >= job.settings.messages_per_turn_max;
+    // Once something was said about our pace, that is looked at before anything more is sent.
+    let is_told = !report.heard.is_empty();
+    let yields = report.messages > 0 && job.yields.swap(false, Ordering::AcqRel);
+    (is_used_up || is_turn_over || is_told || yields).then_some(Ending::TurnOver)
+}
+
+/// What the pace should learn from a refusal of the whole conversation.
+fn signal(job: &Job, failure: &Failure) -> Option<Signal> {
+    let Trouble::Refused(reply) = &failure.trouble else { return None };
+    job.settings.replies.judge(reply, failure.phase, job.site.provider.as_deref()).signal(reply)
+}
+
+fn at_most(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 /// All transactions of one claim.
@@ -218,7 +268,7 @@ async fn deliver(open: &mut Connection, held: Held, job: &mut Job, buffer: &mut 
         return Sent::Done;
     }
     let started = Instant::now();
-    let mut round = Round::new(claim, job.settings.recipients_per_transaction_max);
+    let mut round = Round::new(claim, at_most(job.permit.recipients_per_transaction));
     let mut broken = None;
     while !round.pending.is_empty() {
         let mut text = match loaded.take() {

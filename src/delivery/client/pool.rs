@@ -49,6 +49,11 @@ impl Pool {
         None
     }
 
+    /// Whether one is kept for one of `keys`; it may turn out to be closed.
+    pub fn has(&self, mut keys: impl Iterator<Item = PoolKey>) -> bool {
+        keys.any(|key| self.idle.get(&key).is_some_and(|kept| !kept.is_empty()))
+    }
+
     /// Keeps a connection, or hands it back to be closed if there is no room or it has served enough.
     pub fn put(&mut self, connection: Connection, settings: &Settings, now: Instant) -> Option<Connection> {
         if self.count >= settings.idle_connections_max || !connection.is_fresh(settings, now) {

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::body::Text;
 use super::connection::Connection;
-use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, of_final_reply, of_reply};
+use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients};
 use crate::delivery::settings::Timeouts;
 use crate::delivery::transport::{Progress, is_waiting};
 use crate::events::Why;
@@ -127,14 +127,14 @@ pub(super) async fn send(
     }
     if let (Some(reply), false) = (&answers.data, is_open) {
         connection.needs_reset = true;
-        let outcome = of_reply(reply, Phase::Data, &connection.peer);
+        let outcome = connection.outcome(reply, Phase::Data);
         round.decide(&accepted, &outcome);
         return Ok(());
     }
     let result = transfer(connection, text, timeouts, progress).await;
     let outcome = match &result {
-        Ok(reply) => of_final_reply(reply, &connection.peer, &connection.extensions),
-        Err((_, Some(reply))) => of_reply(reply, Phase::Body, &connection.peer),
+        Ok(reply) => connection.outcome(reply, Phase::FinalDot),
+        Err((_, Some(reply))) => connection.outcome(reply, Phase::Body),
         Err((failure, None)) => failure.outcome(),
     };
     round.decide(&accepted, &outcome);
@@ -148,7 +148,7 @@ pub(super) async fn send(
 /// Judges the replies to MAIL and RCPT; gives those who may receive. Recipients the peer had no
 /// room for go back to `pending`, and so does everyone undecided if the conversation broke.
 fn judge(
-    connection: &Connection,
+    connection: &mut Connection,
     round: &mut Round<'_>,
     batch: &[usize],
     answers: &Answers,
@@ -156,7 +156,7 @@ fn judge(
 ) -> Vec<usize> {
     let is_yes = |reply: &Reply| reply.code.0 / 100 == 2;
     if let Some(mail) = answers.mail.as_ref().filter(|mail| !is_yes(mail)) {
-        round.decide(batch, &of_reply(mail, Phase::Mail, &connection.peer));
+        round.decide(batch, &connection.outcome(mail, Phase::Mail));
         return Vec::new();
     }
     let (mut accepted, mut again) = (Vec::new(), Vec::new());
@@ -166,7 +166,7 @@ fn judge(
             Some(reply) if is_yes(reply) => accepted.push(*index),
             // RFC 5321 s4.5.3.1.10: so many and no more; the others get a transaction of their own.
             Some(reply) if is_too_many_recipients(reply) && !accepted.is_empty() && !is_broken => again.push(*index),
-            Some(reply) => round.decide(&[*index], &of_reply(reply, Phase::Rcpt, &connection.peer)),
+            Some(reply) => round.decide(&[*index], &connection.outcome(reply, Phase::Rcpt)),
             None => again.push(*index),
         }
     }

@@ -42,8 +42,13 @@ impl Transport for Mx {
         let settings = self.settings.borrow().clone();
         let ourselves = Ourselves::of(&self.vips.all());
         let hosts = lookup::hosts(&*self.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        // Spare hosts may be anybody's; the best ones are where the mailboxes are.
+        let best = hosts.iter().map(|host| host.preference).min();
+        let best = hosts.iter().filter(|host| Some(host.preference) == best).map(|host| host.name.as_str());
+        let provider = settings.providers.of_hosts(best).map(|provider| provider.name.clone());
         Ok(Site {
             name: lookup::site_name(&hosts).into(),
+            provider,
             hosts,
             port: settings.mx_port,
             tls: tls_policy::requirement(settings.mx_tls),

@@ -11,6 +11,7 @@ mod keys;
 mod queue;
 mod routes;
 mod session;
+mod sites;
 mod smtp_accounts;
 mod status;
 mod suppressions;
@@ -43,6 +44,10 @@ pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use routes::{NewRouteJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
+pub use sites::{
+    SaidJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson,
+    SiteScopeJson, WarmUpJson,
+};
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionJson};
@@ -76,6 +81,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .merge(accounts_and_domains())
         .merge(queue_routes())
         .merge(people_routes())
+        .merge(site_routes())
 }
 
 fn accounts_and_domains() -> OpenApiRouter<Shared> {
@@ -117,6 +123,17 @@ fn people_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(keys::list, keys::add))
         .routes(routes!(keys::show, keys::change, keys::remove))
         .routes(routes!(keys::rotate))
+}
+
+fn site_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(sites::list))
+        .routes(routes!(sites::show))
+        .routes(routes!(sites::release))
+        .routes(routes!(sites::warm))
+        .routes(routes!(sites::stop_warming))
+        .routes(routes!(sites::overrides, sites::set))
+        .routes(routes!(sites::clear))
 }
 
 fn queue_routes() -> OpenApiRouter<Shared> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use postern::access::Actor;
 use postern::background::Shutdown;
-use postern::delivery::{self, Delivery, PrivateAddresses};
+use postern::delivery::{self, Delivery, Pacing, PrivateAddresses};
 use postern::events::{Event, EventKind, InstanceEvent, MailEvent};
 use postern::ext::Timestamp;
 use postern::mail::{Address, Body, Class, Domain, MailParameters, Notify, QueueId, ReversePath, Sealed, TenantId};
@@ -104,6 +104,8 @@ impl Outbound {
             shutdown: Shutdown::new(),
             task: None,
         };
+        let pacing = Pacing::open(store.clone(), &receiver.borrow().clone(), outbound.queue.now()).unwrap();
+        let pacing = Arc::new(pacing);
         let parts = delivery::Parts {
             queue: outbound.queue.clone(),
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
@@ -115,6 +117,7 @@ impl Outbound {
             dialer: Arc::new(BoundDialer),
             tls: Arc::new(ClientTls::with_roots(roots).unwrap()),
             delivery: outbound.delivery.clone(),
+            pacing,
             settings: receiver,
         };
         outbound.task = Some(tokio::spawn(delivery::run(parts, outbound.shutdown.clone())));
