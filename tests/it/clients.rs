@@ -1,6 +1,6 @@
-//! Submission by the programs people use: swaks, msmtp, Python's smtplib, PHPMailer, Nodemailer. Each
-//! logs in at 465 and at 587 with STARTTLS and sends what shops send; what arrived at the other end
-//! is read by Python and its signatures are judged by foreign verifiers.
+//! Submission by the programs people use: swaks, msmtp, Python's smtplib, PHPMailer, Nodemailer,
+//! Symfony Mailer and Django. Each logs in at 465 and at 587 with STARTTLS and sends what shops send;
+//! what arrived at the other end is read by Python and its signatures are judged by foreign verifiers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,6 +27,8 @@ const SINK: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 9);
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(60);
 /// A version that was tried; npm gets nothing else.
 const NODEMAILER: &str = "nodemailer@10.6.0";
+/// A version that was tried; pip gets it and what it needs into a folder of its own.
+const DJANGO: &str = "django==4.2.16";
 const RECIPIENTS: &str = "anna@peer.test,bert@peer.test,cora@peer.test";
 
 /// Name, program that runs the script, script, and how to see whether it is there.
@@ -41,13 +43,23 @@ const CLIENTS: &[(&str, &str, &str, &[&str])] = &[
         &["php", "-r", "require '/usr/share/php/libphp-phpmailer/src/PHPMailer.php';"],
     ),
     ("Nodemailer", "node", "nodemailer.js", &["node", "-e", "require('nodemailer')"]),
+    ("Symfony Mailer", "php", "symfony.php", &["php", "-r", "require 'Symfony/Component/Mailer/autoload.php';"]),
+    ("Django", "python3", "django_mail.py", &["python3", "-c", "import django.core.mail"]),
 ];
 
 #[test]
 fn every_client_sends_by_both_ways_and_reports_a_wrong_password() {
     let test = "clients::every_client_sends_by_both_ways_and_reports_a_wrong_password";
-    // Only what npm has to fetch needs the real network; without it the other clients run.
-    if run_apart(test, || fetch_nodemailer().or_else(|reason| skip_nodemailer(&reason))) == Apart::Done {
+    // Only what npm and pip have to fetch needs the real network; without it the other clients run.
+    if run_apart(test, || {
+        for (name, fetched) in [("Nodemailer", fetch_nodemailer()), ("Django", fetch_django())] {
+            if let Err(reason) = fetched {
+                eprintln!("{name} could not be fetched: {reason}");
+            }
+        }
+        Ok(())
+    }) == Apart::Done
+    {
         return;
     }
     let shop = Shop::open(SINK);
@@ -81,9 +93,18 @@ fn fetch_nodemailer() -> Result<(), String> {
     run(command.arg(NODEMAILER))
 }
 
-fn skip_nodemailer(reason: &str) -> Result<(), String> {
-    eprintln!("Nodemailer could not be fetched: {reason}");
-    Ok(())
+fn fetch_django() -> Result<(), String> {
+    let folder = python_path().ok_or("there is no folder to keep it in")?;
+    if folder.join("django/__init__.py").exists() {
+        return Ok(());
+    }
+    let mut command = Command::new("python3");
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]).arg(&folder);
+    run(command.arg(DJANGO))
+}
+
+fn python_path() -> Option<PathBuf> {
+    Some(kept_folder().ok()?.join("python"))
 }
 
 fn node_path() -> PathBuf {
@@ -94,6 +115,7 @@ fn runs_here((_, _, _, check): &(&str, &str, &str, &[&str])) -> bool {
     Command::new(check[0])
         .args(&check[1..])
         .env("NODE_PATH", node_path())
+        .env("PYTHONPATH", python_path().unwrap_or_default())
         .output()
         .is_ok_and(|ran| ran.status.success())
         && (check[0] != "python3" || runs("python3", &["-c", "import smtplib"]))
@@ -148,7 +170,8 @@ impl Attempt<'_> {
         let (_, program, script, _) = self.client;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/foreign/clients").join(script);
         let mut command = Command::new(program);
-        command.env("NODE_PATH", node_path()).arg(script).args([VIP_NAME, self.port, self.way]);
+        command.env("NODE_PATH", node_path()).env("PYTHONPATH", python_path().unwrap_or_default());
+        command.arg(script).args([VIP_NAME, self.port, self.way]);
         command.arg(&self.shop.certificate).args([&login.login, &login.password]).args([SENDER, to, subject]);
         command.args(papers).output().unwrap()
     }

@@ -22,5 +22,6 @@ mod notices;
 mod power_cut;
 mod scale;
 mod scenarios;
+mod systemd;
 mod tidy;
 mod upgrade;
