@@ -45,7 +45,11 @@ pub fn check(folder: &Path) -> Result<(), OpenError> {
         Some(found) if found <= FORMAT => Ok(()),
         Some(found) => Err(files(io::Error::other(Newer { what: folder.display().to_string(), found, known: FORMAT }))),
         None => {
-            let text = format!("{} does not say which format the store has", path.display());
+            let text = format!(
+                "{} does not say which format the store has; if this release wrote the store, put the line \
+                 `{WORDS}{FORMAT}` there (each segment names its own format and is checked too)",
+                path.display()
+            );
             Err(OpenError::Files(io::Error::new(io::ErrorKind::InvalidData, text)))
         }
     }

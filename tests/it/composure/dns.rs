@@ -46,11 +46,23 @@ fn truncated(question: &Message) -> Option<Vec<u8>> {
     Some(reply.to_vec().unwrap())
 }
 
+/// A port that is free for datagrams may be taken for streams by a test beside this one: then another.
+async fn both_on_one_port() -> (UdpSocket, TcpListener) {
+    let mut refused = None;
+    for _ in 0..100 {
+        let udp = UdpSocket::bind((LOCAL, 0)).await.unwrap();
+        match TcpListener::bind(udp.local_addr().unwrap()).await {
+            Ok(tcp) => return (udp, tcp),
+            Err(error) => refused = Some(error),
+        }
+    }
+    panic!("no port is free for both: {refused:?}");
+}
+
 /// A resolver that asks only such a server.
 async fn asking(lie: Lie, timeout: Duration) -> SystemResolver {
-    let udp = UdpSocket::bind((LOCAL, 0)).await.unwrap();
+    let (udp, tcp) = both_on_one_port().await;
     let address: SocketAddr = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {

@@ -156,6 +156,7 @@ struct Endings {
     unharmed: u64,
     set_aside: u64,
     salvaged: u64,
+    mended: u64,
 }
 
 /// One harm to a copy of `base`, judged.
@@ -177,6 +178,14 @@ fn one(base: &mut Base, folder: &Path, (kind, dice): (Harm, &mut Dice), endings:
                 assert_eq!(left.len(), 1, "{what}: one bit took more than one message\n{log}");
             }
             endings.set_aside += 1;
+        }
+        // A format nobody can read is not guessed: the refusal says which line the file must hold.
+        Err(why) if file.ends_with("store/format") => {
+            assert!(log.contains("format"), "{what}: {why}\n{log}");
+            fs::write(copy.join("store/format"), format!("postern store {}\n", postern::store::FORMAT)).unwrap();
+            let left = base.settle_in(&copy).unwrap();
+            assert!(left.is_empty(), "{what}: {why}; not there after the remedy: {left:?}");
+            endings.mended += 1;
         }
         Err(why) => {
             assert!(file.starts_with("store/records"), "{what}: {why}");

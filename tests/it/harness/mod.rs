@@ -16,6 +16,7 @@ use std::io::Write;
 
 /// Records that a check could not run on this machine; `tests/run` prints and counts these.
 pub fn not_run(name: &str, reason: &str) {
+    let reason = reason.lines().collect::<Vec<_>>().join("; ");
     eprintln!("NOT RUN: {name} ({reason})");
     if let Some(path) = std::env::var_os("POSTERN_NOT_RUN") {
         let line = format!("{name} ({reason})\n");
