@@ -22,6 +22,7 @@ mod notices;
 mod power_cut;
 mod scale;
 mod scenarios;
+mod soak;
 mod systemd;
 mod tidy;
 mod upgrade;
