@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::api;
+use super::{api, codes, replay};
 
 /// Statuses every operation may answer with, each with when.
 const REFUSALS: &[(&str, &str)] = &[
@@ -20,7 +20,8 @@ const REFUSALS: &[(&str, &str)] = &[
     ("401", "no key or session, or not a good one"),
     ("403", "the role or the key's scopes do not reach, or a fresh proof is asked for"),
     ("404", "there is none, or it is another tenant's"),
-    ("409", "it clashes with what is there"),
+    ("409", "it clashes with what is there, or with an earlier request of the same Idempotency-Key"),
+    ("412", "it is not what If-Match names"),
     ("413", "the body is too large"),
     ("415", "the body is not JSON"),
     ("422", "a value is not acceptable"),
@@ -53,14 +54,62 @@ pub fn document() -> Value {
     for (status, when) in REFUSALS {
         document["components"]["responses"][status] = json!({"description": when, "content": problem});
     }
-    for (_, path) in document["paths"].as_object_mut().into_iter().flatten() {
-        for (_, operation) in path.as_object_mut().into_iter().flatten() {
+    let keys_hours = replay::KEYS_TIME.as_secs() / 3600;
+    document["components"]["parameters"] = json!({
+        "IdempotencyKey": {
+            "name": "Idempotency-Key", "in": "header", "required": false,
+            "description": format!("The same request with the same key is carried out once within {keys_hours} hours; \
+                a repeat is answered as the first was, with Idempotency-Replayed: true."),
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        },
+        "IfMatch": {
+            "name": "If-Match", "in": "header", "required": false,
+            "description": "An ETag of this resource: changed only if it still has it, else 412.",
+            "schema": {"type": "string"},
+        },
+    });
+    document["components"]["headers"] = json!({
+        "ETag": {"description": "Names what is shown, counters left out; for If-Match.", "schema": {"type": "string"}},
+        "Replayed": {"description": "`true` on an answer that was given before.", "schema": {"type": "string"}},
+    });
+    for (path_text, path) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in path.as_object_mut().into_iter().flatten() {
+            describe_layers(path_text, method, operation);
             for (status, _) in REFUSALS {
                 operation["responses"][status] = json!({"$ref": format!("#/components/responses/{status}")});
             }
         }
     }
     document
+}
+
+/// What the layers around every handler add to an operation: see `replay` and `conditional`.
+fn describe_layers(path: &str, method: &str, operation: &mut Value) {
+    // Who logs in is nobody yet.
+    let has_actor = !matches!((method, path), ("post", "/session" | "/session/redeem"));
+    let parameter = match method {
+        "post" if has_actor => Some("IdempotencyKey"),
+        "patch" | "put" | "delete" => Some("IfMatch"),
+        _ => None,
+    };
+    if let Some(name) = parameter {
+        let reference = json!({"$ref": format!("#/components/parameters/{name}")});
+        match operation["parameters"].as_array_mut() {
+            Some(parameters) => parameters.push(reference),
+            None => operation["parameters"] = json!([reference]),
+        }
+    }
+    let header = match method {
+        "post" if has_actor => Some(("Idempotency-Replayed", "Replayed")),
+        "get" | "patch" | "put" => Some(("ETag", "ETag")),
+        _ => None,
+    };
+    let Some((name, of)) = header else { return };
+    for (status, answer) in operation["responses"].as_object_mut().into_iter().flatten() {
+        if status.starts_with('2') {
+            answer["headers"][name] = json!({"$ref": format!("#/components/headers/{of}")});
+        }
+    }
 }
 
 /// `/api/openapi.json`, `/api/reference` and its style, for anybody.
@@ -92,7 +141,8 @@ fn page(document: &Value) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>postern admin API</title>\
          <link rel=\"stylesheet\" href=\"reference.css\"><h1>postern admin API</h1>\
          <p>For programs: <a href=\"openapi.json\">openapi.json</a>. Send a key as <code>Authorization: Bearer</code>, \
-         or a session's cookie with <code>X-CSRF-Token</code>. Refusals are problem documents (RFC 9457).</p>",
+         or a session's cookie with <code>X-CSRF-Token</code>. Refusals are problem documents (RFC 9457); \
+         their codes are <a href=\"#codes\">at the end</a>.</p>",
     );
     for (path, operations) in document["paths"].as_object().into_iter().flatten() {
         for (method, operation) in operations.as_object().into_iter().flatten() {
@@ -123,6 +173,7 @@ fn page(document: &Value) -> String {
         }
         page.push_str("</table>");
     }
+    page.push_str(&codes::page());
     page
 }
 
@@ -153,6 +204,18 @@ mod tests {
         ids.dedup();
         assert!(count > 50 && ids.len() == count, "{count} operations, {} names", ids.len());
         let page = page(&document);
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            let posts = operations.get("post").filter(|_| !matches!(path.as_str(), "/session" | "/session/redeem"));
+            for (operation, header) in [
+                (posts, "IdempotencyKey"),
+                (operations.get("patch"), "IfMatch"),
+                (operations.get("put"), "IfMatch"),
+                (operations.get("delete"), "IfMatch"),
+            ] {
+                let Some(operation) = operation else { continue };
+                assert!(operation["parameters"].to_string().contains(header), "{path}: {header} is not told of");
+            }
+        }
         assert!(!page.contains("://") && !page.contains("<script") && page.contains("GET /api/v1/tenants/{tenant}"));
     }
 }

@@ -6,6 +6,8 @@
 
 mod api;
 mod body;
+mod codes;
+mod conditional;
 mod document;
 mod door;
 mod guard;
@@ -14,6 +16,7 @@ mod identity;
 mod paging;
 mod problem;
 mod rate;
+mod replay;
 mod server;
 
 use std::sync::Arc;
@@ -106,10 +109,21 @@ pub struct About {
 /// The whole API. A request over the local socket has an [`crate::access::Actor`] in its extensions,
 /// one over the network says where it came from and carries a key or a session.
 pub fn router(parts: Parts, settings: &Settings) -> Router {
+    let replays = Arc::new(replay::Replays::new(Arc::clone(&parts.store)));
+    router_with(parts, settings, replays)
+}
+
+fn router_with(parts: Parts, settings: &Settings, replays: Arc<replay::Replays>) -> Router {
     let patience: Duration = settings.request_patience;
     let (parts, rates) = (Arc::new(parts), Arc::new(rate::Rates::new(settings.requests_per_minute_max)));
+    let guarded = api::router(Arc::clone(&parts));
+    let conditional = Arc::new(conditional::Conditional::new(guarded.clone()));
+    let guarded = guarded
+        .layer(middleware::from_fn_with_state(conditional, conditional::hold))
+        .layer(middleware::from_fn_with_state(replays, replay::once))
+        .layer(middleware::from_fn(guard::require_actor));
     Router::new()
-        .nest("/api/v1", api::router(Arc::clone(&parts)).layer(middleware::from_fn(guard::require_actor)))
+        .nest("/api/v1", guarded)
         .nest("/api/v1", api::open_router(Arc::clone(&parts)))
         .merge(document::router())
         .fallback(|| async { problem::Problem::missing("such resource") })
@@ -127,16 +141,19 @@ pub async fn serve(
     (socket, listeners, tls): (Socket, Vec<TcpListener>, TlsNow),
     shutdown: Shutdown,
 ) {
-    let router = router(parts, settings);
+    let replays = Arc::new(replay::Replays::new(Arc::clone(&parts.store)));
+    let router = router_with(parts, settings, Arc::clone(&replays));
     let serve = |listener| {
         let (router, tls, shutdown) = (router.clone(), Arc::clone(&tls), shutdown.clone());
         door::serve(listener, tls, router, settings.connections_max, shutdown)
     };
     let doors = futures_util::future::join_all(listeners.into_iter().map(serve));
-    tokio::join!(doors, socket.serve(router.clone(), shutdown.clone()));
+    tokio::join!(doors, socket.serve(router.clone(), shutdown.clone()), replays.keep(&shutdown));
 }
 
 #[cfg(test)]
 mod door_tests;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod tests;

@@ -67,11 +67,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Paging {
 }
 
 impl Paging {
-    /// The page of a list that is all in memory, in the order it should be shown; `key` names a row.
-    pub fn of<T>(&self, rows: Vec<T>, key: impl Fn(&T) -> String) -> PageJson<T> {
+    /// The page of a list that is all in memory. `key` names a row, each another, and gives the order: a page
+    /// starts behind where the cursor's row is or was, so that a row removed meanwhile ends nothing.
+    pub fn of<T>(&self, mut rows: Vec<T>, key: impl Fn(&T) -> String) -> PageJson<T> {
+        rows.sort_by_cached_key(&key);
         let start = match &self.after {
             None => 0,
-            Some(after) => rows.iter().position(|row| key(row) == *after).map_or(rows.len(), |at| at.saturating_add(1)),
+            Some(after) => rows.partition_point(|row| key(row) <= *after),
         };
         let left = rows.len().saturating_sub(start);
         let rows: Vec<T> = rows.into_iter().skip(start).take(self.limit).collect();
@@ -106,6 +108,19 @@ mod tests {
             assert!(after.is_some());
         }
         assert_eq!(seen, all);
+    }
+
+    #[test]
+    fn a_page_follows_even_if_the_row_of_its_cursor_was_removed() {
+        let names = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let all = names(&["d", "a", "c", "b"]);
+        let first = Paging { limit: 2, after: None }.of(all, String::clone);
+        assert_eq!(first.rows, ["a", "b"]);
+        let after = unwrap(&first.next.unwrap());
+        for (left, expected) in [(names(&["a", "c", "d"]), vec!["c", "d"]), (names(&["d"]), vec!["d"])] {
+            let next = Paging { limit: 2, after: after.clone() }.of(left, String::clone);
+            assert_eq!((next.rows, next.next), (names(&expected), None));
+        }
     }
 
     #[test]

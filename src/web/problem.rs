@@ -4,11 +4,14 @@
 //! wrong, and the request's id. Easy to get wrong: a cause from inside (a path, a storage error)
 //! belongs in the log under the request's id, never in the answer.
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::codes;
 use crate::access::{Forbidden, Sight};
 use crate::records::AdminError;
 use crate::store::{CommitError, StoreError};
@@ -33,6 +36,9 @@ pub struct ProblemJson {
     /// Names this request in the daemon's log.
     #[serde(default)]
     pub request_id: String,
+    /// Where this daemon says what the code means and what to do.
+    #[serde(default)]
+    pub doc: String,
 }
 
 /// One field that is wrong.
@@ -51,7 +57,7 @@ const HIDDEN: &str = "such resource";
 #[derive(Clone, Debug)]
 pub struct Problem {
     status: StatusCode,
-    code: &'static str,
+    code: Cow<'static, str>,
     detail: String,
     errors: Vec<FieldJson>,
     /// For the log only.
@@ -63,6 +69,7 @@ pub struct Problem {
 impl Problem {
     /// A problem with a sentence for people.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let code = Cow::Borrowed(code);
         Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, retry_after: None }
     }
 
@@ -71,6 +78,12 @@ impl Problem {
     pub fn again_in(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
         self
+    }
+
+    /// Its code.
+    #[cfg(test)]
+    pub(super) fn code(&self) -> &str {
+        &self.code
     }
 
     /// 404: no such record.
@@ -118,13 +131,14 @@ impl Problem {
     /// The document for `request_id`; logs the cause, if there is one.
     pub(super) fn into_document(self, request_id: &str) -> Response {
         if let Some(cause) = &self.cause {
-            tracing::error!(request_id, code = self.code, cause, "a request failed inside");
+            tracing::error!(request_id, code = %self.code, cause, "a request failed inside");
         }
         let document = ProblemJson {
             kind: format!("urn:postern:problem:{}", self.code),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
-            code: self.code.to_owned(),
+            doc: codes::link(&self.code),
+            code: self.code.into_owned(),
             detail: self.detail,
             errors: self.errors,
             request_id: request_id.to_owned(),

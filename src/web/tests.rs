@@ -54,7 +54,11 @@ async fn api() -> Router {
 }
 
 pub(super) async fn api_with(settings: Settings) -> Router {
-    let store = Arc::new(MemoryStore::new());
+    api_over(Arc::new(MemoryStore::new()), settings).await
+}
+
+/// As after a start of the daemon with this store.
+pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Router {
     let key = Arc::new(MasterKey::from_bytes([7; 32]));
     let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
     let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();

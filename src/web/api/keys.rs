@@ -170,7 +170,7 @@ pub(super) async fn list(
     paging: Paging,
 ) -> Answer<PageJson<KeyJson>> {
     let tenant = place(&parts, &actor, chosen.tenant.as_deref())?;
-    let page = paging.of(parts.people.keys(&actor, tenant)?, |key| key.id.to_string());
+    let page = paging.of(parts.people.keys(&actor, tenant)?, |key| format!("{}\0{}", key.name, key.id));
     Ok(Json(PageJson { rows: page.rows.iter().map(|key| json(&parts, key)).collect(), next: page.next }))
 }
 

@@ -99,7 +99,7 @@ pub(super) async fn list(
     Extension(actor): Extension<Actor>,
     paging: Paging,
 ) -> Answer<PageJson<RouteJson>> {
-    let page = paging.of(parts.routes.list(&actor)?, |route| written(route.id));
+    let page = paging.of(parts.routes.list(&actor)?, |route| format!("{} {}", route.host, written(route.id)));
     let rows = page.rows.into_iter().map(|route| json(&parts, route)).collect();
     Ok(Json(PageJson { rows, next: page.next }))
 }

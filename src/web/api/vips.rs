@@ -108,7 +108,7 @@ pub(super) async fn list(
     paging: Paging,
 ) -> Answer<PageJson<VipJson>> {
     require_instance(&actor)?;
-    let page = paging.of(parts.vips.all().to_vec(), |vip: &Vip| vip.id.to_string());
+    let page = paging.of(parts.vips.all().to_vec(), |vip: &Vip| format!("{} {}", vip.ehlo, vip.id));
     let rows = page.rows.iter().map(|vip| json(&parts, vip)).collect();
     Ok(Json(PageJson { rows, next: page.next }))
 }
