@@ -59,6 +59,8 @@ pub enum Resource {
     Queue,
     /// Its audit log.
     Audit,
+    /// Messages: handing them in, and reading what became of them.
+    Messages,
 }
 
 /// Reading or changing.
@@ -344,6 +346,7 @@ impl Resource {
             Self::Suppressions => "suppressions",
             Self::Queue => "queue",
             Self::Audit => "audit",
+            Self::Messages => "messages",
         }
     }
 }

@@ -271,6 +271,12 @@ impl Daemon {
             starttls_ports: config.submission.starttls_ports.clone(),
             started,
         };
+        let sending = web::SendingLimits {
+            message_bytes_max: config.submission.session.message_bytes_max,
+            header_bytes_max: config.submission.header_bytes_max,
+            recipients_max: config.submission.session.recipients_max,
+            hold_max: config.submission.session.hold_max,
+        };
         let parts = submission::Parts {
             settings: self.submission_settings.subscribe(),
             gate: Arc::clone(&rooms.gate),
@@ -284,7 +290,7 @@ impl Daemon {
         };
         self.flow.vital("submission", submission::run(parts, self.flow.shutdown().clone()));
         let (settings, stop) = (config.web, self.rest.shutdown().clone());
-        let (parts, certificates, name) = (rooms.for_web(about), Arc::clone(&self.certificates), hostname);
+        let (parts, certificates, name) = (rooms.for_web(about, sending), Arc::clone(&self.certificates), hostname);
         let doors = (world.socket, world.admin, Arc::new(move || certificates.server_config(&name)) as web::TlsNow);
         self.rest.vital("admin", async move { web::serve(parts, &settings, doors, stop).await });
         if let Some(listener) = world.monitor {

@@ -18,12 +18,14 @@ use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
 use crate::routing::Routes;
 use crate::store::{Batch, CommitError, Store};
 
-pub use crate::pipeline::{SmtpFacts, Source, Way};
+pub use crate::pipeline::{HttpFacts, SmtpFacts, Source, Way};
 
 /// Events written beside the path of the mail at once; more are only counted and logged.
 const EVENTS_IN_FLIGHT_MAX: usize = 64;
 /// `NewMessage::source` of mail by SMTP.
 const SOURCE_SMTP: &str = "smtp";
+/// `NewMessage::source` of mail by the API.
+const SOURCE_API: &str = "api";
 /// `NewMessage::source` of our notices.
 const SOURCE_NOTICE: &str = "notice";
 
@@ -36,6 +38,17 @@ pub struct Submission {
     pub draft: Draft,
     /// Where it comes from.
     pub source: Source,
+}
+
+/// What was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its id.
+    pub id: QueueId,
+    /// Its Message-ID field.
+    pub message_id: String,
+    /// Numbers of recipients that are on the suppression list and never mailed, ascending.
+    pub suppressed: Vec<u16>,
 }
 
 /// The rooms it connects.
@@ -65,18 +78,22 @@ impl Intake {
     /// Takes responsibility for a message: when this returns `Ok` it survives a power cut.
     /// All recipients suppressed is `Ok` too, with events and nothing queued.
     pub async fn accept(&self, submission: Submission, now: Timestamp) -> Result<QueueId, Refusal> {
+        self.accept_as(QueueId::new(now), submission, now).await.map(|taken| taken.id)
+    }
+
+    /// The same under an id that the caller made and never gives to another message.
+    pub async fn accept_as(&self, id: QueueId, submission: Submission, now: Timestamp) -> Result<Taken, Refusal> {
         let Submission { envelope, draft, source } = submission;
-        let id = QueueId::new(now);
         let (tenant, account) = (source.tenant, source.account);
         let accepted = self.owe(id, draft, About::new(id, now, source, envelope)).await;
-        accepted.map(|()| id).inspect_err(|refusal| {
+        accepted.inspect_err(|refusal| {
             metrics::counter!(REFUSED, "code" => refusal.reply.code.0.to_string()).increment(1);
             let (reply, cause) = (refusal.reply.one_line(), refusal.cause.clone());
             self.tell(EventKind::Instance(InstanceEvent::Refused { tenant, account, reply, cause }), now);
         })
     }
 
-    async fn owe(&self, id: QueueId, draft: Draft, about: About) -> Result<(), Refusal> {
+    async fn owe(&self, id: QueueId, draft: Draft, about: About) -> Result<Taken, Refusal> {
         let now = about.now;
         if about.envelope.recipients.is_empty() {
             return Err(Refusal::plain(Reply::enhanced(554, 5, 1, "there are no recipients")));
@@ -85,6 +102,7 @@ impl Intake {
         let prepared = self.parts.pipeline.prepare(draft, about).await?;
         let is_unsigned = prepared.signatures.is_empty();
         let counted = prepared.counted;
+        let (message_id, suppressed) = (prepared.message_id.clone(), prepared.suppressed.clone());
         let message = self.addressed(id, prepared);
         let (tenant, account) = (message.tenant, message.account);
         if let Err(error) = self.parts.queue.enqueue(message, now).await {
@@ -94,7 +112,7 @@ impl Intake {
         if is_notice && is_unsigned {
             self.tell(EventKind::Mail(id, MailEvent::NoticeUnsigned), now);
         }
-        Ok(())
+        Ok(Taken { id, message_id, suppressed })
     }
 
     /// The message with a lane for each recipient that is to be mailed.
@@ -109,6 +127,7 @@ impl Intake {
         });
         let (source_name, notice_about) = match source.way {
             Way::Smtp(_) => (SOURCE_SMTP, None),
+            Way::Http(_) => (SOURCE_API, None),
             Way::Notice { about } => (SOURCE_NOTICE, Some(about)),
         };
         NewMessage {
@@ -130,6 +149,7 @@ impl Intake {
             header_from: prepared.header_from,
             signatures: prepared.signatures,
             recipients: recipients.collect(),
+            labels: prepared.labels,
             notice_about,
         }
     }

@@ -141,6 +141,12 @@ fn message(session: &Session, shown: QueuedJson) -> String {
         plain(&shown.vip),
         if shown.signatures.is_empty() { "-".to_owned() } else { shown.signatures.join(", ") },
     );
+    if !shown.tags.is_empty() {
+        text.push_str(&format!("Tags        {}\n", printable(&shown.tags.join(", "))));
+    }
+    for (name, value) in &shown.metadata {
+        text.push_str(&format!("Metadata    {}: {}\n", printable(name), printable(value)));
+    }
     text.push_str(&format!("\n{}\n", colour.bold("Recipients")));
     shown.recipients.iter().for_each(|line| text.push_str(&why_line(line)));
     text.push_str(&format!("\n{}\n", colour.bold("What happened")));

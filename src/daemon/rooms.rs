@@ -122,7 +122,7 @@ impl Rooms {
     }
 
     /// What the admin API is built from.
-    pub(super) fn for_web(&self, about: web::About) -> web::Parts {
+    pub(super) fn for_web(&self, about: web::About, sending: web::SendingLimits) -> web::Parts {
         let rooms = self.clone();
         web::Parts {
             accounts: rooms.accounts,
@@ -132,6 +132,8 @@ impl Rooms {
             routes: rooms.routes,
             people: rooms.people,
             queue: rooms.queue,
+            intake: rooms.intake,
+            sending,
             backup: rooms.backup,
             delivery: rooms.delivery,
             pacing: rooms.pacing,
@@ -175,7 +177,8 @@ fn pipeline(
         count: Arc::new(move |tenant, account, now| counts.count(tenant, account, now)),
         uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
     };
-    let settings = pipeline::Settings { spill_folder: drafts.to_owned(), ..config.pipeline.clone() };
+    let hold_max = config.submission.session.hold_max;
+    let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
     Pipeline::new(parts, settings)
 }
 

@@ -79,6 +79,7 @@ fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
         header_from: String::new(),
         signatures: Vec::new(),
         recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane) }],
+        labels: Default::default(),
         notice_about: None,
     }
 }

@@ -50,6 +50,7 @@ async fn queue_with_a_message() -> Arc<Queue> {
         header_from: String::new(),
         signatures: Vec::new(),
         recipients: vec![recipient],
+        labels: Default::default(),
         notice_about: None,
     };
     queue.enqueue(message, now).await.unwrap();

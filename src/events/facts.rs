@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Address, QueueId, ReversePath, TenantId};
-use crate::store::{Key, prefix};
+use crate::mail::{Address, Labels, QueueId, ReversePath, TenantId};
+use crate::store::{Key, StoreError, codec, prefix};
 
 /// Addresses and header facts of one message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,47 @@ pub struct History {
     pub message_id: String,
     /// By recipient number.
     pub recipients: Vec<Address>,
+    /// What the sender attached for itself.
+    pub labels: Labels,
+}
+
+/// As the first release stored it: without labels.
+#[derive(Serialize, Deserialize)]
+struct FirstHistory {
+    tenant: TenantId,
+    accepted: Timestamp,
+    reverse_path: ReversePath,
+    header_from: String,
+    subject: String,
+    message_id: String,
+    recipients: Vec<Address>,
+}
+
+impl From<FirstHistory> for History {
+    fn from(first: FirstHistory) -> Self {
+        Self {
+            tenant: first.tenant,
+            accepted: first.accepted,
+            reverse_path: first.reverse_path,
+            header_from: first.header_from,
+            subject: first.subject,
+            message_id: first.message_id,
+            recipients: first.recipients,
+            labels: Labels::default(),
+        }
+    }
+}
+
+impl History {
+    /// Reads what [`History::to_bytes`], [`HistoryRef::to_bytes`] or an earlier release wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        codec::decode_second::<FirstHistory, Self>(bytes)
+    }
+
+    /// As it is stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode_second(self)
+    }
 }
 
 /// A [`History`] to be written.
@@ -45,6 +86,15 @@ pub struct HistoryRef<'a> {
     pub message_id: &'a str,
     /// By recipient number.
     pub recipients: Vec<&'a Address>,
+    /// What the sender attached for itself.
+    pub labels: &'a Labels,
+}
+
+impl HistoryRef<'_> {
+    /// As it is stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode_second(self)
+    }
 }
 
 /// Where the history record of a message is.
@@ -53,4 +103,39 @@ pub fn history_key(id: QueueId) -> Key {
     key.push(prefix::HISTORY);
     key.extend_from_slice(&id.0);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_first_release_stored_is_read_and_labels_are_kept_in_the_second_form() {
+        let first = FirstHistory {
+            tenant: TenantId(1),
+            accepted: Timestamp(2),
+            reverse_path: ReversePath(None),
+            header_from: "a@shop.example".to_owned(),
+            subject: "s".to_owned(),
+            message_id: "<1@shop.example>".to_owned(),
+            recipients: vec![Address::parse("b@x.example").unwrap()],
+        };
+        let mut read = History::from_bytes(&codec::encode(&first)).unwrap();
+        assert_eq!((read.subject.as_str(), read.recipients.len()), ("s", 1));
+        assert_eq!(read.labels, Labels::default());
+        read.labels.tag("order").unwrap();
+        assert_eq!(History::from_bytes(&read.to_bytes()).unwrap(), read);
+        let of_ref = HistoryRef {
+            tenant: read.tenant,
+            accepted: read.accepted,
+            reverse_path: &read.reverse_path,
+            header_from: &read.header_from,
+            subject: &read.subject,
+            message_id: &read.message_id,
+            recipients: read.recipients.iter().collect(),
+            labels: &read.labels,
+        };
+        assert_eq!(of_ref.to_bytes(), read.to_bytes());
+        assert!(History::from_bytes(&[9, 1]).is_err(), "a later form is refused, not guessed");
+    }
 }

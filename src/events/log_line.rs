@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::{Consumer, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key};
 use crate::mail::{QueueId, printable};
-use crate::store::{Store, codec};
+use crate::store::Store;
 
 /// History records remembered, at most.
 const REMEMBERED_MAX: usize = 1_024;
@@ -54,7 +54,7 @@ impl LogLine {
             return known.clone();
         }
         let read = self.store.get(&history_key(id)).ok().flatten();
-        let read = read.and_then(|bytes| codec::decode(&bytes).ok()).map(Arc::new);
+        let read = read.and_then(|bytes| History::from_bytes(&bytes).ok()).map(Arc::new);
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
         }

@@ -121,7 +121,7 @@ async fn logged(format: LogFormat, events: &[Event], history: Option<(QueueId, H
     let store = Arc::new(MemoryStore::new());
     if let Some((id, history)) = history {
         let mut batch = Batch::new();
-        batch.set(history_key(id), codec::encode(&history));
+        batch.set(history_key(id), history.to_bytes());
         store.commit(batch).await.unwrap();
     }
     let paper = Paper::default();
@@ -139,6 +139,7 @@ fn history() -> History {
         subject: "secret subject".into(),
         message_id: "<1@shop.example>".into(),
         recipients: vec![Address::parse("a@one.example").unwrap(), Address::parse("b@one.example").unwrap()],
+        labels: Default::default(),
     }
 }
 

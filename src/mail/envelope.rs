@@ -113,6 +113,12 @@ impl ForwardPath {
     pub fn plain(address: Address) -> Self {
         Self { address, notify: Notify::default(), orcpt: None }
     }
+
+    /// Whether its local part asks the next hop to route it on, by `%`, `!` or `@`: the way into open
+    /// relays of old (RFC 5321 s4.1.2, appendix F.2).
+    pub fn routes_on(&self) -> bool {
+        self.address.local_part().contains(['%', '!', '@'])
+    }
 }
 
 /// One transaction's envelope.

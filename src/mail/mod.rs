@@ -5,11 +5,13 @@
 
 mod address;
 mod canonical;
+mod compose;
 pub mod dkim;
 pub mod dsn;
 mod envelope;
 mod header;
 mod id;
+mod labels;
 mod mailbox;
 mod message;
 mod mime;
@@ -17,9 +19,15 @@ mod spill;
 mod status;
 
 pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_OCTETS_MAX};
+pub use compose::{
+    ATTACHMENTS_MAX, Attachment, ComposeError, Composition, FREE_FIELDS_MAX, SUBJECT_OCTETS_MAX, compose, read_whole,
+};
 pub use envelope::{BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, Ret, ReversePath, Smtputf8};
 pub use header::{Field, HeaderBlock, HeaderError};
 pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId};
+pub use labels::{
+    LabelError, Labels, METADATA_MAX, METADATA_NAME_OCTETS_MAX, METADATA_VALUE_OCTETS_MAX, TAG_OCTETS_MAX, TAGS_MAX,
+};
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
 pub use mime::{

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::permission;
 use super::users::shortened;
 use super::{ApiKey, KeySecret, KeyUse, People, api_key_key, check_networks, digest, is_allowed, is_same, key_use_key};
-use crate::access::{Action, Actor, Forbidden, Narrowing, Resource, Role, Scope, Sight};
+use crate::access::{Action, Actor, Forbidden, Narrowing, RESOURCES, Resource, Role, Scope, Sight};
 use crate::ext::{self, Timestamp};
 use crate::mail::{Domain, KeyId, TenantId};
 use crate::records::{self, Act, AdminError};
@@ -24,7 +24,7 @@ pub const OVERLAP_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// How long it may stay good, at most.
 pub const OVERLAP_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Scopes of one key, at most: there are not more of them.
-pub const SCOPES_MAX: usize = 18;
+pub const SCOPES_MAX: usize = RESOURCES.len() * 2;
 /// Keys of one tenant, at most.
 const KEYS_MAX: usize = 500;
 /// Domains of one key, at most.

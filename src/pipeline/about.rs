@@ -3,12 +3,12 @@
 //! Facts come in with the submission and never change; findings are written by one stage and read
 //! by later ones and by intake.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::domains::Signer;
 use crate::ext::Timestamp;
-use crate::mail::{Class, Domain, Envelope, QueueId, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Class, Domain, Envelope, Labels, QueueId, SmtpAccountId, TenantId, VipId};
 
 /// Who hands a message in, and by which way.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Source {
 pub enum Way {
     /// Authenticated SMTP.
     Smtp(SmtpFacts),
+    /// The API.
+    Http(HttpFacts),
     /// A notice of ours about `about`: null reverse-path, exempt from sender rules and limits.
     Notice {
         /// The message it reports.
@@ -50,6 +52,15 @@ pub struct SmtpFacts {
     pub tls: String,
 }
 
+/// What is known of a message that came by the API.
+#[derive(Clone, Debug)]
+pub struct HttpFacts {
+    /// The client's address, if it came over a network; written only if configured.
+    pub peer: Option<IpAddr>,
+    /// What the sender attached for itself.
+    pub labels: Labels,
+}
+
 /// Facts of the submission, and findings of the stages so far.
 pub struct About {
     /// The id it will be owed under.
@@ -64,6 +75,8 @@ pub struct About {
     pub signer: Option<Arc<Signer>>,
     /// `limits`: whether the message is counted.
     pub counted: Counted,
+    /// `labels`: what the sender attached for itself.
+    pub labels: Labels,
     /// `suppressed`: numbers of recipients never to be mailed, ascending.
     pub suppressed: Vec<u16>,
     /// `encoding`: what octets the final bytes hold.
@@ -79,8 +92,8 @@ impl About {
     pub fn new(id: QueueId, now: Timestamp, source: Source, envelope: Envelope) -> Self {
         let (signer, suppressed, octets, signatures) = (None, Vec::new(), Octets::Eight, Vec::new());
         let counted = Counted::No;
-        let header_octets = Octets::Seven;
-        Self { id, now, source, envelope, signer, counted, suppressed, octets, header_octets, signatures }
+        let (header_octets, labels) = (Octets::Seven, Labels::default());
+        Self { id, now, source, envelope, signer, counted, labels, suppressed, octets, header_octets, signatures }
     }
 
     /// Whether it is a notice of ours.

@@ -8,6 +8,7 @@ mod about;
 mod complete;
 mod encoding;
 mod identity;
+mod labels;
 mod limits;
 mod rewrite;
 #[cfg(test)]
@@ -19,11 +20,12 @@ mod words;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-pub use about::{About, Counted, Octets, SmtpFacts, Source, Way};
+pub use about::{About, Counted, HttpFacts, Octets, SmtpFacts, Source, Way};
 // For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 #[doc(hidden)]
 pub use rewrite::{fold_long_fields, plan_message};
@@ -33,7 +35,7 @@ use crate::domains::{Domains, Signer};
 use crate::ext::Timestamp;
 use crate::mail::dkim::Algorithms;
 use crate::mail::{
-    Address, Domain, Draft, Envelope, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId, printable,
+    Address, Domain, Draft, Envelope, Labels, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId, printable,
 };
 use crate::suppression::Suppression;
 use crate::vips::Vips;
@@ -98,6 +100,8 @@ pub struct Settings {
     /// Bytes of bodies over 64 KiB being scanned or rewritten at once (64 MiB); a longer body is
     /// rewritten alone.
     pub rewrite_bytes_max: u64,
+    /// How far ahead `X-Send-At` may be (7 days), as FUTURERELEASE.
+    pub hold_max: Duration,
     /// Where rewritten bodies over 256 KiB are spilled; on the disk of the data folder.
     pub spill_folder: PathBuf,
 }
@@ -109,6 +113,7 @@ impl Default for Settings {
             client_address: ClientAddress::Hidden,
             received_max: 100,
             rewrite_bytes_max: 64 * 1024 * 1024,
+            hold_max: Duration::from_secs(7 * 24 * 3600),
             spill_folder: PathBuf::from("/var/lib/postern/spill"),
         }
     }
@@ -167,6 +172,8 @@ pub struct Prepared {
     pub signatures: Vec<String>,
     /// Numbers of recipients never to be mailed, ascending.
     pub suppressed: Vec<u16>,
+    /// What the sender attached for itself.
+    pub labels: Labels,
 }
 
 /// The ordered stages.
@@ -206,6 +213,8 @@ impl Pipeline {
         let live = Arc::new(RwLock::new(Live::from(&settings)));
         let stages: Vec<Box<dyn Stage>> = vec![
             Box::new(identity::Identity { signer: Arc::clone(&parts.signer) }),
+            // Before the limits: a message refused for a label is not counted.
+            Box::new(labels::Labels { hold_max: settings.hold_max }),
             Box::new(limits::Limits { count: parts.count }),
             Box::new(suppressed::Suppressed { contains: parts.suppressed }),
             Box::new(complete::Complete),
@@ -264,6 +273,7 @@ impl Pipeline {
             header_from,
             signatures: about.signatures,
             suppressed: about.suppressed,
+            labels: about.labels,
         })
     }
 

@@ -4,9 +4,11 @@
 //! server or an employee's home is. Easy to get wrong: a `for` clause shows a blind copy's address
 //! to the others, so it is written only for a single recipient.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 
-use super::about::{About, Octets, SmtpFacts, Way};
+use super::about::{About, HttpFacts, Octets, SmtpFacts, Way};
 use super::{ClientAddress, Lives, Stage, live};
 use crate::mail::{Draft, Refusal, Reply, Smtputf8};
 
@@ -27,21 +29,30 @@ impl Stage for Trace {
             let text = format!("more than {} Received fields: the message goes in circles", self.received_max);
             return Err(Refusal::plain(Reply::enhanced(554, 4, 6, text)));
         }
-        if let Way::Smtp(facts) = &about.source.way {
-            let value = self.received(facts, about);
-            draft.header.prepend("Received", &value);
-        }
+        let value = match &about.source.way {
+            Way::Smtp(facts) => self.received(facts, about),
+            Way::Http(facts) => self.received_by_http(facts, about),
+            Way::Notice { .. } => return Ok(()),
+        };
+        draft.header.prepend("Received", &value);
         Ok(())
     }
 }
 
 impl Trace {
+    fn received_by_http(&self, facts: &HttpFacts, about: &About) -> String {
+        let shown = facts.peer.filter(|_| live(&self.live).client_address == ClientAddress::Shown);
+        let from =
+            shown.map_or_else(|| "localhost".to_owned(), |ip| format!("unknown ({})", literal(ip.to_canonical())));
+        let start = format!("from {from}\r\n\tby {} (postern) with HTTP\r\n\t", about.source.vip_name);
+        format!("{start}{}", ending(about))
+    }
+
     fn received(&self, facts: &SmtpFacts, about: &About) -> String {
         let helo = Some(facts.helo.as_str()).filter(|helo| is_host(helo)).unwrap_or("unknown");
         let ip = facts.peer.ip().to_canonical();
         let from = match live(&self.live).client_address {
-            ClientAddress::Shown if ip.is_ipv6() => format!("{helo} ([IPv6:{ip}])"),
-            ClientAddress::Shown => format!("{helo} ([{ip}])"),
+            ClientAddress::Shown => format!("{helo} ({})", literal(ip)),
             // What the client calls itself often is its address or its name inside a network.
             ClientAddress::Hidden => "localhost".to_owned(),
         };
@@ -55,16 +66,27 @@ impl Trace {
         if !tls.is_empty() {
             value.push_str(&format!("({tls})\r\n\t"));
         }
-        value.push_str(&format!("id {}", about.id));
-        if let [only] = about.envelope.recipients.as_slice() {
-            let address = only.address.to_string();
-            if Octets::of(address.as_bytes()) == Octets::Seven {
-                value.push_str(&format!("\r\n\tfor <{address}>"));
-            }
-        }
-        value.push_str(&format!(";\r\n\t{}", about.now.rfc5322()));
+        value.push_str(&ending(about));
         value
     }
+}
+
+/// An address as RFC 5321 s4.1.3 writes it.
+fn literal(ip: IpAddr) -> String {
+    if ip.is_ipv6() { format!("[IPv6:{ip}]") } else { format!("[{ip}]") }
+}
+
+/// The id, the recipient if there is one only, and the time.
+fn ending(about: &About) -> String {
+    let mut value = format!("id {}", about.id);
+    if let [only] = about.envelope.recipients.as_slice() {
+        let address = only.address.to_string();
+        if Octets::of(address.as_bytes()) == Octets::Seven {
+            value.push_str(&format!("\r\n\tfor <{address}>"));
+        }
+    }
+    value.push_str(&format!(";\r\n\t{}", about.now.rfc5322()));
+    value
 }
 
 fn is_host(text: &str) -> bool {

@@ -176,8 +176,9 @@ impl AppendHistory for Batch {
             subject: &message.subject,
             message_id: &message.message_id,
             recipients: message.recipients.iter().map(|recipient| &recipient.address).collect(),
+            labels: &message.labels,
         };
-        self.set(history_key(message.id), codec::encode(&history));
+        self.set(history_key(message.id), history.to_bytes());
     }
 }
 

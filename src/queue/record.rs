@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::events::{Peer, Why};
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, BodyId, Class, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, SmtpAccountId, TenantId, VipId,
+    Address, BodyId, Class, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, SmtpAccountId,
+    TenantId, VipId,
 };
 use crate::routing::Lane;
 
@@ -56,6 +57,8 @@ pub struct NewMessage {
     pub signatures: Vec<String>,
     /// Every recipient; suppressed ones are recorded and never mailed.
     pub recipients: Vec<NewRecipient>,
+    /// What the sender attached for itself; kept with the history.
+    pub labels: Labels,
     /// The message this one is a notice about, if it is one; set done in the same batch.
     pub notice_about: Option<QueueId>,
 }

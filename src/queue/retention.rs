@@ -11,7 +11,7 @@ use crate::events::{History, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, ReversePath};
 use crate::records::{Act, AdminError, record};
-use crate::store::{Batch, CommitError, Key, codec, prefix};
+use crate::store::{Batch, CommitError, Key, prefix};
 
 use super::settle::refused;
 
@@ -67,10 +67,11 @@ impl Queue {
             subject: String::new(),
             message_id: String::new(),
             recipients,
+            labels: history.labels.clone().without_metadata(),
             ..history
         };
         let mut batch = Batch::new();
-        batch.set(history_key(id), codec::encode(&empty));
+        batch.set(history_key(id), empty.to_bytes());
         record(&mut batch, actor, Act::new("queue.erase", id.to_string()).of(history.tenant), now);
         self.commit(batch).await?;
         Ok(())

@@ -84,6 +84,7 @@ impl Queue {
             header_from: envelope.header_from,
             signatures: envelope.signatures,
             recipients,
+            labels: Default::default(),
             notice_about: None,
         };
         match self.owe(again, Some(owed), now).await {

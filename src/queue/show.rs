@@ -247,7 +247,7 @@ impl Queue {
 
     /// The history record of a message.
     pub fn history(&self, id: QueueId) -> Result<Option<History>, StoreError> {
-        self.store.get(&history_key(id))?.map(|bytes| codec::decode(&bytes)).transpose()
+        self.store.get(&history_key(id))?.map(|bytes| History::from_bytes(&bytes)).transpose()
     }
 
     pub(super) fn lane_records_of(&self, id: QueueId) -> Result<LaneRecords, StoreError> {

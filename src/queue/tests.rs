@@ -117,6 +117,7 @@ pub(super) fn message(to: &[&str]) -> NewMessage {
         header_from: "shop@shop.example".into(),
         signatures: vec!["a._domainkey.shop.example".into()],
         recipients: to.iter().map(recipient).collect(),
+        labels: Default::default(),
         notice_about: None,
     }
 }

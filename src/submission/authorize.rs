@@ -23,10 +23,9 @@ pub(super) fn reverse_path(door: &Door, sender: &Sender, vip: &Vip, path: &Rever
     }
 }
 
-/// Whether mail may go to `path`. A local part with `%`, `!` or `@` asks the next hop to route it
-/// on, which has been the way into open relays (RFC 5321 s4.1.2, appendix F.2).
+/// Whether mail may go to `path`.
 pub(super) fn forward_path(path: &ForwardPath) -> Result<(), Refusal> {
-    if path.address.local_part().contains(['%', '!', '@']) {
+    if path.routes_on() {
         let text = "Addresses that route by %, ! or @ in the local part are not accepted here";
         return Err(Refusal::plain(Reply::enhanced(550, 7, 1, text)));
     }

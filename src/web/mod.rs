@@ -6,6 +6,7 @@
 
 mod api;
 mod body;
+mod burden;
 mod codes;
 mod conditional;
 mod document;
@@ -34,6 +35,7 @@ use crate::delivery::{Delivery, Pacing};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
+use crate::intake::Intake;
 use crate::mail::Domain;
 use crate::people::People;
 use crate::queue::Queue;
@@ -43,15 +45,16 @@ use crate::suppression::Suppression;
 use crate::vips::Vips;
 
 pub use api::{
-    AuditEntryJson, AuditVerifiedJson, CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson,
-    EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson,
-    LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson,
-    NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson,
-    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
-    RetiredJson, RotationJson, RouteJson, SaidJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson,
-    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
-    SmtpAccountJson, StatusJson, StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson,
-    UserChangeJson, UserJson, VerificationJson, VipJson, WarmUpJson,
+    AttachmentJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson, CodeJson,
+    ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson,
+    INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson,
+    NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
+    NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson,
+    RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson,
+    SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson,
+    SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson,
+    StatusJson, StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson,
+    VerificationJson, VipJson, WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -77,6 +80,10 @@ pub struct Parts {
     pub backup: Arc<Backup>,
     /// What is owed.
     pub queue: Arc<Queue>,
+    /// Where messages are handed in.
+    pub intake: Arc<Intake>,
+    /// Limits of a message handed in over HTTP.
+    pub sending: SendingLimits,
     /// Who administers.
     pub people: Arc<People>,
     /// The operators' hand on delivery.
@@ -91,6 +98,26 @@ pub struct Parts {
     pub gate: Arc<Gate>,
     /// What else people are told.
     pub about: About,
+}
+
+/// Limits of a message handed in over HTTP: those of the SMTP door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendingLimits {
+    /// Octets of a message.
+    pub message_bytes_max: u64,
+    /// Octets of its header.
+    pub header_bytes_max: usize,
+    /// Its recipients.
+    pub recipients_max: usize,
+    /// How far ahead it may be scheduled.
+    pub hold_max: Duration,
+}
+
+impl SendingLimits {
+    /// Octets of a request: a message in base64 within JSON, and what is around it.
+    fn body_bytes_max(self) -> u64 {
+        (self.message_bytes_max / 3).saturating_mul(4).saturating_add(1024 * 1024)
+    }
 }
 
 /// Facts of this daemon that people are told.
@@ -120,10 +147,18 @@ fn router_with(parts: Parts, settings: &Settings, replays: Arc<replay::Replays>)
     let conditional = Arc::new(conditional::Conditional::new(guarded.clone()));
     let guarded = guarded
         .layer(middleware::from_fn_with_state(conditional, conditional::hold))
-        .layer(middleware::from_fn_with_state(replays, replay::once))
+        .layer(middleware::from_fn_with_state(Arc::clone(&replays), replay::once))
         .layer(middleware::from_fn(guard::require_actor));
+    let sending_bytes_max = parts.sending.body_bytes_max();
+    let burden = Arc::new(burden::Burden::new(Arc::clone(&parts.gate), sending_bytes_max));
+    let sending = api::sending_router(Arc::clone(&parts))
+        .layer(middleware::from_fn_with_state(Arc::clone(&replays), replay::once))
+        .layer(middleware::from_fn_with_state(burden, burden::admit))
+        .layer(middleware::from_fn(guard::require_actor))
+        .layer(DefaultBodyLimit::max(usize::try_from(sending_bytes_max).unwrap_or(usize::MAX)));
     Router::new()
         .nest("/api/v1", guarded)
+        .nest("/api/v1", sending)
         .nest("/api/v1", api::open_router(Arc::clone(&parts)))
         .merge(document::router())
         .fallback(|| async { problem::Problem::missing("such resource") })
@@ -155,5 +190,7 @@ pub async fn serve(
 mod door_tests;
 #[cfg(test)]
 mod replay_tests;
+#[cfg(test)]
+mod sending_tests;
 #[cfg(test)]
 mod tests;

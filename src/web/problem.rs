@@ -128,12 +128,12 @@ impl Problem {
         Self { cause: Some(cause.to_string()), ..Self::new(status, code, detail) }
     }
 
-    /// The document for `request_id`; logs the cause, if there is one.
-    pub(super) fn into_document(self, request_id: &str) -> Response {
+    /// The body for `request_id`; logs the cause, if there is one.
+    pub(super) fn into_json(self, request_id: &str) -> ProblemJson {
         if let Some(cause) = &self.cause {
             tracing::error!(request_id, code = %self.code, cause, "a request failed inside");
         }
-        let document = ProblemJson {
+        ProblemJson {
             kind: format!("urn:postern:problem:{}", self.code),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
@@ -142,16 +142,21 @@ impl Problem {
             detail: self.detail,
             errors: self.errors,
             request_id: request_id.to_owned(),
-        };
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = (self.status, body).into_response();
+        }
+    }
+
+    /// The document for `request_id`.
+    pub(super) fn into_document(self, request_id: &str) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let body = serde_json::to_vec(&self.into_json(request_id)).unwrap_or_default();
+        let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let default = (self.status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
-        if let Some(seconds) = self.retry_after.or(default) {
+        let default = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        if let Some(seconds) = retry_after.or(default) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"postern\""));
         }
         response

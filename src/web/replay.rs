@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::burden::Held;
 use super::problem::Problem;
 use crate::access::Actor;
 use crate::ext::Timestamp;
@@ -88,6 +89,8 @@ fn key_of(method: &Method, headers: &HeaderMap) -> Result<Option<String>, Proble
 
 async fn carry_out(replays: &Replays, (actor, key): (&str, &str), request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
+    // What was reserved for it is held to the end, whoever else goes away.
+    let _held = parts.extensions.get::<Held>().cloned();
     let is_repeatable = parts
         .extensions
         .get::<MatchedPath>()

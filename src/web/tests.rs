@@ -70,20 +70,41 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
         history: nowhere.clone(),
         backup_key: Ok(nowhere),
     };
+    let (domains, vips) = (Arc::new(domains), Arc::new(Vips::open(store.clone()).unwrap()));
+    let suppression = Arc::new(Suppression::open(store.clone()));
+    let routes = Arc::new(Routes::open(store.clone(), key.clone()).unwrap());
+    let queue = Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap());
+    let stages = crate::pipeline::Parts::of_rooms(accounts.clone(), domains.clone(), suppression.clone(), vips.clone());
+    let spill_folder = std::env::temp_dir();
+    let pipeline =
+        crate::pipeline::Pipeline::new(stages, crate::pipeline::Settings { spill_folder, ..Default::default() });
+    let intake = crate::intake::Parts {
+        pipeline: Arc::new(pipeline),
+        routes: routes.clone(),
+        queue: queue.clone(),
+        store: store.clone(),
+    };
     let parts = Parts {
         accounts,
-        vips: Arc::new(Vips::open(store.clone()).unwrap()),
-        domains: Arc::new(domains),
-        suppression: Arc::new(Suppression::open(store.clone())),
+        vips,
+        domains,
+        suppression,
+        intake: Arc::new(crate::intake::Intake::new(intake)),
+        sending: super::SendingLimits {
+            message_bytes_max: 100_000,
+            header_bytes_max: 20_000,
+            recipients_max: 10,
+            hold_max: std::time::Duration::from_secs(7 * 86_400),
+        },
         pacing: Arc::new(
             crate::delivery::Pacing::open(store.clone(), &Default::default(), crate::queue::QueueTime(0)).unwrap(),
         ),
         people: Arc::new(
             People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
         ),
-        routes: Arc::new(Routes::open(store.clone(), key.clone()).unwrap()),
+        routes,
         backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
-        queue: Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap()),
+        queue,
         delivery: Delivery::open(store.clone()).unwrap(),
         store: store.clone(),
         blobs: store,

@@ -22,6 +22,7 @@ mod notices;
 mod power_cut;
 mod scale;
 mod scenarios;
+mod sending_by_http;
 mod soak;
 mod systemd;
 mod tidy;

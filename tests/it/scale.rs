@@ -97,6 +97,7 @@ fn message(number: usize, (tenant, vip): (TenantId, VipId), when: When) -> NewMe
         header_from: "orders@shop.test".into(),
         signatures: vec!["s1a2b3._domainkey.shop.test".into(), "s1a2b3-ed._domainkey.shop.test".into()],
         recipients: vec![NewRecipient { address, notify: Notify::default(), orcpt: None, lane: Some(lane) }],
+        labels: Default::default(),
         notice_about: None,
     }
 }

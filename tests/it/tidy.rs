@@ -71,6 +71,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gate",
             "people",
             "backup",
+            // The API hands messages in.
+            "intake",
         ],
     ),
     ("sink", &[]),
@@ -93,6 +95,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hickory_proto", &["net"]),
     ("mail_auth", &["mail", "trial"]),
     ("mail_parser", &["mail", "pipeline"]),
+    ("mail_builder", &["mail"]),
     ("mailin_embedded", &["sink"]),
     ("axum", &["web"]),
     ("aes_gcm", &["seal"]),

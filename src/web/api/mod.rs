@@ -8,6 +8,7 @@ mod audit;
 mod backup;
 mod domains;
 mod keys;
+mod messages;
 mod queue;
 mod routes;
 mod session;
@@ -41,6 +42,9 @@ pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
 pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
+pub use messages::{
+    AttachmentJson, BatchJson, BatchResultJson, BatchSentJson, NewMessageJson, SentJson, SentRecipientJson,
+};
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use routes::{NewRouteJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
@@ -150,9 +154,18 @@ fn queue_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(queue::move_to))
 }
 
+/// Handing messages in: larger bodies than elsewhere.
+pub(super) fn sending_router(parts: Shared) -> Router {
+    sending().with_state(parts).into()
+}
+
+fn sending() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(messages::send)).routes(routes!(messages::send_batch))
+}
+
 /// What the handlers say of themselves.
 pub(super) fn document() -> utoipa::openapi::OpenApi {
-    let mut document = guarded().merge(unguarded()).into_openapi();
+    let mut document = guarded().merge(sending()).merge(unguarded()).into_openapi();
     document.merge(ProblemDocument::openapi());
     document
 }

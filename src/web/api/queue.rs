@@ -3,6 +3,8 @@
 //! Reading walks the store, so it runs off the async workers. Easy to get wrong: a message that was
 //! delivered meanwhile is not an error of the person who typed its id.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
@@ -75,6 +77,12 @@ pub struct QueuedJson {
     pub message_id: Option<String>,
     /// `selector._domainkey.domain` of each signature.
     pub signatures: Vec<String>,
+    /// What its sender counts it by.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// What its sender attached for itself.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
     /// Each recipient.
     pub recipients: Vec<RecipientJson>,
     /// What is damaged about it.
@@ -238,6 +246,8 @@ pub(super) async fn show(
         subject: history.map(|history| history.subject.clone()),
         message_id: history.map(|history| history.message_id.clone()),
         signatures: signatures.cloned().unwrap_or_default(),
+        tags: history.map(|history| history.labels.tags().to_vec()).unwrap_or_default(),
+        metadata: history.map(|history| history.labels.metadata().iter().cloned().collect()).unwrap_or_default(),
         recipients,
         damaged: shown.damaged.clone(),
         events: shown.events.iter().map(event).collect(),

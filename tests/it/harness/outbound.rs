@@ -156,6 +156,7 @@ impl Outbound {
             header_from: "shop@sender.example".into(),
             signatures: Vec::new(),
             recipients: to.iter().map(recipient).collect(),
+            labels: Default::default(),
             notice_about: None,
         }
     }

@@ -1,0 +1,137 @@
+//! Mail handed in over the API of a whole daemon: delivered signed, labels for ourselves only, once.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use postern::net::Zone;
+use postern::sink::{Received, Sink};
+use postern::vips::Owner;
+use serde_json::{Value, json};
+
+use crate::harness::daemon::{Running, certificate_folder};
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+fn zone() -> Zone {
+    Zone::new().mx("receiver.test", 10, "mx.receiver.test").ipv4("mx.receiver.test", LOCALHOST)
+}
+
+fn sink(folder: &Path) -> Sink {
+    let folder = certificate_folder(&folder.join("sink"), "mx.receiver.test");
+    Sink::start(SocketAddr::from((LOCALHOST, 0)), "mx.receiver.test", &folder).unwrap()
+}
+
+async fn shop(running: &Running) {
+    let tenant = running.tenant("shop").await;
+    running.vip(LOCALHOST, "shop.example.com", Owner::Tenant(tenant)).await;
+    running.trusted_domain(tenant, "shop.example.com").await;
+}
+
+/// One request over the local socket: status, whether it was answered before, body.
+async fn ask(running: &Running, method: &str, path: &str, key: Option<&str>, body: Value) -> (u16, bool, Value) {
+    let stream = tokio::net::UnixStream::connect(&running.daemon.socket).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let mut request = hyper::Request::builder().method(method).uri(format!("/api/v1{path}")).header("host", "postern");
+    request = request.header("content-type", "application/json");
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+    let answer = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
+    let (status, replayed) = (answer.status().as_u16(), answer.headers().contains_key("idempotency-replayed"));
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    (status, replayed, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+async fn next(sink: Sink) -> (Sink, Received) {
+    let waited = tokio::task::spawn_blocking(move || {
+        let received = sink.received.recv_timeout(Duration::from_secs(120)).unwrap();
+        (sink, received)
+    });
+    waited.await.unwrap()
+}
+
+fn letter(subject: &str) -> Value {
+    json!({
+        "tenant": "shop",
+        "from": "Shop <orders@shop.example.com>",
+        "to": ["someone@receiver.test"],
+        "bcc": ["hidden@receiver.test"],
+        "subject": subject,
+        "text": "Grüße",
+        "tags": ["order"],
+        "metadata": {"order-id": "4711"},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_by_http_is_delivered_signed_and_its_labels_stay_with_us() {
+    let beside = tempfile::tempdir().unwrap();
+    let sink = sink(beside.path());
+    let running = Running::start(zone(), sink.address.port()).await;
+    shop(&running).await;
+    let (status, _, sent) = ask(&running, "POST", "/messages", None, letter("By HTTP")).await;
+    assert_eq!((status, &sent["recipients"][0]["status"]), (202, &json!("queued")), "{sent}");
+    let (sink, received) = next(sink).await;
+    let message = String::from_utf8(received.message.clone()).unwrap();
+    assert!(message.contains("DKIM-Signature:") && message.contains("Subject: By HTTP\r\n"), "{message}");
+    for hidden in ["4711", "hidden@", "X-Tag", "X-Metadata"] {
+        assert!(!message.contains(hidden), "{hidden} is shown: {message}");
+    }
+    let path = format!("/queue/{}", sent["id"].as_str().unwrap());
+    let (_, _, shown) = ask(&running, "GET", &path, None, Value::Null).await;
+    assert_eq!((&shown["tags"], &shown["metadata"]["order-id"]), (&json!(["order"]), &json!("4711")));
+    drop(sink);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_after_a_restart_is_answered_and_not_delivered_again() {
+    let beside = tempfile::tempdir().unwrap();
+    let sink = sink(beside.path());
+    let port = sink.address.port();
+    let running = Running::start(zone(), port).await;
+    shop(&running).await;
+    let (status, _, first) = ask(&running, "POST", "/messages", Some("order-1"), letter("Once")).await;
+    assert_eq!(status, 202, "{first}");
+    let (sink, _) = next(sink).await;
+    let (folder, zone) = running.stop().await;
+    let running = Running::start_in(folder, zone, port).await;
+    let again = ask(&running, "POST", "/messages", Some("order-1"), letter("Once")).await;
+    assert_eq!(again, (202, true, first));
+    // What comes next is what is handed in next.
+    ask(&running, "POST", "/messages", Some("order-2"), letter("Twice")).await;
+    let (_sink, received) = next(sink).await;
+    assert!(String::from_utf8_lossy(&received.message).contains("Subject: Twice"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_in_fields_of_a_message_by_smtp_are_read_and_taken_out() {
+    let beside = tempfile::tempdir().unwrap();
+    let sink = sink(beside.path());
+    let running = Running::start(zone(), sink.address.port()).await;
+    shop(&running).await;
+    let tenant = running.daemon.accounts.tenant_named("shop").unwrap().id;
+    let login = running.account(tenant).await;
+    let message = "From: <orders@shop.example.com>\r\nTo: <someone@receiver.test>\r\nX-Tag: order\r\n\
+        X-Metadata-Order-Id: 4711\r\nSubject: labelled\r\n\r\nx";
+    let reply = running.submit(&login, "orders@shop.example.com", "someone@receiver.test", message).await;
+    let id = reply.trim().rsplit(' ').next().unwrap().to_owned();
+    assert!(reply.starts_with("250 "), "{reply}");
+    let (_sink, received) = next(sink).await;
+    let text = String::from_utf8_lossy(&received.message).into_owned();
+    assert!(text.contains("Subject: labelled") && !text.contains("X-Tag") && !text.contains("4711"), "{text}");
+    let (_, _, shown) = ask(&running, "GET", &format!("/queue/{id}"), None, Value::Null).await;
+    assert_eq!((&shown["tags"], &shown["metadata"]), (&json!(["order"]), &json!({"order-id": "4711"})), "{shown}");
+    let wrong = message.replace("X-Tag: order", "X-Send-At: soon");
+    let reply = running.submit(&login, "orders@shop.example.com", "someone@receiver.test", &wrong).await;
+    assert!(reply.starts_with("550 5.6.0 ") && reply.contains("X-Send-At"), "{reply}");
+    running.stop().await;
+}
