@@ -245,8 +245,8 @@ impl Daemon {
             gate: Arc::clone(&rooms.gate),
             vips: Arc::clone(&self.vips),
             routes: Arc::clone(&self.routes),
-            suppressed: Arc::new(move |tenant, address| {
-                suppression.contains(tenant, address).map_err(|error| error.to_string())
+            suppressed: Arc::new(move |tenant, account, address| {
+                suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
             }),
             store: Arc::clone(&self.store),
             resolver: world.resolver,

@@ -26,7 +26,7 @@ async fn bench() -> Bench {
     let parts = pipeline::Parts {
         signer: samples::signer_for(&["shop.example"]),
         name_signer: Arc::new(|_| None),
-        suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
+        suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(move |_, _, _| {
             counts.fetch_add(1, Ordering::SeqCst);
             Ok(())

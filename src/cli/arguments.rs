@@ -5,6 +5,7 @@
 //! IP by its address, an SMTP account by its login; ids are understood too.
 
 mod copies;
+mod lists;
 mod people;
 mod site;
 
@@ -17,6 +18,7 @@ use super::delivery::Delivery;
 use crate::mail::Domain;
 
 pub use copies::{Backup, MasterKey, Restore, Store};
+pub use lists::{ListName, Suppression};
 pub use people::{Audit, Key, User};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
 
@@ -433,32 +435,6 @@ pub enum Program {
     Django,
     /// swaks
     Swaks,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Suppression {
-    /// Never mail this address, or this whole domain
-    Add {
-        /// The tenant
-        tenant: String,
-        /// An address, or a domain for all of its addresses
-        subject: String,
-        /// Why, for people
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        note: String,
-    },
-    /// Mail it again
-    Remove {
-        /// The tenant
-        tenant: String,
-        /// The address or domain
-        subject: String,
-    },
-    /// List what a tenant never mails
-    List {
-        /// The tenant
-        tenant: String,
-    },
 }
 
 #[derive(Debug, Subcommand)]

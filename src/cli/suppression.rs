@@ -1,46 +1,83 @@
 //! `postern suppression`.
 
-use super::arguments::Suppression;
+use serde_json::Value;
+
+use super::arguments::{ListName, Suppression};
 use super::client::{Fault, encoded};
 use super::output::{Table, when};
 use super::{Session, rows};
-use crate::web::{NewSuppressionJson, SuppressionJson};
+use crate::web::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> {
     match command {
-        Suppression::Add { tenant, subject, note } => {
-            let new = NewSuppressionJson { subject: subject.clone(), note: note.clone() };
-            let made = session.client.post(&path(tenant), &new).await?;
-            session.show(&made, |_, entry: SuppressionJson| {
-                format!("tenant {tenant} never mails {} from now on\n", entry.subject)
-            })
+        Suppression::Add { tenant, subjects, reason, expires, note, list } => {
+            let add = subjects.iter().map(|subject| new(subject, (reason, expires, note)));
+            let add = add.collect::<Result<Vec<_>, Fault>>()?;
+            let mail = if list.white { "mails" } else { "never mails" };
+            if let [only] = add.as_slice() {
+                let made = session.client.post(&path(tenant, "", list, &[]), only).await?;
+                return session.show(&made, |_, entry: SuppressionJson| {
+                    format!("tenant {tenant} {mail} {} from now on\n", entry.subject)
+                });
+            }
+            let changes = SuppressionChangesJson { add, ..SuppressionChangesJson::default() };
+            let answer = session.client.patch(&path(tenant, "", list, &[]), &changes).await?;
+            session.done(&answer, &format!("{} entries added, the others were there", answer["added"]))
         }
-        Suppression::Remove { tenant, subject } => {
-            let answer = session.client.delete(&format!("{}/{}", path(tenant), encoded(subject))).await?;
-            session.done(&answer, &format!("tenant {tenant} may mail {subject} again"))
+        Suppression::Remove { tenant, subjects, list } => {
+            if let [only] = subjects.as_slice() {
+                let one = format!("/{}", encoded(only));
+                let answer = session.client.delete(&path(tenant, &one, list, &[])).await?;
+                return session.done(&answer, &format!("{only} is off that list of tenant {tenant}"));
+            }
+            let changes = SuppressionChangesJson { remove: subjects.clone(), ..SuppressionChangesJson::default() };
+            let answer = session.client.patch(&path(tenant, "", list, &[]), &changes).await?;
+            session.done(&answer, &format!("{} entries removed, the others were not there", answer["removed"]))
         }
-        Suppression::List { tenant } => {
-            let list = session.client.list(&path(tenant), usize::MAX).await?;
+        Suppression::List { tenant, beginning, reason, list } => {
+            let search = [("beginning", beginning.as_deref()), ("reason", reason.as_deref())];
+            let list = session.client.list(&path(tenant, "", list, &search), usize::MAX).await?;
             session.show(&list, table)
         }
     }
 }
 
-fn path(tenant: &str) -> String {
-    format!("/tenants/{}/suppressions", encoded(tenant))
+fn new(
+    subject: &str,
+    (reason, expires, note): (&Option<String>, &Option<String>, &String),
+) -> Result<NewSuppressionJson, Fault> {
+    let read = |word: &String| serde_json::from_value(Value::from(word.as_str()));
+    let reason = reason.as_ref().map(read).transpose();
+    let reason = reason.map_err(|error: serde_json::Error| Fault::Failed(format!("--reason: {error}")))?;
+    Ok(NewSuppressionJson { subject: subject.to_owned(), reason, expires: expires.clone(), note: note.clone() })
 }
 
-fn table(session: &Session, list: serde_json::Value) -> String {
+fn path(tenant: &str, more: &str, list: &ListName, search: &[(&str, Option<&str>)]) -> String {
+    let colour = list.white.then_some("white");
+    let all = [("list", colour), ("smtp_account", list.account.as_deref())].into_iter().chain(search.iter().copied());
+    let given: Vec<String> =
+        all.filter_map(|(name, value)| value.map(|value| format!("{name}={}", encoded(value)))).collect();
+    let query = if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) };
+    format!("/tenants/{}/suppressions{more}{query}", encoded(tenant))
+}
+
+fn table(session: &Session, list: Value) -> String {
     let entries: Vec<SuppressionJson> = rows(&list).unwrap_or_default();
-    let mut table = Table::new(&["NEVER MAILED", "REASON", "BY", "SINCE", "NOTE"]);
+    let mut table = Table::new(&["ADDRESS OR DOMAIN", "REASON", "BY", "SINCE", "UNTIL", "NOTE"]);
     for entry in entries {
-        let word = |value: serde_json::Value| value.as_str().unwrap_or("-").replace('_', " ");
+        let word = |value: Value| value.as_str().unwrap_or("-").replace('_', " ");
+        let until = match (&entry.expires, entry.lapsed) {
+            (_, true) => "lapsed".to_owned(),
+            (Some(expires), false) => when(expires, session.now),
+            (None, false) => "-".to_owned(),
+        };
         table.row([
             entry.subject,
             word(serde_json::to_value(entry.reason).unwrap_or_default()),
             word(serde_json::to_value(entry.origin).unwrap_or_default()),
             when(&entry.added, session.now),
+            until,
             entry.note,
         ]);
     }

@@ -171,8 +171,8 @@ fn pipeline(
     let parts = pipeline::Parts {
         signer: Arc::new(move |tenant, domain| signers.signer(tenant, domain)),
         name_signer: Arc::new(move |vip| vips.get(vip).and_then(|vip| names.name_signer(&vip))),
-        suppressed: Arc::new(move |tenant, address| {
-            suppression.contains(tenant, address).map_err(|error| error.to_string())
+        suppressed: Arc::new(move |tenant, account, address| {
+            suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
         }),
         count: Arc::new(move |tenant, account, now| counts.count(tenant, account, now)),
         uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),

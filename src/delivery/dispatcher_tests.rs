@@ -120,7 +120,7 @@ async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goe
     let faulty = Arc::new(Faulty(AtomicUsize::new(0)));
     let wiring = Wiring {
         queue: queue.clone(),
-        screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _| Ok(false)) },
+        screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _, _| Ok(false)) },
         mx: faulty.clone(),
         smarthost: faulty.clone(),
         delivery: Delivery::open(store.clone()).unwrap(),

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::transport::{Hand, Moves, Settled, is_waiting};
 use crate::ext::Timestamp;
-use crate::mail::{Address, TenantId};
+use crate::mail::{Address, SmtpAccountId, TenantId};
 use crate::queue::{Claim, Outcome, Queue};
 use crate::routing::Lane;
 
@@ -23,7 +23,8 @@ const NOTICE: &str = "notice";
 const SCREENED_AT_ACCEPTANCE: Duration = Duration::from_secs(60);
 
 /// Whether a tenant's suppression list holds an address; `Err` is why it cannot be read.
-pub type SuppressedLookup = Arc<dyn Fn(TenantId, &Address) -> Result<bool, String> + Send + Sync>;
+pub type SuppressedLookup =
+    Arc<dyn Fn(TenantId, Option<SmtpAccountId>, &Address) -> Result<bool, String> + Send + Sync>;
 
 /// Looks at the suppression list again before mail that has waited is tried: who was put there
 /// meanwhile is never mailed.
@@ -54,7 +55,7 @@ impl Screen {
         }
         let mut outcomes = Vec::new();
         for recipient in claim.record.recipients.iter().filter(|recipient| is_waiting(recipient)) {
-            match (self.suppressed)(claim.message.tenant, &recipient.address) {
+            match (self.suppressed)(claim.message.tenant, claim.message.account, &recipient.address) {
                 Ok(true) => outcomes.push((recipient.number, Outcome::Suppressed)),
                 Ok(false) => {}
                 Err(error) => {

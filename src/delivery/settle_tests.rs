@@ -20,7 +20,7 @@ fn lane() -> Lane {
 }
 
 fn screen(queue: &Arc<Queue>) -> Screen {
-    Screen { queue: queue.clone(), suppressed: Arc::new(|_, _| Ok(false)) }
+    Screen { queue: queue.clone(), suppressed: Arc::new(|_, _, _| Ok(false)) }
 }
 
 async fn queue_with_a_message() -> Arc<Queue> {

@@ -65,8 +65,9 @@ pub trait Stage: Send + Sync {
 pub type SignerLookup = Arc<dyn Fn(TenantId, &Domain) -> Result<Arc<Signer>, Refusal> + Send + Sync>;
 /// What signs notices from a virtual IP's name.
 pub type NameSignerLookup = Arc<dyn Fn(VipId) -> Option<Arc<Signer>> + Send + Sync>;
-/// Whether a tenant's suppression list holds an address; `Err` is why it cannot be read.
-pub type SuppressedLookup = Arc<dyn Fn(TenantId, &Address) -> Result<bool, String> + Send + Sync>;
+/// Whether mail of a tenant, handed in by this SMTP account, must not go to an address; `Err` is why it cannot be read.
+pub type SuppressedLookup =
+    Arc<dyn Fn(TenantId, Option<SmtpAccountId>, &Address) -> Result<bool, String> + Send + Sync>;
 /// Counts one message against the limits.
 pub type Count = Arc<dyn Fn(TenantId, Option<SmtpAccountId>, Timestamp) -> Result<(), Refusal> + Send + Sync>;
 
@@ -195,8 +196,8 @@ impl Parts {
         Self {
             signer: Arc::new(move |tenant, domain| domains.signer(tenant, domain)),
             name_signer: Arc::new(move |vip| names.name_signer(&vips.get(vip)?)),
-            suppressed: Arc::new(move |tenant, address| {
-                suppression.contains(tenant, address).map_err(|error| error.to_string())
+            suppressed: Arc::new(move |tenant, account, address| {
+                suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
             }),
             count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
             uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),

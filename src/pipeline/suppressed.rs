@@ -26,10 +26,11 @@ impl Stage for Suppressed {
 
     async fn apply(&self, _draft: &mut Draft, about: &mut About) -> Result<(), Refusal> {
         for (recipient, number) in about.envelope.recipients.iter().zip(0_u16..) {
-            let is_suppressed = (self.contains)(about.source.tenant, &recipient.address).map_err(|cause| {
-                let text = "the suppression list cannot be read now, please try again later";
-                Refusal::with_cause(Reply::enhanced(451, 3, 0, text), format!("suppression list: {cause}"))
-            })?;
+            let is_suppressed = (self.contains)(about.source.tenant, about.source.account, &recipient.address)
+                .map_err(|cause| {
+                    let text = "the suppression list cannot be read now, please try again later";
+                    Refusal::with_cause(Reply::enhanced(451, 3, 0, text), format!("suppression list: {cause}"))
+                })?;
             if is_suppressed {
                 about.suppressed.push(number);
             }
@@ -47,7 +48,7 @@ mod tests {
 
     #[tokio::test]
     async fn suppressed_recipients_are_noted_by_number() {
-        let stage = Suppressed { contains: Arc::new(|_, address| Ok(address.local_part().starts_with("no"))) };
+        let stage = Suppressed { contains: Arc::new(|_, _, address| Ok(address.local_part().starts_with("no"))) };
         let mut about = smtp_about("a@shop.example", &["no1@x.example", "yes@x.example", "no2@x.example"]);
         stage.apply(&mut samples::draft(samples::PLAIN), &mut about).await.unwrap();
         assert_eq!(about.suppressed, [0, 2]);
@@ -55,7 +56,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_that_cannot_be_read_delays_the_message() {
-        let stage = Suppressed { contains: Arc::new(|_, _| Err("disk".to_owned())) };
+        let stage = Suppressed { contains: Arc::new(|_, _, _| Err("disk".to_owned())) };
         let mut about = smtp_about("a@shop.example", &["x@x.example"]);
         let refusal = stage.apply(&mut samples::draft(samples::PLAIN), &mut about).await.unwrap_err();
         assert_eq!(refusal.reply.code.0, 451);

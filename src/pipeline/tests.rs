@@ -8,7 +8,7 @@ fn parts() -> Parts {
     Parts {
         signer: samples::signer_for(&["shop.example"]),
         name_signer: Arc::new(|_| None),
-        suppressed: Arc::new(|_, address| Ok(address.local_part() == "no")),
+        suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
     }

@@ -1,22 +1,31 @@
-//! Suppression: recipients a tenant's mail is never sent to, by address and by whole domain.
+//! Suppression: recipients a tenant's mail is never sent to, by address and by whole domain, and those that
+//! are mailed all the same.
 //!
-//! Recipe: `contains` before a recipient is queued, and again before it is tried. The list is per
-//! tenant and lives in the store: a look is two reads. Addresses are compared folded.
-//! Easy to get wrong: an entry that cannot be read still suppresses; mailing it would be the harm.
+//! Recipe: `contains` before a recipient is queued, and again before it is tried. Lists are per tenant
+//! and per SMTP account ([`Place`]) and live in the store: a look is two reads, four with an account, and as
+//! many more only if something was found. Addresses are compared folded.
+//! Easy to get wrong: an entry that cannot be read still suppresses; mailing it would be the harm. A whitelist
+//! never outweighs a recipient who complained or unsubscribed.
+
+mod place;
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor, Permission, Resource};
 use crate::ext::Timestamp;
-use crate::mail::{Address, Domain, TenantId, printable};
+use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
-use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
+use crate::store::{Batch, Store, StoreError, after_prefix, codec};
+
+pub use place::{Colour, Place};
 
 /// Entries in one page of [`Suppression::list`] or one call of [`Suppression::add_many`], at most.
 pub const PAGE_MAX: usize = 1000;
+/// Entries looked at for one page of a search, at most; the page may then hold fewer than were asked for.
+pub const LOOKED_AT_MAX: usize = 10_000;
 /// Octets of a note, at most; the rest is cut.
 pub const NOTE_OCTETS_MAX: usize = 500;
 
@@ -94,6 +103,8 @@ pub struct NewEntry {
     pub origin: Origin,
     /// Free text for people: the reply of the bounce, a ticket number.
     pub note: String,
+    /// When it lapses; never if `None`.
+    pub expires: Option<Timestamp>,
 }
 
 /// One entry.
@@ -109,6 +120,63 @@ pub struct Entry {
     pub added: Timestamp,
     /// Free text for people.
     pub note: String,
+    /// When it lapses; never if `None`. A lapsed one counts no more and stays listed until it is removed or
+    /// added anew.
+    pub expires: Option<Timestamp>,
+    /// Who put it there, as the audit log names it; empty for what the first release stored.
+    pub by: String,
+}
+
+/// As the first release stored it.
+#[derive(Serialize, Deserialize)]
+struct FirstEntry {
+    subject: Subject,
+    reason: Reason,
+    origin: Origin,
+    added: Timestamp,
+    note: String,
+}
+
+impl From<FirstEntry> for Entry {
+    fn from(first: FirstEntry) -> Self {
+        let FirstEntry { subject, reason, origin, added, note } = first;
+        Self { subject, reason, origin, added, note, expires: None, by: String::new() }
+    }
+}
+
+impl Entry {
+    /// Reads what [`Entry::to_bytes`] or an earlier release wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        codec::decode_second::<FirstEntry, Self>(bytes)
+    }
+
+    /// As it is stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode_second(self)
+    }
+
+    /// Whether it counts.
+    pub fn is_current(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+/// What of a list is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Only subjects that begin with this, in lower case.
+    pub beginning: String,
+    /// Only those with this reason.
+    pub reason: Option<Reason>,
+}
+
+/// What changing several entries at once did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Entries made.
+    pub added: usize,
+    /// Entries removed.
+    pub removed: usize,
 }
 
 /// One page of a list.
@@ -131,120 +199,272 @@ impl Suppression {
         Self { desk: Desk::new(store) }
     }
 
-    /// Whether `tenant` must not mail `address`: two reads at most.
-    pub fn contains(&self, tenant: TenantId, address: &Address) -> Result<bool, StoreError> {
-        let store = self.desk.store();
-        if store.get(&key(tenant, &Subject::Address(address.folded())))?.is_some() {
+    /// Whether mail of `tenant`, handed in by `account`, must not go to `address`.
+    pub fn contains(
+        &self,
+        tenant: TenantId,
+        account: Option<SmtpAccountId>,
+        address: &Address,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let black = self.found(Place::from(tenant), account, address, now)?;
+        if black.is_empty() {
+            return Ok(false);
+        }
+        // What cannot be read has no reason, and counts as the strongest.
+        let is_the_recipients = |found: &Option<Reason>| {
+            found.is_none_or(|reason| matches!(reason, Reason::Complaint | Reason::Unsubscribe))
+        };
+        if black.iter().any(is_the_recipients) {
             return Ok(true);
         }
-        Ok(store.get(&domain_key(tenant, address.domain()))?.is_some())
+        let white = Place { colour: Colour::White, ..Place::from(tenant) };
+        let white = self.found(white, account, address, now)?;
+        Ok(!white.iter().any(Option::is_some))
     }
 
-    /// The entry that suppresses `subject` itself, for people.
-    pub fn entry(&self, actor: &Actor, tenant: TenantId, subject: &Subject) -> Result<Option<Entry>, AdminError> {
-        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
-        let bytes = self.desk.store().get(&key(tenant, subject))?;
-        Ok(bytes.map(|bytes| codec::decode(&bytes)).transpose()?)
+    /// The reasons of current entries for an address and its domain, of the tenant and of the account; `None`
+    /// for one that cannot be read.
+    fn found(
+        &self,
+        of_tenant: Place,
+        account: Option<SmtpAccountId>,
+        address: &Address,
+        now: Timestamp,
+    ) -> Result<Vec<Option<Reason>>, StoreError> {
+        let of_account = account.map(|account| Place { account: Some(account), ..of_tenant });
+        let mut found = Vec::new();
+        for place in [Some(of_tenant), of_account].into_iter().flatten() {
+            for key in [place.of_address(address), place.of_domain(address.domain())] {
+                let Some(bytes) = self.desk.store().get(&key)? else { continue };
+                match Entry::from_bytes(&bytes) {
+                    Ok(entry) if !entry.is_current(now) => {}
+                    Ok(entry) => found.push(Some(entry.reason)),
+                    Err(_) => found.push(None),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The entry of `subject` itself, for people.
+    pub fn entry(
+        &self,
+        actor: &Actor,
+        place: impl Into<Place>,
+        subject: &Subject,
+    ) -> Result<Option<Entry>, AdminError> {
+        let place = place.into();
+        require(actor, place, Action::Read)?;
+        let bytes = self.desk.store().get(&place.of(subject))?;
+        Ok(bytes.map(|bytes| Entry::from_bytes(&bytes)).transpose()?)
     }
 
     /// Adds one entry. One that is there already stays as it was: `Exists`.
-    pub async fn add(&self, actor: &Actor, tenant: TenantId, new: NewEntry, now: Timestamp) -> Result<(), AdminError> {
+    pub async fn add(
+        &self,
+        actor: &Actor,
+        place: impl Into<Place>,
+        new: NewEntry,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
         let subject = new.subject.to_string();
-        match self.add_many(actor, tenant, vec![new], now).await? {
-            0 => Err(AdminError::Exists(format!("a suppression of {subject}"))),
+        match self.add_many(actor, place, vec![new], now).await? {
+            0 => Err(AdminError::Exists(format!("an entry for {subject}"))),
             _ => Ok(()),
         }
     }
 
-    /// Adds up to [`PAGE_MAX`] entries in one step and says how many were new. Those that are
-    /// there already stay as they were, so an import may be repeated.
+    /// Adds up to [`PAGE_MAX`] entries in one step and says how many were new. Those that are there already and
+    /// have not lapsed stay as they were, so an import may be repeated.
     pub async fn add_many(
         &self,
         actor: &Actor,
-        tenant: TenantId,
+        place: impl Into<Place>,
         new: Vec<NewEntry>,
         now: Timestamp,
     ) -> Result<usize, AdminError> {
-        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
-        if new.len() > PAGE_MAX {
+        Ok(self.change(actor, place.into(), (new, Vec::new()), now).await?.added)
+    }
+
+    /// Removes and adds up to [`PAGE_MAX`] entries in one step. What is not there is not removed.
+    pub async fn change(
+        &self,
+        actor: &Actor,
+        place: Place,
+        (new, gone): (Vec<NewEntry>, Vec<Subject>),
+        now: Timestamp,
+    ) -> Result<Changed, AdminError> {
+        require(actor, place, Action::Write)?;
+        if new.len().saturating_add(gone.len()) > PAGE_MAX {
             return Err(AdminError::Invalid(format!("at most {PAGE_MAX} entries at a time")));
         }
         let turn = self.desk.turn().await;
-        let (mut batch, mut added) = (Batch::new(), std::collections::BTreeSet::new());
-        for NewEntry { subject, reason, origin, note } in new {
-            let subject = folded(subject);
-            let key = key(tenant, &subject);
-            if added.contains(&subject) || self.desk.store().get(&key)?.is_some() {
-                continue;
-            }
-            let entry = Entry { subject: subject.clone(), reason, origin, added: now, note: shortened(&note) };
-            batch.if_absent(key.clone()).set(key, codec::encode(&entry));
-            added.insert(subject);
+        let mut plan = Plan::default();
+        for subject in gone.into_iter().map(folded) {
+            self.plan_removal(&mut plan, place, subject)?;
         }
-        let act = match (added.len(), added.first()) {
-            (0, _) | (_, None) => return Ok(0),
-            (1, Some(subject)) => act_on("suppression.add", tenant, subject),
-            (count, _) => {
-                let input: String = added.iter().map(|subject| format!("{subject}\n")).collect();
-                Act::new("suppression.add", format!("{count} entries")).of(tenant).many(count, input.as_bytes())
+        for new in new {
+            self.plan_addition(&mut plan, place, (actor, now), new)?;
+        }
+        let Plan { mut batch, added, removed } = plan;
+        let changed = Changed { added: added.len(), removed: removed.len() };
+        for (name, subjects) in [("suppression.remove", &removed), ("suppression.add", &added)] {
+            match (subjects.len(), subjects.first()) {
+                (0, _) | (_, None) => continue,
+                (1, Some(subject)) => records::record(&mut batch, actor, act_on(name, place, subject), now),
+                (count, _) => {
+                    let input: String = subjects.iter().map(|subject| format!("{subject}\n")).collect();
+                    let act = Act::new(name, format!("{count} entries of {}", place.words())).of(place.tenant);
+                    records::record(&mut batch, actor, act.many(count, input.as_bytes()), now);
+                }
             }
-        };
-        records::record(&mut batch, actor, act, now);
-        turn.commit(batch, || ()).await?;
-        Ok(added.len())
+        }
+        if !batch.changes.is_empty() {
+            turn.commit(batch, || ()).await?;
+        }
+        Ok(changed)
+    }
+
+    fn plan_removal(&self, plan: &mut Plan, place: Place, subject: Subject) -> Result<(), AdminError> {
+        let key = place.of(&subject);
+        if let Some(before) = self.desk.store().get(&key)?
+            && plan.removed.insert(subject)
+        {
+            plan.batch.if_equals(key.clone(), before).remove(key);
+        }
+        Ok(())
+    }
+
+    fn plan_addition(
+        &self,
+        plan: &mut Plan,
+        place: Place,
+        (actor, now): (&Actor, Timestamp),
+        new: NewEntry,
+    ) -> Result<(), AdminError> {
+        let NewEntry { subject, reason, origin, note, expires } = new;
+        let subject = folded(subject);
+        let key = place.of(&subject);
+        if plan.added.contains(&subject) {
+            return Ok(());
+        }
+        if plan.removed.contains(&subject) {
+            return Err(AdminError::Invalid(format!("{subject} is to be added and removed at once")));
+        }
+        match self.desk.store().get(&key)? {
+            None => {
+                plan.batch.if_absent(key.clone());
+            }
+            Some(bytes) => match Entry::from_bytes(&bytes) {
+                Ok(entry) if !entry.is_current(now) => {
+                    plan.batch.if_equals(key.clone(), bytes);
+                }
+                // Damaged or current: it counts, and stays.
+                _ => return Ok(()),
+            },
+        }
+        let (note, by) = (shortened(&note), actor.name.clone());
+        let entry = Entry { subject: subject.clone(), reason, origin, added: now, note, expires, by };
+        plan.batch.set(key, entry.to_bytes());
+        plan.added.insert(subject);
+        Ok(())
     }
 
     /// Removes one entry.
     pub async fn remove(
         &self,
         actor: &Actor,
-        tenant: TenantId,
+        place: impl Into<Place>,
         subject: &Subject,
         now: Timestamp,
     ) -> Result<(), AdminError> {
-        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
-        let subject = folded(subject.clone());
-        let turn = self.desk.turn().await;
-        let key = key(tenant, &subject);
-        let missing = || AdminError::Missing(format!("suppression of {subject}"));
-        let before = self.desk.store().get(&key)?.ok_or_else(missing)?;
-        let mut batch = Batch::new();
-        batch.if_equals(key.clone(), before).remove(key);
-        records::record(&mut batch, actor, act_on("suppression.remove", tenant, &subject), now);
-        turn.commit(batch, || ()).await?;
-        Ok(())
+        let gone = (Vec::new(), vec![subject.clone()]);
+        match self.change(actor, place.into(), gone, now).await?.removed {
+            0 => Err(AdminError::Missing(format!("entry for {subject}"))),
+            _ => Ok(()),
+        }
     }
 
     /// A page of at most `limit` entries, from `from` (the `next` of the page before) on.
     pub fn list(
         &self,
         actor: &Actor,
-        tenant: TenantId,
+        place: impl Into<Place>,
         from: Option<&Subject>,
         limit: usize,
     ) -> Result<Page, AdminError> {
-        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
+        self.search(actor, (place.into(), &Search::default()), from, limit)
+    }
+
+    /// The same of what is searched for. A page may hold fewer entries than `limit` and have a next one.
+    pub fn search(
+        &self,
+        actor: &Actor,
+        (place, search): (Place, &Search),
+        from: Option<&Subject>,
+        limit: usize,
+    ) -> Result<Page, AdminError> {
+        require(actor, place, Action::Read)?;
         let limit = limit.clamp(1, PAGE_MAX);
-        let of_tenant = tenant_key(tenant);
-        let start = from.map_or_else(|| of_tenant.clone(), |subject| key(tenant, subject));
-        let mut rows = self.desk.store().range(&start, &after_prefix(&of_tenant), limit.saturating_add(1))?;
-        let next = (rows.len() > limit).then(|| rows.pop()).flatten();
-        let next = next.and_then(|(key, _)| subject_of(&key));
-        let entries = rows.iter().filter_map(|(key, value)| match codec::decode(value) {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                records::set_aside(key, &error.to_string());
-                None
+        let (mut page, mut looked_at) = (Page { entries: Vec::new(), next: None }, 0_usize);
+        let start = from.map(|subject| place.of(subject));
+        for beginning in place.beginning_with(&search.beginning) {
+            let end = after_prefix(&beginning).min(place.end());
+            let mut at = start.clone().map_or_else(|| beginning.clone(), |start| start.max(beginning.clone()));
+            while at < end {
+                let rows = self.desk.store().range(&at, &end, PAGE_MAX)?;
+                let Some((last, _)) = rows.last() else { break };
+                at = [&last[..], &[0]].concat();
+                for (key, value) in rows {
+                    if page.entries.len() == limit || looked_at >= LOOKED_AT_MAX {
+                        page.next = place.subject(&key);
+                        return Ok(page);
+                    }
+                    looked_at = looked_at.saturating_add(1);
+                    page.entries.extend(wanted(&key, &value, search));
+                }
             }
-        });
-        Ok(Page { entries: entries.collect(), next })
+        }
+        Ok(page)
+    }
+}
+
+/// A change being put together.
+#[derive(Default)]
+struct Plan {
+    batch: Batch,
+    added: std::collections::BTreeSet<Subject>,
+    removed: std::collections::BTreeSet<Subject>,
+}
+
+fn wanted(key: &[u8], value: &[u8], search: &Search) -> Option<Entry> {
+    match Entry::from_bytes(value) {
+        Ok(entry) => search.reason.is_none_or(|reason| reason == entry.reason).then_some(entry),
+        Err(error) => {
+            records::set_aside(key, &error.to_string());
+            None
+        }
+    }
+}
+
+fn require(actor: &Actor, place: Place, action: Action) -> Result<(), AdminError> {
+    actor.require(match action {
+        Action::Read => Permission::Read(Resource::Suppressions, place.tenant),
+        Action::Write => Permission::Write(Resource::Suppressions, place.tenant),
+    })?;
+    match place.account {
+        Some(account) if actor.narrowing.accounts.is_some() => {
+            Ok(actor.require_account((place.tenant, account), action)?)
+        }
+        _ => Ok(()),
     }
 }
 
 /// An act on one entry; the audit log has a pseudonym of the address, not the address.
-fn act_on(name: &str, tenant: TenantId, subject: &Subject) -> Act {
-    let shown = format!("{subject} of tenant {tenant}");
-    Act::new(name, records::pseudonym(tenant, &subject.to_string())).of(tenant).shown(shown)
+fn act_on(name: &str, place: Place, subject: &Subject) -> Act {
+    let shown = format!("{subject} on {}", place.words());
+    Act::new(name, records::pseudonym(place.tenant, &subject.to_string())).of(place.tenant).shown(shown)
 }
 
 fn folded(subject: Subject) -> Subject {
@@ -262,31 +482,6 @@ fn shortened(note: &str) -> String {
     }
     note.truncate(end);
     note
-}
-
-fn tenant_key(tenant: TenantId) -> Key {
-    [&[prefix::SUPPRESSION][..], &tenant.0.to_be_bytes()].concat()
-}
-
-fn domain_key(tenant: TenantId, domain: &Domain) -> Key {
-    [&tenant_key(tenant)[..], b"d", domain.as_str().as_bytes()].concat()
-}
-
-fn key(tenant: TenantId, subject: &Subject) -> Key {
-    match subject {
-        Subject::Address(address) => [&tenant_key(tenant)[..], b"a", address.folded().to_string().as_bytes()].concat(),
-        Subject::Domain(domain) => domain_key(tenant, domain),
-    }
-}
-
-/// The subject a key was made of; the key says it even where the entry is damaged.
-fn subject_of(key: &[u8]) -> Option<Subject> {
-    let (kind, text) = key.get(9..)?.split_first()?;
-    let text = std::str::from_utf8(text).ok()?;
-    match kind {
-        b'a' => Address::parse(text).ok().map(Subject::Address),
-        _ => Domain::parse(text).ok().map(Subject::Domain),
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn room() -> (Arc<MemoryStore>, Suppression, Actor) {
 
 fn entry(text: &str) -> NewEntry {
     let subject = Subject::parse(text).unwrap();
-    NewEntry { subject, reason: Reason::Manual, origin: Origin::Operator, note: "by hand".into() }
+    NewEntry { subject, reason: Reason::Manual, origin: Origin::Operator, note: "by hand".into(), expires: None }
 }
 
 fn address(text: &str) -> Address {
@@ -29,11 +29,11 @@ fn address(text: &str) -> Address {
 async fn an_address_is_suppressed_in_any_case_for_its_tenant_only() {
     let (_, list, actor) = room();
     list.add(&actor, TENANT, entry("Ann@Example.com"), START).await.unwrap();
-    assert!(list.contains(TENANT, &address("aNN@example.COM")).unwrap());
-    assert!(!list.contains(TENANT, &address("bob@example.com")).unwrap());
-    assert!(!list.contains(OTHER, &address("ann@example.com")).unwrap());
+    assert!(list.contains(TENANT, None, &address("aNN@example.COM"), START).unwrap());
+    assert!(!list.contains(TENANT, None, &address("bob@example.com"), START).unwrap());
+    assert!(!list.contains(OTHER, None, &address("ann@example.com"), START).unwrap());
     list.remove(&actor, TENANT, &Subject::parse("ANN@example.com").unwrap(), START).await.unwrap();
-    assert!(!list.contains(TENANT, &address("ann@example.com")).unwrap());
+    assert!(!list.contains(TENANT, None, &address("ann@example.com"), START).unwrap());
     let again = list.remove(&actor, TENANT, &Subject::parse("ann@example.com").unwrap(), START).await;
     assert!(matches!(again, Err(AdminError::Missing(_))));
 }
@@ -42,8 +42,8 @@ async fn an_address_is_suppressed_in_any_case_for_its_tenant_only() {
 async fn a_domain_suppresses_all_its_addresses_and_not_its_subdomains() {
     let (_, list, actor) = room();
     list.add(&actor, TENANT, entry("@example.com"), START).await.unwrap();
-    assert!(list.contains(TENANT, &address("anybody@example.com")).unwrap());
-    assert!(!list.contains(TENANT, &address("anybody@sub.example.com")).unwrap());
+    assert!(list.contains(TENANT, None, &address("anybody@example.com"), START).unwrap());
+    assert!(!list.contains(TENANT, None, &address("anybody@sub.example.com"), START).unwrap());
 }
 
 #[tokio::test]
@@ -93,12 +93,12 @@ async fn an_entry_that_cannot_be_read_still_suppresses() {
     let (store, list, actor) = room();
     list.add(&actor, TENANT, entry("a@example.com"), START).await.unwrap();
     let mut batch = Batch::new();
-    batch.set(key(TENANT, &Subject::parse("a@example.com").unwrap()), vec![77]);
+    batch.set(Place::from(TENANT).of(&Subject::parse("a@example.com").unwrap()), vec![77]);
     store.commit(batch).await.unwrap();
-    assert!(list.contains(TENANT, &address("a@example.com")).unwrap());
+    assert!(list.contains(TENANT, None, &address("a@example.com"), START).unwrap());
     assert!(list.list(&actor, TENANT, None, 10).unwrap().entries.is_empty());
     store.fail_reads(Some(StoreError::Failed("test".into())));
-    assert!(list.contains(TENANT, &address("a@example.com")).is_err());
+    assert!(list.contains(TENANT, None, &address("a@example.com"), START).is_err());
 }
 
 #[tokio::test]
@@ -119,6 +119,123 @@ async fn long_notes_are_cut_between_characters() {
     list.add(&actor, TENANT, new, START).await.unwrap();
     let page = list.list(&actor, TENANT, None, 1).unwrap();
     assert_eq!(page.entries[0].note.len(), NOTE_OCTETS_MAX);
+}
+
+#[tokio::test]
+async fn a_whitelist_outweighs_what_we_concluded_and_never_what_the_recipient_said() {
+    let (store, list, actor) = room();
+    let white = Place { colour: Colour::White, ..Place::from(TENANT) };
+    list.add(&actor, white, entry("example.com"), START).await.unwrap();
+    for (reason, is_suppressed) in [
+        (Reason::Manual, false),
+        (Reason::Import, false),
+        (Reason::HardBounce, false),
+        (Reason::Complaint, true),
+        (Reason::Unsubscribe, true),
+    ] {
+        let name = format!("{reason:?}@example.com");
+        list.add(&actor, TENANT, NewEntry { reason, ..entry(&name) }, START).await.unwrap();
+        assert_eq!(list.contains(TENANT, None, &address(&name), START).unwrap(), is_suppressed, "{reason:?}");
+    }
+    list.add(&actor, OTHER, entry("manual@example.com"), START).await.unwrap();
+    assert!(list.contains(OTHER, None, &address("manual@example.com"), START).unwrap(), "another tenant's whitelist");
+    let mut batch = Batch::new();
+    batch.set(Place::from(TENANT).of(&Subject::parse("x@example.com").unwrap()), vec![77]);
+    store.commit(batch).await.unwrap();
+    assert!(list.contains(TENANT, None, &address("x@example.com"), START).unwrap(), "unreadable: the worst is assumed");
+    let shown = list.list(&actor, white, None, 10).unwrap();
+    assert_eq!(shown.entries.len(), 1, "lists are apart");
+}
+
+#[tokio::test]
+async fn an_accounts_list_is_for_its_mail_only() {
+    let (_, list, actor) = room();
+    let (one, two) = (SmtpAccountId(1), SmtpAccountId(2));
+    let of_one = Place { account: Some(one), ..Place::from(TENANT) };
+    list.add(&actor, of_one, entry("a@example.com"), START).await.unwrap();
+    let is_on = |account| list.contains(TENANT, account, &address("a@example.com"), START).unwrap();
+    assert_eq!([is_on(Some(one)), is_on(Some(two)), is_on(None)], [true, false, false]);
+    assert!(list.list(&actor, TENANT, None, 10).unwrap().entries.is_empty());
+    let granted = std::collections::BTreeMap::from([(two, Action::Write)]);
+    let narrowing = crate::access::Narrowing { accounts: Some(granted), ..Default::default() };
+    let person = Actor { narrowing: Arc::new(narrowing), ..Actor::of("p", crate::access::Role::Developer(TENANT)) };
+    assert!(matches!(list.list(&person, of_one, None, 10), Err(AdminError::Forbidden(_))));
+    let of_two = Place { account: Some(two), ..Place::from(TENANT) };
+    assert!(list.add(&person, of_two, entry("b@example.com"), START).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_entry_lapses_and_may_be_added_anew() {
+    let (_, list, actor) = room();
+    let expires = Some(Timestamp(START.0 + 1000));
+    list.add(&actor, TENANT, NewEntry { expires, ..entry("a@example.com") }, START).await.unwrap();
+    let is_on = |millis| list.contains(TENANT, None, &address("a@example.com"), Timestamp(START.0 + millis)).unwrap();
+    assert_eq!([is_on(0), is_on(999), is_on(1000)], [true, true, false]);
+    assert!(list.add(&actor, TENANT, entry("a@example.com"), Timestamp(START.0 + 999)).await.is_err());
+    list.add(&actor, TENANT, entry("a@example.com"), Timestamp(START.0 + 1000)).await.unwrap();
+    assert!(is_on(1_000_000));
+    let found = list.entry(&actor, TENANT, &Subject::parse("a@example.com").unwrap()).unwrap().unwrap();
+    assert_eq!((found.added.0 - START.0, found.expires, found.by), (1000, None, actor.name.clone()));
+}
+
+#[tokio::test]
+async fn several_entries_change_in_one_step_and_a_contradiction_changes_nothing() {
+    let (store, list, actor) = room();
+    list.add(&actor, TENANT, entry("old@example.com"), START).await.unwrap();
+    let subject = |text: &str| Subject::parse(text).unwrap();
+    let commits = store.commits();
+    let new = vec![entry("new@example.com"), entry("NEW@example.com"), entry("new.example")];
+    let gone = vec![subject("old@example.com"), subject("never@example.com")];
+    let changed = list.change(&actor, Place::from(TENANT), (new, gone), START).await.unwrap();
+    assert_eq!((changed, store.commits() - commits), (Changed { added: 2, removed: 1 }, 1));
+    let both = (vec![entry("new@example.com")], vec![subject("new@example.com")]);
+    let refused = list.change(&actor, Place::from(TENANT), both, START).await;
+    assert!(matches!(refused, Err(AdminError::Invalid(_))));
+    assert!(list.contains(TENANT, None, &address("new@example.com"), START).unwrap());
+}
+
+#[tokio::test]
+async fn a_search_finds_by_beginning_and_reason_over_pages() {
+    let (_, list, actor) = room();
+    for number in 0..30 {
+        let reason = if number % 3 == 0 { Reason::Complaint } else { Reason::HardBounce };
+        let new = NewEntry { reason, ..entry(&format!("user{number:02}@example.com")) };
+        list.add(&actor, TENANT, new, START).await.unwrap();
+    }
+    list.add(&actor, TENANT, entry("user.example"), START).await.unwrap();
+    list.add(&actor, TENANT, entry("other@example.com"), START).await.unwrap();
+    let place = Place::from(TENANT);
+    let found = |beginning: &str, reason| {
+        let search = Search { beginning: beginning.to_owned(), reason };
+        let (mut found, mut from) = (Vec::new(), None);
+        loop {
+            let page = list.search(&actor, (place, &search), from.as_ref(), 4).unwrap();
+            found.extend(page.entries.into_iter().map(|entry| entry.subject.to_string()));
+            from = page.next;
+            if from.is_none() {
+                return found;
+            }
+        }
+    };
+    assert_eq!(found("user1", None).len(), 10);
+    assert_eq!(found("user", None).len(), 31, "the domain, too");
+    assert_eq!(found("user", Some(Reason::Complaint)).len(), 10);
+    assert_eq!(found("", None).len(), 32);
+    assert!(found("zzz", None).is_empty());
+}
+
+#[test]
+fn what_the_first_release_stored_is_read() {
+    let first = FirstEntry {
+        subject: Subject::parse("a@example.com").unwrap(),
+        reason: Reason::Complaint,
+        origin: Origin::System,
+        added: START,
+        note: "n".into(),
+    };
+    let read = Entry::from_bytes(&codec::encode(&first)).unwrap();
+    assert_eq!((read.reason, read.expires, read.by.as_str()), (Reason::Complaint, None, ""));
+    assert_eq!(Entry::from_bytes(&read.to_bytes()).unwrap(), read);
 }
 
 /// Addresses and domains so alike that case, folding and limits matter.
@@ -164,7 +281,7 @@ proptest! {
                     for tenant in [0, 1] {
                         let by_address = model.contains(&(tenant, Subject::Address(address.folded())));
                         let by_domain = model.contains(&(tenant, Subject::Domain(address.domain().clone())));
-                        let found = list.contains(TenantId(tenant), &address).unwrap();
+                        let found = list.contains(TenantId(tenant), None, &address, START).unwrap();
                         assert_eq!(found, by_address || by_domain, "{text}");
                     }
                 }

@@ -53,8 +53,8 @@ pub use api::{
     RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson,
     SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson,
     SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson,
-    StatusJson, StayJson, SuppressionJson, SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson,
-    VerificationJson, VipJson, WarmUpJson,
+    StatusJson, StayJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson,
+    TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipJson, WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;

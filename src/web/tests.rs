@@ -376,3 +376,51 @@ async fn limits_of_a_site_are_set_shown_with_their_origin_and_taken_back() {
     let (status, _) = call(&api, "POST", "/site-limits", json!({ "connections": 0 })).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
 }
+
+#[tokio::test]
+async fn black_and_white_lists_of_a_tenant_and_of_an_account_are_apart_and_searched() {
+    let api = api_with(Settings::default()).await;
+    call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
+    let (_, account) = call(&api, "POST", "/smtp-accounts", json!({"tenant": "shop"})).await;
+    let login = account["account"]["login"].as_str().unwrap().to_owned();
+    let base = "/tenants/shop/suppressions";
+    let lists = ["".to_owned(), "?list=white".to_owned(), format!("?smtp_account={login}")];
+    for (number, list) in lists.iter().enumerate() {
+        let new = json!({"subject": format!("u{number}@example.com"), "reason": "complaint", "expires": "2999-01-01T00:00:00Z"});
+        let (status, made) = call(&api, "POST", &format!("{base}{list}"), new).await;
+        assert_eq!((status, &made["reason"]), (StatusCode::CREATED, &json!("complaint")), "{made}");
+        assert_eq!((&made["by"], &made["lapsed"]), (&json!("uid 0 by local socket"), &json!(false)));
+    }
+    for (number, list) in lists.iter().enumerate() {
+        let (_, page) = call(&api, "GET", &format!("{base}{list}"), Value::Null).await;
+        let own = format!("u{number}@example.com");
+        assert_eq!((page["rows"].as_array().unwrap().len(), &page["rows"][0]["subject"]), (1, &json!(own)));
+    }
+    let changes = json!({
+        "add": [{"subject": "a1@example.com"}, {"subject": "A2@example.com", "note": "n"}, {"subject": "u0@example.com"}],
+        "remove": ["nobody@example.com"],
+    });
+    let (status, changed) = call(&api, "PATCH", base, changes).await;
+    assert_eq!((status, changed), (StatusCode::OK, json!({"added": 2, "removed": 0})));
+    let (_, page) = call(&api, "GET", &format!("{base}?beginning=A&reason=manual"), Value::Null).await;
+    assert_eq!(page["rows"].as_array().unwrap().len(), 2);
+    for (wrong, field) in [
+        (json!({"add": [{"subject": "a@b.example"}, {"subject": "@@"}]}), "add[1].subject"),
+        (json!({"add": [{"subject": "a@b.example", "expires": "soon"}]}), "add[0].expires"),
+        (json!({"remove": ["@@"]}), "remove[0]"),
+        (json!({"remove": vec!["a@b.example"; 1001]}), "add"),
+    ] {
+        let (status, problem) = call(&api, "PATCH", base, wrong).await;
+        assert_eq!(
+            (status, &problem["errors"][0]["field"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!(field)),
+            "{problem}"
+        );
+    }
+    let (status, _) = call(&api, "GET", &format!("{base}?list=grey"), Value::Null).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let (status, _) = call(&api, "DELETE", &format!("{base}/u1%40example.com"), Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "it is on the other list");
+    let (status, _) = call(&api, "DELETE", &format!("{base}/u1%40example.com?list=white"), Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+}

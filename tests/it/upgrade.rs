@@ -115,6 +115,7 @@ async fn make(name: &str) {
         reason: Reason::Manual,
         origin: Origin::Operator,
         note: "left".to_owned(),
+        expires: None,
     };
     running.daemon.suppression.add(&actor, tenant, entry, now).await.unwrap();
     let password = Zeroizing::new("relay password".to_owned());
@@ -229,7 +230,13 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     assert!(daemon.domains.unusable_keys().is_empty(), "{name}");
     let status = daemon.domains.status(&operator(), tenant, &domain("shop.example.com"), Timestamp::now()).unwrap();
     assert_eq!(status.retired.len(), 1, "{name}: the selectors before the rotation");
-    assert!(daemon.suppression.contains(tenant, &Address::parse("gone@receiver.test").unwrap()).unwrap(), "{name}");
+    assert!(
+        daemon
+            .suppression
+            .contains(tenant, None, &Address::parse("gone@receiver.test").unwrap(), Timestamp::now())
+            .unwrap(),
+        "{name}"
+    );
     let route = daemon.routes.table().routes.first().cloned().unwrap();
     assert_eq!(daemon.routes.login(&route).unwrap().1.as_str(), "relay password", "{name}");
     let shown = daemon.queue.show(&operator(), fact("sent").parse().unwrap()).unwrap();

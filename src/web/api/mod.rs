@@ -54,7 +54,7 @@ pub use sites::{
 };
 pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
 pub use status::StatusJson;
-pub use suppressions::{NewSuppressionJson, SuppressionJson};
+pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
@@ -74,7 +74,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(backup::take))
         .routes(routes!(tenants::list, tenants::add))
         .routes(routes!(tenants::show, tenants::change, tenants::remove))
-        .routes(routes!(suppressions::list, suppressions::add))
+        .routes(routes!(suppressions::list, suppressions::add, suppressions::change))
         .routes(routes!(suppressions::show, suppressions::remove))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))

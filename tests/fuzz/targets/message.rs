@@ -105,7 +105,7 @@ static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
             known.ok_or_else(|| Refusal::plain(Reply::enhanced(550, 7, 1, format!("{domain} is not verified"))))
         }),
         name_signer: Arc::new(|_| None),
-        suppressed: Arc::new(|_, _| Ok(false)),
+        suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
     };

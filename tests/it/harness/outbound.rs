@@ -111,7 +111,7 @@ impl Outbound {
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
             vips,
             routes,
-            suppressed: Arc::new(|_, address| Ok(address.local_part() == "suppressed")),
+            suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "suppressed")),
             store,
             resolver,
             dialer: Arc::new(BoundDialer),

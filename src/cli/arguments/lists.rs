@@ -1,0 +1,60 @@
+//! `postern suppression ...`: the blacklists and whitelists of tenants and SMTP accounts.
+
+use clap::{Args, Subcommand};
+
+/// Which list.
+#[derive(Debug, Args)]
+pub struct ListName {
+    /// The whitelist: mailed although it is on a blacklist, unless the recipient complained or unsubscribed
+    #[arg(long)]
+    pub white: bool,
+    /// Only for the mail of this SMTP account
+    #[arg(long, value_name = "LOGIN")]
+    pub account: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Suppression {
+    /// Never mail this address, or this whole domain
+    Add {
+        /// The tenant
+        tenant: String,
+        /// Addresses, or domains for all of their addresses
+        #[arg(required = true)]
+        subjects: Vec<String>,
+        /// What for: manual, hard_bounce, complaint, unsubscribe
+        #[arg(long, value_name = "WORD")]
+        reason: Option<String>,
+        /// When it lapses: 2027-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        #[command(flatten)]
+        list: ListName,
+    },
+    /// Mail it again
+    Remove {
+        /// The tenant
+        tenant: String,
+        /// Addresses or domains
+        #[arg(required = true)]
+        subjects: Vec<String>,
+        #[command(flatten)]
+        list: ListName,
+    },
+    /// List what a tenant never mails
+    List {
+        /// The tenant
+        tenant: String,
+        /// Only what begins with this
+        #[arg(long, value_name = "TEXT")]
+        beginning: Option<String>,
+        /// Only what is there for this: manual, import, hard_bounce, complaint, unsubscribe
+        #[arg(long, value_name = "WORD")]
+        reason: Option<String>,
+        #[command(flatten)]
+        list: ListName,
+    },
+}
