@@ -17,6 +17,8 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 
+use super::dane::Dane;
+use super::validated::{Validation, Validators};
 use super::{LookupError, Mx, Resolver};
 use crate::mail::{Domain, printable};
 
@@ -36,6 +38,8 @@ pub struct DnsSettings {
     pub ttl_max: Duration,
     /// A proven absence is kept at most this long (5 minutes).
     pub negative_ttl_max: Duration,
+    /// Whose word counts that an answer was validated by DNSSEC (resolvers on loopback).
+    pub validation: Validation,
 }
 
 impl Default for DnsSettings {
@@ -47,6 +51,7 @@ impl Default for DnsSettings {
             cache_answers_max: 8_192,
             ttl_max: Duration::from_secs(3_600),
             negative_ttl_max: Duration::from_secs(300),
+            validation: Validation::default(),
         }
     }
 }
@@ -59,6 +64,7 @@ pub struct ResolverUnusable(pub String);
 /// DNS over the network, with a cache that honours TTLs.
 pub struct SystemResolver {
     resolver: TokioResolver,
+    validators: Validators,
 }
 
 impl SystemResolver {
@@ -72,7 +78,21 @@ impl SystemResolver {
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         };
         apply(settings, builder.options_mut());
-        Ok(Self { resolver: builder.build().map_err(unusable)? })
+        let resolver = builder.build().map_err(unusable)?;
+        let servers = match settings.servers.is_empty() {
+            true => configured(&hickory_resolver::system_conf::read_system_conf().map_err(unusable)?.0),
+            false => settings.servers.clone(),
+        };
+        Ok(Self { resolver, validators: Validators::of(settings, &servers) })
+    }
+
+    /// Whether answers come validated by DNSSEC from somebody whose word counts; `None` if there is
+    /// nobody to ask. For doctor.
+    ///
+    /// # Errors
+    /// If nobody answered.
+    pub async fn validates(&self) -> Result<Option<bool>, LookupError> {
+        if self.validators.are_there() { self.validators.validate().await.map(Some) } else { Ok(None) }
     }
 
     /// The records of one type; other types in the answer (CNAMEs on the way) are left out.
@@ -112,6 +132,12 @@ impl SystemResolver {
 fn is_unproven(error: &NetError) -> bool {
     matches!(error, NetError::Dns(DnsError::NoRecordsFound(none))
         if none.response_code == ResponseCode::NoError && none.soa.is_none())
+}
+
+/// The servers that `/etc/resolv.conf` names.
+fn configured(config: &ResolverConfig) -> Vec<SocketAddr> {
+    let port = |server: &NameServerConfig| server.connections.first().map_or(53, |connection| connection.port);
+    config.name_servers().iter().map(|server| SocketAddr::new(server.ip, port(server))).collect()
 }
 
 fn server_at(address: &SocketAddr) -> NameServerConfig {
@@ -198,5 +224,13 @@ impl Resolver for SystemResolver {
             .iter()
             .filter_map(|data| if let RData::PTR(ptr) = data { domain_of(&ptr.0) } else { None })
             .collect())
+    }
+
+    async fn proven_mx(&self, domain: &Domain) -> Result<Option<Vec<Domain>>, LookupError> {
+        self.validators.mx_hosts(domain).await
+    }
+
+    async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
+        self.validators.dane(host, port).await
     }
 }

@@ -3,9 +3,15 @@
 //! Two seams for tests: [`Resolver`] (a zone made of maps) and [`Dialer`] (scripted peers).
 
 mod certificates;
+mod dane;
 mod dial;
 mod dns;
+mod fetch;
+#[cfg(test)]
+pub(crate) mod pages_tests;
+mod reach;
 mod tls;
+mod validated;
 mod zone;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,9 +23,13 @@ use tokio::net::TcpStream;
 use crate::mail::Domain;
 
 pub use certificates::{CERTIFICATE_POLL, Certificates, Expiry, Issuer, Reloaded};
+pub use dane::{Dane, DanePins, Tlsa};
 pub use dial::{BoundDialer, is_present};
 pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
-pub use tls::{ClientTls, RootsUnreadable, Secured, Verify};
+pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
+pub use reach::is_public;
+pub use tls::{ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify};
+pub use validated::Validation;
 pub use zone::{Trouble, Zone, ZoneServer};
 
 /// Why a lookup gave nothing.
@@ -58,6 +68,20 @@ pub trait Resolver: Send + Sync {
     async fn txt(&self, name: &Domain) -> Result<Vec<String>, LookupError>;
     /// PTR names of `address`.
     async fn ptr(&self, address: IpAddr) -> Result<Vec<Domain>, LookupError>;
+
+    /// The mail exchangers of `domain` (itself, if it has no MX record) if DNSSEC proves them; `None`
+    /// if nothing does. Bogus answers are [`LookupError::Temporary`].
+    async fn proven_mx(&self, domain: &Domain) -> Result<Option<Vec<Domain>>, LookupError> {
+        let _ = domain;
+        Ok(None)
+    }
+
+    /// What DNSSEC proves about the certificate of `host` at `port` (RFC 7672); `None` if nothing.
+    /// Bogus answers are [`LookupError::Temporary`].
+    async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
+        let _ = (host, port);
+        Ok(None)
+    }
 }
 
 /// Why a connection could not be made.

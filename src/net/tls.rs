@@ -1,5 +1,5 @@
 //! TLS as a client: an opportunistic handshake that takes any certificate and says whether it
-//! would have passed, and a verified one for smarthosts.
+//! would have passed, one verified by known roots, and one by what DNS pins (DANE).
 //!
 //! It refuses to decide whether TLS is required. Easy to get wrong: an opportunistic handshake
 //! still proves that the peer holds the key of the certificate it showed; only the chain and the
@@ -18,15 +18,64 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::dane::{DanePins, DaneVerifier};
 use crate::mail::printable;
 
 /// How much a handshake insists on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verify {
     /// Any certificate will do; whether it would have passed is reported.
     Opportunistic,
     /// The chain must end at a known root and the name must match.
     Required,
+    /// DNS vouches for it, by DANE (RFC 7672); known roots do not count.
+    Dane(Arc<DanePins>),
+}
+
+/// What vouched for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A known root, for the host's name.
+    Root,
+    /// A TLSA record.
+    Dane,
+}
+
+/// Why no handshake came about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct HandshakeError {
+    /// For people, printable.
+    pub reason: String,
+    /// Whether trying again can end otherwise.
+    pub kind: HandshakeFault,
+}
+
+/// Kinds of failed handshakes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFault {
+    /// The two sides have no version or suite in common: the peer's TLS is too old for us.
+    Incompatible,
+    /// The certificate is not good enough.
+    Certificate,
+    /// Anything else: broken off, nonsense, an alert.
+    Other,
+}
+
+impl HandshakeError {
+    fn of(error: &std::io::Error) -> Self {
+        use rustls::{AlertDescription, Error};
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        let kind = match inner {
+            Some(
+                Error::PeerIncompatible(_)
+                | Error::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure),
+            ) => HandshakeFault::Incompatible,
+            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => HandshakeFault::Certificate,
+            _ => HandshakeFault::Other,
+        };
+        Self { reason: printable(&error.to_string()), kind }
+    }
 }
 
 /// What a handshake agreed on.
@@ -36,15 +85,16 @@ pub struct Secured {
     pub version: String,
     /// The suite's registered name.
     pub suite: String,
-    /// Whether the certificate passed verification, and if not, why.
-    pub verified: Result<(), String>,
+    /// What vouched for the certificate; if nothing, why not.
+    pub verified: Result<Proof, String>,
 }
 
 impl Secured {
     /// One line for the trail: `TLSv1.3 TLS13_AES_256_GCM_SHA384, certificate verified`.
     pub fn describe(&self) -> String {
         match &self.verified {
-            Ok(()) => format!("{} {}, certificate verified", self.version, self.suite),
+            Ok(Proof::Root) => format!("{} {}, certificate verified", self.version, self.suite),
+            Ok(Proof::Dane) => format!("{} {}, certificate matches its TLSA record", self.version, self.suite),
             Err(reason) => format!("{} {}, certificate not verified: {reason}", self.version, self.suite),
         }
     }
@@ -66,6 +116,7 @@ pub struct ClientTls {
     opportunistic: TlsConnector,
     required: TlsConnector,
     verifier: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
 }
 
 impl ClientTls {
@@ -96,37 +147,44 @@ impl ClientTls {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| error.to_string())?;
-        let config = |verifier: Arc<dyn ServerCertVerifier>| {
-            let builder = ClientConfig::builder_with_provider(provider.clone())
-                .with_safe_default_protocol_versions()
-                .map_err(|error| error.to_string())?;
-            let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-            Ok::<_, String>(TlsConnector::from(Arc::new(config)))
-        };
         Ok(Self {
-            opportunistic: config(Arc::new(AnyCertificate { provider: provider.clone() }))?,
-            required: config(verifier.clone())?,
+            opportunistic: connector(&provider, Arc::new(AnyCertificate { provider: provider.clone() }))?,
+            required: connector(&provider, verifier.clone())?,
             verifier,
+            provider,
         })
     }
 
-    /// Shakes hands with `host` (a name or an address) over `stream`. `Err` says in one line what
-    /// went wrong; the stream is spent then.
+    /// Shakes hands with `host` (a name or an address) over `stream`; by DANE with the name its
+    /// records were found at. The stream is spent if that fails.
     pub async fn connect(
         &self,
-        verify: Verify,
+        verify: &Verify,
         host: &str,
         stream: TcpStream,
-    ) -> Result<(TlsStream<TcpStream>, Secured), String> {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| "not a name TLS can ask for".to_owned())?;
+    ) -> Result<(TlsStream<TcpStream>, Secured), HandshakeError> {
+        let other = |reason: String| HandshakeError { reason, kind: HandshakeFault::Other };
+        let asked = match verify {
+            Verify::Dane(pins) => pins.names.first().map_or(host, |name| name.as_str()),
+            Verify::Opportunistic | Verify::Required => host,
+        };
+        let name =
+            ServerName::try_from(asked.to_owned()).map_err(|_| other("not a name TLS can ask for".to_owned()))?;
+        let pinned;
         let connector = match verify {
             Verify::Opportunistic => &self.opportunistic,
             Verify::Required => &self.required,
+            Verify::Dane(pins) => {
+                let verifier = DaneVerifier { pins: pins.clone(), provider: self.provider.clone() };
+                pinned = connector(&self.provider, Arc::new(verifier)).map_err(other)?;
+                &pinned
+            }
         };
-        let stream = connector.connect(name.clone(), stream).await.map_err(|error| printable(&error.to_string()))?;
+        let stream = connector.connect(name.clone(), stream).await.map_err(|error| HandshakeError::of(&error))?;
         let (_, session) = stream.get_ref();
         let verified = match verify {
-            Verify::Required => Ok(()),
+            Verify::Required => Ok(Proof::Root),
+            Verify::Dane(_) => Ok(Proof::Dane),
             Verify::Opportunistic => self.would_verify(&name, session.peer_certificates().unwrap_or_default()),
         };
         let secured = Secured {
@@ -144,13 +202,21 @@ impl ClientTls {
         Ok((stream, secured))
     }
 
-    fn would_verify(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+    fn would_verify(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Result<Proof, String> {
         let Some((leaf, rest)) = chain.split_first() else { return Err("no certificate".to_owned()) };
         self.verifier
             .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
-            .map(|_| ())
+            .map(|_| Proof::Root)
             .map_err(|error| printable(&error.to_string()))
     }
+}
+
+fn connector(provider: &Arc<CryptoProvider>, verifier: Arc<dyn ServerCertVerifier>) -> Result<TlsConnector, String> {
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// Takes any chain; still checks that the peer holds the key.

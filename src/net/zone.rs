@@ -1,7 +1,7 @@
 //! A small authoritative DNS server over UDP and TCP, for `postern try` and the tests.
 //!
-//! It refuses to be a real name server: no transfers, no delegation, no DNSSEC, nothing is read
-//! from disk. Easy to get wrong: the kinds of nothing must differ (NXDOMAIN, an empty answer, no
+//! It refuses to be a real name server: no transfers, no delegation, no signatures (it only says of
+//! names that it validated them, as a resolver would), nothing is read from disk. Easy to get wrong: the kinds of nothing must differ (NXDOMAIN, an empty answer, no
 //! answer at all), and negative answers need an SOA or no resolver will remember them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, PTR, SOA, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, PTR, SOA, TLSA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use super::dane::Tlsa;
 use crate::background::Shutdown;
 
 /// Seconds an answer may be kept.
@@ -47,6 +48,7 @@ pub struct Zone {
     records: BTreeMap<String, Vec<RData>>,
     troubles: BTreeMap<String, Trouble>,
     empty: BTreeSet<String>,
+    signed: BTreeSet<String>,
 }
 
 impl Zone {
@@ -97,6 +99,21 @@ impl Zone {
         self.add(&Name::from(address).to_ascii(), RData::PTR(PTR(dns_name(host))))
     }
 
+    /// A TLSA record.
+    #[must_use]
+    pub fn tlsa(self, name: &str, record: &Tlsa) -> Self {
+        let Tlsa { usage, selector, matching, data } = record.clone();
+        self.add(name, RData::TLSA(TLSA::new(usage.into(), selector.into(), matching.into(), data)))
+    }
+
+    /// Answers about the name, and all below it, are said to have been validated by DNSSEC (the AD
+    /// bit), to those who ask for that.
+    #[must_use]
+    pub fn signed(mut self, name: &str) -> Self {
+        self.signed.insert(key(name));
+        self
+    }
+
     /// The name exists and has no record.
     #[must_use]
     pub fn empty(mut self, name: &str) -> Self {
@@ -118,6 +135,11 @@ impl Zone {
             || self.records.keys().any(|known| known.ends_with(&below))
     }
 
+    fn is_signed(&self, name: &str) -> bool {
+        let within = |zone: &String| name == zone || zone.is_empty() || name.ends_with(&format!(".{zone}"));
+        self.signed.iter().any(within)
+    }
+
     /// The answer to `question`, or `None` for silence.
     fn answer(&self, question: &Message) -> Option<Message> {
         let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
@@ -131,6 +153,9 @@ impl Zone {
         reply.add_query(asked.clone());
         let mut name = asked.name().clone();
         let mut spelled = key(&name.to_ascii());
+        let wants_proof =
+            question.metadata.authentic_data || question.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
+        reply.metadata.authentic_data = wants_proof && self.is_signed(&spelled);
         for hop in 0..=CNAME_HOPS_MAX {
             if hop == CNAME_HOPS_MAX {
                 reply.metadata.response_code = ResponseCode::ServFail;
@@ -157,6 +182,8 @@ impl Zone {
                     reply.add_answer(Record::from_rdata(name, TTL_SECS, RData::CNAME(CNAME(target.clone()))));
                     name = target.clone();
                     spelled = key(&name.to_ascii());
+                    // One link that nobody signed, and nothing is proved.
+                    reply.metadata.authentic_data &= self.is_signed(&spelled);
                 }
                 _ => break,
             }

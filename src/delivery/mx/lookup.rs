@@ -6,15 +6,15 @@
 //! the domain undecided, unless another host was found to go to.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures_util::future::join_all;
 
 use crate::delivery::settings::{PrivateAddresses, Settings};
-use crate::delivery::transport::{Families, Host, NoSite};
+use crate::delivery::transport::{Families, Host, NoSite, Standing, TlsUse};
 use crate::events::Why;
 use crate::mail::Domain;
-use crate::net::{LookupError, Mx, Resolver};
+use crate::net::{LookupError, Mx, Resolver, is_public};
 use crate::vips::Vip;
 
 /// How we may be named or addressed.
@@ -143,7 +143,15 @@ async fn examine(
     }
     addresses.truncate(settings.addresses_per_host_max);
     match (addresses.is_empty(), unanswered) {
-        (false, _) => Found::Host(Host { name: host.as_str().to_owned(), preference, addresses }),
+        (false, _) => Found::Host(Host {
+            name: host.as_str().to_owned(),
+            preference,
+            addresses,
+            // Until policies were heard.
+            tls: TlsUse::Opportunistic,
+            policy: None,
+            standing: Standing::Claimed,
+        }),
         (true, Some(reason)) => Found::Unanswered(reason),
         (true, None) => other_family(resolver, host, families).await,
     }
@@ -200,51 +208,6 @@ fn choose(domain: &Domain, found: Vec<Found>) -> Result<Vec<Host>, NoSite> {
         return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.4 {detail}")));
     }
     Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 no mail host of {domain} has an address")))
-}
-
-/// Whether an address may be named by a public MX: not loopback, private, link-local, CGNAT,
-/// documentation, multicast, unspecified, or one of these in IPv6 clothes.
-pub(super) fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_ipv4(address),
-        IpAddr::V6(address) => is_public_ipv6(address),
-    }
-}
-
-fn is_public_ipv4(address: Ipv4Addr) -> bool {
-    let [first, second, third, _] = address.octets();
-    let is_special = matches!(
-        (first, second, third),
-        // "This network", CGNAT (RFC 6598), IETF assignments, benchmarks (RFC 2544), reserved.
-        (0, _, _) | (100, 64..=127, _) | (192, 0, 0) | (198, 18..=19, _) | (240.., _, _)
-    );
-    !(is_special
-        || address.is_loopback()
-        || address.is_private()
-        || address.is_link_local()
-        || address.is_documentation()
-        || address.is_multicast()
-        || address.is_broadcast())
-}
-
-fn is_public_ipv6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_ipv4(Ipv4Addr::new(a, b, c, d))
-    };
-    match segments {
-        // Unspecified, loopback, IPv4-compatible (deprecated) and IPv4-mapped.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => segments[5] == 0xffff && embedded(high, low),
-        // NAT64 (RFC 6052, RFC 8215) and 6to4 (RFC 3056).
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0x64, 0xff9b, ..] => false,
-        [0x2002, high, low, ..] => embedded(high, low),
-        // Teredo and other IETF assignments, documentation.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, ..] => false,
-        // Only global unicast 2000::/3; not ULA, link-local, site-local, multicast, discard.
-        [first, ..] => first & 0xe000 == 0x2000,
-    }
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let tls = postern::net::ClientTls::new(None).unwrap();
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (stream, _) = tls.connect(postern::net::Verify::Opportunistic, HOSTNAME, stream).await.unwrap();
+        let (stream, _) = tls.connect(&postern::net::Verify::Opportunistic, HOSTNAME, stream).await.unwrap();
         let mut client = Self { stream: BufStream::new(stream) };
         let greeting = client.reply().await;
         assert!(greeting.starts_with("220 "), "{greeting}");
