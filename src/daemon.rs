@@ -254,6 +254,7 @@ impl Daemon {
             tls: Arc::new(tls),
             delivery: Arc::clone(&self.delivery),
             pacing: Arc::clone(&rooms.pacing),
+            tls_policies: Arc::clone(&rooms.tls_policies),
             settings: self.delivery_settings.subscribe(),
         };
         self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));

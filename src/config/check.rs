@@ -9,7 +9,7 @@ use super::settings::{Applied, SETTINGS, Setting};
 use super::{Config, Log, LogFormat, Problem, RootPolicy};
 use crate::delivery::{MxTls, PrivateAddresses};
 use crate::mail::dkim::Algorithms;
-use crate::net::DnsSettings;
+use crate::net::{DnsSettings, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
 use crate::{accounts, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
@@ -57,7 +57,7 @@ fn build(path: &Path, file: &File) -> Config {
             notice_gather: file.span("queue.notice_gather"),
         },
         gate: gate(file),
-        dns: DnsSettings { servers: file.addresses("dns.servers"), ..Default::default() },
+        dns: dns(file),
         web: web::Settings {
             socket: file.path("admin.socket"),
             group: file.text("admin.group"),
@@ -104,6 +104,18 @@ fn submission(file: &File) -> submission::Settings {
         session_time_max: file.span("submission.session_time_max"),
         data_bytes_per_second_min: file.count("submission.data_bytes_per_second_min"),
         ..submission::Settings::default()
+    }
+}
+
+fn dns(file: &File) -> DnsSettings {
+    DnsSettings {
+        servers: file.addresses("dns.servers"),
+        validation: match file.text("dns.validation").as_str() {
+            "trusted" => Validation::Trusted,
+            "off" => Validation::Off,
+            _ => Validation::Loopback,
+        },
+        ..Default::default()
     }
 }
 

@@ -180,6 +180,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "The resolvers to ask, each with its port; empty for those in /etc/resolv.conf. A resolver on this machine \
          is best: public ones are refused by many blocklists.",
         "Whoever runs a resolver of their own on this machine."),
+    setting!("dns.validation", Choice(&["loopback", "trusted", "off"]) => "\"loopback\"", Rare AtStart,
+        "Whose word counts that an answer was validated by DNSSEC, which DANE needs: that of resolvers on loopback \
+         addresses, that of every resolver asked (the way to them must be as safe as this machine), or nobody's.",
+        "Whoever has a validating resolver beside this machine, or none that can be believed."),
     setting!("delivery.port", Count(1, 65_535) => "25", Rare OnReload,
         "The port of the recipients' mail exchangers.",
         "Whoever tests against receivers of their own. Never in production."),

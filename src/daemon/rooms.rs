@@ -9,7 +9,7 @@ use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::config::Config;
-use crate::delivery::{Delivery, Pacing};
+use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -41,6 +41,7 @@ pub(super) struct Rooms {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) intake: Arc<Intake>,
     pub(super) pacing: Arc<Pacing>,
+    pub(super) tls_policies: Arc<TlsPolicies>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
 }
@@ -76,6 +77,7 @@ impl Rooms {
         let named = Arc::clone(&queue);
         domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
+        let tls_policies = Arc::new(TlsPolicies::open(records()).map_err(unreadable("TLS policies"))?);
         let pipeline = Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips)));
         let parts = intake::Parts {
             pipeline: Arc::clone(&pipeline),
@@ -100,6 +102,7 @@ impl Rooms {
             pipeline,
             intake,
             pacing: Arc::new(pacing),
+            tls_policies,
             bell,
             gate,
         })
@@ -115,6 +118,7 @@ impl Rooms {
             self.people.damaged(),
             self.delivery.damaged(),
             self.pacing.damaged(),
+            self.tls_policies.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");

@@ -236,7 +236,8 @@ fn reported(recipient: &QueuedRecipient, kind: NoticeKind, until: Timestamp) -> 
         status: status.unwrap_or_else(|| status_for(recipient.last_why, kind)),
         remote_mta: host.clone(),
         diagnostic: detail.map(|detail| {
-            let is_quoted = is_reply(&detail) && host.is_some();
+            // What a policy demanded are our own words, also where a peer was met.
+            let is_quoted = is_reply(&detail) && host.is_some() && recipient.last_why != Some(Why::TlsPolicy);
             match kind {
                 _ if !is_quoted => Diagnostic::Own(detail),
                 NoticeKind::Success => Diagnostic::Smtp(detail),
@@ -291,6 +292,7 @@ fn status_for(why: Option<Why>, kind: NoticeKind) -> EnhancedStatus {
         (_, Some(Why::TryLater)) => (4, 7),
         (_, Some(Why::Unsupported)) => (6, 3),
         (_, Some(Why::OurConfiguration)) => (3, 5),
+        (_, Some(Why::TlsPolicy)) => (7, 4),
         (_, Some(Why::Other) | None) => (0, 0),
     };
     EnhancedStatus::new(class_of(kind), subject, detail)
@@ -349,5 +351,13 @@ mod tests {
     fn only_what_a_peer_said_is_quoted_as_a_reply() {
         let own = reported(&recipient("556 5.1.10 null MX", Why::NoSuchDomain), NoticeKind::Failure, Timestamp(0));
         assert!(matches!(own.diagnostic, Some(Diagnostic::Own(_))));
+        let (host, address) = ("mx.shop.example".to_owned(), "192.0.2.1:25".to_owned());
+        let peer = Some(crate::events::Peer { host, address, source: "192.0.2.9".to_owned(), tls: "none".to_owned() });
+        for (why, is_quoted) in [(Why::TlsPolicy, false), (Why::TryLater, true)] {
+            let met =
+                QueuedRecipient { last_peer: peer.clone(), ..recipient("451 4.7.4 mx.shop.example: no TLS", why) };
+            let said = reported(&met, NoticeKind::Delay, Timestamp(0)).diagnostic;
+            assert_eq!(matches!(said, Some(Diagnostic::Smtp(_))), is_quoted, "{why:?}");
+        }
     }
 }

@@ -21,15 +21,7 @@ struct Faulty(AtomicUsize);
 #[async_trait]
 impl Transport for Faulty {
     async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
-        Ok(Site {
-            name: "mx".into(),
-            provider: None,
-            hosts: Vec::new(),
-            port: 25,
-            tls: crate::delivery::TlsUse::Never,
-            realm: 0,
-            login: None,
-        })
+        Ok(Site { name: "mx".into(), provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None })
     }
 
     async fn attempt(&self, mut job: Job) -> Report {

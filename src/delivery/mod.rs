@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 pub use board::{Delivery, Scope, Suspension};
 pub use client::{Client, Connection, Pool};
-pub use mx::Mx;
+pub use mx::{DomainTls, KeptPolicy, Mx, Parts as MxParts, StsMode, StsPolicy, TlsPolicies};
 pub use outcome::{Phase, Verdict, classify};
 pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};
@@ -43,7 +43,7 @@ pub use shaping::{
 pub use smarthost::Smarthost;
 pub use transport::{
     ClaimMore, Ending, Families, Hand, Held, Host, Job, Late, Login, Moves, NoSite, OpenBody, Progress, Release,
-    Report, SetAside, Settled, Site, Source, TlsUse, Transport,
+    Report, SetAside, Settled, Site, Source, Standing, TlsUse, Transport,
 };
 
 use self::dispatcher::{Dispatcher, Wiring};
@@ -52,7 +52,7 @@ use self::sources::Sources;
 use crate::background::Shutdown;
 use crate::gate::Gate;
 use crate::intake::Intake;
-use crate::net::{ClientTls, Dialer, Resolver};
+use crate::net::{ClientTls, Dialer, Fetcher, Resolver};
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::store::Store;
@@ -82,22 +82,32 @@ pub struct Parts {
     pub delivery: Arc<Delivery>,
     /// The pace of what leaves.
     pub pacing: Arc<Pacing>,
+    /// TLS policies of recipient domains.
+    pub tls_policies: Arc<TlsPolicies>,
     /// Settings, followed as they change.
     pub settings: watch::Receiver<Arc<Settings>>,
 }
 
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, delivery, pacing, settings } =
-        parts;
-    let client = Arc::new(Client::new(dialer, tls));
-    let mx = Arc::new(Mx::new(resolver.clone(), vips.clone(), client.clone(), settings.clone()));
+    let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, .. } = parts;
+    let Parts { delivery, pacing, tls_policies, settings, .. } = parts;
+    let client = Arc::new(Client::new(dialer, tls.clone()));
+    let mx = Arc::new(Mx::new(MxParts {
+        resolver: resolver.clone(),
+        vips: vips.clone(),
+        client: client.clone(),
+        policies: tls_policies,
+        fetcher: Fetcher::new(resolver.clone(), tls),
+        settings: settings.clone(),
+    }));
     let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let screen = Screen { queue: queue.clone(), suppressed };
-    let wiring = Wiring { queue, gate, screen, mx, smarthost, delivery, pacing, settings };
-    Dispatcher::new(wiring, Sources::new(vips, store)).run(shutdown).await;
+    let wiring = Wiring { queue, gate, screen, mx: mx.clone(), smarthost, delivery, pacing, settings };
+    let dispatcher = Dispatcher::new(wiring, Sources::new(vips, store));
+    tokio::join!(dispatcher.run(shutdown.clone()), mx.keep_policies(&shutdown));
 }
 
 /// The rooms paying notices works with.

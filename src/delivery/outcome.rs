@@ -109,6 +109,8 @@ pub enum Trouble {
     Refused(Reply),
     /// TLS failed or is not offered though required.
     Tls(String),
+    /// What the recipient domain's policy demands is not there: the whole sentence, code first.
+    Policy(String),
     /// Plain text came between the 220 to STARTTLS and the handshake.
     Injected,
     /// We cannot log in at the relay as configured.
@@ -142,6 +144,7 @@ impl Failure {
             Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
             Trouble::Refused(reply) => format!("{reply} (after {phase})"),
             Trouble::Tls(reason) => format!("TLS: {reason}"),
+            Trouble::Policy(sentence) => sentence.clone(),
             Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
             Trouble::Login(reason) => format!("login at the relay: {reason}"),
             Trouble::Stored(reason) | Trouble::Damaged(reason) => {
@@ -162,6 +165,7 @@ impl Failure {
             Trouble::SourceMissing(_) | Trouble::Login(_) | Trouble::Stored(_) | Trouble::Damaged(_) => {
                 Why::OurConfiguration
             }
+            Trouble::Policy(_) => Why::TlsPolicy,
             _ if self.phase == Phase::FinalDot => Why::UnknownOutcome,
             _ => Why::Network,
         }

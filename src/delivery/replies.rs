@@ -113,7 +113,7 @@ impl ReplyClass {
             Why::TooLarge => Self::TooLarge,
             Why::OurConfiguration => Self::Authentication,
             Why::NoSuchDomain => Self::NoSuchDomain,
-            Why::TryLater | Why::Dns | Why::Network => Self::Temporary,
+            Why::TryLater | Why::Dns | Why::Network | Why::TlsPolicy => Self::Temporary,
             Why::Unsupported => Self::Unsupported,
             Why::UnknownOutcome | Why::Other => Self::Other,
         }

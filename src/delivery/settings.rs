@@ -133,6 +133,14 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Notices are paid at least so often (30 s).
     pub notices_every: Duration,
+    /// The port of hosts that publish MTA-STS policies (443).
+    pub policy_port: u16,
+    /// Fetching a policy may take so long (20 s).
+    pub policy_patience: Duration,
+    /// Octets of a policy, at most (64 KiB).
+    pub policy_bytes_max: usize,
+    /// Kept policies are looked through so often, whether they must be fetched anew (1 hour).
+    pub policies_every: Duration,
     /// Well-known receivers (those that come with the program).
     pub providers: Arc<Providers>,
     /// What replies mean (those that come with the program).
@@ -168,6 +176,10 @@ impl Default for Settings {
             grace: secs(25),
             timeouts: Timeouts::default(),
             notices_every: secs(30),
+            policy_port: 443,
+            policy_patience: secs(20),
+            policy_bytes_max: 64 * 1024,
+            policies_every: secs(3_600),
             providers: Providers::built_in(),
             replies: Rules::built_in(),
         }

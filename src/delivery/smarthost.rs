@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::client::Client;
-use super::transport::{Families, Host, Job, Login, NoSite, Report, Site, TlsUse, Transport};
+use super::transport::{Families, Host, Job, Login, NoSite, Report, Site, Standing, TlsUse, Transport};
 use crate::events::Why;
 use crate::mail::Domain;
 use crate::net::{LookupError, Resolver};
@@ -82,9 +82,15 @@ impl Transport for Smarthost {
         Ok(Site {
             name: format!("{}:{}", route.host, route.port).into(),
             provider: None,
-            hosts: vec![Host { name: route.host.clone(), preference: 0, addresses }],
+            hosts: vec![Host {
+                name: route.host.clone(),
+                preference: 0,
+                addresses,
+                tls,
+                policy: None,
+                standing: Standing::Proven,
+            }],
             port: route.port,
-            tls,
             realm: route.id,
             login,
         })

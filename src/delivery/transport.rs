@@ -44,8 +44,8 @@ impl Source {
     }
 }
 
-/// What TLS means towards a site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What TLS means towards a host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TlsUse {
     /// Never.
     Never,
@@ -55,6 +55,16 @@ pub enum TlsUse {
     Required(Verify),
     /// TLS from the first byte, verified.
     Implicit,
+}
+
+impl TlsUse {
+    /// Whether a connection under it proves the host's name, so that it is good for that name alone.
+    pub fn proves_name(&self) -> bool {
+        match self {
+            Self::Never | Self::Opportunistic | Self::Required(Verify::Opportunistic) => false,
+            Self::Required(Verify::Required | Verify::Dane(_)) | Self::Implicit => true,
+        }
+    }
 }
 
 /// A login at a relay.
@@ -75,6 +85,23 @@ pub struct Host {
     pub preference: u16,
     /// Where it is.
     pub addresses: Vec<IpAddr>,
+    /// What TLS means here, for mail to this lane's domain.
+    pub tls: TlsUse,
+    /// Who demands that, for people; `None` where no policy speaks.
+    pub policy: Option<Arc<str>>,
+    /// Whether somebody we believe says that it is a host of the domain: DNSSEC, MTA-STS, or the
+    /// operator who named it.
+    pub standing: Standing,
+}
+
+/// Whether a host is proved to be one of its domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// DNS says so, and nothing proves it.
+    #[default]
+    Claimed,
+    /// Proved.
+    Proven,
 }
 
 /// Where a lane's mail goes now: the unit of shaping and reuse.
@@ -88,8 +115,6 @@ pub struct Site {
     pub hosts: Vec<Host>,
     /// The port.
     pub port: u16,
-    /// What TLS means here.
-    pub tls: TlsUse,
     /// Whether connections from one login may be used for another: the route's id, or 0.
     pub realm: u64,
     /// The login, for relays.
@@ -388,6 +413,9 @@ pub enum Ending {
     SourceMissing(IpAddr),
     /// No address of the site served us; why, and what that would mean for a message.
     Unreachable(String, Outcome),
+    /// The site is there and does not meet the TLS policy of this lane's domain; what that means for
+    /// a message. It says nothing about mail to other domains there.
+    Unmet(Outcome),
     /// The site served us and then broke off, or sent us away.
     Failed(String),
 }

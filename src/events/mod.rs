@@ -155,6 +155,8 @@ pub enum Why {
     UnknownOutcome,
     /// None of the above.
     Other,
+    /// A TLS policy of the recipient domain, or of the message, is not met.
+    TlsPolicy,
 }
 
 impl Why {
@@ -174,6 +176,7 @@ impl Why {
             Self::Unsupported => "unsupported",
             Self::UnknownOutcome => "unknown-outcome",
             Self::Other => "other",
+            Self::TlsPolicy => "tls-policy",
         }
     }
 }

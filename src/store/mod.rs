@@ -113,6 +113,8 @@ pub mod prefix {
     pub const KEYRING: u8 = b'M';
     /// delivery: limits operators set, and what was learnt about sites.
     pub const SHAPING: u8 = b'z';
+    /// delivery: TLS policies of recipient domains.
+    pub const TLS_POLICY: u8 = b't';
     /// events: the log, appended.
     pub const EVENT: u8 = b'e';
     /// events: consumers' cursors.

@@ -23,6 +23,7 @@ pub(super) async fn check(dns: &DnsSettings, vips: &[VipJson], probe: &str) -> V
     match resolver.ipv4(&host).await {
         Ok(addresses) => {
             found.push(Finding::ok("DNS", format!("{host} was found")));
+            found.push(validation(resolver.validates().await));
             found.push(port_25(&host, addresses.first().copied().map(IpAddr::V4)).await);
         }
         Err(error) => {
@@ -38,6 +39,20 @@ pub(super) async fn check(dns: &DnsSettings, vips: &[VipJson], probe: &str) -> V
         }
     }
     found
+}
+
+/// Whether DANE can be used: somebody whose word counts must validate.
+fn validation(said: Result<Option<bool>, LookupError>) -> Finding {
+    let check = "DNSSEC";
+    let remedy = "run a validating resolver such as unbound on this machine and set dns.servers = [\"127.0.0.1:53\"]";
+    match said {
+        Ok(Some(true)) => Finding::ok(check, "the resolver validates: receivers' TLSA records (DANE) are heeded"),
+        Ok(Some(false)) => Finding::warn(check, "the resolver does not validate: no DANE", remedy),
+        Ok(None) => Finding::warn(check, "no resolver whose validation counts (dns.validation): no DANE", remedy),
+        Err(error) => {
+            Finding::warn(check, format!("whether the resolver validates is not known: {error}"), "try again")
+        }
+    }
 }
 
 fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
@@ -151,6 +166,17 @@ mod tests {
             "ehlo": ehlo, "tenant": tenant, "missing": [],
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_resolver_that_does_not_validate_is_a_warning_and_never_an_ok() {
+        assert_eq!(validation(Ok(Some(true))).grade, super::super::Grade::Ok);
+        let silent = LookupError::Temporary("SERVFAIL".to_owned());
+        for said in [Ok(Some(false)), Ok(None), Err(silent)] {
+            let found = validation(said);
+            assert_eq!(found.grade, super::super::Grade::Warn, "{found:?}");
+            assert!(found.remedy.is_some());
+        }
     }
 
     #[test]

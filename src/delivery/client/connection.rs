@@ -40,8 +40,10 @@ pub struct PoolKey {
     pub address: SocketAddr,
     /// Our side.
     pub vip: VipId,
-    /// What TLS meant when it was opened.
+    /// What TLS meant when it was opened: mail that demands more never gets this connection.
     pub tls: TlsUse,
+    /// The name that was proved, if one was: one address may have many names.
+    pub named: Option<Arc<str>>,
     /// Whose login, 0 for none.
     pub realm: u64,
 }
@@ -49,6 +51,8 @@ pub struct PoolKey {
 /// Where and how to connect.
 pub(super) struct Call<'a> {
     pub(super) host: &'a str,
+    /// Who demands TLS, if a policy does.
+    pub(super) policy: Option<&'a Arc<str>>,
     pub(super) source: IpAddr,
     pub(super) key: PoolKey,
     pub(super) ehlo: &'a Domain,
@@ -99,18 +103,37 @@ impl std::fmt::Debug for Connection {
 
 /// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
 pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
-    let first = open_once(call, tools, call.key.tls).await;
+    let first = open_once(call, tools, &call.key.tls).await;
     match first {
         Err(Failure { trouble: Trouble::Tls(reason), .. }) if call.key.tls == TlsUse::Opportunistic => {
-            let mut connection = open_once(call, tools, TlsUse::Never).await?;
-            connection.peer.tls = format!("none (TLS failed: {reason})");
+            let mut connection = open_once(call, tools, &TlsUse::Never).await?;
+            connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
             Ok(connection)
         }
         other => other,
     }
 }
 
-async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Connection, Failure> {
+impl Call<'_> {
+    /// What TLS came to, with the policy it was held against.
+    fn noted(&self, tls: String) -> String {
+        match self.policy {
+            Some(policy) => format!("{tls}; policy: {policy}"),
+            None => tls,
+        }
+    }
+
+    /// TLS is required and not there. With a policy that is said in its name and with its status
+    /// (RFC 3463 s3.8: 7.4 for a missing feature, 7.5 for a certificate); else it is a fault like others.
+    fn lacking(&self, status: &str, reason: String) -> Trouble {
+        match self.policy {
+            Some(policy) => Trouble::Policy(format!("451 {status} {}: {reason}; demanded by {policy}", self.host)),
+            None => Trouble::Tls(reason),
+        }
+    }
+}
+
+async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
     let timeouts = &tools.settings.timeouts;
     let peer = Peer {
         host: call.host.to_owned(),
@@ -143,8 +166,8 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Co
         provider: call.provider.cloned(),
         heard: Vec::new(),
     };
-    if tls == TlsUse::Implicit {
-        connection = connection.secure(call, tools, Verify::Required).await?;
+    if *tls == TlsUse::Implicit {
+        connection = connection.secure(call, tools, &Verify::Required).await?;
     }
     let greeting = connection.reply(Phase::Greeting, timeouts.greeting, tools.progress).await?;
     if greeting.severity() != Severity::Success {
@@ -301,18 +324,18 @@ impl Connection {
         Ok(())
     }
 
-    async fn starttls(mut self, call: &Call<'_>, tools: &Tools<'_>, tls: TlsUse) -> Result<Self, Failure> {
+    async fn starttls(mut self, call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Self, Failure> {
         let (verify, is_required) = match tls {
             TlsUse::Never | TlsUse::Implicit => return Ok(self),
-            TlsUse::Opportunistic => (Verify::Opportunistic, false),
+            TlsUse::Opportunistic => (&Verify::Opportunistic, false),
             TlsUse::Required(verify) => (verify, true),
         };
         if !self.extensions.starttls {
             if is_required {
-                let trouble = Trouble::Tls("required, and the peer does not offer STARTTLS".to_owned());
+                let trouble = call.lacking("4.7.4", "required, and the peer does not offer STARTTLS".to_owned());
                 return Err(self.failure(Phase::StartTls, trouble));
             }
-            "none (not offered)".clone_into(&mut self.peer.tls);
+            self.peer.tls = call.noted("none (not offered)".to_owned());
             return Ok(self);
         }
         let patience = tools.settings.timeouts.starttls;
@@ -322,11 +345,11 @@ impl Connection {
                 return Err(self.failure(Phase::StartTls, Trouble::Refused(reply)));
             }
             if is_required {
-                let trouble = Trouble::Tls(format!("required, and the peer said {reply}"));
+                let trouble = call.lacking("4.7.4", format!("required, and the peer said {reply}"));
                 return Err(self.failure(Phase::StartTls, trouble));
             }
             // RFC 3207 s4: after a refusal the conversation may go on in plain text.
-            self.peer.tls = format!("none (refused: {reply})");
+            self.peer.tls = call.noted(format!("none (refused: {reply})"));
             return Ok(self);
         }
         // RFC 3207 s6 and CVE-2011-0411: what came before the handshake is not the peer's word.
@@ -339,22 +362,27 @@ impl Connection {
         Ok(secured)
     }
 
-    async fn secure(mut self, call: &Call<'_>, tools: &Tools<'_>, verify: Verify) -> Result<Self, Failure> {
+    async fn secure(mut self, call: &Call<'_>, tools: &Tools<'_>, verify: &Verify) -> Result<Self, Failure> {
         let patience = tools.settings.timeouts.starttls;
         tools.progress.step(Phase::StartTls);
         let Stream::Plain(plain) = self.stream else { return Ok(self) };
         let failure = |reason| Failure {
             phase: Phase::StartTls,
-            trouble: Trouble::Tls(reason),
+            // Without encryption no policy is met; with it, those that may say so are the demanding ones.
+            trouble: if call.key.tls == TlsUse::Opportunistic {
+                Trouble::Tls(reason)
+            } else {
+                call.lacking("4.7.5", reason)
+            },
             peer: Some(Box::new(self.peer.clone())),
         };
         let shaken = tokio::time::timeout(patience, tools.tls.connect(verify, call.host, plain)).await;
         let (stream, secured) = match shaken {
             Ok(Ok(done)) => done,
-            Ok(Err(reason)) => return Err(failure(reason)),
+            Ok(Err(error)) => return Err(failure(error.reason)),
             Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()))),
         };
-        self.peer.tls = secured.describe();
+        self.peer.tls = call.noted(secured.describe());
         self.stream = Stream::Tls(Box::new(stream));
         Ok(self)
     }

@@ -44,23 +44,24 @@ pub struct Client {
 
 /// One address to try.
 #[derive(Clone, Debug)]
-struct Target {
-    host: String,
+struct Target<'a> {
+    host: &'a Host,
     key: PoolKey,
 }
 
 /// The addresses of a site that `source` can reach, best preference first, in the hosts' order.
-fn targets<'a>(hosts: impl Iterator<Item = &'a Host>, site: &Site, source: &Source) -> Vec<Target> {
+fn targets<'a>(hosts: impl Iterator<Item = &'a Host>, site: &Site, source: &Source) -> Vec<Target<'a>> {
     let mut found = Vec::new();
     for host in hosts {
         for address in host.addresses.iter().filter(|address| source.towards(**address).is_some()) {
             let key = PoolKey {
                 address: SocketAddr::new(*address, site.port),
                 vip: source.vip,
-                tls: site.tls,
+                tls: host.tls.clone(),
+                named: host.tls.proves_name().then(|| host.name.as_str().into()),
                 realm: site.realm,
             };
-            found.push(Target { host: host.name.clone(), key });
+            found.push(Target { host, key });
         }
     }
     found
@@ -169,6 +170,7 @@ impl Client {
             report.heard.extend(signal(job, &failure));
             match failure.trouble {
                 Trouble::SourceMissing(address) => Ending::SourceMissing(address),
+                Trouble::Policy(_) => Ending::Unmet(failure.outcome()),
                 _ => Ending::Unreachable(failure.describe(), failure.outcome()),
             }
         })
@@ -180,6 +182,7 @@ impl Client {
         // What failed lately goes last; the sort keeps the order otherwise.
         candidates.sort_by_key(|target| job.avoid.contains(&target.key.address));
         let tools = Tools { dialer: &*self.dialer, tls: &self.tls, settings: &job.settings, progress: &job.progress };
+        let mut unmet = None;
         let mut last = Failure {
             phase: Phase::Start,
             trouble: Trouble::Unreachable("no host has an address of a family this virtual IP has".to_owned()),
@@ -189,7 +192,8 @@ impl Client {
             let address = target.key.address;
             let Some(source) = job.source.towards(address.ip()) else { continue };
             let call = Call {
-                host: &target.host,
+                host: &target.host.name,
+                policy: target.host.policy.as_ref(),
                 source,
                 key: target.key,
                 ehlo: &job.source.ehlo,
@@ -204,6 +208,11 @@ impl Client {
                     return Ok(open);
                 }
                 Err(failure) if matches!(failure.trouble, Trouble::SourceMissing(_)) => return Err(failure),
+                Err(failure) if matches!(failure.trouble, Trouble::Policy(_)) => {
+                    // Good enough for others, perhaps: it is not avoided.
+                    report.dialled = report.dialled.saturating_add(1);
+                    unmet = Some(failure);
+                }
                 Err(failure) => {
                     report.failed.push(address);
                     report.dialled = report.dialled.saturating_add(usize::from(failure.phase > Phase::Connect));
@@ -218,7 +227,7 @@ impl Client {
                 break;
             }
         }
-        Err(last)
+        Err(unmet.unwrap_or(last))
     }
 }
 

@@ -113,6 +113,13 @@ impl Dispatcher {
                 self.shaper.returned(path);
                 self.sources.missing(lane.vip, address, now);
             }
+            // The domain's policy is not met: its own mail waits, that of others at the site does not.
+            Ending::Unmet(outcome) if !self.jobs_of.contains_key(lane) => {
+                self.shaper.returned(path);
+                self.fate(lane, outcome);
+            }
+            // Another connection of the same mail may be served: no more than that for now.
+            Ending::Unmet(_) => self.shaper.finished(path, Use::Crowded, now),
             Ending::Unreachable(..) if self.shaper.running(path) > 1 => {
                 self.shaper.finished(path, Use::Crowded, now);
             }

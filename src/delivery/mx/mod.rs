@@ -1,47 +1,144 @@
 //! The transport that goes straight to the recipient domain's mail exchangers.
 
 mod lookup;
+mod mta_sts;
+mod policies;
 mod tls_policy;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use futures_util::future::join_all;
+use tokio::sync::{Notify, watch};
+
+pub use self::mta_sts::{Mode as StsMode, Policy as StsPolicy};
+pub use self::policies::{KeptPolicy, TlsPolicies};
+pub use self::tls_policy::DomainTls;
 
 use self::lookup::Ourselves;
+use self::policies::Asking;
+use self::tls_policy::{Demand, Voices};
 use super::Settings;
 use super::client::Client;
-use super::transport::{Families, Job, NoSite, Report, Site, Transport};
-use crate::net::Resolver;
+use super::settings::PrivateAddresses;
+use super::transport::{Families, Host, Job, NoSite, Report, Site, Standing, Transport};
+use crate::background::{Shutdown, periodically};
+use crate::events::Why;
+use crate::ext::Timestamp;
+use crate::mail::Domain;
+use crate::net::{Dane, FetchLimits, Fetcher, LookupError, Reach, Resolver};
 use crate::routing::Lane;
 use crate::vips::Vips;
 
-/// Straight to the MX hosts.
-pub struct Mx {
-    resolver: Arc<dyn Resolver>,
-    vips: Arc<Vips>,
-    client: Arc<Client>,
-    settings: watch::Receiver<Arc<Settings>>,
+/// What the transport works with.
+pub struct Parts {
+    /// DNS.
+    pub resolver: Arc<dyn Resolver>,
+    /// Our own names and addresses.
+    pub vips: Arc<Vips>,
+    /// Conversations.
+    pub client: Arc<Client>,
+    /// Policies of recipient domains.
+    pub policies: Arc<TlsPolicies>,
+    /// How they are fetched.
+    pub fetcher: Fetcher,
+    /// Settings, followed as they change.
+    pub settings: watch::Receiver<Arc<Settings>>,
 }
+
+/// Straight to the MX hosts.
+pub struct Mx(Parts);
 
 impl Mx {
     /// The transport.
-    pub fn new(
-        resolver: Arc<dyn Resolver>,
-        vips: Arc<Vips>,
-        client: Arc<Client>,
-        settings: watch::Receiver<Arc<Settings>>,
-    ) -> Self {
-        Self { resolver, vips, client, settings }
+    pub fn new(parts: Parts) -> Self {
+        Self(parts)
     }
+
+    /// Keeps policies of recipient domains fresh until `shutdown`.
+    pub async fn keep_policies(&self, shutdown: &Shutdown) {
+        let look = || async {
+            let settings = self.0.settings.borrow().clone();
+            self.0.policies.refresh(&self.asking(&settings), Timestamp::now()).await;
+        };
+        let every = self.0.settings.borrow().policies_every;
+        periodically(every, &Notify::new(), shutdown, look).await;
+    }
+
+    fn asking(&self, settings: &Settings) -> Asking<'_> {
+        let reach = match settings.private_addresses {
+            PrivateAddresses::Refused => Reach::Public,
+            PrivateAddresses::Allowed => Reach::Anywhere,
+        };
+        let limits = FetchLimits {
+            port: settings.policy_port,
+            reach,
+            patience: settings.policy_patience,
+            body_bytes_max: settings.policy_bytes_max,
+        };
+        Asking { resolver: &*self.0.resolver, fetcher: &self.0.fetcher, limits }
+    }
+
+    /// The hosts of `domain` that may have its mail, each with what is demanded of it. This is about
+    /// one domain; others that share its hosts have their own answer.
+    async fn judged(&self, domain: &Domain, hosts: Vec<Host>, settings: &Settings) -> Result<Vec<Host>, NoSite> {
+        let asking = self.asking(settings);
+        let (sts, proven) =
+            tokio::join!(self.0.policies.policy(domain, &asking, Timestamp::now()), self.0.resolver.proven_mx(domain));
+        let proven = proven.map_err(|error| bogus(&format!("MX of {domain}"), &error))?.unwrap_or_default();
+        let port = settings.mx_port;
+        let dane = join_all(hosts.iter().map(|host| self.dane(&proven, host, port))).await;
+        let voices = Voices { domain, local: settings.mx_tls, operator: None, sts: sts.as_ref() };
+        let (mut kept, mut why_not) = (Vec::new(), None);
+        for (host, dane) in hosts.into_iter().zip(dane) {
+            match heard(&voices, host, &proven, dane) {
+                Ok(host) => kept.push(host),
+                // What DNS did not answer may be answered soon: that is said rather than the rest.
+                Err(no_site @ NoSite::Deferred(Why::Dns, _)) => why_not = Some(no_site),
+                Err(no_site) => drop(why_not.get_or_insert(no_site)),
+            }
+        }
+        match why_not {
+            Some(no_site) if kept.is_empty() => Err(no_site),
+            _ => Ok(kept),
+        }
+    }
+
+    /// DANE counts only for hosts that DNSSEC proves to be the domain's (RFC 7672 s2.2.1).
+    async fn dane(&self, proven: &[Domain], host: &Host, port: u16) -> Result<Option<Dane>, LookupError> {
+        match proven.iter().find(|name| name.as_str() == host.name) {
+            Some(name) => self.0.resolver.dane(name, port).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// An answer that is not there, or that DNSSEC refutes, keeps mail waiting (RFC 7672 s2.1.2).
+fn bogus(what: &str, error: &LookupError) -> NoSite {
+    NoSite::Deferred(Why::Dns, format!("451 4.4.3 {what}: {error}"))
+}
+
+fn heard(
+    voices: &Voices<'_>,
+    host: Host,
+    proven: &[Domain],
+    dane: Result<Option<Dane>, LookupError>,
+) -> Result<Host, NoSite> {
+    let dane = dane.map_err(|error| bogus(&format!("TLSA of {}", host.name), &error))?;
+    let Demand { tls, policy } = tls_policy::demand(voices, &host.name, dane.as_ref())
+        .map_err(|why| NoSite::Deferred(Why::TlsPolicy, format!("451 4.7.4 {why}")))?;
+    let is_proven = proven.iter().any(|name| name.as_str() == host.name) || tls_policy::vouches(voices.sts, &host.name);
+    let standing = if is_proven { Standing::Proven } else { Standing::Claimed };
+    Ok(Host { tls, policy: policy.map(Arc::from), standing, ..host })
 }
 
 #[async_trait]
 impl Transport for Mx {
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
-        let settings = self.settings.borrow().clone();
-        let ourselves = Ourselves::of(&self.vips.all());
-        let hosts = lookup::hosts(&*self.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        let settings = self.0.settings.borrow().clone();
+        let ourselves = Ourselves::of(&self.0.vips.all());
+        let hosts = lookup::hosts(&*self.0.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        let hosts = self.judged(&lane.next_hop, hosts, &settings).await?;
         // Spare hosts may be anybody's; the best ones are where the mailboxes are.
         let best = hosts.iter().map(|host| host.preference).min();
         let best = hosts.iter().filter(|host| Some(host.preference) == best).map(|host| host.name.as_str());
@@ -51,13 +148,12 @@ impl Transport for Mx {
             provider,
             hosts,
             port: settings.mx_port,
-            tls: tls_policy::requirement(settings.mx_tls),
             realm: 0,
             login: None,
         })
     }
 
     async fn attempt(&self, job: Job) -> Report {
-        self.client.drain(job).await
+        self.0.client.drain(job).await
     }
 }

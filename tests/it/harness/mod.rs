@@ -7,6 +7,7 @@ pub mod door;
 pub mod load;
 pub mod outbound;
 pub mod peer;
+pub mod policy_host;
 pub mod process;
 pub mod promise;
 pub mod shop;

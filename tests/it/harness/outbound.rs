@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use postern::access::Actor;
 use postern::background::Shutdown;
-use postern::delivery::{self, Delivery, Pacing, PrivateAddresses};
+use postern::delivery::{self, Delivery, Pacing, PrivateAddresses, TlsPolicies};
 use postern::events::{Event, EventKind, InstanceEvent, MailEvent};
 use postern::ext::Timestamp;
 use postern::mail::{Address, Body, Class, Domain, MailParameters, Notify, QueueId, ReversePath, Sealed, TenantId};
@@ -32,6 +32,7 @@ pub struct Outbound {
     pub delivery: Arc<Delivery>,
     pub vip: Vip,
     pub zone: ZoneServer,
+    pub tls_policies: Arc<TlsPolicies>,
     settings: watch::Sender<Arc<delivery::Settings>>,
     pub shutdown: Shutdown,
     task: Option<tokio::task::JoinHandle<()>>,
@@ -100,6 +101,7 @@ impl Outbound {
             delivery: Delivery::open(store.clone()).unwrap(),
             vip,
             zone,
+            tls_policies: Arc::new(TlsPolicies::open(store.clone()).unwrap()),
             settings: sender,
             shutdown: Shutdown::new(),
             task: None,
@@ -118,6 +120,7 @@ impl Outbound {
             tls: Arc::new(ClientTls::with_roots(roots).unwrap()),
             delivery: outbound.delivery.clone(),
             pacing,
+            tls_policies: outbound.tls_policies.clone(),
             settings: receiver,
         };
         outbound.task = Some(tokio::spawn(delivery::run(parts, outbound.shutdown.clone())));
