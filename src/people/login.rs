@@ -3,7 +3,8 @@
 //! Failures slow down the (person, network) they come from, and the network as a whole; nothing a
 //! stranger does keeps a person out who is on another network, or on one it has logged in from.
 //! Wrong codes after the right password are counted by person: only who knows the password can
-//! reach that limit. Easy to get wrong: every refusal does the same work.
+//! reach that limit. Easy to get wrong: every refusal does the same work; and hashing takes long, so
+//! the record is read again under the turn, and only that is written back.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -97,6 +98,14 @@ impl Tries {
     }
 }
 
+fn may_come(user: &User, from: IpAddr) -> bool {
+    user.state == UserState::Active && is_allowed(&user.allowed_from, Some(from))
+}
+
+fn has_factor(user: &User) -> bool {
+    user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved)
+}
+
 impl People {
     /// Logs somebody in, with a new session.
     ///
@@ -113,45 +122,46 @@ impl People {
         let stored = user.as_ref().and_then(|user| user.password.clone());
         let typed = Zeroizing::new(given.password.to_owned());
         let is_proven = self.hashes.matches(stored, typed).await?;
-        let may_come =
-            |user: &User| user.state == UserState::Active && is_allowed(&user.allowed_from, Some(given.from));
-        let Some(user) = user.filter(|user| is_proven && may_come(user)) else {
+        let Some(user) = user.filter(|user| is_proven && may_come(user, given.from)) else {
             return Err(self.failed(&given, network, now).await);
         };
-        let mut turn_user = User::clone(&user);
         let turn = self.desk.turn().await;
-        // Under the turn the record is read again: a code that another login just used is spent.
-        let current = self.user(user.id).ok_or(Refused::NeedsCode)?;
-        if current.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
+        let Some(current) = self.still(&user, given.from) else {
+            drop(turn);
+            return Err(self.failed(&given, network, now).await);
+        };
+        let mut changed = User::clone(&current);
+        if has_factor(&current) {
             let Some(code) = given.code else { return Err(Refused::NeedsCode) };
-            if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
+            if records::lock(&self.memory.tries).too_many_codes(current.id, now) {
                 return Err(Refused::Slowed(CODE_MEMORY));
             }
-            turn_user = User::clone(&current);
-            if !self.spend_code(&mut turn_user, code, now)? {
+            if !self.spend_code(&mut changed, code, now)? {
                 drop(turn);
-                records::lock(&self.memory.tries).wrong_code(user.id, now);
+                records::lock(&self.memory.tries).wrong_code(current.id, now);
                 return Err(self.failed(&given, network, now).await);
             }
         }
         let mut batch = Batch::new();
-        turn_user.last_login = Some(now);
-        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&turn_user));
-        let (secret, session, ended) = self.begin_in(&mut batch, user.id, (given.from, given.agent), now);
-        let actor = Actor { from: Some(given.from), ..Actor::of(super::name_of(user.id), user.role) };
-        records::record(&mut batch, &actor, sessions::began(&turn_user), now);
-        let (memory, changed, begun) = (Arc::clone(&self.memory), turn_user.clone(), session.clone());
+        changed.last_login = Some(now);
+        batch
+            .if_equals(user_key(current.id), codec::encode(&*current))
+            .set(user_key(current.id), codec::encode(&changed));
+        let (secret, session, ended) = self.begin_in(&mut batch, current.id, (given.from, given.agent), now);
+        let actor = Actor { from: Some(given.from), ..Actor::of(super::name_of(current.id), current.role) };
+        records::record(&mut batch, &actor, sessions::began(&changed), now);
+        let (memory, kept, begun) = (Arc::clone(&self.memory), changed.clone(), session.clone());
         turn.commit(batch, move || {
             let mut known = records::write(&memory.records);
             ended.iter().for_each(|digest| drop(known.sessions.remove(digest)));
-            known.users.insert(changed.id, Arc::new(changed));
+            known.users.insert(kept.id, Arc::new(kept));
             known.sessions.insert(begun.digest, begun);
         })
         .await
         .map_err(AdminError::from)?;
-        self.succeeded(&turn_user, network);
-        self.renew_hash(&turn_user, given.password).await;
-        Ok(LoggedIn { user: turn_user, session, secret })
+        self.succeeded(&changed, network);
+        self.renew_hash(&changed, given.password).await;
+        Ok(LoggedIn { user: changed, session, secret })
     }
 
     /// A fresh proof for a session: a code where there is a second factor, else the password. The
@@ -161,18 +171,24 @@ impl People {
     /// As [`People::log_in`].
     pub async fn confirm(&self, old: &Session, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
         let user = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
-        let has_factor = user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved);
         let network = Network::of(given.from);
-        if !has_factor {
+        let had_factor = has_factor(&user);
+        if !had_factor {
             let typed = Zeroizing::new(given.password.to_owned());
             if !self.hashes.matches(user.password.clone(), typed).await? {
                 return Err(self.failed(&given, network, now).await);
             }
         }
         let turn = self.desk.turn().await;
-        let current = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
+        let is_open = records::read(&self.memory.records).sessions.contains_key(&old.digest);
+        // A factor that was taken away meanwhile leaves nothing that was proved.
+        let current = self.still(&user, given.from).filter(|current| is_open && (has_factor(current) || !had_factor));
+        let Some(current) = current else {
+            drop(turn);
+            return Err(self.failed(&given, network, now).await);
+        };
         let mut changed = User::clone(&current);
-        if has_factor {
+        if has_factor(&current) {
             let Some(code) = given.code else { return Err(Refused::NeedsCode) };
             if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
                 return Err(Refused::Slowed(CODE_MEMORY));
@@ -203,6 +219,12 @@ impl People {
         .await
         .map_err(AdminError::from)?;
         Ok(LoggedIn { user: changed, session, secret })
+    }
+
+    /// The person as it is under the turn, if what was found right before it still is: whatever was
+    /// done to the person meanwhile (a lock, a new password, a list of networks) holds.
+    fn still(&self, found: &User, from: IpAddr) -> Option<Arc<User>> {
+        self.user(found.id).filter(|current| may_come(current, from) && current.password == found.password)
     }
 
     /// The only person of that address, in that tenant if one is named.

@@ -268,6 +268,92 @@ async fn nobody_gives_more_than_he_has_or_locks_himself_out() {
     assert!(people.remove_user(&own, owner.id, NOW).await.is_err());
 }
 
+/// Whatever is done to a person between the check of its password and the turn stays done: `change`
+/// takes the turn after the login has read the record, and before the login itself does.
+async fn change_during_login(change: impl FnOnce(&mut User) + Send) -> (People, User, Result<LoggedIn, Refused>) {
+    let (_, people) = people();
+    let user = person(&people, "anna@example.com", Role::TenantAdmin(SHOP)).await;
+    let held = people.desk.turn().await;
+    let actor = admin();
+    let altered = people.alter((&actor, NOW), user.id, "user.change", |user| {
+        change(user);
+        Ok(())
+    });
+    let (altered, entered, ()) = tokio::join!(altered, enter(&people, "anna@example.com", None, NOW), async {
+        drop(held);
+    });
+    (people, altered.unwrap(), entered)
+}
+
+#[tokio::test]
+async fn a_login_under_way_does_not_undo_a_lock_a_reset_or_a_list_of_networks() {
+    let (people, locked, entered) = change_during_login(|user| user.state = UserState::Locked).await;
+    assert!(matches!(refusal(entered), Refused::Wrong(_)), "a locked person and a wrong password look the same");
+    assert_eq!(*people.user(locked.id).unwrap(), locked);
+    let (people, reset, entered) = change_during_login(|user| user.password = Some("another".to_owned())).await;
+    assert!(matches!(refusal(entered), Refused::Wrong(_)));
+    assert_eq!(*people.user(reset.id).unwrap(), reset);
+    let away = |user: &mut User| user.allowed_from = vec!["198.51.100.0/24".parse().unwrap()];
+    let (people, bound, entered) = change_during_login(away).await;
+    assert!(matches!(refusal(entered), Refused::Wrong(_)));
+    assert_eq!(*people.user(bound.id).unwrap(), bound);
+    assert!(people.sessions(&admin(), bound.id).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_login_under_way_enters_with_the_role_it_has_by_then() {
+    let (people, demoted, entered) = change_during_login(|user| user.role = Role::Support(SHOP)).await;
+    let entered = entered.unwrap();
+    assert_eq!(entered.user.role, Role::Support(SHOP));
+    assert_eq!(people.user(demoted.id).unwrap().role, Role::Support(SHOP));
+    assert_eq!(people.session_actor(&entered.secret, Some(HOME), NOW).unwrap().0.role, Role::Support(SHOP));
+}
+
+#[tokio::test]
+async fn a_password_that_was_set_anew_during_a_login_is_the_only_one_afterwards() {
+    let (_, people) = people();
+    let user = person(&people, "anna@example.com", Role::TenantOwner(SHOP)).await;
+    let link = people.reset_link(&admin(), user.id, NOW).await.unwrap();
+    let (redeemed, _) = tokio::join!(
+        people.redeem(&link.token, secret("another horse entirely"), None, NOW),
+        enter(&people, "anna@example.com", None, NOW)
+    );
+    redeemed.unwrap();
+    assert!(enter(&people, "anna@example.com", None, NOW).await.is_err(), "the old one is worth nothing");
+    assert!(people.log_in(given("anna@example.com", "another horse entirely", None, HOME), NOW).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_confirmation_under_way_does_not_outlive_a_lock_a_reset_or_the_end_of_its_session() {
+    type Change = fn(&mut User);
+    let changes: [Change; 2] =
+        [|user| user.state = UserState::Locked, |user| user.password = Some("another".to_owned())];
+    for change in changes {
+        let (_, people) = people();
+        let user = person(&people, "anna@example.com", Role::TenantOwner(SHOP)).await;
+        let old = enter(&people, "anna@example.com", None, NOW).await.unwrap();
+        let (held, actor) = (people.desk.turn().await, admin());
+        let altered = people.alter((&actor, NOW), user.id, "user.change", |user| {
+            change(user);
+            Ok(())
+        });
+        let confirmed = people.confirm(&old.session, given("", PASSWORD, None, HOME), NOW);
+        let (altered, confirmed, ()) = tokio::join!(altered, confirmed, async { drop(held) });
+        assert!(matches!(refusal(confirmed), Refused::Wrong(_)));
+        assert_eq!(*people.user(user.id).unwrap(), altered.unwrap());
+    }
+    let (_, people) = people();
+    let user = person(&people, "anna@example.com", Role::TenantOwner(SHOP)).await;
+    let old = enter(&people, "anna@example.com", None, NOW).await.unwrap();
+    let (held, actor) = (people.desk.turn().await, admin());
+    let ended = people.end_session(&actor, user.id, None, NOW);
+    let confirmed = people.confirm(&old.session, given("", PASSWORD, None, HOME), NOW);
+    let (ended, confirmed, ()) = tokio::join!(ended, confirmed, async { drop(held) });
+    assert_eq!(ended.unwrap(), 1);
+    assert!(matches!(refusal(confirmed), Refused::Wrong(_)));
+    assert!(people.sessions(&admin(), user.id).unwrap().is_empty(), "an ended session does not come back");
+}
+
 #[tokio::test]
 async fn the_same_address_in_two_tenants_is_two_people_and_neither_tenant_learns_of_the_other() {
     let (_, people) = people();
