@@ -16,6 +16,13 @@ mod providers;
 mod turns;
 mod warmup;
 
+#[cfg(test)]
+#[path = "shaping/plot_tests.rs"]
+mod plot;
+#[cfg(test)]
+#[path = "shaping/simulation_tests.rs"]
+mod simulation;
+
 pub use controller::{Controller, Park, Said, Signal, Step};
 pub use gate::Quota;
 pub use limits::{Bound, Knob, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED};

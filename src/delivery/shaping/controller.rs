@@ -23,12 +23,16 @@ const UP_PART: u32 = 4;
 const UP_PART_NEAR: u32 = 20;
 /// Near is from so many hundredths of the rate at which trouble began.
 const NEAR_PERCENT: u32 = 80;
+/// From so many hundredths of that rate on the site takes more than it did then.
+const REFUTED_PERCENT: u32 = 115;
 /// Time between two steps up.
 const PATIENCE_MIN: Duration = Duration::from_secs(5 * 60);
 /// The same, after steps up that brought trouble back.
 const PATIENCE_MAX: Duration = Duration::from_secs(40 * 60);
 /// Messages that must be served between two steps up, at most.
 const SERVED_MAX: u32 = 20;
+/// A rate that is not used is raised all the same so long after trouble.
+const UNUSED_AFTER: Duration = Duration::from_secs(3_600);
 /// The rate at which trouble began is believed so long.
 const TROUBLE_KEPT: Duration = Duration::from_secs(6 * 3_600);
 /// Nothing is sent for so long after a step down; it doubles while nothing is served...
@@ -189,7 +193,8 @@ impl Controller {
         let rate = (u64::from(did) * u64::from(DOWN_PERCENT) / 100).try_into().unwrap_or(did).max(floor);
         let ran = self.connections.unwrap_or(doing.connections_max).min(doing.connections.max(1));
         self.rate = Some(rate.min(allowed));
-        self.connections = Some((ran / 2 + ran % 2).max(1));
+        // The rate does most of it; fewer connections are for those who count these.
+        self.connections = Some((ran.saturating_mul(3) / 4).max(1));
         self.trouble = Some((did, now));
         self.patience_secs = self.patience_after(now).as_secs();
         self.in_a_row = self.in_a_row.saturating_add(1);
@@ -259,13 +264,21 @@ impl Controller {
         let is_near =
             trouble.is_some_and(|(trouble, _)| u64::from(rate) * 100 >= u64::from(trouble) * u64::from(NEAR_PERCENT));
         let part = if is_near { UP_PART_NEAR } else { UP_PART };
+        if trouble.is_some_and(|(trouble, _)| u64::from(rate) * 100 > u64::from(trouble) * u64::from(REFUTED_PERCENT)) {
+            // It takes more than it did: what was learnt there holds no longer.
+            (self.trouble, self.patience_secs) = (None, 0);
+        }
         let next = rate.saturating_add((rate / part).max(1));
         if self.slowed.is_some_and(|slowed| now.since(slowed) > self.patience().saturating_mul(3)) {
             self.patience_secs /= 2;
         }
         self.stepped(now);
         let is_free = next >= doing.rate_max || (doing.rate_max == UNLIMITED && next >= FREE_FROM);
-        self.rate = if is_free { None } else { Some(next) };
+        // A rate that is not used says nothing of whether more would be taken.
+        let is_used = u64::from(doing.rate) * 4 >= u64::from(rate) * 3;
+        if is_used || self.slowed.is_none_or(|slowed| now.since(slowed) > UNUSED_AFTER) {
+            self.rate = if is_free { None } else { Some(next) };
+        }
         self.more_connections(doing);
         if self.rate.is_none() && self.connections.is_none() {
             return Some(self.recovered());
@@ -359,7 +372,7 @@ mod tests {
     fn trouble_lowers_rate_and_connections_once_for_each_incident_and_never_below_the_floor() {
         let mut controller = Controller::default();
         assert_eq!(slow(&mut controller, 400, 1), Some(Step::Slowed("421 4.7.28 slow".into())));
-        assert_eq!((controller.rate, controller.connections), (Some(260), Some(4)));
+        assert_eq!((controller.rate, controller.connections), (Some(260), Some(6)));
         for _ in 0..10 {
             assert_eq!(slow(&mut controller, 400, 1), None);
         }

@@ -4,6 +4,9 @@ use super::bucket::Bucket;
 use super::limits::{Knob, Resolved, UNLIMITED};
 use crate::queue::QueueTime;
 
+/// What is there is parted among no more jobs than this at once.
+const WORTHWHILE_PARTS: u32 = 4;
+
 /// What one job may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
@@ -78,9 +81,9 @@ impl Gate {
         if self.running >= most {
             return Err((Knob::Connections, None));
         }
-        // One at a time, so that no job keeps others from theirs.
+        // Only what it cannot do without, so that no job keeps others from their connections.
         let is_limited = self.limits.value(Knob::ConnectionsPerMinute) != UNLIMITED;
-        let connections = self.connections.available(now).min(if is_limited { 1 } else { UNLIMITED });
+        let connections = self.connections.available(now).min(if is_limited { needs } else { UNLIMITED });
         if connections < needs {
             return Err((Knob::ConnectionsPerMinute, self.connections.next(now)));
         }
@@ -89,8 +92,10 @@ impl Gate {
         if available == 0 {
             return Err((Knob::MessagesPerMinute, self.messages.next(now)));
         }
-        // Each connection that may still come gets its share of what is there.
-        let share = (available / most.saturating_sub(self.running).max(1)).max(1);
+        // Each connection that may still come gets its share, but few worthwhile ones are better than
+        // many for one message each.
+        let idle = most.saturating_sub(self.running).max(1);
+        let share = (available / idle).max(available / WORTHWHILE_PARTS).max(1);
         Ok(Quota { messages: share.min(wanted.messages), connections })
     }
 

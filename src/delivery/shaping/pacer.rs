@@ -160,7 +160,7 @@ impl Pacer {
 
     /// Connections a site may have from that virtual IP now.
     pub fn connections_max(&self, path: &Path) -> u32 {
-        let limit = self.resolved(path).value(Knob::Connections);
+        let limit = self.value(path, Knob::Connections);
         let lowered = self.states.get(path).and_then(|state| state.memory.controller.connections);
         limit.min(lowered.unwrap_or(UNLIMITED)).max(1)
     }
@@ -177,7 +177,7 @@ impl Pacer {
 
     /// How much of a tenant's mail goes for each message of others.
     pub fn weight(&self, path: &Path, tenant: TenantId) -> u32 {
-        self.layers(path).weight(&path.site, path.vip, tenant)
+        if self.overrides.is_empty() { 1 } else { self.layers(path).weight(&path.site, path.vip, tenant) }
     }
 
     /// Whether a job may go now.
@@ -267,7 +267,8 @@ impl Pacer {
 
     /// Something was heard from a site.
     pub fn hear(&mut self, path: &Path, signal: Signal, now: QueueTime) -> Option<Step> {
-        let resolved = self.resolved(path);
+        let rate_max = self.value(path, Knob::MessagesPerMinute);
+        let connections_max = self.value(path, Knob::Connections);
         let state = self.state(path, now);
         state.touched = now;
         state.roll(now);
@@ -278,12 +279,7 @@ impl Pacer {
                 Signal::Served(_) | Signal::Failed(_) => {}
             }
         }
-        let doing = Doing {
-            rate_max: resolved.value(Knob::MessagesPerMinute),
-            connections_max: resolved.value(Knob::Connections),
-            rate: state.meter.rate(now),
-            connections: state.peak.rate(now),
-        };
+        let doing = Doing { rate_max, connections_max, rate: state.meter.rate(now), connections: state.peak.rate(now) };
         state.memory.controller.hear(signal, doing, now)
     }
 
@@ -344,7 +340,7 @@ impl Pacer {
 
     /// Messages a minute that a site gets at the most now.
     pub fn rate(&self, path: &Path) -> u32 {
-        let limit = self.resolved(path).value(Knob::MessagesPerMinute);
+        let limit = self.value(path, Knob::MessagesPerMinute);
         limit.min(self.states.get(path).and_then(|state| state.memory.controller.rate).unwrap_or(UNLIMITED))
     }
 
@@ -405,6 +401,13 @@ impl Pacer {
         Layers { default: self.default, provider, overrides: &self.overrides }
     }
 
+    /// The value of a limit of all mail; from the gate, where there is one that is up to date.
+    fn value(&self, path: &Path, knob: Knob) -> u32 {
+        let state = self.states.get(path).filter(|state| state.version == self.version);
+        let gate = state.and_then(|state| state.gates.get(&Part::Whole));
+        gate.map_or_else(|| self.resolved(path).value(knob), |gate| gate.limits.value(knob))
+    }
+
     fn resolved(&self, path: &Path) -> Resolved {
         let whole = self.layers(path).resolve(&path.site, path.vip, &Part::Whole);
         whole.unwrap_or_else(Resolved::unlimited)
@@ -414,7 +417,6 @@ impl Pacer {
     fn open_gates(&mut self, ask: &Ask<'_>, now: QueueTime) -> Vec<Part> {
         let version = self.version;
         let is_current = self.states.get(ask.path).is_some_and(|state| state.version == version);
-        let own = [Part::Domain(ask.domain.clone()), Part::Tenant(ask.tenant)];
         if !is_current {
             let layers = self.layers(ask.path);
             let known = self.states.get(ask.path).map(|state| state.gates.keys().cloned().collect::<Vec<_>>());
@@ -432,12 +434,10 @@ impl Pacer {
             }
         }
         let mut parts = Vec::with_capacity(3);
-        for part in std::iter::once(Part::Whole).chain(own) {
+        // Without limits of the operator no domain and no tenant has its own.
+        let own = (!self.overrides.is_empty()).then(|| [Part::Domain(ask.domain.clone()), Part::Tenant(ask.tenant)]);
+        for part in std::iter::once(Part::Whole).chain(own.into_iter().flatten()) {
             let is_there = self.states.get(ask.path).is_some_and(|state| state.gates.contains_key(&part));
-            // Without limits of the operator no domain and no tenant has its own.
-            if !is_there && part != Part::Whole && self.overrides.is_empty() {
-                continue;
-            }
             if !is_there {
                 let Some(resolved) = self.layers(ask.path).resolve(&ask.path.site, ask.path.vip, &part) else {
                     continue;
