@@ -197,16 +197,24 @@ impl Day {
     fn admit(&mut self, receiver: &Receiver, vip: u64, domain: &Domain, now: u64) {
         let own = path(receiver.name, vip);
         let Some(pair) = self.pairs.get_mut(&(receiver.name, vip)) else { return };
+        // Nobody gets a connection for mail that those it has will take.
+        let mut planned: BTreeMap<TenantId, usize> = BTreeMap::new();
         loop {
-            let mut waiting: Vec<TenantId> =
-                [BATCH, OTHER_BATCH, RESETS].into_iter().filter(|tenant| pair.is_ready(*tenant, now)).collect();
+            let has_more = |tenant: &TenantId| {
+                let queue = pair.queues.get(tenant).map_or(0, VecDeque::len);
+                queue > planned.get(tenant).copied().unwrap_or(0) && pair.is_ready(*tenant, now)
+            };
+            let mut waiting: Vec<TenantId> = [BATCH, OTHER_BATCH, RESETS].into_iter().filter(has_more).collect();
             self.pacer.turns.order(&mut waiting, |tenant| (own.clone(), *tenant, Class::Transactional));
             let Some(tenant) = waiting.first().copied() else { return };
             let is_new = pair.jobs.len() >= pair.kept;
             let (class, needs) = (Class::Transactional, u32::from(is_new));
             let ask = Ask { path: &own, tenant, domain, class, messages: 10, needs };
             match self.pacer.admit(&ask, QueueTime(now)) {
-                Answer::Go(permit) => pair.jobs.push((tenant, permit, is_new)),
+                Answer::Go(permit) => {
+                    *planned.entry(tenant).or_default() += usize::try_from(permit.quota.messages).unwrap();
+                    pair.jobs.push((tenant, permit, is_new));
+                }
                 Answer::Wait(..) => return,
             }
             pair.most_at_once = pair.most_at_once.max(pair.jobs.len());
