@@ -10,7 +10,7 @@ use super::show::{Filter, PAGE_MAX};
 use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::records::AdminError;
-use crate::store::{Key, codec, prefix};
+use crate::store::{Key, prefix};
 
 /// What was held, and what was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Queue {
         for own in owed {
             let Some(bytes) = self.store.get(&own)? else { continue };
             // An unreadable one is set aside by the housekeeping, and was never sent.
-            if let Ok(notice) = codec::decode::<NoticeOwed>(&bytes) {
+            if let Ok(notice) = NoticeOwed::from_bytes(&bytes) {
                 self.drop_notice(&notice, now).await?;
                 held.notices_dropped += 1;
             }

@@ -205,6 +205,19 @@ async fn a_week_of_retries_passes_in_milliseconds_and_ends_in_one_notice() {
 }
 
 #[tokio::test]
+async fn a_restored_queue_holds_its_mail_and_drops_the_notices_it_owed() {
+    let bench = Bench::new().await;
+    bench.queue.enqueue(message(&["a@one.example", "b@two.example"]), WALL).await.unwrap();
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &bounced());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    let held = bench.queue.hold_all(&crate::access::Actor::system("restored from a backup"), WALL).await.unwrap();
+    assert_eq!((held.messages, held.notices_dropped), (1, 1));
+    bench.pass(10 * MINUTE);
+    assert_eq!(bench.queue.owed_notices(10).unwrap(), [], "it may have been sent since");
+}
+
+#[tokio::test]
 async fn failures_gather_for_ten_minutes_and_the_notice_is_paid_once() {
     let bench = Bench::new().await;
     let about = message(&["a@one.example", "b@two.example", "c@three.example"]);
