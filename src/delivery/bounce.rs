@@ -17,7 +17,8 @@ use crate::ext::Timestamp;
 use crate::intake::{Intake, Source, Submission, Way};
 use crate::mail::dsn::{self, Action, Diagnostic, Kind, Notice, ORIGINAL_BYTES_MAX, Reported};
 use crate::mail::{
-    Address, EnhancedStatus, Envelope, ForwardPath, MailParameters, Notify, QueueId, ReversePath, Severity, Smtputf8,
+    Address, EnhancedStatus, Envelope, ForwardPath, MailParameters, Notify, QueueId, RequireTls, Ret, ReversePath,
+    Severity, Smtputf8,
 };
 use crate::queue::{NoticeOwed, Queue, QueuedMessage, QueuedRecipient};
 use crate::vips::{Vip, Vips};
@@ -192,7 +193,11 @@ fn write(
         to,
         about: owed.queue_id,
         envid: message.parameters.envid.as_deref(),
-        ret: message.parameters.ret,
+        ret: match message.parameters.require_tls {
+            // RFC 8689 s5: what must not be read on its way does not go back in full.
+            RequireTls::Asked => Some(Ret::Headers),
+            RequireTls::NotAsked => message.parameters.ret,
+        },
         arrival: message.accepted,
         recipients: &recipients,
         original,
@@ -202,7 +207,11 @@ fn write(
     Submission {
         envelope: Envelope {
             reverse_path: ReversePath(None),
-            parameters: MailParameters { smtputf8, ..MailParameters::default() },
+            parameters: MailParameters {
+                smtputf8,
+                require_tls: message.parameters.require_tls,
+                ..MailParameters::default()
+            },
             recipients: vec![ForwardPath { address: to.clone(), notify: Notify::NEVER, orcpt: None }],
         },
         draft: dsn::write(&notice, now),

@@ -111,6 +111,8 @@ pub enum Trouble {
     Tls(String),
     /// What the recipient domain's policy demands is not there: the whole sentence, code first.
     Policy(String),
+    /// The message asked for TLS all the way (REQUIRETLS), and this is not it: the whole sentence.
+    RequireTls(String),
     /// Plain text came between the 220 to STARTTLS and the handshake.
     Injected,
     /// We cannot log in at the relay as configured.
@@ -144,7 +146,7 @@ impl Failure {
             Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
             Trouble::Refused(reply) => format!("{reply} (after {phase})"),
             Trouble::Tls(reason) => format!("TLS: {reason}"),
-            Trouble::Policy(sentence) => sentence.clone(),
+            Trouble::Policy(sentence) | Trouble::RequireTls(sentence) => sentence.clone(),
             Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
             Trouble::Login(reason) => format!("login at the relay: {reason}"),
             Trouble::Stored(reason) | Trouble::Damaged(reason) => {
@@ -165,15 +167,20 @@ impl Failure {
             Trouble::SourceMissing(_) | Trouble::Login(_) | Trouble::Stored(_) | Trouble::Damaged(_) => {
                 Why::OurConfiguration
             }
-            Trouble::Policy(_) => Why::TlsPolicy,
+            Trouble::Policy(_) | Trouble::RequireTls(_) => Why::TlsPolicy,
             _ if self.phase == Phase::FinalDot => Why::UnknownOutcome,
             _ => Why::Network,
         }
     }
 
-    /// Every failure is a deferral: the peer has not spoken about the message.
+    /// A failure is a deferral: the peer has not spoken about the message. The exception is a message
+    /// that asked for TLS all the way where there is none (RFC 8689 s4.2.1).
     pub fn outcome(&self) -> Outcome {
-        Outcome::Deferred { why: self.why(), detail: self.describe(), peer: self.peer.as_deref().cloned() }
+        let (why, detail, peer) = (self.why(), self.describe(), self.peer.as_deref().cloned());
+        match self.trouble {
+            Trouble::RequireTls(_) => Outcome::Bounced { why, detail, peer },
+            _ => Outcome::Deferred { why, detail, peer },
+        }
     }
 }
 

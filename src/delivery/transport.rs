@@ -58,6 +58,17 @@ pub enum TlsUse {
 }
 
 impl TlsUse {
+    /// At least a certificate that verifies.
+    #[must_use]
+    pub fn verified(&self) -> Self {
+        match self {
+            Self::Never | Self::Opportunistic | Self::Required(Verify::Opportunistic) => {
+                Self::Required(Verify::Required)
+            }
+            Self::Required(Verify::Required | Verify::Dane(_)) | Self::Implicit => self.clone(),
+        }
+    }
+
     /// Whether a connection under it proves the host's name, so that it is good for that name alone.
     pub fn proves_name(&self) -> bool {
         match self {

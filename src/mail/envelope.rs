@@ -1,5 +1,5 @@
 //! The envelope: what SMTP says about a message outside of it (RFC 5321 s2.3.1), with the
-//! parameters of 8BITMIME, SMTPUTF8, DSN and FUTURERELEASE.
+//! parameters of 8BITMIME, SMTPUTF8, DSN, FUTURERELEASE and REQUIRETLS.
 
 use std::fmt;
 use std::time::Duration;
@@ -40,6 +40,16 @@ pub enum Smtputf8 {
     NotNeeded,
     /// The peer must offer SMTPUTF8.
     Needed,
+}
+
+/// Whether `REQUIRETLS` was given (RFC 8689 s2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequireTls {
+    /// The message goes as the recipient domain's policy and ours have it.
+    #[default]
+    NotAsked,
+    /// Every peer on its way must be proved, encrypt, and offer REQUIRETLS too.
+    Asked,
 }
 
 /// `RET=` of MAIL: how much of the message a failure notice carries (RFC 3461 s4.3).
@@ -95,6 +105,8 @@ pub struct MailParameters {
     pub envid: Option<String>,
     /// `HOLDFOR=` or `HOLDUNTIL=`.
     pub hold: Option<Hold>,
+    /// `REQUIRETLS`.
+    pub require_tls: RequireTls,
 }
 
 /// One RCPT: the forward-path and its parameters.

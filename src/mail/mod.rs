@@ -22,7 +22,9 @@ pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_O
 pub use compose::{
     ATTACHMENTS_MAX, Attachment, ComposeError, Composition, FREE_FIELDS_MAX, SUBJECT_OCTETS_MAX, compose, read_whole,
 };
-pub use envelope::{BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, Ret, ReversePath, Smtputf8};
+pub use envelope::{
+    BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, RequireTls, Ret, ReversePath, Smtputf8,
+};
 pub use header::{Field, HeaderBlock, HeaderError};
 pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId};
 pub use labels::{

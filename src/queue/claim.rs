@@ -13,7 +13,7 @@ use super::lanes::{Loaded, Taken, WhileClaimed};
 use super::record::{Claim, LaneRecord, QueuedMessage, RecipientState};
 use crate::mail::{BodyId, QueueId};
 use crate::routing::Lane;
-use crate::store::{BodyReader, Key, StoreError, after_prefix, codec, prefix};
+use crate::store::{BodyReader, Key, StoreError, after_prefix, prefix};
 
 /// A claim whose records could not be read now is tried again after this.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(30);
@@ -95,7 +95,7 @@ impl Queue {
 
     /// The record of a message that is still owed something.
     pub fn message(&self, id: QueueId) -> Result<Option<QueuedMessage>, StoreError> {
-        self.store.get(&key::message(id))?.map(|bytes| codec::decode(&bytes)).transpose()
+        self.store.get(&key::message(id))?.map(|bytes| QueuedMessage::from_bytes(&bytes)).transpose()
     }
 
     /// The lane record as it is stored, with its bytes.

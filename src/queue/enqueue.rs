@@ -134,7 +134,7 @@ impl Queue {
             return Vec::new();
         }
         let message = Arc::new(QueuedMessage { lanes: u16::try_from(records.len()).unwrap_or(u16::MAX), ..message });
-        batch.if_absent(key::message(id)).set(key::message(id), codec::encode(&*message));
+        batch.if_absent(key::message(id)).set(key::message(id), message.to_bytes());
         batch.bodies.push(NewBody { id: BodyId { queue_id: id, number: 0 }, envelope, message: sealed });
         let mut owed = Vec::with_capacity(records.len());
         for (number, record) in records.drain(..) {
@@ -214,7 +214,7 @@ fn envelope(message: &NewMessage, now: Timestamp) -> Vec<u8> {
     let path = (&message.reverse_path, &message.parameters, message.needs_8bit, now);
     let header = (&message.subject, &message.message_id, &message.header_from, &message.signatures);
     let recipients: Vec<EnvelopeRecipient> = message.recipients.iter().map(recipient).collect();
-    codec::encode(&(head, path, header, recipients))
+    codec::encode_second(&(head, path, header, recipients))
 }
 
 fn split(

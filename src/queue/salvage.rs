@@ -11,7 +11,7 @@ use super::enqueue::BodyEnvelope;
 use super::record::{NewMessage, NewRecipient};
 use crate::ext::Timestamp;
 use crate::mail::{BodyId, QueueId, Sealed};
-use crate::store::{CommitError, StoreError, codec};
+use crate::store::{CommitError, StoreError};
 
 /// One body that store's salvage found.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl Queue {
     pub async fn salvage(&self, found: FoundBody<'_>, now: Timestamp) -> Result<Salvaged, SalvageError> {
         let FoundBody { body, envelope, message, settled } = found;
         let id = body.queue_id;
-        let envelope: BodyEnvelope = codec::decode(envelope).map_err(|error| SalvageError::Envelope(id, error))?;
+        let envelope = BodyEnvelope::from_bytes(envelope).map_err(|error| SalvageError::Envelope(id, error))?;
         let mut owed = Vec::new();
         let mut recipients = Vec::with_capacity(envelope.recipients.len());
         for (number, recipient) in (0_u16..).zip(envelope.recipients) {

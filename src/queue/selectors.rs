@@ -9,7 +9,7 @@ use memchr::memmem;
 
 use super::Queue;
 use super::record::QueuedMessage;
-use crate::store::{StoreError, after_prefix, codec, prefix};
+use crate::store::{StoreError, after_prefix, prefix};
 
 /// Records read at once.
 const READ_AT_ONCE: usize = 1_000;
@@ -20,7 +20,7 @@ impl Queue {
         let mut names = BTreeSet::new();
         self.each_message(|bytes| {
             // A record that cannot be read may name any selector, but it cannot be delivered either.
-            if let Ok(message) = codec::decode::<QueuedMessage>(bytes) {
+            if let Ok(message) = QueuedMessage::from_bytes(bytes) {
                 names.extend(message.signatures);
             }
             Search::GoOn
@@ -34,7 +34,7 @@ impl Queue {
         let mut found = false;
         self.each_message(|bytes| {
             found = finder.find(bytes).is_some()
-                && codec::decode::<QueuedMessage>(bytes)
+                && QueuedMessage::from_bytes(bytes)
                     .is_ok_and(|message| message.signatures.iter().any(|signature| signature == name));
             if found { Search::Stop } else { Search::GoOn }
         })?;

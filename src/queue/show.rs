@@ -15,7 +15,7 @@ use crate::access::{Actor, Permission, Resource};
 use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
 use crate::mail::{Domain, QueueId, TenantId, VipId};
 use crate::records::AdminError;
-use crate::store::{StoreError, after_prefix, codec, prefix};
+use crate::store::{StoreError, after_prefix, prefix};
 
 /// Messages in one page, at most.
 pub const PAGE_MAX: usize = 1_000;
@@ -137,7 +137,7 @@ impl Queue {
                 from.push(0);
                 looked_at += 1;
                 // A damaged message record is reported when it is claimed, not here.
-                let Ok(message) = codec::decode::<QueuedMessage>(&bytes) else { continue };
+                let Ok(message) = QueuedMessage::from_bytes(&bytes) else { continue };
                 if filter.tenant.is_none_or(|tenant| message.tenant == tenant) {
                     page.messages.extend(self.listed(id, message, filter)?);
                 }

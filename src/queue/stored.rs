@@ -1,13 +1,39 @@
-//! The stored forms of lane records and owed notices. The second knows when each recipient was tried
-//! last; the first, without that, is still read.
+//! The stored forms of messages, of what lies beside their bodies, of lane records and owed notices.
+//!
+//! Of messages the second knows REQUIRETLS, of the others when each recipient was tried last; the
+//! first forms, without that, are still read.
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{LaneRecord, NoticeOwed, QueueTime, QueuedRecipient, RecipientState};
+use super::enqueue::{BodyEnvelope, EnvelopeRecipient};
+use super::record::{LaneRecord, Needs8bit, NoticeOwed, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
 use crate::events::{NoticeKind, Peer, Why};
-use crate::mail::{Address, BodyId, Notify, QueueId};
+use crate::ext::Timestamp;
+use crate::mail::{
+    Address, BodyId, BodyType, Class, Hold, MailParameters, Notify, QueueId, RequireTls, Ret, ReversePath,
+    SmtpAccountId, Smtputf8, TenantId, VipId,
+};
 use crate::routing::Lane;
 use crate::store::{StoreError, codec};
+
+impl QueuedMessage {
+    /// As it is stored.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        codec::encode_second(self)
+    }
+
+    /// Reads what this or an earlier release stored.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        codec::decode_second::<FirstMessage, Self>(bytes)
+    }
+}
+
+impl BodyEnvelope {
+    /// Reads what this or an earlier release wrote beside a body.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        codec::decode_second::<FirstEnvelope, Self>(bytes)
+    }
+}
 
 impl LaneRecord {
     /// As it is stored.
@@ -30,6 +56,107 @@ impl NoticeOwed {
     /// Reads what this or an earlier release stored.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_second::<FirstNoticeOwed, Self>(bytes)
+    }
+}
+
+/// MAIL's parameters as they were stored first.
+#[derive(Serialize, Deserialize)]
+struct FirstParameters {
+    body: BodyType,
+    smtputf8: Smtputf8,
+    ret: Option<Ret>,
+    envid: Option<String>,
+    hold: Option<Hold>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FirstMessage {
+    tenant: TenantId,
+    account: Option<SmtpAccountId>,
+    vip: VipId,
+    class: Class,
+    source: String,
+    reverse_path: ReversePath,
+    parameters: FirstParameters,
+    needs_8bit: Needs8bit,
+    size_bytes: u64,
+    accepted: Timestamp,
+    accepted_at: QueueTime,
+    signatures: Vec<String>,
+    lanes: u16,
+    recipients: u16,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FirstEnvelope {
+    tenant: TenantId,
+    account: Option<SmtpAccountId>,
+    vip: VipId,
+    class: Class,
+    source: String,
+    reverse_path: ReversePath,
+    parameters: FirstParameters,
+    needs_8bit: Needs8bit,
+    accepted: Timestamp,
+    subject: String,
+    message_id: String,
+    header_from: String,
+    signatures: Vec<String>,
+    recipients: Vec<EnvelopeRecipient>,
+}
+
+impl From<FirstParameters> for MailParameters {
+    fn from(first: FirstParameters) -> Self {
+        Self {
+            body: first.body,
+            smtputf8: first.smtputf8,
+            ret: first.ret,
+            envid: first.envid,
+            hold: first.hold,
+            require_tls: RequireTls::NotAsked,
+        }
+    }
+}
+
+impl From<FirstMessage> for QueuedMessage {
+    fn from(first: FirstMessage) -> Self {
+        Self {
+            tenant: first.tenant,
+            account: first.account,
+            vip: first.vip,
+            class: first.class,
+            source: first.source,
+            reverse_path: first.reverse_path,
+            parameters: first.parameters.into(),
+            needs_8bit: first.needs_8bit,
+            size_bytes: first.size_bytes,
+            accepted: first.accepted,
+            accepted_at: first.accepted_at,
+            signatures: first.signatures,
+            lanes: first.lanes,
+            recipients: first.recipients,
+        }
+    }
+}
+
+impl From<FirstEnvelope> for BodyEnvelope {
+    fn from(first: FirstEnvelope) -> Self {
+        Self {
+            tenant: first.tenant,
+            account: first.account,
+            vip: first.vip,
+            class: first.class,
+            source: first.source,
+            reverse_path: first.reverse_path,
+            parameters: first.parameters.into(),
+            needs_8bit: first.needs_8bit,
+            accepted: first.accepted,
+            subject: first.subject,
+            message_id: first.message_id,
+            header_from: first.header_from,
+            signatures: first.signatures,
+            recipients: first.recipients,
+        }
     }
 }
 
@@ -98,7 +225,7 @@ impl From<FirstNoticeOwed> for NoticeOwed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::{Class, Domain, TenantId, VipId};
+    use crate::mail::Domain;
     use crate::routing::TransportName;
 
     fn first_recipient() -> FirstRecipient {
@@ -137,6 +264,59 @@ mod tests {
         let read = NoticeOwed::from_bytes(&codec::encode(&first)).unwrap();
         assert_eq!((read.kind, read.due, read.recipients[0].number), (kind, QueueTime(5), 3));
         assert_eq!(NoticeOwed::from_bytes(&read.to_bytes()).unwrap(), read);
+    }
+
+    fn first_parameters() -> FirstParameters {
+        let hold = Some(Hold::Until(Timestamp(5)));
+        let (body, smtputf8) = (BodyType::EightBitMime, Smtputf8::Needed);
+        FirstParameters { body, smtputf8, ret: Some(Ret::Headers), envid: Some("x".to_owned()), hold }
+    }
+
+    #[test]
+    fn a_message_of_the_first_release_is_read_as_one_that_did_not_ask_for_tls() {
+        let (tenant, vip, class) = (TenantId(2), VipId(1), Class::Marketing);
+        let reverse_path = ReversePath(Some(Address::parse("shop@shop.example").unwrap()));
+        let first = FirstMessage {
+            tenant,
+            account: Some(SmtpAccountId(3)),
+            vip,
+            class,
+            source: "smtp".to_owned(),
+            reverse_path: reverse_path.clone(),
+            parameters: first_parameters(),
+            needs_8bit: Needs8bit::Yes,
+            size_bytes: 7,
+            accepted: Timestamp(8),
+            accepted_at: QueueTime(9),
+            signatures: vec!["s".to_owned()],
+            lanes: 10,
+            recipients: 11,
+        };
+        let read = QueuedMessage::from_bytes(&codec::encode(&first)).unwrap();
+        assert_eq!(read.parameters, MailParameters::from(first_parameters()));
+        assert_eq!(read.parameters.require_tls, RequireTls::NotAsked);
+        assert_eq!((read.size_bytes, read.lanes, read.recipients), (7, 10, 11));
+        let parameters = MailParameters { require_tls: RequireTls::Asked, ..read.parameters.clone() };
+        let asked = QueuedMessage { parameters, ..read };
+        assert_eq!(QueuedMessage::from_bytes(&asked.to_bytes()).unwrap(), asked);
+        let first = FirstEnvelope {
+            tenant,
+            account: None,
+            vip,
+            class,
+            source: "smtp".to_owned(),
+            reverse_path,
+            parameters: first_parameters(),
+            needs_8bit: Needs8bit::No,
+            accepted: Timestamp(8),
+            subject: "a".to_owned(),
+            message_id: "b".to_owned(),
+            header_from: "c".to_owned(),
+            signatures: Vec::new(),
+            recipients: Vec::new(),
+        };
+        let read = BodyEnvelope::from_bytes(&codec::encode(&first)).unwrap();
+        assert_eq!((read.parameters, read.subject.as_str()), (MailParameters::from(first_parameters()), "a"));
     }
 
     #[test]

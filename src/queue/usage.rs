@@ -7,7 +7,7 @@ use super::Queue;
 use super::key;
 use super::record::{LaneRecord, QueuedMessage, RecipientState};
 use crate::mail::{TenantId, VipId};
-use crate::store::{Key, StoreError, after_prefix, codec, prefix};
+use crate::store::{Key, StoreError, after_prefix, prefix};
 
 /// Records read at once.
 const PAGE: usize = 512;
@@ -20,14 +20,14 @@ impl Queue {
         if !self.store.range(&due, &after_prefix(&due), 1)?.is_empty() {
             return Ok(true);
         }
-        let is_own = |bytes: &[u8]| codec::decode::<QueuedMessage>(bytes).is_ok_and(|message| message.vip == vip);
+        let is_own = |bytes: &[u8]| QueuedMessage::from_bytes(bytes).is_ok_and(|message| message.vip == vip);
         Ok(self.any(prefix::MESSAGE, &is_own)? || self.any(prefix::LANE, &|bytes| leaves_by(bytes, vip))?)
     }
 
     /// Whether a tenant has mail that is not retired. Blocks on the disk: reads every message record
     /// if the answer is no.
     pub fn has_mail_of(&self, tenant: TenantId) -> Result<bool, StoreError> {
-        let is_own = |bytes: &[u8]| codec::decode::<QueuedMessage>(bytes).is_ok_and(|message| message.tenant == tenant);
+        let is_own = |bytes: &[u8]| QueuedMessage::from_bytes(bytes).is_ok_and(|message| message.tenant == tenant);
         self.any(prefix::MESSAGE, &is_own)
     }
 

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, AddressError, BodyType, ForwardPath, Hold, MailParameters, Notify, Reply, Ret, ReversePath, Smtputf8,
-    printable,
+    Address, AddressError, BodyType, ForwardPath, Hold, MailParameters, Notify, Reply, RequireTls, Ret, ReversePath,
+    Smtputf8, printable,
 };
 
 /// Octets of `ENVID`, decoded, at most (RFC 3461 s4.4).
@@ -300,6 +300,9 @@ fn mail(text: &str) -> Result<MailCommand, CommandError> {
             "SIZE" => mail.size = Some(seen.value("SIZE", value.and_then(|value| number(value, 20)))?),
             "BODY" => kept.body = seen.value("BODY", value.and_then(body_type))?,
             "SMTPUTF8" => kept.smtputf8 = seen.value("SMTPUTF8", value.is_none().then_some(Smtputf8::Needed))?,
+            "REQUIRETLS" => {
+                kept.require_tls = seen.value("REQUIRETLS", value.is_none().then_some(RequireTls::Asked))?;
+            }
             "RET" => kept.ret = Some(seen.value("RET", value.and_then(ret))?),
             "ENVID" => {
                 let envid = value.and_then(|value| xtext_within(value, ENVID_OCTETS_MAX));

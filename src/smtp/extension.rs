@@ -1,7 +1,7 @@
 //! EHLO keywords (RFC 5321 s4.1.1.1): those we offer, and those a peer offers.
 //!
 //! A keyword stands in our reply only if the session really does what it says.
-//! Easy to get wrong: AUTH is offered under TLS only, STARTTLS before it only.
+//! Easy to get wrong: AUTH and REQUIRETLS are offered under TLS only, STARTTLS before it only.
 
 use std::time::Duration;
 
@@ -44,7 +44,8 @@ impl Offer<'_> {
         let until = until.split_once('.').map_or(until.as_str(), |(seconds, _)| seconds);
         let secured = match self.security {
             Security::Plain => "STARTTLS",
-            Security::Tls => "AUTH PLAIN LOGIN",
+            // RFC 8689 s2: only within a session that TLS protects already.
+            Security::Tls => "AUTH PLAIN LOGIN\r\n250-REQUIRETLS",
         };
         let lines = format!(
             "250-{name}\r\n250-PIPELINING\r\n250-SIZE {size}\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn auth_is_not_offered_before_tls_nor_starttls_after_it() {
+    fn auth_and_requiretls_are_not_offered_before_tls_nor_starttls_after_it() {
         for (security, starttls, mechanisms) in [(Security::Plain, true, 0), (Security::Tls, false, 2)] {
             let mut bytes = Vec::new();
             let hold_max = Duration::ZERO;
@@ -198,6 +199,7 @@ mod tests {
                 .write(Timestamp(0), &mut bytes);
             let found = extensions(&String::from_utf8(bytes).unwrap());
             assert_eq!((found.starttls, found.mechanisms.len()), (starttls, mechanisms));
+            assert_eq!(found.requiretls, !starttls, "RFC 8689 s2");
         }
     }
 

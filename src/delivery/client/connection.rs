@@ -19,10 +19,10 @@ use crate::delivery::Settings;
 use crate::delivery::outcome::{Failure, Phase, Trouble, of_verdict, passed_on};
 use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
-use crate::delivery::transport::{Login, Progress, TlsUse};
+use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
 use crate::mail::{Domain, Reply, Severity, VipId, printable};
-use crate::net::{ClientTls, Dialer, Verify};
+use crate::net::{ClientTls, Dialer, Proof, Verify};
 use crate::queue::Outcome;
 use crate::smtp::{Extensions, ReplyParser};
 
@@ -51,6 +51,8 @@ pub struct PoolKey {
 /// Where and how to connect.
 pub(super) struct Call<'a> {
     pub(super) host: &'a str,
+    /// Whether the host is proved to be its domain's.
+    pub(super) standing: Standing,
     /// Who demands TLS, if a policy does.
     pub(super) policy: Option<&'a Arc<str>>,
     pub(super) source: IpAddr,
@@ -87,6 +89,9 @@ pub struct Connection {
     pub(super) uses: usize,
     /// The last transaction was not ended by a final dot: RSET goes before the next MAIL.
     pub(super) needs_reset: bool,
+    /// What vouched for the peer's certificate.
+    proof: Option<Proof>,
+    standing: Standing,
     /// Messages it may carry.
     messages_max: usize,
     rules: Arc<Rules>,
@@ -161,6 +166,8 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         opened: Instant::now(),
         uses: 0,
         needs_reset: false,
+        proof: None,
+        standing: call.standing,
         messages_max: call.messages_max,
         rules: Arc::clone(&tools.settings.replies),
         provider: call.provider.cloned(),
@@ -199,6 +206,17 @@ impl Connection {
     /// The key under which it may be kept.
     pub fn key(&self) -> &PoolKey {
         &self.key
+    }
+
+    /// Whether the peer is one of the domain's, beyond doubt, and nobody else reads along
+    /// (RFC 8689 s4.2.1, steps 2 to 4).
+    pub(super) fn is_proven(&self) -> bool {
+        self.proof.is_some() && self.standing == Standing::Proven
+    }
+
+    /// Whether mail that asks for TLS all the way may go this way.
+    pub(super) fn keeps_tls(&self) -> bool {
+        self.is_proven() && self.extensions.requiretls
     }
 
     /// Whether it is worth another message.
@@ -383,6 +401,7 @@ impl Connection {
             Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()))),
         };
         self.peer.tls = call.noted(secured.describe());
+        self.proof = secured.verified.ok();
         self.stream = Stream::Tls(Box::new(stream));
         Ok(self)
     }

@@ -25,10 +25,10 @@ use self::connection::{Call, Tools};
 use self::transaction::Round;
 use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::Signal;
-use super::transport::{Ending, Held, Host, Job, Report, Site, Source, same_for_all};
+use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing, same_for_all};
 use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
-use crate::queue::Outcome;
+use crate::queue::{Claim, Outcome};
 use crate::store::StoreError;
 
 /// Bytes of the text buffer kept between messages.
@@ -110,8 +110,15 @@ impl Client {
                 break over;
             }
             let Some(held) = job.hand.next_claim() else { break Ending::Drained };
-            let mut open = match self.connection(connection.take(), &job, &mut report).await {
+            let need = held.claim().map_or(Need::Any, Need::of);
+            let at_hand = need.met_by(connection.take(), &job).await;
+            let mut open = match self.connection(at_hand, (&job, need), &mut report).await {
                 Ok(open) => open,
+                Err(Ending::Unmet(outcome)) if need == Need::TlsAllTheWay => {
+                    // This message's own affair: those behind it may leave.
+                    settle_alike(&job, held, &outcome).await;
+                    continue;
+                }
                 Err(ending) => {
                     job.hand.put_back(held);
                     break ending;
@@ -157,7 +164,7 @@ impl Client {
     async fn connection(
         &self,
         at_hand: Option<Connection>,
-        job: &Job,
+        (job, need): (&Job, Need),
         report: &mut Report,
     ) -> Result<Connection, Ending> {
         if let Some(open) = at_hand {
@@ -166,19 +173,19 @@ impl Client {
         if report.dialled >= at_most(job.permit.quota.connections) {
             return Err(Ending::TurnOver);
         }
-        self.connect(job, report).await.map_err(|failure| {
+        self.connect((job, need), report).await.map_err(|failure| {
             report.heard.extend(signal(job, &failure));
             match failure.trouble {
                 Trouble::SourceMissing(address) => Ending::SourceMissing(address),
-                Trouble::Policy(_) => Ending::Unmet(failure.outcome()),
+                Trouble::Policy(_) | Trouble::RequireTls(_) => Ending::Unmet(failure.outcome()),
                 _ => Ending::Unreachable(failure.describe(), failure.outcome()),
             }
         })
     }
 
     /// A new connection to the first address that serves us.
-    async fn connect(&self, job: &Job, report: &mut Report) -> Result<Connection, Failure> {
-        let mut candidates = targets(ordered(&job.site.hosts).into_iter(), &job.site, &job.source);
+    async fn connect(&self, (job, need): (&Job, Need), report: &mut Report) -> Result<Connection, Failure> {
+        let mut candidates = need.candidates(job)?;
         // What failed lately goes last; the sort keeps the order otherwise.
         candidates.sort_by_key(|target| job.avoid.contains(&target.key.address));
         let tools = Tools { dialer: &*self.dialer, tls: &self.tls, settings: &job.settings, progress: &job.progress };
@@ -193,6 +200,7 @@ impl Client {
             let Some(source) = job.source.towards(address.ip()) else { continue };
             let call = Call {
                 host: &target.host.name,
+                standing: target.host.standing,
                 policy: target.host.policy.as_ref(),
                 source,
                 key: target.key,
@@ -201,14 +209,15 @@ impl Client {
                 provider: job.site.provider.as_ref(),
                 messages_max: at_most(job.permit.messages_per_connection),
             };
-            match connection::open(&call, &tools).await {
+            let opened = connection::open(&call, &tools).await;
+            match need.judged(opened, job).await {
                 Ok(open) => {
                     report.dialled = report.dialled.saturating_add(1);
                     report.reached.push(address);
                     return Ok(open);
                 }
                 Err(failure) if matches!(failure.trouble, Trouble::SourceMissing(_)) => return Err(failure),
-                Err(failure) if matches!(failure.trouble, Trouble::Policy(_)) => {
+                Err(failure) if matches!(failure.trouble, Trouble::Policy(_) | Trouble::RequireTls(_)) => {
                     // Good enough for others, perhaps: it is not avoided.
                     report.dialled = report.dialled.saturating_add(1);
                     unmet = Some(failure);
@@ -227,7 +236,92 @@ impl Client {
                 break;
             }
         }
-        Err(unmet.unwrap_or(last))
+        // A host that could not be asked may be the one that keeps TLS: the message waits for it.
+        let is_undecided = need == Need::TlsAllTheWay && last.phase > Phase::Start;
+        Err(if is_undecided { last } else { unmet.unwrap_or(last) })
+    }
+}
+
+/// What a message needs of a connection beyond what its domain's policy demands of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Nothing.
+    Any,
+    /// A proven host, verified TLS, and REQUIRETLS there too (RFC 8689 s4.2.1).
+    TlsAllTheWay,
+}
+
+impl Need {
+    fn of(claim: &Claim) -> Self {
+        if transaction::demands_tls(claim) { Self::TlsAllTheWay } else { Self::Any }
+    }
+
+    /// The connection, if it will do; else it is closed.
+    async fn met_by(self, connection: Option<Connection>, job: &Job) -> Option<Connection> {
+        let connection = connection?;
+        if self == Self::Any || connection.keeps_tls() {
+            return Some(connection);
+        }
+        connection.quit(job.settings.timeouts.quit).await;
+        None
+    }
+
+    /// The addresses to try; an error if no host will do.
+    fn candidates(self, job: &Job) -> Result<Vec<Target<'_>>, Failure> {
+        let hosts = ordered(&job.site.hosts).into_iter();
+        if self == Self::Any {
+            return Ok(targets(hosts, &job.site, &job.source));
+        }
+        let proven = hosts.filter(|host| host.standing == Standing::Proven);
+        let mut found = targets(proven, &job.site, &job.source);
+        for target in &mut found {
+            target.key.tls = target.key.tls.verified();
+            target.key.named = Some(target.host.name.as_str().into());
+        }
+        if found.is_empty() {
+            let domain = &job.lane.next_hop;
+            let sentence = format!(
+                "550 5.7.30 REQUIRETLS: no mail host of {domain} is proved to be its own, by MTA-STS or DNSSEC"
+            );
+            return Err(Failure { phase: Phase::Start, trouble: Trouble::RequireTls(sentence), peer: None });
+        }
+        Ok(found)
+    }
+
+    /// What was opened, if it will do.
+    async fn judged(self, opened: Result<Connection, Failure>, job: &Job) -> Result<Connection, Failure> {
+        if self == Self::Any {
+            return opened;
+        }
+        match opened {
+            Ok(open) if open.keeps_tls() => Ok(open),
+            Ok(open) => {
+                let sentence = format!("550 5.7.30 REQUIRETLS: {} does not offer it", open.peer.host);
+                let failure = open.failure(Phase::StartTls, Trouble::RequireTls(sentence));
+                open.quit(job.settings.timeouts.quit).await;
+                Err(failure)
+            }
+            Err(failure) => match lack_of_tls(&failure) {
+                Some(reason) => {
+                    let trouble = Trouble::RequireTls(format!("550 5.7.10 REQUIRETLS: {reason}"));
+                    Err(Failure { trouble, ..failure })
+                }
+                None => Err(failure),
+            },
+        }
+    }
+}
+
+/// Why there was no verified TLS, if that is what went wrong.
+fn lack_of_tls(failure: &Failure) -> Option<String> {
+    match &failure.trouble {
+        Trouble::Tls(reason) => {
+            let host = failure.peer.as_ref().map_or("the peer", |peer| peer.host.as_str());
+            Some(format!("{host}: {reason}"))
+        }
+        // What comes behind code and status.
+        Trouble::Policy(sentence) => sentence.splitn(3, ' ').nth(2).map(str::to_owned),
+        _ => None,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients};
 use crate::delivery::settings::Timeouts;
 use crate::delivery::transport::{Progress, is_waiting};
 use crate::events::Why;
-use crate::mail::{BodyType, Notify, Reply, Ret, Smtputf8, printable};
+use crate::mail::{BodyType, Notify, Reply, RequireTls, Ret, Smtputf8, printable};
 use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
 use crate::smtp::{DotStuffer, Extensions, encode_xtext};
 use crate::store::StoreError;
@@ -53,6 +53,12 @@ impl<'a> Round<'a> {
 /// What keeps a message from being offered to this peer at all (final, and the peer is not asked).
 pub(super) fn obstacle(connection: &Connection, claim: &Claim) -> Option<Outcome> {
     let extensions = &connection.extensions;
+    if demands_tls(claim) && !connection.keeps_tls() {
+        // Whoever chose this connection should have known; it never leaves this way.
+        let detail = format!("550 5.7.30 REQUIRETLS: {} does not keep it", connection.peer.host);
+        let (why, peer) = (Why::TlsPolicy, Some(connection.peer.clone()));
+        return Some(Outcome::Bounced { why, detail, peer });
+    }
     let bounced = |why, detail: String| Some(Outcome::Bounced { why, detail, peer: Some(connection.peer.clone()) });
     if claim.message.needs_8bit == Needs8bit::Yes && !extensions.eight_bit_mime {
         // RFC 6152 s3: it may not be sent, and it was signed as it is.
@@ -74,6 +80,12 @@ pub(super) fn obstacle(connection: &Connection, claim: &Claim) -> Option<Outcome
         ),
         _ => None,
     }
+}
+
+/// Whether the message may only go where TLS is kept all the way. A notice asks for it and is not
+/// lost for want of it (RFC 8689 s5).
+pub(super) fn demands_tls(claim: &Claim) -> bool {
+    claim.message.parameters.require_tls == RequireTls::Asked && claim.message.reverse_path.0.is_some()
 }
 
 fn needs_smtputf8(claim: &Claim) -> bool {
@@ -194,7 +206,7 @@ async fn ask_together(
     if has_reset {
         lines.push_str("RSET\r\n");
     }
-    mail_line(&mut lines, claim, &connection.extensions);
+    mail_line(&mut lines, claim, connection);
     for recipient in batch.iter().filter_map(|index| claim.record.recipients.get(*index)) {
         rcpt_line(&mut lines, recipient, &connection.extensions);
     }
@@ -226,7 +238,7 @@ async fn ask_one_by_one(
         step(connection, "RSET\r\n", (Phase::Mail, timeouts.mail), progress).await?;
     }
     let mut line = String::with_capacity(128);
-    mail_line(&mut line, claim, &connection.extensions);
+    mail_line(&mut line, claim, connection);
     let mail = step(connection, &line, (Phase::Mail, timeouts.mail), progress).await?;
     let is_refused = mail.code.0 / 100 != 2;
     answers.mail = Some(mail);
@@ -329,8 +341,8 @@ async fn write(connection: &mut Connection, bytes: &[u8], patience: Duration) ->
     Err(connection.failure(Phase::Body, trouble))
 }
 
-fn mail_line(line: &mut String, claim: &Claim, extensions: &Extensions) {
-    let parameters = &claim.message.parameters;
+fn mail_line(line: &mut String, claim: &Claim, connection: &Connection) {
+    let (parameters, extensions) = (&claim.message.parameters, &connection.extensions);
     // Writing to a String cannot fail.
     let _ = write!(line, "MAIL FROM:{}", claim.message.reverse_path);
     if extensions.takes_size {
@@ -342,6 +354,9 @@ fn mail_line(line: &mut String, claim: &Claim, extensions: &Extensions) {
     }
     if extensions.smtputf8 && needs_smtputf8(claim) {
         line.push_str(" SMTPUTF8");
+    }
+    if parameters.require_tls == RequireTls::Asked && connection.keeps_tls() {
+        line.push_str(" REQUIRETLS");
     }
     if extensions.dsn {
         match parameters.ret {

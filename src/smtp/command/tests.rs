@@ -100,7 +100,7 @@ fn lines_that_are_no_command_get_their_reply() {
         ("RCPT TO:<a@b.example> ORCPT=utf-8;\u{85}ą", 501),
         ("MAIL FROM:<a@b.example> FOO=1", 555),
         ("MAIL FROM:<a@b.example> BODY=BINARYMIME", 501),
-        ("MAIL FROM:<a@b.example> REQUIRETLS", 555),
+        ("MAIL FROM:<a@b.example> MT-PRIORITY=3", 555),
         ("MAIL FROM:<a@b.example> SIZE=", 501),
         ("MAIL FROM:<a@b.example> SIZE=-1", 501),
         ("MAIL FROM:<a@b.example> SIZE=1 SIZE=2", 501),
@@ -133,7 +133,7 @@ fn quotes_of_a_local_part_are_kept_by_meaning() {
 #[test]
 fn the_parameters_of_mail_are_kept() {
     let mail = mail_of(
-        "MAIL FROM:<a@b.example> SIZE=1000 body=8bitmime SMTPUTF8 RET=hdrs ENVID=QQ+2B1 HOLDUNTIL=2026-11-22T11:15:00+01:00",
+        "MAIL FROM:<a@b.example> SIZE=1000 body=8bitmime SMTPUTF8 RET=hdrs RequireTLS ENVID=QQ+2B1 HOLDUNTIL=2026-11-22T11:15:00+01:00",
     );
     assert_eq!(mail.size, Some(1000));
     let expected = MailParameters {
@@ -142,6 +142,7 @@ fn the_parameters_of_mail_are_kept() {
         ret: Some(Ret::Headers),
         envid: Some("QQ+1".into()),
         hold: Some(Hold::Until(Timestamp(1_795_342_500_000))),
+        require_tls: RequireTls::Asked,
     };
     assert_eq!(mail.parameters, expected);
     let held = mail_of("MAIL FROM:<a@b.example> HOLDFOR=60").parameters.hold;
