@@ -1,5 +1,7 @@
 //! TLS towards peers that do it well, badly, or with ill intent.
 
+use std::time::Duration;
+
 use postern::access::Actor;
 use postern::delivery::MxTls;
 use postern::events::{MailEvent, Why};
@@ -57,6 +59,25 @@ async fn a_certificate_that_verifies_is_recorded_as_verified() {
         let used = tls_used(&outbound.verdict(id).await);
         assert!(used.ends_with("certificate verified"), "{used}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_verified_for_one_name_carries_no_mail_for_another_name_at_its_address() {
+    let (script, certificate) = Script::polite().with_tls("mx.shop.example");
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let zone = zone().mx("bank.example", 10, "mx.bank.example").ipv4("mx.bank.example", "127.0.1.1".parse().unwrap());
+    let mut settings = settings(peer.address.port());
+    settings.mx_tls = MxTls::Verified;
+    settings.connection_idle_max = Duration::from_secs(60);
+    let outbound = Outbound::start_trusting("127.0.2.1", zone, settings, vec![certificate]).await;
+    let of_shop = outbound.owe(&["ann@shop.example"]).await;
+    assert!(matches!(outbound.verdict(of_shop).await, MailEvent::Delivered { .. }));
+    // The connection goes into the pool; its certificate says nothing about mx.bank.example.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let of_bank = outbound.owe(&["ann@bank.example"]).await;
+    let verdict = outbound.verdict(of_bank).await;
+    assert!(matches!(verdict, MailEvent::Deferred { why: Why::Network, .. }), "{verdict:?}");
+    assert_eq!((peer.taken().len(), peer.connections()), (1, 2));
 }
 
 #[tokio::test]
