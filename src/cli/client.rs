@@ -52,6 +52,8 @@ impl Fault {
     }
 }
 
+const JSON: &str = "application/json";
+
 /// A client of one daemon.
 pub struct Client {
     /// Its socket.
@@ -85,17 +87,17 @@ impl Client {
 
     /// POST.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Value, Fault> {
-        self.call(Method::POST, path, Some(written(body)?)).await
+        self.call(Method::POST, path, Some((JSON, written(body)?))).await
     }
 
     /// PATCH.
     pub async fn patch(&self, path: &str, body: &impl Serialize) -> Result<Value, Fault> {
-        self.call(Method::PATCH, path, Some(written(body)?)).await
+        self.call(Method::PATCH, path, Some((JSON, written(body)?))).await
     }
 
     /// PUT.
     pub async fn put(&self, path: &str, body: &impl Serialize) -> Result<Value, Fault> {
-        self.call(Method::PUT, path, Some(written(body)?)).await
+        self.call(Method::PUT, path, Some((JSON, written(body)?))).await
     }
 
     /// DELETE.
@@ -105,12 +107,26 @@ impl Client {
 
     /// POST whose answer is written to `out` as it comes, however long it is; its length.
     pub async fn fetch(&self, path: &str, out: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Fault> {
+        self.stream(Method::POST, path, out).await
+    }
+
+    /// GET whose answer is written to `out` as it comes; its length.
+    pub async fn download(&self, path: &str, out: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Fault> {
+        self.stream(Method::GET, path, out).await
+    }
+
+    /// POST of octets of that kind.
+    pub async fn upload(&self, path: &str, kind: &str, octets: Vec<u8>) -> Result<Value, Fault> {
+        self.call(Method::POST, path, Some((kind, octets))).await
+    }
+
+    async fn stream(&self, method: Method, path: &str, out: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Fault> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder().method(Method::POST).uri(format!("/api/v1{path}")).header("host", "postern");
+        let request = Request::builder().method(method).uri(format!("/api/v1{path}")).header("host", "postern");
         let request = request.body(Full::<Bytes>::default()).map_err(|error| Fault::Failed(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
@@ -137,24 +153,24 @@ impl Client {
         Ok(length)
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Value, Fault> {
+    async fn call(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Value, Fault> {
         match tokio::time::timeout(PATIENCE, self.converse(method, path, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(Fault::Failed(format!("the daemon did not answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    async fn converse(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Value, Fault> {
+    async fn converse(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Value, Fault> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let driver = tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(format!("/api/v1{path}")).header("host", "postern");
-        if body.is_some() {
-            request = request.header("content-type", "application/json");
+        if let Some((kind, _)) = &body {
+            request = request.header("content-type", *kind);
         }
-        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        let body = Full::new(Bytes::from(body.map(|(_, octets)| octets).unwrap_or_default()));
         let request = request.body(body).map_err(|error| Fault::Failed(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();

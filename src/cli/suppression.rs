@@ -1,5 +1,8 @@
 //! `postern suppression`.
 
+#[path = "transfer.rs"]
+mod transfer;
+
 use serde_json::Value;
 
 use super::arguments::{ListName, Suppression};
@@ -35,6 +38,15 @@ pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> 
             let answer = session.client.patch(&path(tenant, "", list, &[]), &changes).await?;
             session.done(&answer, &format!("{} entries removed, the others were not there", answer["removed"]))
         }
+        Suppression::Import { tenant, file, reason, list } => {
+            transfer::import(session, tenant, file, &query(list, &[("reason", reason.as_deref())])).await
+        }
+        Suppression::Export { tenant, file, hashed, list } => {
+            let form = [("form", hashed.then_some("hashed"))];
+            transfer::export(session, tenant, file, &query(list, &form)).await
+        }
+        Suppression::Operations { tenant } => transfer::list(session, tenant).await,
+        Suppression::Cancel { tenant, operation } => transfer::cancel(session, tenant, operation).await,
         Suppression::List { tenant, beginning, reason, list } => {
             let search = [("beginning", beginning.as_deref()), ("reason", reason.as_deref())];
             let list = session.client.list(&path(tenant, "", list, &search), usize::MAX).await?;
@@ -54,12 +66,15 @@ fn new(
 }
 
 fn path(tenant: &str, more: &str, list: &ListName, search: &[(&str, Option<&str>)]) -> String {
+    format!("/tenants/{}/suppressions{more}{}", encoded(tenant), query(list, search))
+}
+
+fn query(list: &ListName, search: &[(&str, Option<&str>)]) -> String {
     let colour = list.white.then_some("white");
     let all = [("list", colour), ("smtp_account", list.account.as_deref())].into_iter().chain(search.iter().copied());
     let given: Vec<String> =
         all.filter_map(|(name, value)| value.map(|value| format!("{name}={}", encoded(value)))).collect();
-    let query = if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) };
-    format!("/tenants/{}/suppressions{more}{query}", encoded(tenant))
+    if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
 }
 
 fn table(session: &Session, list: Value) -> String {

@@ -14,6 +14,7 @@ use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
+use crate::operations::Operations;
 use crate::people::People;
 use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
@@ -33,6 +34,7 @@ pub(super) struct Rooms {
     pub(super) accounts: Arc<Accounts>,
     pub(super) domains: Arc<Domains>,
     pub(super) suppression: Arc<Suppression>,
+    pub(super) operations: Arc<Operations>,
     pub(super) routes: Arc<Routes>,
     pub(super) people: Arc<People>,
     pub(super) queue: Arc<Queue>,
@@ -87,6 +89,8 @@ impl Rooms {
         };
         let intake = Arc::new(Intake::new(parts));
         let gate = Arc::new(Gate::new(config.gate));
+        let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
+        let operations = Arc::new(operations.map_err(unreadable("operations"))?);
         Ok(Self {
             store,
             blobs,
@@ -94,6 +98,7 @@ impl Rooms {
             accounts,
             domains,
             suppression,
+            operations,
             routes,
             people: Arc::new(people),
             queue,
@@ -119,6 +124,7 @@ impl Rooms {
             self.delivery.damaged(),
             self.pacing.damaged(),
             self.tls_policies.damaged(),
+            self.operations.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -133,6 +139,7 @@ impl Rooms {
             vips: rooms.vips,
             domains: rooms.domains,
             suppression: rooms.suppression,
+            operations: rooms.operations,
             routes: rooms.routes,
             people: rooms.people,
             queue: rooms.queue,

@@ -21,6 +21,8 @@ use crate::web;
 
 /// Bodies on their way in; emptied at every start, since no 250 was said for what lies there.
 const DRAFTS: &str = "drafts";
+/// Files of imports and exports.
+const OPERATIONS: &str = "operations";
 /// Past events.
 pub(super) const HISTORY: &str = "history";
 
@@ -77,6 +79,8 @@ pub(super) struct Folders {
     pub(super) drafts: PathBuf,
     /// Of past events.
     pub(super) archive: Arc<Archive>,
+    /// Of imports and exports.
+    pub(super) operations: PathBuf,
 }
 
 impl Folders {
@@ -92,7 +96,9 @@ impl Folders {
         }
         let history = config.data.join(HISTORY);
         let archive = Archive::open(&history).map_err(|error| failed(&history, error))?;
-        Ok(Self { drafts, archive: Arc::new(archive) })
+        let operations = config.data.join(OPERATIONS);
+        prepare_folder(&operations)?;
+        Ok(Self { drafts, archive: Arc::new(archive), operations })
     }
 }
 

@@ -114,6 +114,14 @@ impl Act {
         self.input = Some(Sha256::digest(input).into());
         self
     }
+
+    /// It concerned `count` records, made of an input with this SHA-256.
+    #[must_use]
+    pub fn counted(mut self, count: u64, input: Option<[u8; 32]>) -> Self {
+        self.count = Some(count);
+        self.input = input;
+        self
+    }
 }
 
 /// Puts an act into the batch of its change: into the chain, and into the log of events.

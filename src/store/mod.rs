@@ -97,6 +97,8 @@ pub mod prefix {
     pub const SUSPENSION: u8 = b'x';
     /// suppression: tenant and address -> entry.
     pub const SUPPRESSION: u8 = b'S';
+    /// operations: tenant and id -> import or export.
+    pub const OPERATION: u8 = b'O';
     /// queue: message records.
     pub const MESSAGE: u8 = b'm';
     /// queue: lane records.

@@ -18,7 +18,7 @@ use crate::access::{Action, Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
-use crate::store::{Batch, Store, StoreError, after_prefix, codec};
+use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec};
 
 pub use place::{Colour, Place};
 
@@ -76,6 +76,28 @@ pub enum Reason {
     Complaint,
     /// The recipient unsubscribed.
     Unsubscribe,
+}
+
+impl Reason {
+    /// Every reason with its word.
+    const WORDS: [(Self, &'static str); 5] = [
+        (Self::Manual, "manual"),
+        (Self::Import, "import"),
+        (Self::HardBounce, "hard_bounce"),
+        (Self::Complaint, "complaint"),
+        (Self::Unsubscribe, "unsubscribe"),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(reason, _)| *reason == self).map_or("manual", |(_, word)| word)
+    }
+
+    /// The reason of that word, in any case; `-` or a space will do for `_`.
+    pub fn called(word: &str) -> Option<Self> {
+        let word = word.trim().to_lowercase().replace([' ', '-'], "_");
+        Self::WORDS.iter().find(|(_, known)| *known == word).map(|(reason, _)| *reason)
+    }
 }
 
 /// Who put it there. Append new variants at the end.
@@ -178,6 +200,9 @@ pub struct Changed {
     /// Entries removed.
     pub removed: usize,
 }
+
+/// Makes a record to be stored beside new entries, of how many there were.
+pub type Beside<'a> = dyn Fn(usize) -> (Key, Vec<u8>) + Sync + 'a;
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -324,6 +349,28 @@ impl Suppression {
             turn.commit(batch, || ()).await?;
         }
         Ok(changed)
+    }
+
+    /// Adds what an operation read, together with the record that `beside` makes of how many were new. The act
+    /// is in the audit log when the operation begins and when it ends, not for each of these.
+    pub async fn import(
+        &self,
+        actor: &Actor,
+        place: Place,
+        (new, beside): (Vec<NewEntry>, &Beside<'_>),
+        now: Timestamp,
+    ) -> Result<usize, AdminError> {
+        require(actor, place, Action::Write)?;
+        let turn = self.desk.turn().await;
+        let mut plan = Plan::default();
+        for new in new {
+            self.plan_addition(&mut plan, place, (actor, now), new)?;
+        }
+        let Plan { mut batch, added, .. } = plan;
+        let (key, record) = beside(added.len());
+        batch.set(key, record);
+        turn.commit(batch, || ()).await?;
+        Ok(added.len())
     }
 
     fn plan_removal(&self, plan: &mut Plan, place: Place, subject: Subject) -> Result<(), AdminError> {

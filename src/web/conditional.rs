@@ -105,7 +105,7 @@ pub async fn hold(State(conditional): State<Arc<Conditional>>, request: Request,
     match *request.method() {
         Method::GET => tagged(next.run(request).await).await,
         Method::PATCH | Method::PUT | Method::DELETE => change(&conditional, request, next).await,
-        Method::POST if thing(request.uri().path()).len() < request.uri().path().len().saturating_sub(1) => {
+        Method::POST if is_act(request.uri().path()) => {
             let _turn = conditional.turn(thing(request.uri().path())).await;
             next.run(request).await
         }
@@ -161,6 +161,11 @@ fn wanted(headers: &HeaderMap<HeaderValue>) -> Option<Wanted> {
 /// The thing a path is about: `/keys/ID/rotate` is about `/keys/ID`.
 fn thing(path: &str) -> String {
     path.trim_start_matches('/').split('/').take(THING_SEGMENTS).collect::<Vec<_>>().join("/")
+}
+
+/// Whether a POST acts on a thing; making one does not, nor does a file that is taken for long.
+fn is_act(path: &str) -> bool {
+    thing(path).len() < path.len().saturating_sub(1) && !path.ends_with("-imports")
 }
 
 async fn tagged(answer: Response) -> Response {

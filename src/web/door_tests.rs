@@ -316,6 +316,7 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
         ("vip", "192.0.2.1".to_owned()),
         ("route", "0000000000000".to_owned()),
         ("site", "gmail".to_owned()),
+        ("operation", "0".repeat(26)),
     ];
     let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit"];
     let scopes: Vec<String> = scopes.iter().map(|scope| format!("{scope}:write")).collect();

@@ -37,6 +37,7 @@ use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::intake::Intake;
 use crate::mail::Domain;
+use crate::operations::Operations;
 use crate::people::People;
 use crate::queue::Queue;
 use crate::routing::Routes;
@@ -44,17 +45,18 @@ use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
 use crate::vips::Vips;
 
+pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson, CodeJson,
     ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson,
     INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson,
     NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
-    NewTenantJson, NewUserJson, NewVipJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson,
-    RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson,
-    SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson,
-    SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson,
-    StatusJson, StayJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson,
-    TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipJson, WarmUpJson,
+    NewTenantJson, NewUserJson, NewVipJson, OperationJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson,
+    QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson,
+    RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson,
+    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
+    SmtpAccountJson, StatusJson, StayJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson,
+    SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipJson, WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -74,6 +76,8 @@ pub struct Parts {
     pub domains: Arc<Domains>,
     /// Suppression lists.
     pub suppression: Arc<Suppression>,
+    /// Imports and exports.
+    pub operations: Arc<Operations>,
     /// Relays.
     pub routes: Arc<Routes>,
     /// Takes backups.

@@ -84,7 +84,11 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
         queue: queue.clone(),
         store: store.clone(),
     };
+    // Its files are for nobody to see; the folder goes with the process's temporary ones.
+    let files = tempfile::tempdir().unwrap().keep();
+    let operations = crate::operations::Operations::open(store.clone(), suppression.clone(), &files).unwrap();
     let parts = Parts {
+        operations: Arc::new(operations),
         accounts,
         vips,
         domains,

@@ -18,6 +18,7 @@ mod hardening;
 mod harness;
 mod interop;
 mod isolation;
+mod lists;
 mod notices;
 mod power_cut;
 mod scale;

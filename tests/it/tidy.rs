@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("accounts", &["mail", "access", "store", "events", "records", "vips"]),
     ("routing", &["mail", "access", "store", "events", "records"]),
     ("suppression", &["mail", "access", "store", "events", "records"]),
+    ("operations", &["mail", "access", "store", "events", "records", "suppression"]),
     ("domains", &["mail", "access", "store", "events", "records", "net", "vips"]),
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
     ("queue", &["mail", "routing", "access", "store", "events", "records"]),
@@ -71,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gate",
             "people",
             "backup",
+            "operations",
             // The API hands messages in.
             "intake",
         ],

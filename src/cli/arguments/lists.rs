@@ -1,5 +1,7 @@
 //! `postern suppression ...`: the blacklists and whitelists of tenants and SMTP accounts.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 /// Which list.
@@ -56,5 +58,41 @@ pub enum Suppression {
         reason: Option<String>,
         #[command(flatten)]
         list: ListName,
+    },
+    /// Put the lines of a CSV file on a list; rejected lines are printed
+    Import {
+        /// The tenant
+        tenant: String,
+        /// The file: subject, reason, note, expires; or with names in its first line
+        file: PathBuf,
+        /// For lines that name no reason
+        #[arg(long, value_name = "WORD")]
+        reason: Option<String>,
+        #[command(flatten)]
+        list: ListName,
+    },
+    /// Write a list to a CSV file
+    Export {
+        /// The tenant
+        tenant: String,
+        /// The file; it must not be there yet
+        file: PathBuf,
+        /// SHA-256 of each address instead of the address
+        #[arg(long)]
+        hashed: bool,
+        #[command(flatten)]
+        list: ListName,
+    },
+    /// List imports and exports of a tenant, newest first
+    Operations {
+        /// The tenant
+        tenant: String,
+    },
+    /// Stop an import or export; what it did stays
+    Cancel {
+        /// The tenant
+        tenant: String,
+        /// Its id
+        operation: String,
     },
 }

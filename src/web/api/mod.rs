@@ -9,6 +9,7 @@ mod backup;
 mod domains;
 mod keys;
 mod messages;
+mod operations;
 mod queue;
 mod routes;
 mod session;
@@ -45,6 +46,7 @@ pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 pub use messages::{
     AttachmentJson, BatchJson, BatchResultJson, BatchSentJson, NewMessageJson, SentJson, SentRecipientJson,
 };
+pub use operations::OperationJson;
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use routes::{NewRouteJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
@@ -82,10 +84,22 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(vips::show, vips::remove))
         .routes(routes!(routes::list, routes::add))
         .routes(routes!(routes::remove))
+        .merge(operation_routes())
         .merge(accounts_and_domains())
         .merge(queue_routes())
         .merge(people_routes())
         .merge(site_routes())
+}
+
+fn operation_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(operations::import))
+        .routes(routes!(operations::export))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::show))
+        .routes(routes!(operations::cancel))
+        .routes(routes!(operations::result))
+        .routes(routes!(operations::rejected))
 }
 
 fn accounts_and_domains() -> OpenApiRouter<Shared> {

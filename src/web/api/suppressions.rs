@@ -89,18 +89,19 @@ pub(super) struct Asked {
     list: Option<Colour>,
     smtp_account: Option<String>,
     beginning: Option<String>,
-    reason: Option<Reason>,
+    /// With this reason.
+    pub(super) reason: Option<Reason>,
 }
 
-type Asking = Result<Query<Asked>, axum::extract::rejection::QueryRejection>;
+pub(super) type Asking = Result<Query<Asked>, axum::extract::rejection::QueryRejection>;
 
 impl Asked {
-    fn read(asking: Asking) -> Result<Self, Problem> {
+    pub(super) fn read(asking: Asking) -> Result<Self, Problem> {
         let Query(asked) = asking.map_err(|error| Problem::field("query", error.body_text()))?;
         Ok(asked)
     }
 
-    fn place(&self, parts: &Parts, tenant: TenantId) -> Result<Place, Problem> {
+    pub(super) fn place(&self, parts: &Parts, tenant: TenantId) -> Result<Place, Problem> {
         let account = match &self.smtp_account {
             None => None,
             Some(login) => {

@@ -1,0 +1,315 @@
+//! Work that takes longer than a request: imports and exports of lists. Each is a durable record with
+//! progress, files for what comes in and goes out, and can be cancelled; one is carried out at a time.
+//!
+//! Recipe: [`Operations::upload`] or [`Operations::export`] begins one; [`Operations::run`] carries them out,
+//! goes on after a restart where it stopped, and forgets old ones. Easy to get wrong: progress is in the batch
+//! of the entries it tells of, so that a crash neither repeats nor skips lines.
+
+mod csv;
+mod export;
+mod import;
+mod record;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::access::{Actor, Permission, Resource, Role};
+use crate::background::Shutdown;
+use crate::ext::Timestamp;
+use crate::mail::TenantId;
+use crate::records::{self, Act, AdminError, Damage};
+use crate::store::{Batch, Store, StoreError, codec, prefix};
+use crate::suppression::{Place, Suppression};
+
+pub use import::{IMPORT_BYTES_MAX, Upload};
+pub use record::{Form, Kind, Operation, OperationId, State};
+
+/// Operations of one tenant that are not finished, at most.
+pub const UNFINISHED_MAX: usize = 4;
+/// Finished operations of one tenant that are kept, at most.
+pub const FINISHED_MAX: usize = 50;
+/// How long a finished operation and its files are kept.
+pub const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// How often old ones are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Pause before a commit that failed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+type Name = (TenantId, OperationId);
+
+/// Everything under way, and what was.
+pub struct Operations {
+    store: Arc<dyn Store>,
+    suppression: Arc<Suppression>,
+    folder: PathBuf,
+    all: Mutex<BTreeMap<Name, Operation>>,
+    cancelled: Mutex<HashSet<Name>>,
+    nudge: Notify,
+    damaged: Vec<Damage>,
+}
+
+/// Which file of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What came in.
+    Input,
+    /// What was made.
+    Result,
+    /// Lines that were rejected.
+    Rejected,
+}
+
+/// How carrying one out ended.
+enum Ended {
+    Done,
+    Cancelled,
+    /// The daemon stops: it goes on at the next start.
+    Stopped,
+}
+
+impl Operations {
+    /// Reads the records; files in `folder` that belong to none are removed.
+    pub fn open(store: Arc<dyn Store>, suppression: Arc<Suppression>, folder: &Path) -> Result<Self, StoreError> {
+        let (records, damaged) = records::load::<Operation>(&*store, &[prefix::OPERATION])?;
+        let all: BTreeMap<Name, Operation> =
+            records.into_iter().map(|(_, operation)| ((operation.tenant, operation.id), operation)).collect();
+        let known: HashSet<String> = all.values().map(|operation| operation.id.to_string()).collect();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.split('.').next().is_none_or(|id| !known.contains(id)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let (all, cancelled, nudge) = (Mutex::new(all), Mutex::default(), Notify::new());
+        Ok(Self { store, suppression, folder: folder.to_owned(), all, cancelled, nudge, damaged })
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    /// A tenant's operations, newest first.
+    pub fn list(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<Operation>, AdminError> {
+        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
+        let all = records::lock(&self.all);
+        Ok(all.values().rev().filter(|operation| operation.tenant == tenant).cloned().collect())
+    }
+
+    /// One of them.
+    pub fn get(&self, actor: &Actor, tenant: TenantId, id: OperationId) -> Result<Operation, AdminError> {
+        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
+        let found = records::lock(&self.all).get(&(tenant, id)).cloned();
+        found.ok_or_else(|| AdminError::Missing(format!("operation {id}")))
+    }
+
+    /// A file of a finished operation, if it has one.
+    pub fn file(&self, actor: &Actor, tenant: TenantId, id: OperationId, part: Part) -> Result<PathBuf, AdminError> {
+        let operation = self.get(actor, tenant, id)?;
+        let path = self.path(id, part);
+        if !operation.state.is_finished() || !path.exists() {
+            return Err(AdminError::Missing(format!("such file of operation {id}, or not yet")));
+        }
+        Ok(path)
+    }
+
+    /// Stops one that is not finished; what it did stays.
+    pub async fn cancel(
+        &self,
+        actor: &Actor,
+        tenant: TenantId,
+        id: OperationId,
+        now: Timestamp,
+    ) -> Result<Operation, AdminError> {
+        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
+        let operation = self.get(actor, tenant, id)?;
+        if operation.state.is_finished() {
+            return Err(AdminError::Invalid(format!("operation {id} is finished")));
+        }
+        let mut batch = Batch::new();
+        records::record(&mut batch, actor, Act::new("operation.cancel", id.to_string()).of(tenant), now);
+        self.store.commit(batch).await?;
+        records::lock(&self.cancelled).insert((tenant, id));
+        self.nudge.notify_one();
+        Ok(operation)
+    }
+
+    /// Begins an export of a list.
+    pub async fn export(
+        &self,
+        actor: &Actor,
+        place: Place,
+        form: Form,
+        now: Timestamp,
+    ) -> Result<Operation, AdminError> {
+        // Reading a list is reading it whole; but somebody's addresses leave, so it is written down who asked.
+        actor.require(Permission::Read(Resource::Suppressions, place.tenant))?;
+        self.suppression.list(actor, place, None, 1)?;
+        self.room_for(place.tenant)?;
+        let operation = Operation::new(OperationId::new(now), place, Kind::Export { form }, (actor, now));
+        self.begin(actor, operation, now).await
+    }
+
+    /// Whether a tenant may begin another one.
+    fn room_for(&self, tenant: TenantId) -> Result<(), AdminError> {
+        let all = records::lock(&self.all);
+        let unfinished = all.values().filter(|own| own.tenant == tenant && !own.state.is_finished()).count();
+        if unfinished < UNFINISHED_MAX {
+            return Ok(());
+        }
+        Err(AdminError::Invalid(format!("{UNFINISHED_MAX} operations are under way; wait for one, or cancel it")))
+    }
+
+    async fn begin(&self, actor: &Actor, operation: Operation, now: Timestamp) -> Result<Operation, AdminError> {
+        let act = Act::new(format!("operation.begin {}", operation.kind.word()), operation.id.to_string());
+        let mut batch = Batch::new();
+        batch.if_absent(operation.key()).set(operation.key(), codec::encode(&operation));
+        records::record(&mut batch, actor, act.of(operation.tenant), now);
+        self.store.commit(batch).await?;
+        records::lock(&self.all).insert((operation.tenant, operation.id), operation.clone());
+        self.nudge.notify_one();
+        Ok(operation)
+    }
+
+    /// Carries operations out until `shutdown`, oldest first; what is under way then goes on at the next start.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        let mut forgotten = None;
+        loop {
+            let now = Timestamp::now();
+            if forgotten.is_none_or(|at| now.since(at) >= FORGET_EVERY) {
+                forgotten = Some(now);
+                self.forget(now).await;
+            }
+            let next = {
+                let all = records::lock(&self.all);
+                let waiting = all.values().filter(|operation| !operation.state.is_finished());
+                waiting.min_by_key(|operation| (operation.began, operation.id)).cloned()
+            };
+            if let (Some(operation), false) = (next, shutdown.is_cancelled()) {
+                self.carry_out(operation, &shutdown).await;
+            } else {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = self.nudge.notified() => {}
+                    () = tokio::time::sleep(FORGET_EVERY) => {}
+                }
+            }
+            if shutdown.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    async fn carry_out(self: &Arc<Self>, operation: Operation, shutdown: &Shutdown) {
+        let (own, stop, handle) = (Arc::clone(self), shutdown.clone(), tokio::runtime::Handle::current());
+        let name = (operation.tenant, operation.id);
+        let work = tokio::task::spawn_blocking(move || {
+            let mut operation = operation;
+            operation.state = State::Running;
+            let ended = match operation.kind.clone() {
+                Kind::Import { reason } => own.import(&mut operation, reason, (&handle, &stop)),
+                Kind::Export { form } => own.export_all(&mut operation, form, (&handle, &stop)),
+            };
+            (operation, ended)
+        });
+        let (mut operation, ended) = match work.await {
+            Ok(ended) => ended,
+            Err(error) => {
+                let Some(operation) = records::lock(&self.all).get(&name).cloned() else { return };
+                (operation, Err(io::Error::other(error)))
+            }
+        };
+        operation.state = match ended {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::Done) => State::Done,
+            Ok(Ended::Cancelled) => State::Cancelled,
+            Err(error) => {
+                tracing::error!(operation = %operation.id, %error, "an operation failed");
+                State::Failed(error.to_string())
+            }
+        };
+        self.finish(operation, shutdown).await;
+    }
+
+    /// Writes down how it ended, with one entry in the audit log for all it did.
+    async fn finish(&self, mut operation: Operation, shutdown: &Shutdown) {
+        let now = Timestamp::now();
+        operation.finished = Some(now);
+        let by = Actor::of(operation.by.clone(), Role::InstanceAdmin);
+        loop {
+            let shown = format!("{} {}", operation.id, operation.state.word());
+            let act = Act::new(format!("suppression.{}", operation.kind.word()), shown).of(operation.tenant);
+            let act = act.counted(operation.added.max(operation.written), operation.input);
+            let mut batch = Batch::new();
+            batch.set(operation.key(), codec::encode(&operation));
+            records::record(&mut batch, &by, act, now);
+            match self.store.commit(batch).await {
+                Ok(()) => break,
+                Err(error) => tracing::warn!(%error, "the end of an operation could not be written down yet"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
+            }
+        }
+        let name = (operation.tenant, operation.id);
+        records::lock(&self.cancelled).remove(&name);
+        let _ = fs::remove_file(self.path(operation.id, Part::Input));
+        records::lock(&self.all).insert(name, operation);
+    }
+
+    /// Removes what has been finished for long, and the oldest of too many.
+    async fn forget(&self, now: Timestamp) {
+        let mut gone = Vec::new();
+        {
+            let all = records::lock(&self.all);
+            let mut kept: BTreeMap<TenantId, usize> = BTreeMap::new();
+            for (name, operation) in all.iter().rev() {
+                let Some(finished) = operation.finished else { continue };
+                let count = kept.entry(operation.tenant).or_default();
+                *count = count.saturating_add(1);
+                if *count > FINISHED_MAX || now.since(finished) > KEPT {
+                    gone.push((*name, operation.key()));
+                }
+            }
+        }
+        for (name, key) in gone {
+            let mut batch = Batch::new();
+            batch.remove(key);
+            if let Err(error) = self.store.commit(batch).await {
+                return tracing::warn!(%error, "old operations could not be removed");
+            }
+            records::lock(&self.all).remove(&name);
+            for part in [Part::Input, Part::Result, Part::Rejected] {
+                let _ = fs::remove_file(self.path(name.1, part));
+            }
+        }
+    }
+
+    fn is_cancelled(&self, operation: &Operation) -> bool {
+        records::lock(&self.cancelled).contains(&(operation.tenant, operation.id))
+    }
+
+    /// Shows progress that is durable, or not worth being.
+    fn show(&self, operation: &Operation) {
+        records::lock(&self.all).insert((operation.tenant, operation.id), operation.clone());
+    }
+
+    fn path(&self, id: OperationId, part: Part) -> PathBuf {
+        let ending = match part {
+            Part::Input => "in",
+            Part::Result => "out",
+            Part::Rejected => "rejected",
+        };
+        self.folder.join(format!("{id}.{ending}"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

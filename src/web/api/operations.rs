@@ -1,0 +1,283 @@
+//! `/tenants/{tenant}/operations`: imports and exports of lists, their progress and their files.
+//!
+//! Easy to get wrong: a file comes and goes in pieces; nothing here holds one whole.
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use utoipa::ToSchema;
+
+use super::suppressions::{Asked, Asking};
+use super::{Answer, Shared, tenant_called};
+use crate::access::Actor;
+use crate::ext::Timestamp;
+use crate::operations::{Form, Operation, OperationId, Part, State as Standing};
+use crate::suppression::{Colour, Reason};
+use crate::web::Parts;
+use crate::web::paging::{PageJson, Paging};
+use crate::web::problem::Problem;
+
+/// Octets of a file sent at a time.
+const PIECE_OCTETS: usize = 64 * 1024;
+
+/// Work that takes longer than a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationJson {
+    /// Its id.
+    pub id: String,
+    /// Whose.
+    pub tenant: String,
+    /// `import`, `export`.
+    pub kind: String,
+    /// `black`, `white`.
+    #[schema(value_type = String)]
+    pub list: Colour,
+    /// The list of this SMTP account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smtp_account: Option<String>,
+    /// Who began it, as the audit log names it.
+    pub by: String,
+    /// When it was begun.
+    pub began: String,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<String>,
+    /// `waiting`, `running`, `done`, `cancelled`, `failed`.
+    pub state: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Of what came in, how much is dealt with, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<u64>,
+    /// Lines dealt with.
+    pub lines: u64,
+    /// Entries made.
+    pub added: u64,
+    /// Lines whose entry was there already.
+    pub present: u64,
+    /// Lines rejected.
+    pub rejected: u64,
+    /// Entries written to the result.
+    pub written: u64,
+}
+
+fn json(parts: &Parts, operation: Operation) -> OperationJson {
+    let login = |id| parts.accounts.smtp_account(id).map_or_else(|| format!("{id} (removed)"), |account| account.login);
+    OperationJson {
+        id: operation.id.to_string(),
+        tenant: super::tenant_name(parts, operation.tenant),
+        kind: operation.kind.word().to_owned(),
+        list: operation.colour,
+        smtp_account: operation.account.map(login),
+        by: operation.by,
+        began: operation.began.rfc3339(),
+        finished: operation.finished.map(Timestamp::rfc3339),
+        state: operation.state.word().to_owned(),
+        progress: operation.at.saturating_mul(100).checked_div(operation.octets),
+        why: match operation.state {
+            Standing::Failed(why) => Some(why),
+            _ => None,
+        },
+        lines: operation.lines,
+        added: operation.added,
+        present: operation.present,
+        rejected: operation.rejected,
+        written: operation.written,
+    }
+}
+
+fn read_id(text: &str) -> Result<OperationId, Problem> {
+    text.parse().map_err(|_| Problem::missing(format!("operation {text}")))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Shape {
+    form: Option<Form>,
+}
+
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/suppression-imports",
+    operation_id = "suppressions_import",
+    tag = "operations",
+    summary = "Begin: an import of suppressions from CSV.",
+    params(
+        ("tenant" = String, Path),
+        ("list" = Option<String>, Query, description = "`black` (if absent) or `white`"),
+        ("smtp_account" = Option<String>, Query, description = "the list of this login"),
+        ("reason" = Option<String>, Query, description = "for lines that name none; `import` if absent")
+    ),
+    request_body(content = String, content_type = "text/csv"),
+    responses((status = 202, body = OperationJson, description = "the file is on disk"))
+)]
+pub(super) async fn import(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(tenant): Path<String>,
+    asking: Asking,
+    body: Body,
+) -> Result<(StatusCode, Json<OperationJson>), Problem> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    let asked = Asked::read(asking)?;
+    let (place, reason) = (asked.place(&parts, tenant.id)?, asked.reason.unwrap_or(Reason::Import));
+    let mut upload = parts.operations.upload(&actor, place, reason, Timestamp::now()).await?;
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let broken = |_| Problem::new(StatusCode::BAD_REQUEST, "unreadable", "the body could not be read");
+        upload.write(&piece.map_err(broken)?).await?;
+    }
+    let operation = parts.operations.uploaded(&actor, upload, Timestamp::now()).await?;
+    Ok((StatusCode::ACCEPTED, Json(json(&parts, operation))))
+}
+
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/suppression-exports",
+    operation_id = "suppressions_export",
+    tag = "operations",
+    summary = "Begin: an export of suppressions to CSV.",
+    params(
+        ("tenant" = String, Path),
+        ("list" = Option<String>, Query, description = "`black` (if absent) or `white`"),
+        ("smtp_account" = Option<String>, Query, description = "the list of this login"),
+        ("form" = Option<String>, Query, description = "`plain` (if absent), or `hashed`: SHA-256 of each subject")
+    ),
+    responses((status = 202, body = OperationJson, description = "it will be made"))
+)]
+pub(super) async fn export(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(tenant): Path<String>,
+    asking: Asking,
+    shape: Result<Query<Shape>, axum::extract::rejection::QueryRejection>,
+) -> Result<(StatusCode, Json<OperationJson>), Problem> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    let place = Asked::read(asking)?.place(&parts, tenant.id)?;
+    let Query(shape) = shape.map_err(|error| Problem::field("form", error.body_text()))?;
+    let form = shape.form.unwrap_or_default();
+    let operation = parts.operations.export(&actor, place, form, Timestamp::now()).await?;
+    Ok((StatusCode::ACCEPTED, Json(json(&parts, operation))))
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/operations",
+    operation_id = "operations_list",
+    tag = "operations",
+    summary = "List: operations, newest first.",
+    params(("tenant" = String, Path), ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<OperationJson>, description = "done"))
+)]
+pub(super) async fn list(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(tenant): Path<String>,
+    paging: Paging,
+) -> Answer<PageJson<OperationJson>> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    // Ids begin with the time; turned round they are in the order of the list.
+    let key = |operation: &Operation| operation.id.0.iter().map(|octet| format!("{:02x}", !octet)).collect::<String>();
+    let page = paging.of(parts.operations.list(&actor, tenant.id)?, key);
+    let rows = page.rows.into_iter().map(|operation| json(&parts, operation)).collect();
+    Ok(Json(PageJson { rows, next: page.next }))
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/operations/{operation}",
+    operation_id = "operations_show",
+    tag = "operations",
+    summary = "Show: an operation.",
+    params(("tenant" = String, Path), ("operation" = String, Path)),
+    responses((status = 200, body = OperationJson, description = "done"))
+)]
+pub(super) async fn show(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, operation)): Path<(String, String)>,
+) -> Answer<OperationJson> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    let operation = parts.operations.get(&actor, tenant.id, read_id(&operation)?)?;
+    Ok(Json(json(&parts, operation)))
+}
+
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/operations/{operation}/cancel",
+    operation_id = "operations_cancel",
+    tag = "operations",
+    summary = "Cancel: an operation; what it did stays.",
+    params(("tenant" = String, Path), ("operation" = String, Path)),
+    responses((status = 200, body = OperationJson, description = "it stops soon"))
+)]
+pub(super) async fn cancel(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, operation)): Path<(String, String)>,
+) -> Answer<OperationJson> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    let id = read_id(&operation)?;
+    let operation = parts.operations.cancel(&actor, tenant.id, id, Timestamp::now()).await?;
+    Ok(Json(json(&parts, operation)))
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/operations/{operation}/result",
+    operation_id = "operations_result",
+    tag = "operations",
+    summary = "Fetch: what an export made.",
+    params(("tenant" = String, Path), ("operation" = String, Path)),
+    responses((status = 200, content_type = "text/csv", body = String, description = "the file"))
+)]
+pub(super) async fn result(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, operation)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    file(&parts, &actor, (&tenant, &operation), Part::Result).await
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/operations/{operation}/rejected",
+    operation_id = "operations_rejected",
+    tag = "operations",
+    summary = "Fetch: the lines an import rejected.",
+    params(("tenant" = String, Path), ("operation" = String, Path)),
+    responses((status = 200, content_type = "text/csv", body = String, description = "the file"))
+)]
+pub(super) async fn rejected(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, operation)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    file(&parts, &actor, (&tenant, &operation), Part::Rejected).await
+}
+
+async fn file(parts: &Parts, actor: &Actor, (tenant, id): (&str, &str), part: Part) -> Result<Response, Problem> {
+    let tenant = tenant_called(parts, actor, tenant)?;
+    let path = parts.operations.file(actor, tenant.id, read_id(id)?, part)?;
+    let unread = |error| {
+        let detail = "the file could not be read; the log has the details";
+        Problem::inner(StatusCode::INTERNAL_SERVER_ERROR, "failed", detail, error)
+    };
+    let file = tokio::fs::File::open(path).await.map_err(unread)?;
+    let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+        let mut piece = vec![0; PIECE_OCTETS];
+        let read = file.read(&mut piece).await?;
+        piece.truncate(read);
+        Ok::<_, std::io::Error>((read > 0).then_some((piece, file)))
+    });
+    let mut response = Body::from_stream(pieces).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/csv; charset=utf-8"));
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"list.csv\""));
+    Ok(response)
+}
