@@ -14,6 +14,7 @@ mod rewrite;
 #[cfg(test)]
 pub(crate) mod samples;
 mod sign;
+mod signers;
 mod suppressed;
 mod trace;
 mod words;
@@ -229,7 +230,7 @@ impl Pipeline {
                 live: Arc::clone(&live),
                 signer: parts.signer,
                 name_signer: parts.name_signer,
-                at_once: Arc::new(Semaphore::new(processors.max(2))),
+                signers: signers::Signers::new(processors),
             }),
         ];
         Self { stages, uncount: parts.uncount, live }

@@ -3,26 +3,24 @@
 //! verified for the virtual IP's name, because its sender must be told.
 //!
 //! Easy to get wrong: an RSA signature takes longer than everything else here, so it must not hold
-//! up an async worker; one hop to a blocking thread carries both signatures and the body's hash.
+//! up an async worker; one hop to a signing thread carries both signatures and the body's hash.
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use tokio::sync::Semaphore;
-
 use super::about::About;
+use super::signers::Signers;
 use super::{Lives, NameSignerLookup, SignerLookup, Stage, live};
 use crate::domains::Signer;
 use crate::mail::dkim::{self, SignAs};
 use crate::mail::{Draft, Refusal, Reply};
+use async_trait::async_trait;
 
 /// The stage.
 pub struct Sign {
     pub(super) live: Lives,
     pub(super) signer: SignerLookup,
     pub(super) name_signer: NameSignerLookup,
-    /// As many at once as there are processors: more threads would only get in each other's way.
-    pub(super) at_once: Arc<Semaphore>,
+    pub(super) signers: Signers,
 }
 
 #[async_trait]
@@ -37,13 +35,11 @@ impl Stage for Sign {
             None if about.is_notice() => return Ok(()),
             None => return Err(unsigned("no signer was found")),
         };
-        let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(unsigned)?;
         let algorithms = signer.algorithms_of(live(&self.live).algorithms);
         let now = about.now;
         // The header block moves to the other thread and back; the body is shared.
         let mut moved = Draft { header: std::mem::take(&mut draft.header), body: draft.body.clone() };
-        let hop = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+        let hop = self.signers.run(move || {
             let sign_as = sign_as(&signer);
             let fields = dkim::sign(&moved, &sign_as, algorithms, now)?;
             for field in fields.into_iter().rev() {
@@ -94,7 +90,7 @@ mod tests {
             live: samples::live(),
             signer: samples::signer_for(&["shop.example"]),
             name_signer,
-            at_once: Arc::new(Semaphore::new(1)),
+            signers: Signers::new(1),
         }
     }
 
