@@ -42,8 +42,8 @@ pub use shaping::{
 };
 pub use smarthost::Smarthost;
 pub use transport::{
-    ClaimMore, Ending, Families, Hand, Held, Host, Job, Late, Login, Moves, NoSite, OpenBody, Progress, Release,
-    Report, SetAside, Settled, Site, Source, Standing, TlsUse, Transport,
+    ClaimMore, Ending, Families, Hand, Held, Host, Job, Late, Login, Moves, NoSite, OpenBody, Outcomes, Progress,
+    RecordPart, Release, Report, SetAside, Settled, Site, Source, Standing, TlsUse, Transport,
 };
 
 use self::dispatcher::{Dispatcher, Wiring};

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
-use super::transport::{Hand, Moves, Settled, is_waiting};
+use super::transport::{Hand, Moves, Outcomes, Settled, is_waiting};
 use crate::ext::Timestamp;
 use crate::mail::{Address, SmtpAccountId, TenantId};
 use crate::queue::{Claim, Outcome, Queue};
@@ -36,7 +36,7 @@ pub(super) struct Screen {
 
 impl Screen {
     /// Up to `most` claims that may be tried. A record with somebody suppressed in it is settled
-    /// for them; the others in it are due again like deferred ones.
+    /// for them; the others in it are due again at once.
     fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
         loop {
             let claims = self.queue.claim(lane, most);
@@ -77,17 +77,27 @@ impl Screen {
 pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>, pause: Duration) -> Hand {
     let queue = &screen.queue;
     let (claims, bodies, releases) = (screen.clone(), queue.clone(), queue.clone());
-    let (late, damaged, panics) = (queue.clone(), queue.clone(), queue.clone());
+    let (late, damaged, panics, parts) = (queue.clone(), queue.clone(), queue.clone(), queue.clone());
     let lane = lane.clone();
     let moves = Moves {
         more: Arc::new(move |most| claims.claim(&lane, most)),
-        open: Arc::new(move |claim| bodies.open_body(claim)),
+        open: Arc::new(move |body| bodies.open_body(body)),
+        record: Arc::new(move |claim, outcomes| Box::pin(record_part(parts.clone(), claim, outcomes))),
         release: Arc::new(move |claim, pause| releases.release(claim, pause)),
         panicked: Arc::new(move |claim, pause| panics.panicked(claim, pause)),
         late: Arc::new(move |claim, outcomes| late.settle_later(claim, outcomes, Timestamp::now())),
         set_aside: Arc::new(move |claim, how| damaged.set_aside(claim, how)),
     };
     Hand::new(moves, settled, pause)
+}
+
+/// Records what is final of an attempt that goes on; `None` ends it.
+async fn record_part(queue: Arc<Queue>, claim: Claim, outcomes: Outcomes) -> Option<(Claim, Outcomes)> {
+    queue.settle_part(claim, outcomes, Timestamp::now()).await.unwrap_or_else(|error| {
+        // The queue repeats it by itself; what is left of the claim is tried after that.
+        tracing::warn!("an outcome was not recorded at once: {error}");
+        None
+    })
 }
 
 /// Records outcomes until the job's hand is gone and everything is written.

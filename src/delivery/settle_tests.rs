@@ -83,3 +83,32 @@ async fn outcomes_of_an_attempt_that_was_aborted_on_their_way_to_the_queue_are_r
         assert_eq!((totals.unrecorded, totals.claimed, totals.lanes), (0, 0, 0));
     }
 }
+
+#[tokio::test]
+async fn what_became_of_recipients_of_a_claim_that_was_dropped_is_recorded() {
+    let peer = Peer { host: String::new(), address: String::new(), source: String::new(), tls: String::new() };
+    let reply = Reply::enhanced(250, 0, 0, "ok");
+    let outcome = Outcome::Delivered { peer, reply, onward: crate::queue::Onward::Ourselves };
+    for is_panic in [false, true] {
+        let queue = queue_with_a_message().await;
+        let (settled, _outcomes) = mpsc::channel(1);
+        let mut hand = hand(&screen(&queue), &lane(), settled, UNSCREENED_PAUSE);
+        let mut held = hand.next_claim().unwrap();
+        held.decide(0, outcome.clone());
+        assert!(held.undecided().is_empty());
+        if is_panic {
+            let attempt = tokio::spawn(async move {
+                let _held = held;
+                panic!("a fault of ours, made by a test");
+            });
+            assert!(attempt.await.unwrap_err().is_panic());
+        } else {
+            drop(held);
+        }
+        let stop = Shutdown::new();
+        stop.cancel();
+        queue.keep(&stop).await;
+        let totals = queue.totals();
+        assert_eq!((totals.unrecorded, totals.claimed, totals.lanes), (0, 0, 0), "panic: {is_panic}");
+    }
+}

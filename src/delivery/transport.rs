@@ -2,7 +2,8 @@
 //! goes now ([`Site`]) and drains claims towards it ([`Job`] in, [`Report`] out).
 //!
 //! Easy to get wrong: a claim must be given back exactly once, also when an attempt is aborted or
-//! panics. [`Held`] sees to that: dropped unsettled, it releases its claim.
+//! panics, and what became of its recipients by then must not be forgotten. [`Held`] sees to both:
+//! dropped unsettled, it has its outcomes recorded, or releases its claim if there are none.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -20,7 +22,7 @@ use super::outcome::Phase;
 use super::shaping::{Permit, Signal};
 use crate::background::Shutdown;
 use crate::events::Why;
-use crate::mail::{Domain, VipId};
+use crate::mail::{BodyId, Domain, VipId};
 use crate::net::Verify;
 use crate::queue::{Claim, Outcome};
 use crate::routing::Lane;
@@ -178,26 +180,32 @@ pub trait Transport: Send + Sync {
     async fn attempt(&self, job: Job) -> Report;
 }
 
-/// Opens the body of a claim; blocks on the disk.
-pub type OpenBody = Arc<dyn Fn(&Claim) -> Result<Option<Box<dyn BodyReader>>, StoreError> + Send + Sync>;
+/// What became of recipients, by number.
+pub type Outcomes = Vec<(u16, Outcome)>;
+/// Opens a body; blocks on the disk.
+pub type OpenBody = Arc<dyn Fn(BodyId) -> Result<Option<Box<dyn BodyReader>>, StoreError> + Send + Sync>;
+/// Records what is final among the outcomes of a claim whose attempt goes on; gives back the claim and
+/// what is to be settled with it in the end, or nothing if the attempt is over.
+pub type RecordPart = Arc<dyn Fn(Claim, Outcomes) -> BoxFuture<'static, Option<(Claim, Outcomes)>> + Send + Sync>;
 /// Gives a claim back untouched, due after a pause.
 pub type Release = Arc<dyn Fn(Claim, Duration) + Send + Sync>;
 /// Claims up to so many further records of the lane.
 pub type ClaimMore = Arc<dyn Fn(usize) -> Vec<Claim> + Send + Sync>;
 
-/// A claim that is released if it is dropped unsettled.
+/// A claim with what became of its recipients so far. Dropped unsettled, it has that recorded, or is
+/// released if there is nothing to record.
 pub struct Held {
     claim: Option<Claim>,
-    release: Release,
-    panicked: Release,
+    outcomes: Outcomes,
+    moves: Arc<Moves>,
     pause: Duration,
     /// Whether it was taken out of the hand to be worked on.
     is_tried: bool,
 }
 
 impl Held {
-    fn take(mut self) -> Option<Claim> {
-        self.claim.take()
+    fn take(mut self) -> Option<(Claim, Outcomes)> {
+        Some((self.claim.take()?, std::mem::take(&mut self.outcomes)))
     }
 
     fn give_back(mut self) {
@@ -208,20 +216,42 @@ impl Held {
     pub fn claim(&self) -> Option<&Claim> {
         self.claim.as_ref()
     }
+
+    /// What became of its recipients and is not recorded yet.
+    pub fn outcomes(&self) -> &[(u16, Outcome)] {
+        &self.outcomes
+    }
+
+    /// The outcome for one recipient.
+    pub fn decide(&mut self, number: u16, outcome: Outcome) {
+        self.outcomes.push((number, outcome));
+    }
+
+    /// Waiting recipients without an outcome: their places in the record, and their numbers.
+    pub fn undecided(&self) -> Vec<(usize, u16)> {
+        let recipients = self.claim.iter().flat_map(|claim| claim.record.recipients.iter().enumerate());
+        let is_decided = |number: u16| self.outcomes.iter().any(|(decided, _)| *decided == number);
+        let left = recipients.filter(|(_, recipient)| is_waiting(recipient) && !is_decided(recipient.number));
+        left.map(|(place, recipient)| (place, recipient.number)).collect()
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(claim) = self.claim.take() {
-            // Dropped while a panic unwinds: the one that was worked on is what the panic is about.
-            let is_culprit = self.is_tried && std::thread::panicking();
-            (if is_culprit { &self.panicked } else { &self.release })(claim, self.pause);
+        let Some(claim) = self.claim.take() else { return };
+        if !self.outcomes.is_empty() {
+            // The pause after these is the queue's. A panic is not counted then: whoever is left comes
+            // sooner the next time, and the count begins once there is nothing before it.
+            return (self.moves.late)(claim, std::mem::take(&mut self.outcomes));
         }
+        // Dropped while a panic unwinds: the one that was worked on is what the panic is about.
+        let is_culprit = self.is_tried && std::thread::panicking();
+        (if is_culprit { &self.moves.panicked } else { &self.moves.release })(claim, self.pause);
     }
 }
 
-/// Has outcomes by recipient number recorded by and by.
-pub type Late = Arc<dyn Fn(Claim, Vec<(u16, Outcome)>) + Send + Sync>;
+/// Has outcomes recorded by and by.
+pub type Late = Arc<dyn Fn(Claim, Outcomes) + Send + Sync>;
 /// Sets a claim aside whose body is damaged, and says how.
 pub type SetAside = Arc<dyn Fn(Claim, &str) + Send + Sync>;
 
@@ -229,13 +259,13 @@ pub type SetAside = Arc<dyn Fn(Claim, &str) + Send + Sync>;
 /// it is recorded late: what became of it is known and must not be forgotten.
 pub struct Settled {
     claim: Option<Claim>,
-    outcomes: Vec<(u16, Outcome)>,
+    outcomes: Outcomes,
     late: Late,
 }
 
 impl Settled {
     /// What was claimed, and what became of its recipients.
-    pub fn take(mut self) -> Option<(Claim, Vec<(u16, Outcome)>)> {
+    pub fn take(mut self) -> Option<(Claim, Outcomes)> {
         let claim = self.claim.take()?;
         Some((claim, std::mem::take(&mut self.outcomes)))
     }
@@ -250,12 +280,13 @@ impl Drop for Settled {
 }
 
 /// What a hand does with the queue.
-#[derive(Clone)]
 pub struct Moves {
     /// Claims more.
     pub more: ClaimMore,
     /// Opens bodies.
     pub open: OpenBody,
+    /// Records while an attempt goes on.
+    pub record: RecordPart,
     /// Gives back.
     pub release: Release,
     /// Gives back what an attempt panicked at.
@@ -269,7 +300,7 @@ pub struct Moves {
 /// What an attempt may ask of the queue.
 pub struct Hand {
     held: VecDeque<Held>,
-    moves: Moves,
+    moves: Arc<Moves>,
     settled: mpsc::Sender<Settled>,
     pause: Duration,
 }
@@ -280,7 +311,7 @@ const CLAIMS_AT_ONCE: usize = 4;
 impl Hand {
     /// A hand that gives what it drops back with `pause`.
     pub fn new(moves: Moves, settled: mpsc::Sender<Settled>, pause: Duration) -> Self {
-        Self { held: VecDeque::new(), moves, settled, pause }
+        Self { held: VecDeque::new(), moves: Arc::new(moves), settled, pause }
     }
 
     /// The next claim, or `None` if the lane has nothing ready.
@@ -290,8 +321,8 @@ impl Hand {
             let claims = (moves.more)(CLAIMS_AT_ONCE);
             self.held.extend(claims.into_iter().map(|claim| Held {
                 claim: Some(claim),
-                release: moves.release.clone(),
-                panicked: moves.panicked.clone(),
+                outcomes: Outcomes::new(),
+                moves: moves.clone(),
                 pause,
                 is_tried: false,
             }));
@@ -321,14 +352,26 @@ impl Hand {
 
     /// Sets a claim aside whose body is damaged: it is not tried again until people looked at it.
     pub fn set_aside(&self, held: Held, how: &str) {
-        if let Some(claim) = held.take() {
+        if let Some((claim, _)) = held.take() {
             (self.moves.set_aside)(claim, how);
         }
     }
 
-    /// Hands outcomes over to be recorded. Waits only when very many are not recorded yet.
-    pub async fn settle(&self, held: Held, outcomes: Vec<(u16, Outcome)>) {
-        if let Some(claim) = held.take() {
+    /// Has what is final among the outcomes so far on disk before the attempt goes on with others of the
+    /// claim; `None` ends the attempt at this claim, which is settled then.
+    pub async fn record(&self, mut held: Held) -> Option<Held> {
+        let claim = held.claim.take()?;
+        let recorded = (self.moves.record)(claim, std::mem::take(&mut held.outcomes)).await;
+        let (claim, outcomes) = recorded?;
+        (held.claim, held.outcomes) = (Some(claim), outcomes);
+        Some(held)
+    }
+
+    /// Hands what became of the claim over to be recorded, `outcomes` with what it holds already. Waits
+    /// only when very many are not recorded yet.
+    pub async fn settle(&self, mut held: Held, outcomes: Outcomes) {
+        held.outcomes.extend(outcomes);
+        if let Some((claim, outcomes)) = held.take() {
             let settled = Settled { claim: Some(claim), outcomes, late: self.moves.late.clone() };
             // The receiver outlives every job; were it gone, the outcomes are recorded late.
             let _ = self.settled.send(settled).await;
@@ -349,7 +392,7 @@ impl Hand {
 }
 
 /// `outcome` for every waiting recipient of `claim`.
-pub fn same_for_all(claim: &Claim, outcome: &Outcome) -> Vec<(u16, Outcome)> {
+pub fn same_for_all(claim: &Claim, outcome: &Outcome) -> Outcomes {
     let waiting = claim.record.recipients.iter().filter(|recipient| is_waiting(recipient));
     waiting.map(|recipient| (recipient.number, outcome.clone())).collect()
 }

@@ -83,9 +83,9 @@ impl Queue {
         self.chore_nudge.notify_one();
     }
 
-    /// Opens the body of a claim. Blocks on the disk.
-    pub fn open_body(&self, claim: &Claim) -> Result<Option<Box<dyn BodyReader>>, StoreError> {
-        self.blobs.open(claim.record.body)
+    /// Opens the body that a claim's record names. Blocks on the disk.
+    pub fn open_body(&self, body: BodyId) -> Result<Option<Box<dyn BodyReader>>, StoreError> {
+        self.blobs.open(body)
     }
 
     /// Opens the body of a message that is still owed something, for its notice. Blocks on the disk.

@@ -93,7 +93,20 @@ impl Crowd {
         }
     }
 
-    async fn end(&self, claim: Claim, turn: usize) {
+    /// Ends the first recipient while the attempt goes on with the others.
+    async fn part(&self, claim: Claim, turn: usize) -> Option<Claim> {
+        let first = claim.record.recipients.iter().find(|one| one.state == RecipientState::Waiting)?.number;
+        *self.ended.lock().unwrap().entry((claim.queue_id, first)).or_default() += 1;
+        let settling = self.queue.settle_part(claim, vec![(first, delivered())], WALL);
+        let patience = if turn.is_multiple_of(10) { Duration::from_micros(100) } else { Duration::from_secs(60) };
+        tokio::time::timeout(patience, settling).await.ok()?.ok().flatten().map(|(claim, _)| claim)
+    }
+
+    async fn end(&self, mut claim: Claim, turn: usize) {
+        if turn.is_multiple_of(5) {
+            let Some(left) = self.part(claim, turn).await else { return };
+            claim = left;
+        }
         let outcome = match turn % 7 {
             0 => return self.queue.release(claim, Duration::from_secs(40)),
             1 | 2 => deferred(),

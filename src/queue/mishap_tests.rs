@@ -18,13 +18,13 @@ use crate::store::{Key, MemoryStore, prefix};
 type Waiting = (Batch, oneshot::Sender<Result<(), CommitError>>);
 
 /// Commits in order like the real engine, each only when let through.
-struct Slow {
+pub(super) struct Slow {
     memory: Arc<MemoryStore>,
     inbox: mpsc::UnboundedSender<Waiting>,
 }
 
 impl Slow {
-    fn new(memory: Arc<MemoryStore>, gate: Arc<Semaphore>) -> Arc<Self> {
+    pub(super) fn new(memory: Arc<MemoryStore>, gate: Arc<Semaphore>) -> Arc<Self> {
         let (inbox, mut work) = mpsc::unbounded_channel::<Waiting>();
         let target = Arc::clone(&memory);
         tokio::spawn(async move {

@@ -331,6 +331,8 @@ mod mishap_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod part_tests;
+#[cfg(test)]
 mod scale_tests;
 #[cfg(test)]
 mod tests;

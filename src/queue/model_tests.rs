@@ -26,6 +26,11 @@ enum Act {
         which: u8,
         outcome: u8,
     },
+    /// Some recipients of a claim are done while its attempt goes on.
+    SettlePart {
+        which: u8,
+        count: u8,
+    },
     GiveBack {
         which: u8,
         seconds: u16,
@@ -61,6 +66,7 @@ fn acts() -> impl Strategy<Value = Act> {
         4 => (1_u8..6, 1_u8..4).prop_map(|(recipients, lanes)| Act::Enqueue { recipients, lanes }),
         5 => (1_u8..5).prop_map(|most| Act::Claim { most }),
         6 => (any::<u8>(), 0_u8..4).prop_map(|(which, outcome)| Act::Settle { which, outcome }),
+        3 => (any::<u8>(), 1_u8..3).prop_map(|(which, count)| Act::SettlePart { which, count }),
         2 => (any::<u8>(), 0_u16..900).prop_map(|(which, seconds)| Act::GiveBack { which, seconds }),
         1 => any::<u8>().prop_map(Act::Hold),
         1 => any::<u8>().prop_map(Act::Release),
@@ -122,6 +128,7 @@ impl World {
                 }
             }
             Act::Settle { which, outcome } => self.settle(which, outcome).await,
+            Act::SettlePart { which, count } => self.settle_part(which, count).await,
             Act::GiveBack { which, seconds } => {
                 if let Some(claim) = self.take_claim(which) {
                     self.bench.queue.release(claim, Duration::from_secs(u64::from(seconds)));
@@ -239,6 +246,26 @@ impl World {
         }
         if self.bench.queue.settle(claim, outcomes, self.wall).await.is_err() {
             self.unsure.extend(&names);
+        }
+    }
+
+    async fn settle_part(&mut self, which: u8, count: u8) {
+        let Some(claim) = self.take_claim(which) else { return };
+        let id = claim.queue_id;
+        let waiting = claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting);
+        let numbers: Vec<u16> = waiting.map(|one| one.number).take(usize::from(count)).collect();
+        let outcomes: Vec<_> = numbers.iter().map(|number| (*number, delivered())).collect();
+        let names: Vec<Name> = numbers.iter().map(|number| (id, *number)).collect();
+        for name in &names {
+            self.fates.insert(*name, Fate::Done);
+        }
+        match self.bench.queue.settle_part(claim, outcomes, self.wall).await {
+            Ok(Some((claim, left))) => {
+                assert!(left.is_empty());
+                self.claims.push(claim);
+            }
+            Ok(None) => {}
+            Err(_) => self.unsure.extend(&names),
         }
     }
 

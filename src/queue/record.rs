@@ -213,6 +213,13 @@ pub enum Outcome {
     Suppressed,
 }
 
+impl Outcome {
+    /// Whether the recipient is not tried again, however long the message waited.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Deferred { .. })
+    }
+}
+
 /// Who tells a sender that asked for it (`NOTIFY=SUCCESS`) of the success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onward {

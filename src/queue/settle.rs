@@ -48,8 +48,9 @@ impl Drop for Unrecorded<'_> {
 }
 
 impl Queue {
-    /// Records outcomes by recipient number. A waiting recipient without an outcome stays waiting,
-    /// due again like a deferred one but without counting an attempt.
+    /// Records outcomes by recipient number. A waiting recipient without an outcome stays waiting: due
+    /// at once if all outcomes are final, else due again like a deferred one. Somebody who was never
+    /// tried keeps the attempt from being counted, so that pauses do not grow before his first.
     ///
     /// On `Err` the outcomes are kept and their commit is repeated by [`Queue::keep`]; nothing of
     /// this claim is handed out again before. [`CommitError::Conflict`] means the claim was given
@@ -64,6 +65,64 @@ impl Queue {
         self.write_settlement(settlement).await?;
         unrecorded.settlement = None;
         Ok(())
+    }
+
+    /// Records what is final among the outcomes, while the attempt goes on with others of the claim: a
+    /// delivery is on disk before anything else happens to that message.
+    ///
+    /// Gives back the claim, its record as it is stored now, and the outcomes to be settled with it in
+    /// the end: deferrals, which move the due time of the whole record. `None` says that the attempt is
+    /// over, since an operator changed the record meanwhile or nobody is left to be tried: everything is
+    /// settled then. So it is on `Err`, which is as that of [`Queue::settle`].
+    pub async fn settle_part(
+        &self,
+        claim: Claim,
+        outcomes: Vec<(u16, Outcome)>,
+        now: Timestamp,
+    ) -> Result<Option<(Claim, Vec<(u16, Outcome)>)>, CommitError> {
+        if self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_none() {
+            return Err(CommitError::Conflict);
+        }
+        if !outcomes.iter().any(|(_, outcome)| outcome.is_final()) {
+            return Ok(Some((claim, outcomes)));
+        }
+        let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
+        let mut unrecorded = Unrecorded { queue: self, settlement: Some(settlement) };
+        let Some(settlement) = &unrecorded.settlement else { return Ok(None) };
+        let left = self.write_part(settlement).await?;
+        let settlement = unrecorded.settlement.take();
+        Ok(settlement.zip(left).map(|(Settlement { claim, mut outcomes, .. }, record)| {
+            outcomes.retain(|(_, outcome)| !outcome.is_final());
+            (Claim { record, ..claim }, outcomes)
+        }))
+    }
+
+    /// Writes the final ones of a settlement and leaves its claim out; the record as it is stored then.
+    /// `None`: the settlement was written as a whole.
+    async fn write_part(&self, settlement: &Settlement) -> Result<Option<LaneRecord>, CommitError> {
+        let claim = &settlement.claim;
+        let name = (claim.queue_id, claim.number);
+        {
+            let _lock = self.locks.lock(claim.queue_id).await;
+            if self.in_memory().claimed(name, claim.token) == Some(WhileClaimed::Unchanged) {
+                let is_final = |(_, outcome): &&(u16, Outcome)| outcome.is_final();
+                let finals: Vec<(u16, Outcome)> = settlement.outcomes.iter().filter(is_final).cloned().collect();
+                match self.write_verdict((settlement, &finals), claim.record.clone(), None).await {
+                    Ok((verdict, owed)) if verdict.waits() => {
+                        self.told(&verdict, owed);
+                        return Ok(Some(verdict.record));
+                    }
+                    Ok((verdict, owed)) => {
+                        self.recorded(claim, &verdict, owed);
+                        return Ok(None);
+                    }
+                    // What that means is found out below.
+                    Err(CommitError::Conflict) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.write_settlement(settlement).await.map(|()| None)
     }
 
     /// As [`Queue::settle`], for those who cannot wait: [`Queue::keep`] records the outcomes.
@@ -91,21 +150,27 @@ impl Queue {
                 Some(Some((record, raw))) => (record, Some(raw)),
                 Some(None) => return self.was_recorded(name),
             };
-            match self.write_verdict(settlement, record, raw).await {
+            match self.write_verdict((settlement, &settlement.outcomes), record, raw).await {
+                Ok((verdict, owed)) => {
+                    self.recorded(claim, &verdict, owed);
+                    return Ok(());
+                }
                 Err(CommitError::Conflict) if self.stored_differs(claim)? => return self.was_recorded(name),
                 Err(CommitError::Conflict) => {}
-                other => return other,
+                Err(error) => return Err(error),
             }
         }
         Err(CommitError::Conflict)
     }
 
+    /// Writes what these outcomes of a settlement make of the record, which `raw` is the stored form of if
+    /// it is not the claim's. Returns the keys of new notices too. Memory is not told yet.
     async fn write_verdict(
         &self,
-        settlement: &Settlement,
+        (settlement, outcomes): (&Settlement, &[(u16, Outcome)]),
         record: LaneRecord,
         raw: Option<Vec<u8>>,
-    ) -> Result<(), CommitError> {
+    ) -> Result<(Verdict, Vec<Key>), CommitError> {
         let claim = &settlement.claim;
         let id = claim.queue_id;
         let old_due = key::due(&record.lane, Entry { due: record.due, queue_id: id, number: claim.number });
@@ -120,7 +185,7 @@ impl Queue {
             number: claim.number,
             message: &claim.message,
             record,
-            outcomes: &settlement.outcomes,
+            outcomes,
             now: self.now(),
             given: settlement.given,
             at: settlement.at,
@@ -129,8 +194,7 @@ impl Queue {
         });
         let owed = self.write(&mut batch, &verdict, claim, settlement.at)?;
         self.commit(batch).await?;
-        self.recorded(claim, verdict, owed);
-        Ok(())
+        Ok((verdict, owed))
     }
 
     /// Fills the batch with the verdict; returns the keys of new notices.
@@ -175,8 +239,8 @@ impl Queue {
         Ok(owed)
     }
 
-    /// Puts what was committed into memory.
-    fn recorded(&self, claim: &Claim, verdict: Verdict, owed: Vec<Key>) {
+    /// Puts what was committed into memory, and ends the claim.
+    fn recorded(&self, claim: &Claim, verdict: &Verdict, owed: Vec<Key>) {
         let name = (claim.queue_id, claim.number);
         let waits = verdict.waits();
         {
@@ -191,6 +255,11 @@ impl Queue {
         if waits {
             self.nudge.notify_one();
         }
+        self.told(verdict, owed);
+    }
+
+    /// Tells of what was committed: notices owed, and what is counted.
+    fn told(&self, verdict: &Verdict, owed: Vec<Key>) {
         if !owed.is_empty() {
             self.notices_owed().added(owed);
             self.notice_nudge.notify_one();

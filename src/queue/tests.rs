@@ -421,9 +421,9 @@ async fn a_recipient_without_an_outcome_waits_on_and_costs_no_attempt() {
     let claim = bench.claim_all().remove(0);
     assert_eq!(claim.record.attempts, 0);
     bench.queue.settle(claim, vec![(1, delivered())], WALL).await.unwrap();
-    bench.pass(6 * MINUTE);
+    bench.pass(1);
     let claim = bench.claim_all().remove(0);
-    assert_eq!(claim.record.attempts, 1);
+    assert_eq!(claim.record.attempts, 0);
     assert_eq!(claim.record.recipients[1].state, RecipientState::Done(Ending::Delivered));
 }
 

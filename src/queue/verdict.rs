@@ -62,7 +62,8 @@ pub(super) fn waits(record: &LaneRecord) -> bool {
 
 /// Applies the outcomes.
 pub(super) fn judge(case: Case<'_>) -> Verdict {
-    let attempts = case.record.attempts.saturating_add(u32::from(!case.outcomes.is_empty()));
+    let rest = Rest::of(&case.record, case.outcomes);
+    let attempts = case.record.attempts.saturating_add(u32::from(rest.counts_attempt()));
     let pause = schedule::pause(case.settings, attempts, schedule::seed(case.queue_id, case.number, attempts));
     let waited = schedule::waited(case.message, case.now);
     let judgement = Judgement {
@@ -83,7 +84,9 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
         counts: [0; 3],
     };
     verdict.record.attempts = attempts;
-    verdict.record.due = case.now.plus(pause);
+    // Always another due time than before: a repeated commit is known by it.
+    let next = verdict.record.due.plus(std::time::Duration::from_millis(1));
+    verdict.record.due = if rest.is_due_at_once() { case.now.max(next) } else { case.now.plus(pause) };
     let mut recipients = std::mem::take(&mut verdict.record.recipients);
     for (number, outcome) in case.outcomes {
         let found = recipients.iter_mut().find(|recipient| recipient.number == *number);
@@ -94,6 +97,43 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
     }
     verdict.record.recipients = recipients;
     verdict
+}
+
+/// Those the outcomes do not speak of.
+struct Rest {
+    /// There are outcomes, and all of them are final.
+    is_all_final: bool,
+    has_outcomes: bool,
+    /// How many are left to be tried, and how many of these never were.
+    waiting: usize,
+    untried: usize,
+}
+
+impl Rest {
+    fn of(record: &LaneRecord, outcomes: &[(u16, Outcome)]) -> Self {
+        let left = record.recipients.iter().filter(|recipient| {
+            recipient.state == RecipientState::Waiting
+                && !outcomes.iter().any(|(number, _)| *number == recipient.number)
+        });
+        let (mut waiting, mut untried) = (0, 0);
+        for recipient in left {
+            waiting += 1;
+            untried += usize::from(recipient.last_attempt.is_none());
+        }
+        let has_outcomes = !outcomes.is_empty();
+        let is_all_final = has_outcomes && outcomes.iter().all(|(_, outcome)| outcome.is_final());
+        Self { is_all_final, has_outcomes, waiting, untried }
+    }
+
+    /// Nothing was put off: whoever is left has no reason to wait. Each time somebody is done for good.
+    fn is_due_at_once(&self) -> bool {
+        self.is_all_final && self.waiting > 0
+    }
+
+    /// Pauses grow only once everybody had his try.
+    fn counts_attempt(&self) -> bool {
+        self.has_outcomes && self.untried == 0 && !self.is_due_at_once()
+    }
 }
 
 /// Whether the outcome still changes a recipient in this state.

@@ -6,7 +6,8 @@
 
 use bytes::Bytes;
 
-use crate::delivery::transport::{Held, OpenBody};
+use crate::delivery::transport::OpenBody;
+use crate::mail::BodyId;
 use crate::smtp::DotStuffer;
 use crate::store::{BodyReader, StoreError};
 
@@ -44,28 +45,29 @@ pub(super) enum Loaded {
     Streamed(Box<dyn BodyReader>),
 }
 
-/// Opens the body of a claim; a short one is read, checked and dot-stuffed into `buffer`.
+/// Opens a body of so many octets; a short one is read, checked and dot-stuffed into `buffer`.
 pub(super) async fn load(
-    held: Held,
+    body: BodyId,
+    size_bytes: u64,
     open: &OpenBody,
     buffer: &mut Vec<u8>,
-) -> (Option<Held>, Result<Loaded, StoreError>) {
-    let Some(claim) = held.claim() else {
-        return (Some(held), Err(StoreError::Failed("nothing is claimed".to_owned())));
-    };
-    if claim.message.size_bytes <= IN_PLACE_BYTES_MAX {
-        let loaded = opened(open(claim)).and_then(|reader| stuff(reader, buffer));
-        return (Some(held), loaded.map(|()| Loaded::Whole));
+) -> Result<Loaded, StoreError> {
+    if size_bytes <= IN_PLACE_BYTES_MAX {
+        return opened(open(body)).and_then(|reader| stuff(reader, buffer)).map(|()| Loaded::Whole);
     }
+    stream(body, open).await
+}
+
+/// Opens a long body, from its beginning.
+pub(super) async fn stream(body: BodyId, open: &OpenBody) -> Result<Loaded, StoreError> {
     let open = open.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        let reader = held.claim().map_or(Ok(None), |claim| open(claim));
-        (held, reader)
-    });
-    match opening.await {
-        Ok((held, reader)) => (Some(held), opened(reader).map(Loaded::Streamed)),
-        // It panicked; the claim was released as it was dropped.
-        Err(error) => (None, Err(StoreError::Failed(error.to_string()))),
+    match tokio::task::spawn_blocking(move || open(body)).await {
+        Ok(reader) => opened(reader).map(Loaded::Streamed),
+        Err(error) => match error.try_into_panic() {
+            // As if it had happened here: the claim that was worked on is what it is about.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(StoreError::Failed(error.to_string())),
+        },
     }
 }
 

@@ -25,7 +25,7 @@ use self::connection::{Call, Tools};
 use self::transaction::Round;
 use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::Signal;
-use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing, same_for_all};
+use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing};
 use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::{Claim, Outcome};
@@ -84,7 +84,7 @@ fn ordered(hosts: &[Host]) -> Vec<&Host> {
 
 /// What one claim's transactions came to.
 enum Sent {
-    /// Settled; the connection may go on.
+    /// Settled, or its rest back in the hand; the connection may go on.
     Done,
     /// Settled, and the conversation is over.
     Broken(Failure),
@@ -125,7 +125,8 @@ impl Client {
                 }
             };
             let before = open.uses;
-            let sent = deliver(&mut open, held, &mut job, &mut buffer, is_kept).await;
+            let most = at_most(job.permit.quota.messages).saturating_sub(report.transactions);
+            let sent = deliver(&mut open, held, &mut job, &mut buffer, (is_kept, most)).await;
             report.transactions = report.transactions.saturating_add(open.uses.saturating_sub(before));
             report.heard.append(&mut open.heard);
             match sent {
@@ -348,83 +349,116 @@ fn at_most(count: u32) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
 }
 
-/// All transactions of one claim.
-async fn deliver(open: &mut Connection, held: Held, job: &mut Job, buffer: &mut Vec<u8>, is_kept: bool) -> Sent {
-    let opener = job.hand.opener();
-    let (held, loaded) = body::load(held, &opener, buffer).await;
-    let Some(held) = held else { return Sent::Done };
-    let mut loaded = match loaded {
-        Ok(loaded) => Some(loaded),
-        Err(StoreError::Damaged(how)) => {
-            job.hand.set_aside(held, &how);
-            return Sent::Done;
-        }
-        Err(StoreError::Failed(reason)) => {
-            let failure = Failure { phase: Phase::Start, trouble: Trouble::Stored(reason), peer: None };
-            settle_alike(job, held, &failure.outcome()).await;
-            return Sent::Done;
-        }
-    };
+/// The transactions of one claim, `most` of them at most. What is over after one is on disk before the
+/// next begins; what is left when they must end goes back.
+async fn deliver(
+    open: &mut Connection,
+    held: Held,
+    job: &mut Job,
+    buffer: &mut Vec<u8>,
+    (is_kept, most): (bool, usize),
+) -> Sent {
     let Some(claim) = held.claim() else { return Sent::Done };
-    if let Some(obstacle) = transaction::obstacle(open, claim) {
+    let (body, size_bytes) = (claim.record.body, claim.message.size_bytes);
+    let opener = job.hand.opener();
+    let mut loaded = match body::load(body, size_bytes, &opener, buffer).await {
+        Ok(loaded) => loaded,
+        Err(error) => return unreadable(job, held, error).await,
+    };
+    if let Some(obstacle) = held.claim().and_then(|claim| transaction::obstacle(open, claim)) {
         settle_alike(job, held, &obstacle).await;
         return Sent::Done;
     }
-    let started = Instant::now();
-    let mut round = Round::new(claim, at_most(job.permit.recipients_per_transaction));
-    let mut broken = None;
-    while !round.pending.is_empty() {
-        let mut text = match loaded.take() {
-            Some(Loaded::Streamed(reader)) => Text::Streamed(Some(reader)),
-            Some(Loaded::Whole) => Text::Whole(buffer),
-            None => break,
+    let mut round = Round::new(held, at_most(job.permit.recipients_per_transaction));
+    let mut begun = 0_usize;
+    loop {
+        begun = begun.saturating_add(1);
+        let mut text = match loaded {
+            Loaded::Streamed(reader) => Text::Streamed(Some(reader)),
+            Loaded::Whole => Text::Whole(buffer),
         };
-        let left = job.settings.timeouts.transaction.saturating_sub(started.elapsed());
         let sending = transaction::send(open, &mut round, &mut text, &job.settings.timeouts, &job.progress);
-        let sent = tokio::time::timeout(left, sending).await;
-        let result = sent
-            .unwrap_or_else(|_| Err(Failure { phase: job.progress.phase(), trouble: Trouble::TimedOut, peer: None }));
+        let sent = tokio::time::timeout(job.settings.timeouts.transaction, sending).await;
+        let result = sent.unwrap_or_else(|_| Err(open.failure(job.progress.phase(), Trouble::TimedOut)));
         if let Err(failure) = result {
-            broken = Some(failure);
-            break;
+            return broken(job, round, failure, is_kept && begun == 1).await;
         }
-        // A streamed text has been read; those left get it at their next attempt.
-        loaded = matches!(text, Text::Whole(_)).then_some(Loaded::Whole);
+        let is_whole = matches!(text, Text::Whole(_));
+        if round.pending.is_empty() {
+            job.hand.settle(round.held, Vec::new()).await;
+            return Sent::Done;
+        }
+        let Round { held, pending, limit } = round;
+        let Some(held) = job.hand.record(held).await else { return Sent::Done };
+        if begun >= most || must_end(open, job) {
+            give_back_rest(job, held).await;
+            return Sent::Done;
+        }
+        round = Round { held, pending, limit };
+        // A streamed text has been read, and begins anew.
+        let again = if is_whole { Ok(Loaded::Whole) } else { body::stream(body, &opener).await };
+        loaded = match again {
+            Ok(again) => again,
+            Err(error) => return unreadable(job, round.held, error).await,
+        };
     }
-    if let Some(Failure { trouble: Trouble::Damaged(how), .. }) = &broken {
-        // Found at the end of a streamed text: nobody was sent it whole. Trying again would end alike.
-        drop(round);
+}
+
+/// Whether a claim may have no further transaction over this connection, or not now.
+fn must_end(open: &Connection, job: &Job) -> bool {
+    // What was said about our pace is looked at before anything more is sent.
+    let is_told = !open.heard.is_empty();
+    job.stop.is_cancelled() || is_told || !open.is_fresh(&job.settings, Instant::now())
+}
+
+/// What is left of a claim between two transactions: it is the next one again, or, if some were put
+/// off, settled with them.
+async fn give_back_rest(job: &mut Job, held: Held) {
+    if held.outcomes().is_empty() {
+        job.hand.put_back(held);
+    } else {
+        job.hand.settle(held, Vec::new()).await;
+    }
+}
+
+/// The stored message cannot be read.
+async fn unreadable(job: &mut Job, held: Held, error: StoreError) -> Sent {
+    match error {
+        StoreError::Damaged(how) => set_aside(job, held, &how).await,
+        StoreError::Failed(reason) => {
+            let failure = Failure { phase: Phase::Start, trouble: Trouble::Stored(reason), peer: None };
+            settle_alike(job, held, &failure.outcome()).await;
+        }
+    }
+    Sent::Done
+}
+
+/// Sets a claim aside; who is done is done all the same.
+async fn set_aside(job: &Job, held: Held, how: &str) {
+    if let Some(held) = job.hand.record(held).await {
         job.hand.set_aside(held, how);
-        return broken.map_or(Sent::Done, Sent::Broken);
     }
-    let is_untouched = round.outcomes.is_empty();
-    if let Some(failure) = &broken {
-        let is_harmless = is_kept && is_untouched && failure.phase < Phase::Body;
-        if is_harmless && matches!(failure.trouble, Trouble::Lost(_) | Trouble::Refused(_)) {
-            job.hand.put_back(held);
-            return Sent::Again;
-        }
-        decide_undecided(&mut round, failure);
-    }
-    let outcomes = std::mem::take(&mut round.outcomes);
-    job.hand.settle(held, outcomes).await;
-    broken.map_or(Sent::Done, Sent::Broken)
 }
 
+/// A transaction did not end as it should. `is_first`: it was the first over a kept connection.
+async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: bool) -> Sent {
+    if let Trouble::Damaged(how) = &failure.trouble {
+        // Found at the end of a streamed text: nobody was sent it whole. Trying again would end alike.
+        set_aside(job, round.held, how).await;
+        return Sent::Broken(failure);
+    }
+    let is_harmless = is_first && round.held.outcomes().is_empty() && failure.phase < Phase::Body;
+    if is_harmless && matches!(failure.trouble, Trouble::Lost(_) | Trouble::Refused(_)) {
+        job.hand.put_back(round.held);
+        return Sent::Again;
+    }
+    round.decide_rest(&failure);
+    job.hand.settle(round.held, Vec::new()).await;
+    Sent::Broken(failure)
+}
+
+/// The same outcome for everybody who has none yet.
 async fn settle_alike(job: &Job, held: Held, outcome: &Outcome) {
-    let outcomes = held.claim().map(|claim| same_for_all(claim, outcome)).unwrap_or_default();
+    let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
     job.hand.settle(held, outcomes).await;
-}
-
-/// A verdict for those the broken conversation left without one.
-fn decide_undecided(round: &mut Round<'_>, failure: &Failure) {
-    // Who was sent the final dot has a verdict already, unless time ran out over everything.
-    let is_dot_said = failure.phase == Phase::FinalDot && round.outcomes.is_empty();
-    let phase = if is_dot_said { Phase::FinalDot } else { failure.phase.min(Phase::Body) };
-    let outcome = Failure { phase, ..failure.clone() }.outcome();
-    for (number, outcome) in same_for_all(round.claim, &outcome) {
-        if !round.outcomes.iter().any(|(decided, _)| *decided == number) {
-            round.outcomes.push((number, outcome));
-        }
-    }
 }

@@ -14,7 +14,7 @@ use super::body::Text;
 use super::connection::Connection;
 use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients};
 use crate::delivery::settings::Timeouts;
-use crate::delivery::transport::{Progress, is_waiting};
+use crate::delivery::transport::{Held, Progress, is_waiting};
 use crate::events::Why;
 use crate::mail::{BodyType, Notify, Reply, RequireTls, Ret, Smtputf8, printable};
 use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
@@ -25,27 +25,42 @@ use crate::store::StoreError;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A claim on its way through one or more transactions.
-pub(super) struct Round<'a> {
-    pub(super) claim: &'a Claim,
+pub(super) struct Round {
+    /// The claim, and verdicts so far.
+    pub(super) held: Held,
     /// Recipients still without a verdict, as indices into the lane record.
     pub(super) pending: Vec<usize>,
     /// Recipients in the next transaction, at most.
     pub(super) limit: usize,
-    /// Verdicts so far, by recipient number.
-    pub(super) outcomes: Vec<(u16, Outcome)>,
 }
 
-impl<'a> Round<'a> {
-    pub(super) fn new(claim: &'a Claim, limit: usize) -> Self {
-        let recipients = claim.record.recipients.iter().enumerate();
-        let pending = recipients.filter(|(_, recipient)| is_waiting(recipient)).map(|(index, _)| index).collect();
-        Self { claim, pending, limit: limit.max(1), outcomes: Vec::new() }
+impl Round {
+    /// Who was never tried comes first, then who was tried longest ago: whatever ends a round early, the
+    /// next one goes on with the others.
+    pub(super) fn new(held: Held, limit: usize) -> Self {
+        let mut pending: Vec<usize> = held.undecided().into_iter().map(|(place, _)| place).collect();
+        if let Some(claim) = held.claim() {
+            pending.sort_by_key(|place| claim.record.recipients.get(*place).and_then(|one| one.last_attempt));
+        }
+        Self { held, pending, limit: limit.max(1) }
     }
 
-    fn decide(&mut self, indices: &[usize], outcome: &Outcome) {
-        let claim = self.claim;
-        for recipient in indices.iter().filter_map(|index| claim.record.recipients.get(*index)) {
-            self.outcomes.push((recipient.number, outcome.clone()));
+    fn decide(&mut self, places: &[usize], outcome: &Outcome) {
+        let recipients = self.held.claim().map(|claim| claim.record.recipients.as_slice()).unwrap_or_default();
+        let numbers = places.iter().filter_map(|place| recipients.get(*place)).map(|recipient| recipient.number);
+        for number in numbers.collect::<Vec<u16>>() {
+            self.held.decide(number, outcome.clone());
+        }
+    }
+
+    /// A verdict for those whom the broken conversation left without one.
+    pub(super) fn decide_rest(&mut self, failure: &Failure) {
+        let told = Failure { phase: failure.phase.min(Phase::Body), ..failure.clone() }.outcome();
+        let dotted = failure.outcome();
+        for (place, number) in self.held.undecided() {
+            // If time ran out after the final dot, those it was sent for are neither pending nor decided.
+            let is_dotted = failure.phase == Phase::FinalDot && !self.pending.contains(&place);
+            self.held.decide(number, if is_dotted { dotted.clone() } else { told.clone() });
         }
     }
 }
@@ -108,21 +123,24 @@ struct Answers {
 /// `round.pending` were not decided.
 pub(super) async fn send(
     connection: &mut Connection,
-    round: &mut Round<'_>,
+    round: &mut Round,
     text: &mut Text<'_>,
     timeouts: &Timeouts,
     progress: &Progress,
 ) -> Result<(), Failure> {
+    // Before anything else: where the transaction before this one ended says nothing about this one.
+    progress.step(Phase::Mail);
     let rcpt_max = connection.extensions.limits.rcpt_max.and_then(|most| usize::try_from(most).ok());
     let count = round.limit.min(rcpt_max.unwrap_or(usize::MAX)).min(round.pending.len());
     let rest = round.pending.split_off(count);
     let batch = std::mem::replace(&mut round.pending, rest);
     connection.uses = connection.uses.saturating_add(1);
     let mut answers = Answers::default();
+    let Some(claim) = round.held.claim() else { return Ok(()) };
     let asked = if connection.extensions.pipelining {
-        ask_together(connection, round.claim, &batch, &mut answers, (timeouts, progress)).await
+        ask_together(connection, claim, &batch, &mut answers, (timeouts, progress)).await
     } else {
-        ask_one_by_one(connection, round.claim, &batch, &mut answers, (timeouts, progress)).await
+        ask_one_by_one(connection, claim, &batch, &mut answers, (timeouts, progress)).await
     };
     let accepted = judge(connection, round, &batch, &answers, asked.is_err());
     asked?;
@@ -161,7 +179,7 @@ pub(super) async fn send(
 /// room for go back to `pending`, and so does everyone undecided if the conversation broke.
 fn judge(
     connection: &mut Connection,
-    round: &mut Round<'_>,
+    round: &mut Round,
     batch: &[usize],
     answers: &Answers,
     is_broken: bool,

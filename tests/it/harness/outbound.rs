@@ -36,6 +36,7 @@ pub struct Outbound {
     settings: watch::Sender<Arc<delivery::Settings>>,
     pub shutdown: Shutdown,
     task: Option<tokio::task::JoinHandle<()>>,
+    parts: Box<dyn Fn() -> delivery::Parts + Send>,
 }
 
 /// Short limits, so that hostility costs milliseconds.
@@ -93,38 +94,54 @@ impl Outbound {
         let routes = Arc::new(Routes::open(store.clone(), Arc::new(MasterKey::from_bytes([1; 32]))).unwrap());
         let (zone, resolver) = super::zone::serve(zone).await;
         let (sender, receiver) = watch::channel(Arc::new(settings));
-        let mut outbound = Self {
-            store: store.clone(),
-            queue: Arc::new(queue),
-            vips: vips.clone(),
-            routes: routes.clone(),
-            delivery: Delivery::open(store.clone()).unwrap(),
-            vip,
-            zone,
-            tls_policies: Arc::new(TlsPolicies::open(store.clone()).unwrap()),
-            settings: sender,
-            shutdown: Shutdown::new(),
-            task: None,
+        let queue = Arc::new(queue);
+        let delivery = Delivery::open(store.clone()).unwrap();
+        let pacing = Arc::new(Pacing::open(store.clone(), &receiver.borrow().clone(), queue.now()).unwrap());
+        let tls = Arc::new(ClientTls::with_roots(roots).unwrap());
+        let tls_policies = Arc::new(TlsPolicies::open(store.clone()).unwrap());
+        let world =
+            (store.clone(), queue.clone(), vips.clone(), routes.clone(), delivery.clone(), tls_policies.clone());
+        let parts = move || {
+            let (store, queue, vips, routes, delivery, tls_policies) = world.clone();
+            delivery::Parts {
+                queue,
+                gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
+                vips,
+                routes,
+                suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "suppressed")),
+                store,
+                resolver: resolver.clone(),
+                dialer: Arc::new(BoundDialer),
+                tls: tls.clone(),
+                delivery,
+                pacing: pacing.clone(),
+                tls_policies,
+                settings: receiver.clone(),
+            }
         };
-        let pacing = Pacing::open(store.clone(), &receiver.borrow().clone(), outbound.queue.now()).unwrap();
-        let pacing = Arc::new(pacing);
-        let parts = delivery::Parts {
-            queue: outbound.queue.clone(),
-            gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
+        let (settings, shutdown, parts) = (sender, Shutdown::new(), Box::new(parts));
+        let mut outbound = Self {
+            store,
+            queue,
             vips,
             routes,
-            suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "suppressed")),
-            store,
-            resolver,
-            dialer: Arc::new(BoundDialer),
-            tls: Arc::new(ClientTls::with_roots(roots).unwrap()),
-            delivery: outbound.delivery.clone(),
-            pacing,
-            tls_policies: outbound.tls_policies.clone(),
-            settings: receiver,
+            delivery,
+            vip,
+            zone,
+            tls_policies,
+            settings,
+            shutdown,
+            task: None,
+            parts,
         };
-        outbound.task = Some(tokio::spawn(delivery::run(parts, outbound.shutdown.clone())));
+        outbound.go_on();
         outbound
+    }
+
+    /// Delivers, also again after [`Outbound::stop`]: over the same queue, as far as that remembers.
+    pub fn go_on(&mut self) {
+        self.shutdown = Shutdown::new();
+        self.task = Some(tokio::spawn(delivery::run((self.parts)(), self.shutdown.clone())));
     }
 
     /// A message to these addresses, all in one lane.

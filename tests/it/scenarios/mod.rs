@@ -4,6 +4,7 @@ mod a_new_client_is_served_beside_5000_silent_ones;
 mod delivery_connections;
 mod delivery_hostile_peers;
 mod delivery_requiretls;
+mod delivery_rounds;
 mod delivery_tls;
 mod delivery_tls_policies;
 mod listeners_follow_virtual_ips;
