@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Queue;
 use super::claim::Discovery;
 use super::key::{self, Entry};
-use super::lanes::Name;
+use super::lanes::{Flight, Name};
 use super::record::{QueueTime, RecipientState};
 use super::settle::Settlement;
 use super::verdict;
@@ -149,8 +149,7 @@ impl Queue {
     /// Works the lists off once.
     pub(super) async fn do_chores(&self, wall: Timestamp) {
         self.repeat_settlements().await;
-        self.look_at_all(wall).await;
-        self.tell_outages(wall).await;
+        // Before the looks: one of them would hand out what is to be held.
         let stuck = std::mem::take(&mut self.chores().stuck);
         for name in stuck {
             if let Err(error) = self.hold_stuck(name, wall).await {
@@ -158,6 +157,8 @@ impl Queue {
                 self.chores().stuck(name);
             }
         }
+        self.look_at_all(wall).await;
+        self.tell_outages(wall).await;
         let damage = std::mem::take(&mut self.chores().damage);
         for damaged in damage {
             if let Err(error) = self.set_damage_aside(&damaged, wall).await {
@@ -205,6 +206,10 @@ impl Queue {
 
     async fn look(&self, name: Name, wall: Timestamp) -> Result<(), CommitError> {
         let _lock = self.locks.lock(name.0).await;
+        // Two looks may have been asked for, and the first has put it back: it may be claimed by now.
+        if self.in_memory().flight(name) != Some(Flight::Busy) {
+            return Ok(());
+        }
         let stored = match self.stored_record(name) {
             Ok(stored) => stored,
             Err(StoreError::Damaged(detail)) => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Queue;
 use super::key::{self, Entry};
-use super::lanes::{Name, WhileClaimed};
+use super::lanes::{Flight, Name, WhileClaimed};
 use super::record::{Claim, RecipientState};
 use super::settle::refused;
 use crate::events::MailEvent;
@@ -64,6 +64,10 @@ impl Queue {
     /// Holds what is left of a record, as it is stored.
     pub(super) async fn hold_stuck(&self, name: Name, wall: Timestamp) -> Result<(), CommitError> {
         let _lock = self.locks.lock(name.0).await;
+        // Put back meanwhile, and perhaps claimed: if its attempts go on panicking, it comes here again.
+        if self.in_memory().flight(name) != Some(Flight::Busy) {
+            return Ok(());
+        }
         let Some((old, raw)) = self.stored_record(name).map_err(refused)? else {
             self.in_memory().gone(name);
             return Ok(());

@@ -1,6 +1,8 @@
 //! How operator verbs, lists and explanations behave.
 
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::tests::{Bench, WALL, all, bounced, deferred, delivered, lane_to, message};
@@ -66,6 +68,37 @@ async fn a_hold_of_something_in_flight_applies_when_it_is_settled() {
     let claim = bench.claim_all().remove(0);
     assert_eq!(claim.record.recipients[0].state, RecipientState::Done(Ending::Delivered));
     bench.queue.settle(claim, vec![(1, delivered())], WALL).await.unwrap();
+    bench.assert_empty();
+}
+
+/// Polls once; whether it is done.
+async fn is_done(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_ready())).await
+}
+
+#[tokio::test]
+async fn a_record_looked_at_twice_is_not_put_back_under_the_attempt_that_has_it_since() {
+    let (bench, id) = bench_with(&["a@one.example"]).await;
+    let claim = bench.claim_all().remove(0);
+    bench.queue.hold(&admin(), id, &[], WALL).await.unwrap();
+    bench.queue.release(claim, Duration::ZERO);
+    // The first look waits for the message's lock, behind a verb that asks for a second look.
+    let lock = bench.queue.locks.lock(id).await;
+    let mut verb = Box::pin(async {
+        let released = bench.queue.release_hold(&admin(), id, &[], WALL).await;
+        assert_eq!(released.unwrap().recipients, [0]);
+    });
+    assert!(!is_done(&mut verb).await);
+    let mut chores = Box::pin(bench.queue.do_chores(WALL));
+    assert!(!is_done(&mut chores).await);
+    drop(lock);
+    verb.await;
+    chores.await;
+    let claim = bench.claim_all().remove(0);
+    bench.queue.do_chores(WALL).await;
+    assert!(bench.claim_all().is_empty(), "claimed twice");
+    let outcomes = all(&claim, &delivered());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
     bench.assert_empty();
 }
 

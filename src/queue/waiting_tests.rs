@@ -116,6 +116,30 @@ async fn mail_whose_attempts_panic_is_held_after_three_and_can_be_released() {
 }
 
 #[tokio::test]
+async fn what_a_verb_put_back_is_not_held_under_the_attempt_that_has_it_since() {
+    let bench = Bench::new().await;
+    let (id, _) = owed(&bench, &["a@one.example"]).await;
+    for _ in 0..3 {
+        let claim = bench.claim_all().pop().unwrap();
+        bench.queue.panicked(claim, Duration::ZERO);
+    }
+    // Both are asked for: to hold it, and to look at it. It is held, and not handed out.
+    bench.queue.hold(&Actor::local(0), id, &[], WALL).await.unwrap();
+    bench.queue.release_hold(&Actor::local(0), id, &[], WALL).await.unwrap();
+    bench.queue.do_chores(WALL).await;
+    assert!(bench.claim_all().is_empty());
+    assert_eq!(bench.count(prefix::DUE), 0);
+    bench.queue.release_hold(&Actor::local(0), id, &[], WALL).await.unwrap();
+    let claim = bench.claim_all().remove(0);
+    bench.queue.chores().stuck((id, 0));
+    bench.queue.do_chores(WALL).await;
+    assert_eq!(bench.count(prefix::DUE), 1, "it is claimed, and stays as it is");
+    let outcomes = all(&claim, &delivered());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    bench.assert_empty();
+}
+
+#[tokio::test]
 async fn held_mail_and_owed_notices_count_as_mail_of_their_virtual_ip_and_tenant() {
     let bench = Bench::new().await;
     let (id, vip) = owed(&bench, &["a@one.example"]).await;
