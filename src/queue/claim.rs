@@ -52,7 +52,8 @@ impl Queue {
             Some(WhileClaimed::Unchanged) => {
                 let lane = claim.record.lane.clone();
                 let loaded = Loaded { message: claim.message, record: claim.record };
-                lanes.pause(&lane, name, until, Some(Box::new(loaded)));
+                let entry = Entry { due: loaded.record.due, queue_id: name.0, number: name.1 };
+                lanes.pause(&lane, entry, until, Some(Box::new(loaded)));
                 drop(lanes);
                 self.nudge.notify_one();
             }
@@ -212,7 +213,7 @@ impl Queue {
             Unreadable::Now(error) => {
                 tracing::error!(queue_id = %entry.queue_id, %error, "a queued record cannot be read now");
                 let until = self.now().plus(UNREADABLE_PAUSE);
-                self.in_memory().pause(lane, name, until, None);
+                self.in_memory().pause(lane, entry, until, None);
             }
         }
     }

@@ -81,7 +81,10 @@ impl Queue {
         };
         let mut batch = Batch::new();
         let paid = match message.notice_about {
-            Some(about) => Some(self.pay_notice(&mut batch, about, id, now)?),
+            Some(about) => {
+                self.sure_of_notices(about).await?;
+                Some(self.pay_notice(&mut batch, about, id, now)?)
+            }
             None => None,
         };
         match salvaged {

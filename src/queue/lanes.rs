@@ -60,8 +60,8 @@ pub(super) enum Flight {
 struct LaneState {
     lane: Lane,
     window: BTreeMap<Entry, Option<Box<Loaded>>>,
-    /// Released with a pause: the entry's due is the pause's end, not the stored one.
-    paused: BTreeMap<Entry, Option<Box<Loaded>>>,
+    /// Released with a pause: the entry's due is the pause's end; the stored one is beside it.
+    paused: BTreeMap<Entry, (QueueTime, Option<Box<Loaded>>)>,
     horizon: Option<Entry>,
     not_before: QueueTime,
     first: Option<QueueTime>,
@@ -70,6 +70,7 @@ struct LaneState {
 /// One entry taken by a claim.
 #[derive(Debug)]
 pub(super) struct Taken {
+    /// As it is stored.
     pub(super) entry: Entry,
     pub(super) loaded: Option<Box<Loaded>>,
     pub(super) token: u64,
@@ -201,14 +202,15 @@ impl Lanes {
     }
 
     /// Gives an entry back, to be claimed again at `until`.
-    pub(super) fn pause(&mut self, lane: &Lane, name: Name, until: QueueTime, loaded: Option<Box<Loaded>>) {
+    pub(super) fn pause(&mut self, lane: &Lane, entry: Entry, until: QueueTime, loaded: Option<Box<Loaded>>) {
+        let name = (entry.queue_id, entry.number);
         let number = self.number(lane);
         let keep = self.records < RECORDS_MAX && self.record_bytes < RECORD_BYTES_MAX;
         let loaded = loaded.filter(|_| keep);
         self.count(loaded.as_deref());
         self.flights.insert(name, Flight::Paused);
         if let Some(state) = self.state(number) {
-            state.paused.insert(Entry { due: until, queue_id: name.0, number: name.1 }, loaded);
+            state.paused.insert(Entry { due: until, ..entry }, (entry.due, loaded));
         }
         self.refresh(number);
     }
@@ -294,11 +296,15 @@ impl Lanes {
             (None, Some(_)) => true,
             _ => false,
         };
-        let map = if from_pause { &mut state.paused } else { &mut state.window };
-        let (entry, loaded) = map.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
-        if !from_pause {
+        let (entry, loaded) = if from_pause {
+            let (pause, (due, loaded)) =
+                state.paused.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
+            (Entry { due, ..pause }, loaded)
+        } else {
+            let first = state.window.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
             self.entries -= 1;
-        }
+            first
+        };
         if let Some(loaded) = &loaded {
             self.uncount(loaded);
         }
@@ -318,8 +324,8 @@ impl Lanes {
     fn remove_paused(&mut self, number: u32, name: Name) {
         let Some(state) = self.state(number) else { return };
         let found = state.paused.keys().find(|entry| (entry.queue_id, entry.number) == name).copied();
-        let removed = found.and_then(|entry| state.paused.remove(&entry)).flatten();
-        if let Some(loaded) = removed {
+        let removed = found.and_then(|entry| state.paused.remove(&entry));
+        if let Some((_, Some(loaded))) = removed {
             self.uncount(&loaded);
         }
     }
@@ -423,8 +429,7 @@ pub(super) enum WhileClaimed {
 /// How many entries of the lane are known to be ready; at least one if it is due.
 fn ready(state: &LaneState, now: QueueTime) -> usize {
     const COUNTED_MAX: usize = 1_000;
-    let due = |map: &BTreeMap<Entry, Option<Box<Loaded>>>| {
-        map.keys().take(COUNTED_MAX).take_while(|entry| entry.due <= now).count()
-    };
-    (due(&state.window) + due(&state.paused)).max(1)
+    let due =
+        |keys: &mut dyn Iterator<Item = &Entry>| keys.take(COUNTED_MAX).take_while(|entry| entry.due <= now).count();
+    (due(&mut state.window.keys()) + due(&mut state.paused.keys())).max(1)
 }

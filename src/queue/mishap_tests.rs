@@ -217,6 +217,64 @@ async fn a_message_is_not_forgotten_under_a_notice_that_an_abandoned_settlement_
 }
 
 #[tokio::test]
+async fn what_is_in_doubt_about_a_message_is_not_taken_for_sure_because_of_another() {
+    let (memory, gate) = (Arc::new(MemoryStore::new()), Arc::new(Semaphore::new(3)));
+    let store = Slow::new(Arc::clone(&memory), Arc::clone(&gate));
+    let queue = Queue::open(store, memory.clone(), Settings::default()).await.unwrap();
+    queue.enqueue(message(&["a@one.example", "b@two.example"]), WALL).await.unwrap();
+    queue.enqueue(message(&["c@three.example"]), WALL).await.unwrap();
+    let [one, two, three] =
+        ["one.example", "two.example", "three.example"].map(|domain| queue.claim(&lane_to(domain), 1).remove(0));
+    let (id, first) = (one.queue_id, key::lane_record(one.queue_id, one.number));
+    let of_one = all(&one, &bounced());
+    let (of_two, of_three) = (all(&two, &delivered()), all(&three, &delivered()));
+    // Abandoned with the committer; then another message ends, and only then that batch is carried out.
+    assert!(queue.settle(one, of_one, WALL).now_or_never().is_none());
+    let other = queue.settle(three, of_three, WALL);
+    let carried_out = async {
+        tokio::task::yield_now().await;
+        gate.add_permits(1);
+        while memory.get(&first).unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let last = queue.settle(two, of_two, WALL);
+        let opened = async {
+            tokio::task::yield_now().await;
+            gate.add_permits(100);
+        };
+        tokio::join!(last, opened).0.unwrap();
+    };
+    tokio::join!(other, carried_out).0.unwrap();
+    assert!(queue.message(id).unwrap().is_some(), "the notice still needs it");
+    assert_eq!(queue.totals().notices, 1);
+}
+
+#[tokio::test]
+async fn a_record_found_damaged_after_a_pause_loses_its_due_key_all_the_same() {
+    let mut bench = Bench::new().await;
+    for _ in 0..2 {
+        bench.queue.enqueue(message(&["a@one.example"]), WALL).await.unwrap();
+    }
+    let ids: Vec<QueueId> = bench.claim_all().iter().map(|claim| claim.queue_id).collect();
+    bench.reopen().await;
+    // Both keys are in memory then, and the second record is not.
+    let first = bench.queue.claim(&lane_to("one.example"), 1).remove(0);
+    let other = ids.into_iter().find(|id| *id != first.queue_id).unwrap();
+    bench.store.fail_reads(Some(StoreError::Failed("eio".into())));
+    assert!(bench.claim_all().is_empty());
+    bench.store.fail_reads(None);
+    let mut harm = Batch::new();
+    harm.set(key::lane_record(other, 0), b"\x01garbage".to_vec());
+    bench.store.commit(harm).await.unwrap();
+    bench.pass(60_000);
+    assert!(bench.claim_all().is_empty());
+    bench.queue.do_chores(WALL).await;
+    let outcomes = all(&first, &delivered());
+    bench.queue.settle(first, outcomes, WALL).await.unwrap();
+    assert_eq!((bench.count(prefix::DUE), bench.count(prefix::LANE)), (0, 1));
+}
+
+#[tokio::test]
 async fn very_many_failures_go_into_several_notices_and_nothing_gets_stuck() {
     let bench = Bench::new().await;
     let to: Vec<String> = (0..1_500).map(|number| format!("r{number}@one.example")).collect();

@@ -4,6 +4,7 @@
 //! failure starts a new notice then, and paying asks that the stored bytes are still the same.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Queue;
@@ -28,8 +29,8 @@ pub(super) struct Owed {
     /// Key, and the stored bytes if it was handed out.
     keys: BTreeMap<Key, Option<Vec<u8>>>,
     about: HashMap<QueueId, Vec<Key>>,
-    /// There may be some in the store that are not known here.
-    is_doubtful: bool,
+    /// About these messages there may be some in the store, or on their way to it, that are not known here.
+    doubtful: HashSet<QueueId>,
 }
 
 impl Owed {
@@ -42,9 +43,14 @@ impl Owed {
         self.about.get(&id).map_or(0, Vec::len)
     }
 
-    /// More may be owed than is known: the store is asked before anything relies on none being.
-    pub(super) fn doubt(&mut self) {
-        self.is_doubtful = true;
+    /// More may be owed about this message than is known: see [`Queue::sure_of_notices`].
+    pub(super) fn doubt(&mut self, id: QueueId) {
+        self.doubtful.insert(id);
+    }
+
+    /// What is owed about this message is known.
+    pub(super) fn sure(&mut self, id: QueueId) {
+        self.doubtful.remove(&id);
     }
 
     /// The keys of all of them.
@@ -97,7 +103,34 @@ impl Owed {
     }
 }
 
+/// Notices on their way to the store. Unless that is known to have ended, what is owed about the
+/// message is in doubt. Dropped before the message's lock is.
+pub(super) struct InDoubt<'a> {
+    owed: &'a Mutex<Owed>,
+    id: Option<QueueId>,
+}
+
+impl InDoubt<'_> {
+    /// They are there.
+    pub(super) fn ended(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for InDoubt<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.owed.lock().unwrap_or_else(PoisonError::into_inner).doubt(id);
+        }
+    }
+}
+
 impl Queue {
+    /// Guards the commit of these new notices about a message.
+    pub(super) fn in_doubt(&self, id: QueueId, new: &[Key]) -> InDoubt<'_> {
+        InDoubt { owed: &self.notices, id: (!new.is_empty()).then_some(id) }
+    }
+
     /// Notices that are due now, at most one per message. The same ones are returned until they are
     /// paid (by [`Queue::enqueue`] with `notice_about`) or dropped.
     pub fn owed_notices(&self, most: usize) -> Result<Vec<NoticeOwed>, StoreError> {
@@ -157,6 +190,7 @@ impl Queue {
     pub async fn drop_notice(&self, notice: &NoticeOwed, now: Timestamp) -> Result<(), CommitError> {
         let id = notice.queue_id;
         let _lock = self.locks.lock(id).await;
+        self.sure_of_notices(id).await?;
         let own = key::notice(notice.due, id, notice.kind);
         let Some(bytes) = self.store.get(&own).map_err(refused)? else { return Ok(()) };
         let mut batch = Batch::new();
@@ -187,21 +221,31 @@ impl Queue {
         Ok(own)
     }
 
-    /// How many notices are owed about a message. To retire it on that ground, look first whether
-    /// its lane records are gone: whatever removed one owed its notices in the same batch.
-    pub(super) fn notices_about(&self, id: QueueId) -> Result<usize, CommitError> {
-        let is_doubtful = std::mem::take(&mut self.notices_owed().is_doubtful);
-        if is_doubtful {
-            self.discover_notices().map_err(refused).inspect_err(|_| self.notices_owed().doubt())?;
-            self.notice_nudge.notify_one();
+    /// Makes what is owed about a message known for sure, under its lock. Whoever went away while a
+    /// settlement was being written may have left it with the committer: once an empty batch is through,
+    /// so is theirs, and what is read then is what is owed.
+    pub(super) async fn sure_of_notices(&self, id: QueueId) -> Result<(), CommitError> {
+        if !self.notices_owed().doubtful.contains(&id) {
+            return Ok(());
         }
-        Ok(self.notices_owed().about(id))
+        self.store.commit(Batch::new()).await?;
+        self.discover_notices().map_err(refused)?;
+        self.notices_owed().sure(id);
+        self.notice_nudge.notify_one();
+        Ok(())
+    }
+
+    /// How many notices are owed about a message, after [`Queue::sure_of_notices`] and under the same
+    /// lock. To retire it on that ground, look first whether its lane records are gone: whatever removed
+    /// one owed its notices in the same batch.
+    pub(super) fn notices_about(&self, id: QueueId) -> usize {
+        self.notices_owed().about(id)
     }
 
     fn retire_after_notice(&self, batch: &mut Batch, id: QueueId, now: Timestamp) -> Result<(), CommitError> {
         let records = key::lane_records(id);
         let open = self.store.range(&records, &after_prefix(&records), 1).map_err(refused)?;
-        if open.is_empty() && self.notices_about(id)? <= 1 {
+        if open.is_empty() && self.notices_about(id) <= 1 {
             Self::retire(batch, id, now);
         }
         Ok(())

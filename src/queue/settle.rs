@@ -39,8 +39,6 @@ impl Drop for Unrecorded<'_> {
     fn drop(&mut self) {
         if let Some(settlement) = self.settlement.take() {
             let again = self.queue.now();
-            // It may have been written all the same, with a notice that memory has not heard of.
-            self.queue.notices_owed().doubt();
             self.queue.chores().keep_settlement(settlement, 0, again);
             self.queue.chore_nudge.notify_one();
         }
@@ -192,8 +190,11 @@ impl Queue {
             settings: &self.settings(),
             tells_delays: (self.policy.tells_delays)(claim.message.tenant),
         });
+        self.sure_of_notices(id).await?;
         let owed = self.write(&mut batch, &verdict, claim, settlement.at)?;
+        let doubt = self.in_doubt(id, &owed);
         self.commit(batch).await?;
+        doubt.ended();
         Ok((verdict, owed))
     }
 
@@ -232,7 +233,7 @@ impl Queue {
         if verdict.is_done()
             && owed.is_empty()
             && !self.others_open(id, &claim.message, number)?
-            && self.notices_about(id)? == 0
+            && self.notices_about(id) == 0
         {
             Self::retire(batch, id, at);
         }
@@ -305,8 +306,10 @@ impl Queue {
     fn was_recorded(&self, name: (QueueId, u16)) -> Result<(), CommitError> {
         self.in_memory().claim_is_busy(name);
         self.look_again(name);
-        // The try that was abandoned may have owed a notice that memory does not know.
+        // The try that was abandoned may have owed a notice that memory does not know. It came before
+        // the one that found out, so it is through.
         self.discover_notices().map_err(refused)?;
+        self.notices_owed().sure(name.0);
         self.notice_nudge.notify_one();
         Ok(())
     }
@@ -323,7 +326,8 @@ impl Queue {
         let mut batch = Batch::new();
         let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
         batch.remove(key::due(&claim.record.lane, entry)).remove(key::lane_record(name.0, name.1));
-        if !self.others_open(name.0, &claim.message, name.1)? && self.notices_about(name.0)? == 0 {
+        self.sure_of_notices(name.0).await?;
+        if !self.others_open(name.0, &claim.message, name.1)? && self.notices_about(name.0) == 0 {
             Self::retire(&mut batch, name.0, at);
         }
         self.commit(batch).await

@@ -158,8 +158,11 @@ impl Queue {
         }
         write_events(&mut batch, (&order, message.tenant), &changes, now);
 
-        if order.verb == Verb::Cancel && left == 0 && self.notices_about(id).map_err(AdminError::Commit)? == 0 {
-            Self::retire(&mut batch, id, now);
+        if order.verb == Verb::Cancel && left == 0 {
+            self.sure_of_notices(id).await?;
+            if self.notices_about(id) == 0 {
+                Self::retire(&mut batch, id, now);
+            }
         }
         if !changes.is_empty() || !unreadable.is_empty() {
             self.commit(batch).await?;
