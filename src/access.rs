@@ -160,7 +160,7 @@ impl Forbidden {
         match (self.sight, self.needed) {
             (Sight::ProofIsOld, _) => ": it needs a fresh proof of who you are (POST /session/confirm)".to_owned(),
             (_, Some(scope)) => format!(": it needs {scope}"),
-            (_, None) => String::new(),
+            (_, None) => ": nobody gives more than he has".to_owned(),
         }
     }
 }
@@ -254,8 +254,7 @@ impl Actor {
             _ => {}
         }
         let by_role = self.role.reach(needed.resource) >= Some(needed.action);
-        let by_scope = self.narrowing.scopes.as_ref().is_none_or(|scopes| scopes.iter().any(|own| own.covers(needed)));
-        if by_role && by_scope { Ok(()) } else { Err(self.forbidden(Sight::Seen, needed)) }
+        if by_role && self.has_scope(needed) { Ok(()) } else { Err(self.forbidden(Sight::Seen, needed)) }
     }
 
     /// Whether it may read or change this SMTP account.
@@ -302,6 +301,58 @@ impl Actor {
             }
             Proof::Standing | Proof::At(_) => Ok(()),
         }
+    }
+
+    /// Whether it may give somebody `role`, or open the way to what somebody of that role has (a new
+    /// password, one factor less): its own role reaches as far, its scopes hold all that the role
+    /// may, and it is not bound to some domains or SMTP accounts, which a role does not pass on.
+    ///
+    /// # Errors
+    /// [`Forbidden`], naming the scope it lacks if that is why.
+    pub fn may_give(&self, role: Role) -> Result<(), Forbidden> {
+        let more = |needed| Forbidden { actor: self.name.clone(), needed, sight: Sight::Seen };
+        if !self.role.may_grant(role) || self.narrowing.domains.is_some() || self.narrowing.accounts.is_some() {
+            return Err(more(None));
+        }
+        for resource in RESOURCES {
+            let Some(action) = role.reach(*resource) else { continue };
+            let needed = Scope { resource: *resource, action };
+            if !self.has_scope(needed) {
+                return Err(more(Some(needed)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it may give a key of `tenant`, or of the instance, this scope: it may itself do that.
+    ///
+    /// # Errors
+    /// As [`Actor::require`], naming the scope.
+    pub fn may_give_scope(&self, tenant: Option<TenantId>, scope: Scope) -> Result<(), Forbidden> {
+        let needed = match (tenant, scope.action) {
+            (Some(tenant), Action::Read) => Permission::Read(scope.resource, tenant),
+            (Some(tenant), Action::Write) => Permission::Write(scope.resource, tenant),
+            // For an instance key a scope on a tenant's resource holds in every tenant.
+            (None, Action::Read) => Permission::ReadInstance,
+            (None, Action::Write) => Permission::ManageInstance,
+        };
+        self.require(needed).map_err(|refused| Forbidden { needed: Some(scope), ..refused })?;
+        if self.has_scope(scope) { Ok(()) } else { Err(self.forbidden(Sight::Seen, scope)) }
+    }
+
+    /// Whether it may make or renew a login by which mail is sent as any domain of its tenant: not if it is bound to some of them.
+    ///
+    /// # Errors
+    /// [`Forbidden`].
+    pub fn may_give_login(&self) -> Result<(), Forbidden> {
+        if self.narrowing.domains.is_none() {
+            return Ok(());
+        }
+        Err(Forbidden { actor: self.name.clone(), needed: None, sight: Sight::Seen })
+    }
+
+    fn has_scope(&self, needed: Scope) -> bool {
+        self.narrowing.scopes.as_ref().is_none_or(|scopes| scopes.iter().any(|own| own.covers(needed)))
     }
 
     /// Whether it may know that `tenant` exists.
@@ -450,6 +501,38 @@ mod tests {
         assert!(!Role::Support(OWN).may_grant(Role::Developer(OWN)));
         assert!(!Role::TenantOwner(OWN).may_grant(Role::Support(OTHER)));
         assert!(!Role::TenantOwner(OWN).may_grant(Role::InstanceAdmin));
+    }
+
+    #[test]
+    fn whoever_is_narrowed_gives_only_what_the_narrowing_leaves() {
+        let narrowed = |role, narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("k", role) };
+        let scopes = |texts: &[&str]| Some(texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Scope>>());
+        let small =
+            narrowed(Role::TenantAdmin(OWN), Narrowing { scopes: scopes(&["users:write"]), ..Narrowing::default() });
+        for role in [Role::TenantAdmin(OWN), Role::Developer(OWN), Role::Analyst(OWN), Role::Support(OWN)] {
+            assert!(small.may_give(role).is_err(), "{role:?}");
+            assert!(Actor::of("a", Role::TenantAdmin(OWN)).may_give(role).is_ok(), "{role:?}");
+        }
+        let own = RESOURCES.iter().filter(|resource| **resource != Resource::Instance);
+        let read: Vec<String> = own.map(|resource| format!("{}:read", resource.word())).collect();
+        let read: Vec<&str> = read.iter().map(String::as_str).collect();
+        let reader = narrowed(Role::TenantAdmin(OWN), Narrowing { scopes: scopes(&read), ..Narrowing::default() });
+        assert!(reader.may_give(Role::Support(OWN)).is_ok());
+        let refused = reader.may_give(Role::Developer(OWN)).unwrap_err();
+        assert!(refused.needed.is_some_and(|scope| scope.action == Action::Write), "{refused}");
+        let domains = Some(vec![Domain::parse("a.example").unwrap()]);
+        for narrowing in [
+            Narrowing { domains, ..Narrowing::default() },
+            Narrowing { accounts: Some(BTreeMap::new()), ..Narrowing::default() },
+        ] {
+            let refused = narrowed(Role::TenantOwner(OWN), narrowing).may_give(Role::Support(OWN)).unwrap_err();
+            assert!(refused.to_string().ends_with("nobody gives more than he has"), "{refused}");
+        }
+        let instance =
+            narrowed(Role::InstanceAdmin, Narrowing { scopes: scopes(&["instance:write"]), ..Narrowing::default() });
+        assert!(instance.may_give_scope(None, "instance:read".parse().unwrap()).is_ok());
+        assert!(instance.may_give_scope(None, "queue:write".parse().unwrap()).is_err(), "that is every tenant's queue");
+        assert!(instance.may_give(Role::InstanceAdmin).is_err());
     }
 
     #[test]

@@ -46,12 +46,16 @@ impl Accounts {
         now: Timestamp,
     ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
         actor.require(Permission::Write(Resource::SmtpAccounts, tenant))?;
+        actor.may_give_login()?;
+        // A person bound to some accounts has no part in a new one.
+        let id = SmtpAccountId::random();
+        actor.require_account((tenant, id), Action::Write)?;
         check_networks(&new.allowed_from)?;
         let turn = self.desk.turn().await;
         let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
         let password = secret::generate();
         let account = SmtpAccount {
-            id: SmtpAccountId::random(),
+            id,
             tenant,
             login: self.free_login(&owner)?,
             secrets: vec![secret::digest(&password)],
@@ -152,6 +156,7 @@ impl Accounts {
         id: SmtpAccountId,
         now: Timestamp,
     ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
+        actor.may_give_login()?;
         let password = secret::generate();
         let digest = secret::digest(&password);
         let account = self

@@ -345,3 +345,22 @@ async fn every_change_is_in_the_audit_trail_without_its_secrets() {
     }
     assert!(!events.contains(&password) && !events.contains(second.as_str()));
 }
+
+#[tokio::test]
+async fn whoever_is_bound_to_accounts_or_domains_gets_no_other_login() {
+    use crate::access::{Action, Narrowing, Role};
+    let room = Room::new();
+    let tenant = room.tenant("shop").await.id;
+    let (own, _) = room.account(tenant).await;
+    let narrowed = |narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("user d", Role::Developer(tenant)) };
+    let accounts = Some([(own.id, Action::Write)].into());
+    let person = narrowed(Narrowing { accounts, ..Narrowing::default() });
+    let key = narrowed(Narrowing { domains: Some(vec![Domain::parse("a.example").unwrap()]), ..Narrowing::default() });
+    for actor in [&person, &key] {
+        let made = room.accounts.add_smtp_account(actor, tenant, NewSmtpAccount::default(), START).await;
+        assert!(matches!(made, Err(AdminError::Forbidden(_))), "{}", actor.name);
+    }
+    assert!(room.accounts.rotate_password(&person, own.id, START).await.is_ok(), "its own account");
+    let rotated = room.accounts.rotate_password(&key, own.id, START).await;
+    assert!(matches!(rotated, Err(AdminError::Forbidden(_))), "that login sends as every domain");
+}

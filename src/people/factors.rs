@@ -142,8 +142,8 @@ impl People {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let user = if is_self(actor, id) { self.own(actor, id)? } else { self.user_for(actor, id, Action::Write)? };
-        if !is_self(actor, id) && !actor.role.may_grant(user.role) {
-            return Err(AdminError::Invalid("only somebody of that role or above may do this".to_owned()));
+        if !is_self(actor, id) {
+            actor.may_give(user.role)?;
         }
         if user.totp.is_none() {
             return Err(AdminError::Missing("second factor".to_owned()));

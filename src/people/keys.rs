@@ -149,29 +149,15 @@ impl People {
         if new.scopes.is_empty() || new.scopes.len() > SCOPES_MAX {
             return Err(AdminError::Invalid(format!("a key has 1 to {SCOPES_MAX} scopes")));
         }
-        for scope in &new.scopes {
-            let tenant = new.tenant.filter(|_| scope.resource != Resource::Instance);
-            if scope.resource == Resource::Instance && new.tenant.is_some() {
-                return Err(AdminError::Invalid(format!("{scope} is not for a tenant's key")));
-            }
-            // For an instance key a scope on a tenant's resource holds in every tenant.
-            let needed = match tenant {
-                Some(_) => permission(scope.resource, tenant, scope.action),
-                None => permission(Resource::Instance, None, scope.action),
-            };
-            actor.require(needed).map_err(|refused| Forbidden { needed: Some(*scope), ..refused })?;
-        }
         if new.domains.len() > DOMAINS_MAX {
             return Err(AdminError::Invalid(format!("at most {DOMAINS_MAX} domains for one key")));
         }
-        if actor.narrowing.domains.is_some() && new.domains.is_empty() {
-            return Err(AdminError::Invalid("name the domains this key is for: you have only some".to_owned()));
+        if let (Some(_), Some(scope)) =
+            (new.tenant, new.scopes.iter().find(|scope| scope.resource == Resource::Instance))
+        {
+            return Err(AdminError::Invalid(format!("{scope} is not for a tenant's key")));
         }
-        new.domains.iter().try_for_each(|domain| actor.require_domain(domain))?;
-        if actor.narrowing.accounts.is_some() {
-            let (needed, sight) = (None, Sight::Seen);
-            return Err(Forbidden { actor: actor.name.clone(), needed, sight }.into());
-        }
+        may_give(actor, new.tenant, (&new.scopes, &new.domains))?;
         if new.expires.is_some_and(|expires| expires <= now) {
             return Err(AdminError::Invalid("this key would have ended already".to_owned()));
         }
@@ -225,6 +211,9 @@ impl People {
             if let Some(name) = &change.name {
                 key.name = shortened(name);
             }
+            if change.allowed_from.is_some() || change.expires.is_some() {
+                may_give(actor, key.tenant, (&key.scopes, &key.domains))?;
+            }
             if let Some(networks) = change.allowed_from {
                 check_networks(&networks)?;
                 key.allowed_from = networks;
@@ -255,7 +244,7 @@ impl People {
         let secret = secret_of(&text);
         let key = self
             .alter_key((actor, now), id, "key.rotate", |key| {
-                key.scopes.iter().try_for_each(|scope| may_hold(actor, key.tenant, *scope))?;
+                may_give(actor, key.tenant, (&key.scopes, &key.domains))?;
                 key.secrets.truncate(1);
                 for old in &mut key.secrets {
                     old.expires = Some(old.expires.map_or(now.plus(overlap), |ends| ends.min(now.plus(overlap))));
@@ -354,11 +343,21 @@ impl People {
     }
 }
 
-/// Whether the actor may itself do what `scope` allows.
-fn may_hold(actor: &Actor, tenant: Option<TenantId>, scope: Scope) -> Result<(), AdminError> {
-    let needed = match tenant {
-        Some(_) => permission(scope.resource, tenant, scope.action),
-        None => permission(Resource::Instance, None, scope.action),
-    };
-    Ok(actor.require(needed)?)
+/// Whether a key of these scopes and domains reaches no further than the actor.
+fn may_give(
+    actor: &Actor,
+    tenant: Option<TenantId>,
+    (scopes, domains): (&[Scope], &[Domain]),
+) -> Result<(), AdminError> {
+    scopes.iter().try_for_each(|scope| actor.may_give_scope(tenant, *scope))?;
+    if actor.narrowing.domains.is_some() && domains.is_empty() {
+        return Err(AdminError::Invalid("name the domains this key is for: you have only some".to_owned()));
+    }
+    domains.iter().try_for_each(|domain| actor.require_domain(domain))?;
+    if actor.narrowing.accounts.is_some() {
+        // A key cannot be bound to SMTP accounts.
+        let (needed, sight) = (None, Sight::Seen);
+        return Err(Forbidden { actor: actor.name.clone(), needed, sight }.into());
+    }
+    Ok(())
 }

@@ -149,6 +149,7 @@ impl People {
     /// If the actor may not, or the change could not be made durable.
     pub async fn set_up_link(&self, actor: &Actor, now: Timestamp) -> Result<Option<OneTimeLink>, AdminError> {
         actor.require(crate::access::Permission::ManageInstance)?;
+        actor.may_give(Role::InstanceAdmin)?;
         if self.has_instance_admin() {
             return Ok(None);
         }

@@ -445,6 +445,88 @@ async fn a_key_never_reaches_further_than_whoever_made_it() {
     assert!(people.add_key(&actor, (new_key(Some(SHOP), &["keys:write"]), None), NOW).await.is_err(), "all domains");
 }
 
+async fn key_of(people: &People, new: NewKey) -> Actor {
+    let made = people.add_key(&admin(), (new, None), NOW).await.unwrap();
+    people.key_actor(&made.text, None, NOW).unwrap()
+}
+
+fn refused_as_more<T>(result: Result<T, AdminError>) {
+    assert!(matches!(result.map(|_| ()), Err(AdminError::Forbidden(_))));
+}
+
+#[tokio::test]
+async fn a_key_with_one_scope_makes_and_opens_nobody_who_may_do_more() {
+    let (_, people) = people();
+    let anna = person(&people, "anna@example.com", Role::TenantAdmin(SHOP)).await;
+    enrol(&people, &anna, NOW).await;
+    let key = key_of(&people, new_key(Some(SHOP), &["users:write"])).await;
+    let new = |role| NewUser { email: "x@example.com".into(), name: String::new(), role, accounts: None };
+    for role in [Role::TenantAdmin(SHOP), Role::Developer(SHOP), Role::Support(SHOP)] {
+        refused_as_more(people.invite(&key, new(role), NOW).await);
+    }
+    refused_as_more(people.reset_link(&key, anna.id, NOW).await);
+    refused_as_more(people.remove_totp(&key, anna.id, NOW).await);
+    let up = UserChange { role: Some(Role::Developer(SHOP)), ..UserChange::default() };
+    refused_as_more(people.change_user(&key, anna.id, up, NOW).await);
+    let more = UserChange { accounts: Some(None), ..UserChange::default() };
+    refused_as_more(people.change_user(&key, anna.id, more, NOW).await);
+    let lock = UserChange { locked: Some(true), ..UserChange::default() };
+    assert!(people.change_user(&key, anna.id, lock, NOW).await.is_ok(), "what gives nothing needs no more");
+    let instance = key_of(&people, new_key(None, &["instance:write"])).await;
+    refused_as_more(people.set_up_link(&instance, NOW).await);
+    refused_as_more(people.add_key(&instance, (new_key(None, &["queue:write"]), None), NOW).await);
+}
+
+#[tokio::test]
+async fn a_person_bound_to_some_smtp_accounts_does_not_get_to_the_others() {
+    let (_, people) = people();
+    let own = BTreeMap::from([(SmtpAccountId(1), Action::Write)]);
+    let anna = person(&people, "anna@example.com", Role::TenantAdmin(SHOP)).await;
+    let bert = person(&people, "bert@example.com", Role::TenantAdmin(SHOP)).await;
+    enrol(&people, &bert, NOW).await;
+    let bind = UserChange { accounts: Some(Some(own.clone())), ..UserChange::default() };
+    people.change_user(&admin(), anna.id, bind, NOW).await.unwrap();
+    let entered = enter(&people, "anna@example.com", None, NOW).await.unwrap();
+    let (actor, _, _) = people.session_actor(&entered.secret, Some(HOME), NOW).unwrap();
+    let wider = [None, Some(BTreeMap::from([(SmtpAccountId(2), Action::Write)]))];
+    for accounts in wider {
+        let change = UserChange { accounts: Some(accounts), ..UserChange::default() };
+        refused_as_more(people.change_user(&actor, anna.id, change.clone(), NOW).await);
+        refused_as_more(people.change_user(&actor, bert.id, change, NOW).await);
+    }
+    for accounts in [None, Some(own)] {
+        let (email, role) = ("x@example.com".to_owned(), Role::TenantAdmin(SHOP));
+        let new = NewUser { email, name: String::new(), role, accounts };
+        refused_as_more(people.invite(&actor, new, NOW).await);
+    }
+    refused_as_more(people.reset_link(&actor, bert.id, NOW).await);
+    refused_as_more(people.remove_totp(&actor, bert.id, NOW).await);
+    let key = people.add_key(&admin(), (new_key(Some(SHOP), &["queue:read"]), None), NOW).await.unwrap().key;
+    refused_as_more(people.rotate_key(&actor, (key.id, None), Duration::ZERO, NOW).await);
+    let endless = KeyChange { expires: Some(None), ..KeyChange::default() };
+    refused_as_more(people.change_key(&actor, key.id, endless, NOW).await);
+}
+
+#[tokio::test]
+async fn a_key_bound_to_domains_gets_no_text_of_a_key_that_is_not() {
+    let (_, people) = people();
+    let bound = |domain: &str| NewKey {
+        domains: vec![Domain::parse(domain).unwrap()],
+        ..new_key(Some(SHOP), &["keys:write", "domains:write"])
+    };
+    let actor = key_of(&people, bound("a.example")).await;
+    for (new, is_given) in [
+        (new_key(Some(SHOP), &["domains:write"]), false),
+        (bound("b.example"), false),
+        (bound("a.example"), true),
+        (bound("mail.a.example"), true),
+    ] {
+        let key = people.add_key(&admin(), (new, None), NOW).await.unwrap().key;
+        let rotated = people.rotate_key(&actor, (key.id, None), Duration::ZERO, NOW).await;
+        assert_eq!(rotated.is_ok(), is_given, "{:?}", key.domains);
+    }
+}
+
 /// Whoever measures from outside must not learn which addresses exist. The figures are for people;
 /// only a gross difference fails, since the machine may be busy.
 #[tokio::test]

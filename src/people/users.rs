@@ -110,8 +110,8 @@ impl People {
         let tenant = new.role.tenant();
         actor.require(permission(Resource::Users, tenant, Action::Write))?;
         actor.require_fresh(now)?;
-        check_grant(actor, new.role)?;
-        check_accounts(new.accounts.as_ref())?;
+        actor.may_give(new.role)?;
+        check_accounts(actor, new.role, new.accounts.as_ref())?;
         let email = folded(&new.email)?;
         let turn = self.desk.turn().await;
         if self.users_of(tenant).len() >= USERS_MAX {
@@ -177,7 +177,7 @@ impl People {
                 user.name = shortened(name);
             }
             if let Some(role) = change.role {
-                check_grant(actor, role)?;
+                actor.may_give(role)?;
                 if is_self(actor, id) && role != user.role {
                     return Err(AdminError::Invalid("nobody changes his own role".to_owned()));
                 }
@@ -207,7 +207,8 @@ impl People {
                 user.allowed_from = networks;
             }
             if let Some(accounts) = change.accounts {
-                check_accounts(accounts.as_ref())?;
+                actor.may_give(user.role)?;
+                check_accounts(actor, user.role, accounts.as_ref())?;
                 user.accounts = accounts;
             }
             Ok(())
@@ -221,8 +222,9 @@ impl People {
     /// # Errors
     /// If the actor may not.
     pub async fn reset_link(&self, actor: &Actor, id: UserId, now: Timestamp) -> Result<OneTimeLink, AdminError> {
+        let turn = self.desk.turn().await;
         let user = self.user_for(actor, id, Action::Write)?;
-        check_grant(actor, user.role)?;
+        actor.may_give(user.role)?;
         actor.require_fresh(now)?;
         let mut batch = Batch::new();
         let (purpose, lasts) = match user.state {
@@ -231,7 +233,7 @@ impl People {
         };
         let link = links::make(&mut batch, purpose, lasts, now);
         records::record(&mut batch, actor, act_on("user.reset-link", &user), now);
-        self.desk.turn().await.commit(batch, || ()).await?;
+        turn.commit(batch, || ()).await?;
         Ok(link)
     }
 
@@ -357,6 +359,7 @@ impl People {
     }
 }
 
+/// For what takes away and gives nothing: only the roles count.
 fn check_grant(actor: &Actor, role: Role) -> Result<(), AdminError> {
     if actor.role.may_grant(role) {
         return Ok(());
@@ -366,10 +369,18 @@ fn check_grant(actor: &Actor, role: Role) -> Result<(), AdminError> {
     Err(crate::access::Forbidden { actor: actor.name.clone(), needed, sight }.into())
 }
 
-fn check_accounts(accounts: Option<&BTreeMap<SmtpAccountId, Action>>) -> Result<(), AdminError> {
-    if accounts.is_some_and(|accounts| accounts.len() > ACCOUNTS_MAX) {
+/// Accounts are granted beyond the role, so each must be the actor's to grant.
+fn check_accounts(
+    actor: &Actor,
+    role: Role,
+    accounts: Option<&BTreeMap<SmtpAccountId, Action>>,
+) -> Result<(), AdminError> {
+    let Some(accounts) = accounts else { return Ok(()) };
+    if accounts.len() > ACCOUNTS_MAX {
         return Err(AdminError::Invalid(format!("at most {ACCOUNTS_MAX} SMTP accounts for one person")));
     }
+    let Some(tenant) = role.tenant() else { return Ok(()) };
+    accounts.iter().try_for_each(|(id, action)| actor.require_account((tenant, *id), *action))?;
     Ok(())
 }
 
