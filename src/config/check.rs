@@ -139,6 +139,7 @@ fn pipeline(file: &File) -> pipeline::Settings {
             _ => ClientAddress::Hidden,
         },
         spill_folder: file.path("data").join("spill"),
+        message_bytes_max: file.count("submission.message_bytes_max"),
         ..pipeline::Settings::default()
     }
 }

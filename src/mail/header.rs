@@ -92,6 +92,19 @@ impl HeaderBlock {
         self.fields.insert(0, field);
     }
 
+    /// Shows each field once to `edit` and puts what it returns in its place; says whether any was
+    /// replaced. The others stay where they are, so that a long block costs no more than its length.
+    pub fn edit(&mut self, edit: impl Fn(&Field) -> Option<Field>) -> bool {
+        let mut is_changed = false;
+        for field in &mut self.fields {
+            if let Some(edited) = edit(field) {
+                *field = edited;
+                is_changed = true;
+            }
+        }
+        is_changed
+    }
+
     /// Gives the first field of that name this value where it stands, or adds one at the end;
     /// further ones are removed.
     pub fn set(&mut self, name: &str, value: &str) {
@@ -185,6 +198,22 @@ mod tests {
         block.set("b", "new");
         block.set("D", "5");
         assert_eq!(block.to_bytes(), b"A: 1\r\nB: new\r\nC: 4\r\nD: 5\r\n");
+    }
+
+    #[test]
+    fn editing_looks_at_each_field_once_and_moves_none() {
+        let mut block = HeaderBlock::parse("A: 1\r\nB: 2\r\n".repeat(5000).as_bytes()).unwrap();
+        let places =
+            |block: &HeaderBlock| -> Vec<*const u8> { block.all("A").map(|field| field.raw_value.as_ptr()).collect() };
+        let (before, looked) = (places(&block), std::cell::Cell::new(0));
+        let is_changed = block.edit(|field| {
+            looked.set(looked.get() + 1);
+            (field.name == "B").then(|| Field::new("B", "3"))
+        });
+        assert!(is_changed && looked.get() == 10_000);
+        assert!(places(&block) == before, "what is not replaced is neither copied nor moved");
+        assert_eq!(block.to_bytes(), "A: 1\r\nB: 3\r\n".repeat(5000).as_bytes());
+        assert!(!block.edit(|_| None));
     }
 
     #[test]

@@ -115,6 +115,12 @@ fn without_comments(text: &str) -> String {
     kept
 }
 
+/// Octets of a part's header block, at most; with more the part is not looked into.
+pub const PART_HEADER_OCTETS_MAX: usize = 64 * 1024;
+/// Fields of a part's header block, at most; with more the part is not looked into. A field costs
+/// far more than its octets once it is read, so they are counted first.
+pub const PART_FIELDS_MAX: usize = 1000;
+
 /// One stretch of a multipart's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stretch<'a> {
@@ -127,11 +133,12 @@ pub enum Stretch<'a> {
 }
 
 /// Cuts a multipart's body at its delimiter lines (RFC 2046 s5.1.1). The stretches in order are
-/// exactly the body. Without a single delimiter it is all `Around`.
-pub fn split_multipart<'a>(body: &'a [u8], boundary: &str) -> Vec<Stretch<'a>> {
+/// exactly the body. Without a single delimiter it is all `Around`. `None` if there are more than
+/// `parts_max` parts: each costs far more than its octets.
+pub fn split_multipart<'a>(body: &'a [u8], boundary: &str, parts_max: usize) -> Option<Vec<Stretch<'a>>> {
     let needle = format!("--{boundary}");
     let mut stretches = Vec::new();
-    let (mut from, mut is_inside) = (0, false);
+    let (mut from, mut is_inside, mut parts) = (0, false, 0_usize);
     for at in memmem::find_iter(body, needle.as_bytes()) {
         if at < from || !(at == 0 || body.get(at - 1) == Some(&b'\n')) {
             continue;
@@ -157,6 +164,10 @@ pub fn split_multipart<'a>(body: &'a [u8], boundary: &str) -> Vec<Stretch<'a>> {
         if is_close {
             break;
         }
+        parts += 1;
+        if parts > parts_max {
+            return None;
+        }
     }
     let rest = body.get(from..).unwrap_or_default();
     match is_inside {
@@ -164,7 +175,23 @@ pub fn split_multipart<'a>(body: &'a [u8], boundary: &str) -> Vec<Stretch<'a>> {
         false if rest.is_empty() => {}
         false => stretches.push(Stretch::Around(rest)),
     }
-    stretches
+    Some(stretches)
+}
+
+/// As [`split_entity`], for a part: `None` also if its header block is over
+/// [`PART_HEADER_OCTETS_MAX`] or [`PART_FIELDS_MAX`].
+pub fn split_part(entity: &[u8]) -> Option<(HeaderBlock, &[u8])> {
+    if entity.starts_with(b"\r\n") {
+        return split_entity(entity);
+    }
+    let head = entity.get(..memmem::find(entity, b"\r\n\r\n")?)?;
+    let is_field = |line: &&[u8]| !matches!(line.first(), None | Some(b' ' | b'\t'));
+    if head.len() > PART_HEADER_OCTETS_MAX
+        || head.split(|octet| *octet == b'\n').filter(is_field).count() > PART_FIELDS_MAX
+    {
+        return None;
+    }
+    split_entity(entity)
 }
 
 /// Cuts an entity into its header block and its body. `None` if there is no empty line or the

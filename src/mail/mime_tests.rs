@@ -25,7 +25,7 @@ fn a_multipart_is_cut_at_its_delimiter_lines_only() {
     let body = b"pre\r\n--b\r\nA: 1\r\n\r\none\r\n--bx\r\n x--b\r\n--b \t\r\n\r\n--b--\r\npost\r\n--b\r\n";
     use Stretch::{Around, Delimiter, Part};
     assert_eq!(
-        split_multipart(body, "b"),
+        split_multipart(body, "b", 10).unwrap(),
         [
             Around(b"pre\r\n"),
             Delimiter(b"--b\r\n"),
@@ -36,9 +36,30 @@ fn a_multipart_is_cut_at_its_delimiter_lines_only() {
             Around(b"post\r\n--b\r\n"),
         ]
     );
-    assert_eq!(split_multipart(b"none\r\n", "b"), [Around(b"none\r\n")]);
-    assert_eq!(split_multipart(b"--b\r\n--b--", "b"), [Delimiter(b"--b\r\n"), Part(b""), Delimiter(b"--b--")]);
-    assert_eq!(split_multipart(b"--b\r\ncut", "b"), [Delimiter(b"--b\r\n"), Part(b"cut")]);
+    assert_eq!(split_multipart(b"none\r\n", "b", 10).unwrap(), [Around(b"none\r\n")]);
+    assert_eq!(
+        split_multipart(b"--b\r\n--b--", "b", 10).unwrap(),
+        [Delimiter(b"--b\r\n"), Part(b""), Delimiter(b"--b--")]
+    );
+    assert_eq!(split_multipart(b"--b\r\ncut", "b", 10).unwrap(), [Delimiter(b"--b\r\n"), Part(b"cut")]);
+}
+
+#[test]
+fn a_multipart_of_too_many_parts_is_not_cut() {
+    let body = |parts: usize| "--b\r\n\r\n".repeat(parts) + "--b--\r\n";
+    assert_eq!(split_multipart(body(3).as_bytes(), "b", 3).unwrap().len(), 7);
+    assert_eq!(split_multipart(body(4).as_bytes(), "b", 3), None);
+}
+
+#[test]
+fn a_part_with_too_long_a_header_is_not_read() {
+    let part = |fields: usize| "a:\r\n b\r\n".repeat(fields) + "\r\nbody";
+    assert_eq!(split_part(part(PART_FIELDS_MAX).as_bytes()).unwrap().0.fields().len(), PART_FIELDS_MAX);
+    assert_eq!(split_part(part(PART_FIELDS_MAX + 1).as_bytes()), None);
+    let long = |octets: usize| format!("a:{}\r\n\r\n", "x".repeat(octets - 2));
+    assert!(split_part(long(PART_HEADER_OCTETS_MAX).as_bytes()).is_some());
+    assert_eq!(split_part(long(PART_HEADER_OCTETS_MAX + 1).as_bytes()), None);
+    assert_eq!(split_part(b"\r\nbody"), Some((HeaderBlock::default(), b"body".as_slice())));
 }
 
 #[test]
@@ -101,7 +122,7 @@ proptest! {
             prop_oneof![Just("--b"), Just("--b--"), Just("\r\n"), Just("x"), Just("--bb"), Just(" ")], 0..30),
     ) {
         let body = pieces.concat().into_bytes();
-        let joined: Vec<u8> = split_multipart(&body, "b").into_iter().flat_map(|stretch| match stretch {
+        let joined: Vec<u8> = split_multipart(&body, "b", 10).unwrap().into_iter().flat_map(|stretch| match stretch {
             Stretch::Around(text) | Stretch::Delimiter(text) | Stretch::Part(text) => text.to_vec(),
         }).collect();
         prop_assert_eq!(joined, body);

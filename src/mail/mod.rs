@@ -33,8 +33,8 @@ pub use labels::{
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
 pub use mime::{
-    LINE_OCTETS_MAX, MediaType, Stretch, has_long_line, repair_base64, repair_quoted_printable, split_entity,
-    split_multipart, to_base64, to_quoted_printable,
+    LINE_OCTETS_MAX, MediaType, PART_FIELDS_MAX, PART_HEADER_OCTETS_MAX, Stretch, has_long_line, repair_base64,
+    repair_quoted_printable, split_entity, split_multipart, split_part, to_base64, to_quoted_printable,
 };
 pub use spill::BodyWriter;
 pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable};

@@ -25,6 +25,7 @@ pub struct Encoding {
     /// Counts KiB of bodies being rewritten in memory.
     pub(super) rewrite_kib: Arc<Semaphore>,
     pub(super) rewrite_kib_max: u32,
+    pub(super) message_bytes_max: u64,
 }
 
 #[async_trait]
@@ -49,6 +50,7 @@ impl Stage for Encoding {
                 spill_folder: self.spill_folder.clone(),
                 rewrite_kib: Arc::clone(&self.rewrite_kib),
                 rewrite_kib_max: self.rewrite_kib_max,
+                message_bytes_max: self.message_bytes_max,
             };
             let hop = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
@@ -58,8 +60,6 @@ impl Stage for Encoding {
         };
         *draft = converted;
         about.octets = octets;
-        // What is left in UTF-8 there (an address, say) may only go to peers that take it (RFC 6531 s3.5).
-        about.header_octets = Octets::of(&draft.header.to_bytes());
         // What is left in UTF-8 there (an address, say) may only go to peers that take it (RFC 6531 s3.5).
         about.header_octets = Octets::of(&draft.header.to_bytes());
         Ok(())
@@ -83,7 +83,7 @@ impl Encoding {
                 whole.into()
             }
         };
-        let plan = rewrite::plan_message(&mut draft.header, &octets);
+        let plan = rewrite::plan_message(&mut draft.header, &octets, self.message_bytes_max);
         if plan.is_changed() {
             let mut writer = BodyWriter::new(&self.spill_folder);
             plan.write(&mut |piece| writer.write(piece))?;

@@ -5,9 +5,15 @@ use proptest::prelude::*;
 
 use super::super::samples::{self, smtp_about};
 use super::*;
+use crate::mail::PART_FIELDS_MAX;
 
 fn stage(spill_folder: &std::path::Path) -> Encoding {
-    Encoding { spill_folder: spill_folder.to_owned(), rewrite_kib: Arc::new(Semaphore::new(64)), rewrite_kib_max: 64 }
+    Encoding {
+        spill_folder: spill_folder.to_owned(),
+        rewrite_kib: Arc::new(Semaphore::new(64)),
+        rewrite_kib_max: 64,
+        message_bytes_max: 25 * 1024 * 1024,
+    }
 }
 
 async fn converted(message: &[u8]) -> (Vec<u8>, Octets) {
@@ -197,6 +203,64 @@ async fn nesting_has_an_end() {
     let (out, octets) = converted(message.as_bytes()).await;
     assert!(out == message.as_bytes());
     assert_eq!(octets, Octets::Eight);
+}
+
+const MULTIPART: &str =
+    "From: a@shop.example\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n";
+
+#[tokio::test]
+async fn a_part_with_too_many_fields_is_left_alone_and_the_others_are_not() {
+    let part =
+        |fields: usize| format!("{MULTIPART}--x\r\n{}\r\n\r\n--x\r\n\r\nä\r\n--x--\r\n", "a:ä\r\n".repeat(fields));
+    let (out, octets) = converted(part(PART_FIELDS_MAX).as_bytes()).await;
+    assert!(out.is_ascii() && octets == Octets::Seven);
+    let (out, octets) = converted(part(50 * PART_FIELDS_MAX).as_bytes()).await;
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(out.matches("a:ä\r\n").count(), 50 * PART_FIELDS_MAX);
+    assert!(out.contains("=C3=A4") || out.contains("w6Q"), "the other part is converted");
+    assert_eq!(octets, Octets::Eight);
+}
+
+#[tokio::test]
+async fn a_message_of_too_many_parts_is_left_alone_nested_ones_counted() {
+    let many = |parts: usize| format!("{MULTIPART}{}ä\r\n--x--\r\n", "--x\r\n\r\n".repeat(parts));
+    assert!(converted(many(rewrite::PARTS_MAX).as_bytes()).await.0.is_ascii());
+    let message = many(rewrite::PARTS_MAX + 1);
+    let (out, octets) = converted(message.as_bytes()).await;
+    assert!(out == message.as_bytes() && octets == Octets::Eight);
+    let inner = "--y\r\n\r\nä\r\n".repeat(100);
+    let part = format!("--x\r\nContent-Type: multipart/mixed; boundary=y\r\n\r\n{inner}--y--\r\n");
+    let message = format!("{MULTIPART}{}--x--\r\n", part.repeat(rewrite::PARTS_MAX / 100));
+    let (out, octets) = converted(message.as_bytes()).await;
+    assert!(out == message.as_bytes() && octets == Octets::Eight, "each multipart is within the limit, all are not");
+}
+
+#[test]
+fn what_would_outgrow_the_limit_of_messages_is_not_rewritten() {
+    let long = "x".repeat(1000);
+    for message in [
+        format!("From: a@shop.example\r\n\r\n{}\r\n", "日本語".repeat(300)),
+        format!("{MULTIPART}--x\r\na: ä\r\n\r\n{long}\r\n--x--\r\n"),
+        format!("{MULTIPART}{}--x--\r\n", "--x\r\nContent-Type: text/x; n=ä\r\n\r\n\r\n".repeat(200)),
+        format!("Content-Transfer-Encoding: quoted-printable\r\n\r\n{}\r\n", "ä".repeat(600)),
+    ] {
+        let given = samples::draft(&message);
+        let body = &message.as_bytes()[given.header.length() + 2..];
+        let mut header = given.header.clone();
+        let plan = rewrite::plan_message(&mut header, body, u64::MAX);
+        let mut length = header.length() as u64 + 2;
+        plan.write(&mut |piece| {
+            length += piece.len() as u64;
+            Ok(())
+        })
+        .unwrap();
+        assert!(plan.is_changed() && length > message.len() as u64);
+        let mut header = given.header.clone();
+        assert!(rewrite::plan_message(&mut header, body, length).is_changed(), "at the limit");
+        let mut header = given.header.clone();
+        let plan = rewrite::plan_message(&mut header, body, length - 1);
+        assert!(!plan.is_changed() && header == given.header && plan.octets() == Octets::of(body), "over it");
+    }
 }
 
 #[tokio::test]

@@ -102,6 +102,8 @@ pub struct Settings {
     /// Bytes of bodies over 64 KiB being scanned or rewritten at once (64 MiB); a longer body is
     /// rewritten alone.
     pub rewrite_bytes_max: u64,
+    /// Bytes of a message (25 MiB): one that would be longer after the conversion to ASCII is not converted.
+    pub message_bytes_max: u64,
     /// How far ahead `X-Send-At` may be (7 days), as FUTURERELEASE.
     pub hold_max: Duration,
     /// Where rewritten bodies over 256 KiB are spilled; on the disk of the data folder.
@@ -115,6 +117,7 @@ impl Default for Settings {
             client_address: ClientAddress::Hidden,
             received_max: 100,
             rewrite_bytes_max: 64 * 1024 * 1024,
+            message_bytes_max: 25 * 1024 * 1024,
             hold_max: Duration::from_secs(7 * 24 * 3600),
             spill_folder: PathBuf::from("/var/lib/postern/spill"),
         }
@@ -224,6 +227,7 @@ impl Pipeline {
                 spill_folder: settings.spill_folder,
                 rewrite_kib: Arc::new(Semaphore::new(rewrite_kib_max as usize)),
                 rewrite_kib_max,
+                message_bytes_max: settings.message_bytes_max,
             }),
             Box::new(trace::Trace { live: Arc::clone(&live), received_max: settings.received_max }),
             Box::new(sign::Sign {

@@ -2,7 +2,9 @@
 //!
 //! The plan comes first because a multipart's Content-Transfer-Encoding is written before its parts
 //! and depends on them. Easy to get wrong: whatever cannot be read in exactly one way (two
-//! Content-Type fields, an unknown encoding, too deep nesting) is left as it is.
+//! Content-Type fields, an unknown encoding, too deep nesting) is left as it is. So is what would
+//! cost more than it is worth: a part whose header is too long, and the whole of a message of too
+//! many parts or one that would outgrow the limit of messages.
 
 use std::borrow::Cow;
 use std::io;
@@ -11,11 +13,13 @@ use super::about::Octets;
 use super::words;
 use crate::mail::{
     Field, HeaderBlock, LINE_OCTETS_MAX, MediaType, Stretch, has_long_line, repair_base64, repair_quoted_printable,
-    split_entity, split_multipart, to_base64, to_quoted_printable,
+    split_multipart, split_part, to_base64, to_quoted_printable,
 };
 
 /// Multiparts inside each other, at most; deeper ones are left as they are.
 pub const NESTING_MAX: u32 = 32;
+/// Parts of a message, nested ones included, at most; one with more is left as it is.
+pub const PARTS_MAX: usize = 10_000;
 /// Where a field that is too long is folded, if white space allows.
 const FOLD_OCTETS: usize = 78;
 
@@ -58,16 +62,57 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// Octets it will write.
+    fn length(&self) -> u64 {
+        let pieces = self.pieces.iter().map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::Body(plan) => plan.length(),
+        });
+        pieces.sum()
+    }
+
     fn push_bytes(&mut self, bytes: Cow<'a, [u8]>) {
         self.octets = self.octets.and(Octets::of(&bytes));
         self.pieces.push(Piece::Bytes(bytes));
     }
 }
 
-/// Plans a whole message; its header block is changed to match.
-pub fn plan_message<'a>(header: &mut HeaderBlock, body: &'a [u8]) -> Plan<'a> {
+/// What a message may still cost.
+struct Room {
+    parts: usize,
+    /// Of what is written anew.
+    octets: u64,
+    is_short: bool,
+}
+
+impl Room {
+    /// Takes `octets`, if there is as much; else the message is left as it is.
+    fn take(&mut self, octets: usize) -> bool {
+        match self.octets.checked_sub(octets as u64).filter(|_| !self.is_short) {
+            Some(left) => self.octets = left,
+            None => self.is_short = true,
+        }
+        !self.is_short
+    }
+}
+
+/// Plans a whole message; its header block is changed to match. Message and header stay as they
+/// are if there are more than [`PARTS_MAX`] parts, or the result would be over `message_bytes_max`.
+pub fn plan_message<'a>(header: &mut HeaderBlock, body: &'a [u8], message_bytes_max: u64) -> Plan<'a> {
+    let mut room = Room { parts: PARTS_MAX, octets: message_bytes_max, is_short: false };
+    let mut rewritten = header.clone();
+    let plan = plan_whole(&mut rewritten, body, &mut room);
+    let length = plan.length() + rewritten.length() as u64 + 2;
+    if room.is_short || (plan.is_changed && length > message_bytes_max) {
+        return Plan::untouched(body);
+    }
+    *header = rewritten;
+    plan
+}
+
+fn plan_whole<'a>(header: &mut HeaderBlock, body: &'a [u8], room: &mut Room) -> Plan<'a> {
     let is_mime = header.count("MIME-Version") > 0;
-    let mut plan = plan_body(header, body, DEFAULT_TYPE, 0);
+    let mut plan = plan_body(header, body, DEFAULT_TYPE, (0, room));
     if plan.is_changed && !is_mime {
         header.append("MIME-Version", "1.0");
     }
@@ -81,7 +126,7 @@ pub fn plan_message<'a>(header: &mut HeaderBlock, body: &'a [u8]) -> Plan<'a> {
     plan
 }
 
-fn plan_body<'a>(header: &mut HeaderBlock, body: &'a [u8], default: &str, depth: u32) -> Plan<'a> {
+fn plan_body<'a>(header: &mut HeaderBlock, body: &'a [u8], default: &str, (depth, room): (u32, &mut Room)) -> Plan<'a> {
     let is_clean = body.is_ascii() && !has_long_line(body);
     if is_clean || depth > NESTING_MAX || header.count("Content-Type") > 1 || header.count(ENCODING) > 1 {
         return Plan::untouched(body);
@@ -96,13 +141,17 @@ fn plan_body<'a>(header: &mut HeaderBlock, body: &'a [u8], default: &str, depth:
         ("multipart", subtype) if is_identity => match media_type.boundary() {
             Some(boundary) => {
                 let default = if subtype == "digest" { "message/rfc822" } else { DEFAULT_TYPE };
-                plan_multipart(split_multipart(body, boundary), default, depth)
+                let Some(stretches) = split_multipart(body, boundary, room.parts) else {
+                    room.is_short = true;
+                    return Plan::untouched(body);
+                };
+                plan_multipart(stretches, default, (depth, room))
             }
             None => return Plan::untouched(body),
         },
-        ("message", "rfc822") if is_identity => plan_entity(body, DEFAULT_TYPE, depth),
+        ("message", "rfc822") if is_identity => plan_entity(body, DEFAULT_TYPE, (depth, room)),
         ("multipart" | "message", _) => return Plan::untouched(body),
-        _ => return plan_leaf(header, body, &media_type, &encoding),
+        _ => return plan_leaf(header, body, (&media_type, &encoding), room),
     };
     // The encoding of a composite is the widest inside it (RFC 2045 s6.4).
     if plan.is_changed && plan.octets == Octets::Seven && matches!(encoding.as_str(), "8bit" | "binary") {
@@ -111,16 +160,18 @@ fn plan_body<'a>(header: &mut HeaderBlock, body: &'a [u8], default: &str, depth:
     plan
 }
 
-fn plan_multipart<'a>(stretches: Vec<Stretch<'a>>, default: &str, depth: u32) -> Plan<'a> {
+fn plan_multipart<'a>(stretches: Vec<Stretch<'a>>, default: &str, (depth, room): (u32, &mut Room)) -> Plan<'a> {
+    let parts = stretches.iter().filter(|stretch| matches!(stretch, Stretch::Part(_))).count();
+    room.parts = room.parts.saturating_sub(parts);
     let mut whole = Plan { pieces: Vec::with_capacity(stretches.len()), octets: Octets::Seven, is_changed: false };
-    let has_parts = stretches.iter().any(|stretch| matches!(stretch, Stretch::Part(_)));
+    let has_parts = parts > 0;
     for stretch in stretches {
         match stretch {
             // Shown to nobody and not convertible: left out. Without any part it is all there is.
             Stretch::Around(text) if has_parts && (!text.is_ascii() || has_long_line(text)) => whole.is_changed = true,
             Stretch::Around(text) | Stretch::Delimiter(text) => whole.push_bytes(Cow::Borrowed(text)),
             Stretch::Part(entity) => {
-                let part = plan_entity(entity, default, depth);
+                let part = plan_entity(entity, default, (depth, &mut *room));
                 whole.octets = whole.octets.and(part.octets);
                 whole.is_changed |= part.is_changed;
                 whole.pieces.push(Piece::Body(part));
@@ -131,14 +182,18 @@ fn plan_multipart<'a>(stretches: Vec<Stretch<'a>>, default: &str, depth: u32) ->
 }
 
 /// A part or an attached message: header block, empty line, body.
-fn plan_entity<'a>(entity: &'a [u8], default: &str, depth: u32) -> Plan<'a> {
-    let Some((mut header, body)) = split_entity(entity) else {
+fn plan_entity<'a>(entity: &'a [u8], default: &str, (depth, room): (u32, &mut Room)) -> Plan<'a> {
+    let split = if room.is_short { None } else { split_part(entity) };
+    let Some((mut header, body)) = split else {
         return Plan::untouched(entity);
     };
     let is_encoded = words::encode_fields(&mut header);
     let is_folded = fold_long_fields(&mut header);
-    let plan = plan_body(&mut header, body, default, depth + 1);
+    let plan = plan_body(&mut header, body, default, (depth + 1, &mut *room));
     if !plan.is_changed && !is_folded && !is_encoded {
+        return Plan::untouched(entity);
+    }
+    if !room.take(header.length() + 2) {
         return Plan::untouched(entity);
     }
     let mut head = header.to_bytes();
@@ -147,14 +202,28 @@ fn plan_entity<'a>(entity: &'a [u8], default: &str, depth: u32) -> Plan<'a> {
     Plan { pieces: vec![Piece::Bytes(Cow::Owned(head)), Piece::Body(plan)], octets, is_changed: true }
 }
 
-fn plan_leaf<'a>(header: &mut HeaderBlock, body: &'a [u8], media_type: &MediaType, encoding: &str) -> Plan<'a> {
+fn plan_leaf<'a>(
+    header: &mut HeaderBlock,
+    body: &'a [u8],
+    (media_type, encoding): (&MediaType, &str),
+    room: &mut Room,
+) -> Plan<'a> {
+    let is_identity = matches!(encoding, "" | "7bit" | "8bit" | "binary");
+    let is_quoted = encoding == "quoted-printable" || is_identity && media_type.kind == "text" && is_mostly_ascii(body);
+    // What it takes at least is known before it is made, so that no more memory is taken than there may be.
+    let octets = match is_quoted {
+        true => body.len() + 2 * body.iter().filter(|octet| !octet.is_ascii()).count(),
+        false if is_identity => body.len().div_ceil(3) * 4,
+        false => 0,
+    };
+    if !room.take(octets) {
+        return Plan::untouched(body);
+    }
     let (encoded, name) = match encoding {
         "quoted-printable" => return Plan::encoded(repair_quoted_printable(body)),
         "base64" => return Plan::encoded(repair_base64(body)),
-        "" | "7bit" | "8bit" | "binary" if media_type.kind == "text" && is_mostly_ascii(body) => {
-            (to_quoted_printable(body), "quoted-printable")
-        }
-        "" | "7bit" | "8bit" | "binary" => (to_base64(body), "base64"),
+        _ if is_quoted => (to_quoted_printable(body), "quoted-printable"),
+        _ if is_identity => (to_base64(body), "base64"),
         _ => return Plan::untouched(body),
     };
     // Without a type a reader has to guess the charset, and guesses differently once it is encoded.
@@ -178,19 +247,10 @@ pub fn fold_long_fields(header: &mut HeaderBlock) -> bool {
         field.name.len() + 1 + field.raw_value.len() > LINE_OCTETS_MAX
             && has_long_line(&[field.name.as_bytes(), b":", &field.raw_value].concat())
     };
-    if !header.fields().iter().any(is_long) {
-        return false;
-    }
-    let mut folded = HeaderBlock::default();
-    for field in header.fields().iter().rev() {
-        let mut field = field.clone();
-        if is_long(&field) {
-            field.raw_value = folded_value(field.name.len() + 1, &field.raw_value);
-        }
-        folded.prepend_field(field);
-    }
-    *header = folded;
-    true
+    header.edit(|field| {
+        let folded = |field: &Field| folded_value(field.name.len() + 1, &field.raw_value);
+        is_long(field).then(|| Field { name: field.name.clone(), raw_value: folded(field) })
+    })
 }
 
 fn folded_value(name_octets: usize, raw_value: &[u8]) -> Vec<u8> {

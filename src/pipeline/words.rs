@@ -64,20 +64,7 @@ const FIXED_FIELDS: &[&str] = &[
 
 /// Makes every field ASCII that can be; says whether anything was changed.
 pub fn encode_fields(header: &mut HeaderBlock) -> bool {
-    let raw = |field: &Field| !field.raw_value.is_ascii();
-    if !header.fields().iter().any(raw) {
-        return false;
-    }
-    let mut is_changed = false;
-    let fields = header.fields().iter().map(|field| {
-        let encoded = if raw(field) { encoded(field) } else { None };
-        is_changed |= encoded.is_some();
-        encoded.unwrap_or_else(|| field.clone())
-    });
-    let fields: Vec<Field> = fields.collect();
-    *header = HeaderBlock::default();
-    fields.into_iter().rev().for_each(|field| header.prepend_field(field));
-    is_changed
+    header.edit(|field| if field.raw_value.is_ascii() { None } else { encoded(field) })
 }
 
 /// The field in ASCII, `None` if it has to stay as it is.

@@ -26,7 +26,7 @@ pub fn media_type(input: &[u8]) {
     assert!(again.is(&read.kind, &read.subtype));
     let Some(boundary) = read.boundary() else { return };
     assert!((1..=70).contains(&boundary.len()) && !boundary.ends_with(' '));
-    let stretches = split_multipart(body, boundary);
+    let Some(stretches) = split_multipart(body, boundary, 10_000) else { return };
     let mut joined = Vec::new();
     let mut may_be_part = false;
     for stretch in &stretches {
@@ -114,7 +114,7 @@ fn assert_encoded(encoded: &[u8], length: usize) {
 /// Folds and rewrites a message as the pipeline does.
 fn rewritten(header: &mut HeaderBlock, body: &[u8]) -> (Vec<u8>, Octets, bool) {
     fold_long_fields(header);
-    let plan = plan_message(header, body);
+    let plan = plan_message(header, body, u64::MAX);
     let mut out = Vec::new();
     plan.write(&mut |piece| {
         out.extend_from_slice(piece);
