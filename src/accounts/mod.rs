@@ -49,7 +49,7 @@ pub struct Tenant {
     pub limits: Limits,
     /// Whether delay notices go to senders who did not ask for them.
     pub delay_notices: DelayNotices,
-    /// For mail that did not come by SMTP and for notices to it.
+    /// For mail that did not come by SMTP.
     pub default_vip: Option<VipId>,
     /// Whether the operator's queue verb may move its waiting mail to a shared virtual IP.
     pub move_to_shared: MoveToShared,

@@ -207,7 +207,7 @@ pub struct TenantSet {
     /// Whether delay notices go to senders who did not ask for them
     #[arg(long, value_name = "YES|NO")]
     pub delay_notices: Option<Switch>,
-    /// The virtual IP notices to it leave by: an address or id, or `none`
+    /// The virtual IP that mail handed in otherwise than by SMTP leaves by: an address or id, or `none`
     #[arg(long, value_name = "VIP")]
     pub default_vip: Option<String>,
 }

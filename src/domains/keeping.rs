@@ -18,7 +18,8 @@ use crate::mail::{Domain, TenantId};
 use crate::records::{self, AdminError};
 use crate::store::StoreError;
 
-/// The signatures (`selector._domainkey.domain`) that messages in the queue name.
+/// The signatures (`selector._domainkey.domain`) that messages in the queue name. It may read the
+/// whole queue, so this room calls it on a blocking thread only.
 pub type SelectorUsage = Arc<dyn Fn() -> Result<HashSet<String>, StoreError> + Send + Sync>;
 
 /// How often [`Domains::run`] looks for something to do.
@@ -66,24 +67,32 @@ impl Domains {
         }
     }
 
-    /// A domain and its old selectors.
-    pub fn status(
+    /// Domains of a tenant and their old selectors, in the order asked for. The queue is asked once,
+    /// and only if one of them has old selectors.
+    pub async fn status(
         &self,
         actor: &Actor,
         tenant: TenantId,
-        domain: &Domain,
+        domains: &[Domain],
         now: Timestamp,
-    ) -> Result<Status, AdminError> {
+    ) -> Result<Vec<Status>, AdminError> {
         actor.require(Permission::Read(Resource::Domains, tenant))?;
-        actor.require_domain(domain)?;
-        let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
-        let named = if record.retired.is_empty() { None } else { self.named() };
-        let retired = record.retired.iter().map(|retired| RetiredSelectors {
-            names: names(&record, retired),
-            at: retired.at,
-            may_go: self.may_go(&record, retired, named.as_ref(), now),
-        });
-        Ok(Status { retired: retired.collect(), domain: record })
+        let mut records = Vec::with_capacity(domains.len());
+        for domain in domains {
+            actor.require_domain(domain)?;
+            records.push(self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone());
+        }
+        let has_past = records.iter().any(|record| !record.retired.is_empty());
+        let named = if has_past { self.named().await } else { None };
+        let status = |record: SendingDomain| {
+            let retired = record.retired.iter().map(|retired| RetiredSelectors {
+                names: names(&record, retired),
+                at: retired.at,
+                may_go: self.may_go(&record, retired, named.as_ref(), now),
+            });
+            Status { retired: retired.collect(), domain: record }
+        };
+        Ok(records.into_iter().map(status).collect())
     }
 
     /// Does what is due: looks domains up again, notes which old selectors no message names any
@@ -124,14 +133,16 @@ impl Domains {
         }
     }
 
-    fn named(&self) -> Option<HashSet<String>> {
-        match self.usage.get()?() {
-            Ok(named) => Some(named),
-            Err(error) => {
-                tracing::warn!(%error, "the queue cannot say which selectors it names");
-                None
-            }
-        }
+    /// Asks the queue, off the async workers.
+    async fn named(&self) -> Option<HashSet<String>> {
+        let usage = Arc::clone(self.usage.get()?);
+        let refused = match tokio::task::spawn_blocking(move || usage()).await {
+            Ok(Ok(named)) => return Some(named),
+            Ok(Err(error)) => error.to_string(),
+            Err(panicked) => panicked.to_string(),
+        };
+        tracing::warn!(error = refused, "the queue cannot say which selectors it names");
+        None
     }
 
     fn may_go(
@@ -158,7 +169,7 @@ impl Domains {
         if with_past.is_empty() {
             return;
         }
-        let Some(named) = self.named() else { return };
+        let Some(named) = self.named().await else { return };
         for record in with_past {
             let mut retired = Vec::new();
             for mut old in record.retired.clone() {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use proptest::prelude::*;
@@ -313,26 +314,62 @@ async fn an_old_selector_may_go_a_week_after_the_last_message_that_names_it() {
     let next = rotating.next_keys.clone().unwrap();
     room.publish(&next, &rotating);
     room.verify(SHOP, "shop.example", START).await;
-    let may_go = |now| room.domains.status(&room.actor, SHOP, &which, now).unwrap().retired[0].may_go;
-    assert_eq!(may_go(START.plus(DAY * 30)), MayGo::NotYet, "nobody has asked the queue");
+    let may_go = async |now| {
+        let status = room.domains.status(&room.actor, SHOP, std::slice::from_ref(&which), now).await.unwrap();
+        status[0].retired[0].may_go
+    };
+    assert_eq!(may_go(START.plus(DAY * 30)).await, MayGo::NotYet, "nobody has asked the queue");
     let named: Arc<Mutex<HashSet<String>>> = Arc::default();
     named.lock().unwrap().insert(before.key_name(&before.keys.ed25519.selector));
     let asked = Arc::clone(&named);
-    room.domains.ask_usage_of(Arc::new(move || Ok(asked.lock().unwrap().clone())));
+    let (threads, here) = (Arc::new(Mutex::new(Vec::new())), std::thread::current().id());
+    let seen = Arc::clone(&threads);
+    room.domains.ask_usage_of(Arc::new(move || {
+        seen.lock().unwrap().push(std::thread::current().id());
+        Ok(asked.lock().unwrap().clone())
+    }));
     room.domains.keep(START.plus(DAY * 30)).await;
-    assert_eq!(may_go(START.plus(DAY * 30)), MayGo::NotYet, "a message still names it");
+    assert_eq!(may_go(START.plus(DAY * 30)).await, MayGo::NotYet, "a message still names it");
     named.lock().unwrap().clear();
     let free = START.plus(DAY * 31);
     room.domains.keep(free).await;
-    assert_eq!(may_go(free), MayGo::At(free.plus(DAY * 7)));
+    assert_eq!(may_go(free).await, MayGo::At(free.plus(DAY * 7)));
     room.domains.keep(free.plus(DAY * 3)).await;
-    assert_eq!(may_go(free.plus(DAY * 7)), MayGo::Now);
+    assert_eq!(may_go(free.plus(DAY * 7)).await, MayGo::Now);
     room.domains.keep(free.plus(DAY * 8)).await;
     assert_eq!(room.get(SHOP, "shop.example").retired.len(), 1, "its record is still in DNS");
     room.unpublish();
     room.publish(&next, &rotating);
     room.domains.keep(free.plus(DAY * 9)).await;
     assert!(room.get(SHOP, "shop.example").retired.is_empty());
+    let threads = threads.lock().unwrap();
+    assert!(threads.len() > 5 && !threads.contains(&here), "the queue is read off the async workers");
+}
+
+#[tokio::test]
+async fn a_list_of_domains_asks_the_queue_once_and_only_for_old_selectors() {
+    let room = Room::new();
+    let times = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&times);
+    room.domains.ask_usage_of(Arc::new(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(HashSet::new())
+    }));
+    let names = ["shop.example", "shop.test"].map(domain);
+    for name in &names {
+        room.add_verified(SHOP, name.as_str()).await;
+    }
+    let status = async || room.domains.status(&room.actor, SHOP, &names, START).await.unwrap();
+    assert_eq!(status().await.len(), 2);
+    assert_eq!(times.load(Ordering::SeqCst), 0, "nothing is old");
+    for name in &names {
+        let next = room.domains.rotate(&room.actor, SHOP, name, START).await.unwrap();
+        room.publish(&next.next_keys.clone().unwrap(), &next);
+        room.verify(SHOP, name.as_str(), START).await;
+    }
+    let all = status().await;
+    assert!(all.iter().zip(&names).all(|(one, name)| one.domain.domain == *name && one.retired.len() == 1));
+    assert_eq!(times.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Which DKIM selectors queued messages were signed with: a selector named here keeps its DNS record.
 //!
-//! Easy to get wrong: both read every message record. They are for a daily task and for
-//! `domain rotate --status`, off the async workers, never for the path of a message.
+//! Easy to get wrong: both read every message record. They are for housekeeping and for what shows a
+//! domain with old selectors; the room `domains` asks on a blocking thread. Never for the path of a message.
 
 use std::collections::BTreeSet;
 

@@ -128,8 +128,9 @@ impl Vips {
         self.all().iter().find(|vip| vip.addresses().any(|own| own == address)).cloned()
     }
 
-    /// The virtual IP of a tenant's mail that did not come by SMTP, and of notices to it: the one
-    /// the tenant was given (`chosen`) if that still serves it, else the oldest of its own.
+    /// The virtual IP of a tenant's mail that did not come by SMTP: the one the tenant was given
+    /// (`chosen`) if that still serves it, else the oldest of its own. A notice about a message leaves
+    /// by that message's virtual IP instead.
     /// A shared one is never taken unless chosen: whoever shares an address has said so.
     pub fn default_for(&self, tenant: TenantId, chosen: Option<VipId>) -> Option<Vip> {
         let all = self.all();

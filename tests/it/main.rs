@@ -27,4 +27,5 @@ mod sending_by_http;
 mod soak;
 mod systemd;
 mod tidy;
+mod trial;
 mod upgrade;

@@ -439,13 +439,41 @@ fn every_point_of_the_promise_names_tests_that_exist() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// What lies at the top of the repository, besides dot files and licences; nothing creeps in unseen.
+const TOP: &[&str] = &[
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "README.md",
+    "docs",
+    "etc",
+    "src",
+    "systemd",
+    "tests",
+    // A crate with two changes of our own: docs/decisions/0003-sled-version-and-successor.md.
+    "vendor",
+];
+
 #[test]
-fn no_two_kinds_of_record_share_a_prefix() {
-    let text = fs::read_to_string(root().join("src/store/mod.rs")).unwrap();
-    let mut known: BTreeMap<&str, &str> = BTreeMap::new();
-    for line in text.lines().filter(|line| line.trim_start().starts_with("pub const ") && line.contains(": u8 = b'")) {
-        let (name, value) = line.trim().split_once(": u8 = ").unwrap();
-        assert_eq!(known.insert(value, name), None, "{name} has the prefix of another kind of record");
-    }
-    assert!(known.len() > 15, "the prefixes are declared elsewhere now");
+fn the_top_of_the_repository_holds_only_what_it_should() {
+    let listed = std::process::Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let listed = listed.ok().filter(|listed| listed.status.success() && root().join(".git").exists());
+    let names: std::collections::BTreeSet<String> = match listed {
+        Some(listed) => {
+            let text = String::from_utf8(listed.stdout).unwrap();
+            text.split_terminator('\0').map(|path| path.split('/').next().unwrap().to_owned()).collect()
+        }
+        // An unpacked release: what is there, besides what a build made.
+        None => {
+            let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.map(|name| name.to_string_lossy().into_owned()).filter(|name| name != "target").collect()
+        }
+    };
+    let is_fine =
+        |name: &&String| name.starts_with('.') || name.starts_with("LICENSE-") || TOP.contains(&name.as_str());
+    let strange: Vec<_> = names.iter().filter(|name| !is_fine(name)).collect();
+    assert!(strange.is_empty(), "{strange:?}: find these a place below, or give a reason in TOP");
+    let gone: Vec<_> = TOP.iter().filter(|name| !names.contains(**name)).collect();
+    assert!(gone.is_empty(), "{gone:?} are no longer there");
+    assert!(names.iter().any(|name| name.starts_with("LICENSE-")), "no licence");
 }

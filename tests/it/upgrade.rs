@@ -228,7 +228,12 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     let tenant = daemon.accounts.tenant_named("shop").unwrap().id;
     assert_eq!(daemon.vips.all().len(), 1, "{name}");
     assert!(daemon.domains.unusable_keys().is_empty(), "{name}");
-    let status = daemon.domains.status(&operator(), tenant, &domain("shop.example.com"), Timestamp::now()).unwrap();
+    let status = daemon
+        .domains
+        .status(&operator(), tenant, &[domain("shop.example.com")], Timestamp::now())
+        .await
+        .unwrap()
+        .remove(0);
     assert_eq!(status.retired.len(), 1, "{name}: the selectors before the rotation");
     assert!(
         daemon

@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 use super::{Answer, Shared, tenant_called};
 use crate::access::Actor;
 use crate::domains::{
-    self, DnsRecord, Finding, Findings, INSTANCE, MayGo, Need, Published, SendingDomain, Subdomains, Trust, Turn,
+    self, DnsRecord, Finding, Findings, INSTANCE, MayGo, Need, Published, SendingDomain, Status, Subdomains, Trust,
+    Turn,
 };
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
@@ -134,8 +135,25 @@ fn name(field: &str, text: &str) -> Result<Domain, Problem> {
     Domain::parse(text).map_err(|error| Problem::field(field, error.to_string()))
 }
 
-fn json(parts: &Parts, actor: &Actor, domain: &SendingDomain) -> Result<DomainJson, Problem> {
-    let status = parts.domains.status(actor, domain.tenant, &domain.domain, Timestamp::now())?;
+async fn json(parts: &Parts, actor: &Actor, domain: &SendingDomain) -> Result<DomainJson, Problem> {
+    let rows = all_json(parts, actor, domain.tenant, std::slice::from_ref(domain)).await?;
+    rows.into_iter().next().ok_or_else(|| Problem::missing(format!("domain {}", domain.domain)))
+}
+
+/// Domains of one tenant. The queue is asked once for all of them.
+async fn all_json(
+    parts: &Parts,
+    actor: &Actor,
+    tenant: TenantId,
+    domains: &[SendingDomain],
+) -> Result<Vec<DomainJson>, Problem> {
+    let names: Vec<Domain> = domains.iter().map(|domain| domain.domain.clone()).collect();
+    let all = parts.domains.status(actor, tenant, &names, Timestamp::now()).await?;
+    Ok(all.into_iter().map(|status| one_json(parts, status)).collect())
+}
+
+fn one_json(parts: &Parts, status: Status) -> DomainJson {
+    let domain = &status.domain;
     let retired = status.retired.into_iter().map(|retired| RetiredJson {
         names: retired.names.to_vec(),
         since: retired.at.rfc3339(),
@@ -151,7 +169,7 @@ fn json(parts: &Parts, actor: &Actor, domain: &SendingDomain) -> Result<DomainJs
         (Trust::NeedsProof, domains::State::Pending) => ("pending", None),
         (Trust::NeedsProof, domains::State::Unverified(since)) => ("unverified", Some(since)),
     };
-    Ok(DomainJson {
+    DomainJson {
         tenant: if domain.tenant == INSTANCE {
             INSTANCE_NAME.to_owned()
         } else {
@@ -167,7 +185,7 @@ fn json(parts: &Parts, actor: &Actor, domain: &SendingDomain) -> Result<DomainJs
         records: records(parts, domain),
         hints: domains::domain_hints(domain),
         retired: retired.collect(),
-    })
+    }
 }
 
 fn records(parts: &Parts, domain: &SendingDomain) -> Vec<RecordJson> {
@@ -218,9 +236,9 @@ pub(super) async fn list(
     Path(tenant): Path<String>,
     paging: Paging,
 ) -> Answer<PageJson<DomainJson>> {
-    let page =
-        paging.of(parts.domains.list(&actor, owner(&parts, &actor, &tenant)?)?, |domain| domain.domain.to_string());
-    let rows = page.rows.iter().map(|domain| json(&parts, &actor, domain)).collect::<Result<_, _>>()?;
+    let tenant = owner(&parts, &actor, &tenant)?;
+    let page = paging.of(parts.domains.list(&actor, tenant)?, |domain| domain.domain.to_string());
+    let rows = all_json(&parts, &actor, tenant, &page.rows).await?;
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
@@ -242,7 +260,7 @@ pub(super) async fn add(
 ) -> Result<(StatusCode, Json<DomainJson>), Problem> {
     let tenant = owner(&parts, &actor, &tenant)?;
     let domain = parts.domains.add(&actor, tenant, &asked.domain, Timestamp::now()).await?;
-    Ok((StatusCode::CREATED, Json(json(&parts, &actor, &domain)?)))
+    Ok((StatusCode::CREATED, Json(json(&parts, &actor, &domain).await?)))
 }
 
 #[utoipa::path(
@@ -260,7 +278,7 @@ pub(super) async fn show(
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Answer<DomainJson> {
     let domain = parts.domains.get(&actor, owner(&parts, &actor, &tenant)?, &name("domain", &domain)?)?;
-    Ok(Json(json(&parts, &actor, &domain)?))
+    Ok(Json(json(&parts, &actor, &domain).await?))
 }
 
 #[utoipa::path(
@@ -289,7 +307,7 @@ pub(super) async fn change(
         parts.domains.set_subdomains(&actor, (tenant, &domain), subdomains, now).await?;
     }
     let domain = parts.domains.get(&actor, tenant, &domain)?;
-    Ok(Json(json(&parts, &actor, &domain)?))
+    Ok(Json(json(&parts, &actor, &domain).await?))
 }
 
 #[utoipa::path(
@@ -316,7 +334,7 @@ pub(super) async fn verify(
         Turn::Rotated => "the new keys are in use, the old ones are erased".to_owned(),
     };
     let turns = seen.turns.iter().map(turn).collect();
-    Ok(Json(VerificationJson { domain: json(&parts, &actor, &seen.domain)?, found: all, turns }))
+    Ok(Json(VerificationJson { domain: json(&parts, &actor, &seen.domain).await?, found: all, turns }))
 }
 
 #[utoipa::path(
@@ -335,7 +353,7 @@ pub(super) async fn rotate(
 ) -> Answer<DomainJson> {
     let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     let domain = parts.domains.rotate(&actor, tenant, &domain, Timestamp::now()).await?;
-    Ok(Json(json(&parts, &actor, &domain)?))
+    Ok(Json(json(&parts, &actor, &domain).await?))
 }
 
 #[utoipa::path(

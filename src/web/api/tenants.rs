@@ -37,7 +37,7 @@ pub struct TenantJson {
     pub delay_notices_always: bool,
     /// Whether its waiting mail may be moved to a shared virtual IP.
     pub may_move_to_shared: bool,
-    /// Its chosen virtual IP for notices and for mail that did not come by SMTP.
+    /// Its chosen virtual IP for mail that did not come by SMTP.
     pub default_vip: Option<String>,
     /// When it was made.
     pub created: String,
@@ -91,7 +91,7 @@ pub struct TenantChangeJson {
     /// Permit moving its waiting mail to a shared virtual IP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub may_move_to_shared: Option<bool>,
-    /// Address or id of its virtual IP for notices; empty for none chosen.
+    /// Address or id of its virtual IP for mail that does not come by SMTP; empty for none chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_vip: Option<String>,
 }

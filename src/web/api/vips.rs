@@ -185,7 +185,10 @@ pub(super) async fn remove(
     let vip = vip_called(&parts, &actor, &vip)?;
     let default_of = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.default_vip == Some(vip.id));
     if let Some(tenant) = default_of {
-        return Err(Problem::in_use(format!("notices to tenant {} leave by this virtual IP", tenant.name)));
+        return Err(Problem::in_use(format!(
+            "it is the default virtual IP of tenant {}: postern tenant set",
+            tenant.name
+        )));
     }
     let queue = parts.queue.clone();
     if off_workers(move || Ok(queue.has_mail_at(vip.id)?)).await? {
