@@ -8,8 +8,8 @@ mod copies;
 mod lists;
 mod people;
 mod site;
+mod vips;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,6 +21,7 @@ pub use copies::{Backup, MasterKey, Restore, Store};
 pub use lists::{ListName, Suppression};
 pub use people::{Audit, Key, User};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
+pub use vips::{Vip, VipAdd, VipSet};
 
 /// Your own mail sending service in one binary.
 #[derive(Debug, Parser)]
@@ -238,45 +239,6 @@ impl std::str::FromStr for Ceiling {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Vip {
-    /// Add a virtual IP
-    Add(VipAdd),
-    /// List all virtual IPs, and whether each is on this host
-    List,
-    /// Remove a virtual IP
-    Remove {
-        /// Its address or id
-        vip: String,
-    },
-}
-
-#[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("owner").required(true).args(["tenant", "shared"]))]
-pub struct VipAdd {
-    /// Its address on this host
-    #[arg(value_name = "ADDR")]
-    pub address: IpAddr,
-    /// Its IPv6 address too
-    #[arg(long, value_name = "ADDR")]
-    pub ipv6: Option<std::net::Ipv6Addr>,
-    /// The name it says in EHLO; its PTR record should say the same
-    #[arg(long, value_name = "NAME")]
-    pub ehlo: Domain,
-    /// Only this tenant may use it
-    #[arg(long, value_name = "NAME")]
-    pub tenant: Option<String>,
-    /// Every tenant may use it
-    #[arg(long)]
-    pub shared: bool,
-    /// The address the world sees instead (NAT); at most one of each family
-    #[arg(long, value_name = "ADDR")]
-    pub public: Vec<IpAddr>,
-    /// The id it had: for mail that was salvaged without the records and waits for it
-    #[arg(long, value_name = "ID")]
-    pub id: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
 pub enum DomainCommand {
     /// Add a domain a tenant sends as; prints the DNS records to publish
     Add {
@@ -306,6 +268,9 @@ pub enum DomainCommand {
         /// Show how far a rotation is, and when the old records may go
         #[arg(long)]
         status: bool,
+        /// Drop the new keys of a rotation that is under way; the old ones go on signing
+        #[arg(long, conflicts_with = "status")]
+        cancel: bool,
     },
     /// Show a domain: state, keys, records
     Status {
@@ -384,6 +349,17 @@ pub enum SmtpAccount {
         /// Addresses or networks, for example 192.0.2.0/24; none means anywhere
         #[arg(value_name = "CIDR")]
         networks: Vec<String>,
+    },
+    /// Limit how many messages it may hand in, beside its tenant's limits; without options, show the limits
+    Limits {
+        /// The login
+        login: String,
+        /// Messages in any hour; `none` for no limit
+        #[arg(long, value_name = "MESSAGES")]
+        hourly: Option<Ceiling>,
+        /// Messages in any day; `none` for no limit
+        #[arg(long, value_name = "MESSAGES")]
+        daily: Option<Ceiling>,
     },
     /// Remove an SMTP account
     Remove {

@@ -32,14 +32,23 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             failed_unless_usable(&[read(&seen)?])
         }
         DomainCommand::Verify { tenant, .. } => verify_all(session, tenant.as_deref()).await,
-        DomainCommand::Rotate { tenant, domain, status: false } => {
+        DomainCommand::Rotate { tenant, domain, cancel: true, .. } => {
+            let domain = session.client.delete(&format!("{}/rotate", one(tenant, domain))).await?;
+            session.show(&domain, |_, domain: DomainJson| {
+                format!(
+                    "the new keys of {} are gone, its old ones go on signing; take back new records that were published\n",
+                    domain.domain
+                )
+            })
+        }
+        DomainCommand::Rotate { tenant, domain, status: false, .. } => {
             let domain = session.client.post(&format!("{}/rotate", one(tenant, domain)), &()).await?;
             session.show(&domain, |session, domain: DomainJson| {
                 "new keys made; the old ones sign until the new records are found in DNS\n\n".to_owned()
                     + &to_publish(session.colour, &domain)
             })
         }
-        DomainCommand::Rotate { tenant, domain, status: true } => {
+        DomainCommand::Rotate { tenant, domain, status: true, .. } => {
             let domain = session.client.get(&one(tenant, domain)).await?;
             session.show(&domain, |session, domain: DomainJson| rotation(session, &domain))
         }

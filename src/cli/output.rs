@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::client::Fault;
 use crate::ext::Timestamp;
 use crate::mail::printable;
+use crate::web::LimitsJson;
 
 /// Whether colours are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +163,18 @@ pub fn size(octets: u64) -> String {
 /// `-` for nothing.
 pub fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// How many messages may be handed in, and how many were.
+pub fn limits(limits: &LimitsJson, used: &LimitsJson) -> String {
+    let most = |limit: Option<u64>| limit.map_or_else(|| "no limit".to_owned(), |most| most.to_string());
+    format!(
+        "hourly {} ({} used), daily {} ({} used)",
+        most(limits.hourly),
+        used.hourly.unwrap_or_default(),
+        most(limits.daily),
+        used.daily.unwrap_or_default()
+    )
 }
 
 #[cfg(test)]

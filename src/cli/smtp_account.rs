@@ -2,11 +2,11 @@
 
 use super::arguments::{MailClass, Program, SmtpAccount, SmtpAccountAdd};
 use super::client::{Fault, encoded};
-use super::output::{Table, when};
+use super::output::{Table, limits, read, when};
 use super::snippets::{self, Access};
 use super::{Session, rows};
 use crate::mail::Class;
-use crate::web::{NewPasswordJson, NewSmtpAccountJson, SmtpAccountChangeJson, SmtpAccountJson};
+use crate::web::{LimitsJson, NewPasswordJson, NewSmtpAccountJson, SmtpAccountChangeJson, SmtpAccountJson};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> {
@@ -50,6 +50,20 @@ pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> 
                 if networks.is_empty() { "may log in from anywhere" } else { "may log in from these networks only" };
             let change = change(SmtpAccountChangeJson { allowed_from: Some(networks.clone()), ..Default::default() });
             apply(session, login, &change, said).await
+        }
+        SmtpAccount::Limits { login, hourly, daily } => {
+            let mut account = session.client.get(&path(login)).await?;
+            if hourly.is_some() || daily.is_some() {
+                let before: SmtpAccountJson = read(&account)?;
+                let new = LimitsJson {
+                    hourly: hourly.map_or(before.limits.hourly, |ceiling| ceiling.0),
+                    daily: daily.map_or(before.limits.daily, |ceiling| ceiling.0),
+                };
+                let change = change(SmtpAccountChangeJson { limits: Some(new), ..Default::default() });
+                account = session.client.patch(&path(login), &change).await?;
+            }
+            session
+                .show(&account, |_, account: SmtpAccountJson| format!("{}\n", limits(&account.limits, &account.used)))
         }
         SmtpAccount::Remove { login } => {
             let answer = session.client.delete(&path(login)).await?;

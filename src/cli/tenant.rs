@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::arguments::{Switch, Tenant, TenantSet};
 use super::client::{Fault, encoded};
-use super::output::{Table, read, when};
+use super::output::{Table, limits, read, when};
 use super::{Session, rows};
 use crate::web::{DomainJson, LimitsJson, NewTenantJson, SmtpAccountJson, TenantChangeJson, TenantJson, VipJson};
 
@@ -36,7 +36,7 @@ pub async fn run(session: &Session, command: &Tenant) -> Result<(), Fault> {
         }
         Tenant::Limits { name, hourly: None, daily: None } => {
             let tenant = session.client.get(&path(name)).await?;
-            session.show(&tenant, |_, tenant: TenantJson| format!("{}\n", limits(&tenant)))
+            session.show(&tenant, |_, tenant: TenantJson| format!("{}\n", limits(&tenant.limits, &tenant.used)))
         }
         Tenant::Limits { name, hourly, daily } => {
             let before: TenantJson = read(&session.client.get(&path(name)).await?)?;
@@ -46,7 +46,7 @@ pub async fn run(session: &Session, command: &Tenant) -> Result<(), Fault> {
             };
             let change = TenantChangeJson { limits: Some(new), ..TenantChangeJson::default() };
             let tenant = session.client.patch(&path(name), &change).await?;
-            session.show(&tenant, |_, tenant: TenantJson| format!("{}\n", limits(&tenant)))
+            session.show(&tenant, |_, tenant: TenantJson| format!("{}\n", limits(&tenant.limits, &tenant.used)))
         }
         Tenant::Set(set) => change_treatment(session, set).await,
         Tenant::Remove { name } => {
@@ -104,18 +104,6 @@ fn path(name: &str) -> String {
     format!("/tenants/{}", encoded(name))
 }
 
-fn limits(tenant: &TenantJson) -> String {
-    let most = |limit: Option<u64>| limit.map_or_else(|| "no limit".to_owned(), |most| most.to_string());
-    let used = |used: Option<u64>| used.unwrap_or_default();
-    format!(
-        "hourly {} ({} used), daily {} ({} used)",
-        most(tenant.limits.hourly),
-        used(tenant.used.hourly),
-        most(tenant.limits.daily),
-        used(tenant.used.daily)
-    )
-}
-
 fn facts(session: &Session, tenant: TenantJson) -> String {
     let yes_no = |yes| if yes { "yes" } else { "no" };
     format!(
@@ -124,7 +112,7 @@ fn facts(session: &Session, tenant: TenantJson) -> String {
         tenant.name,
         tenant.id,
         if tenant.suspended { session.colour.yellow("suspended") } else { session.colour.green("allowed") },
-        limits(&tenant),
+        limits(&tenant.limits, &tenant.used),
         if tenant.delay_notices_always { "always" } else { "when asked for" },
         yes_no(tenant.may_move_to_shared),
         tenant.default_vip.as_deref().unwrap_or("the oldest of its own"),
@@ -137,7 +125,12 @@ fn table(session: &Session, list: Value) -> String {
     let mut table = Table::new(&["TENANT", "SENDING", "LIMITS", "ADDED"]);
     for tenant in tenants {
         let sending = if tenant.suspended { "suspended" } else { "allowed" };
-        table.row([tenant.name.clone(), sending.to_owned(), limits(&tenant), when(&tenant.created, session.now)]);
+        table.row([
+            tenant.name.clone(),
+            sending.to_owned(),
+            limits(&tenant.limits, &tenant.used),
+            when(&tenant.created, session.now),
+        ]);
     }
     table.text(session.colour, "no tenants yet; make one with: postern tenant add NAME")
 }

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::arguments::{Vip, VipAdd};
+use super::arguments::{Vip, VipAdd, VipSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash};
 use super::{Session, rows};
-use crate::web::{NewVipJson, VipJson};
+use crate::web::{NewVipJson, VipChangeJson, VipJson};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
@@ -20,11 +20,25 @@ pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
             let list = session.client.list("/vips", usize::MAX).await?;
             session.show(&list, table)
         }
+        Vip::Set(set) => change(session, set).await,
         Vip::Remove { vip } => {
             let answer = session.client.delete(&format!("/vips/{}", encoded(vip))).await?;
             session.done(&answer, &format!("virtual IP {vip} removed"))
         }
     }
+}
+
+/// Changes what was named; nothing named is a look at it.
+async fn change(session: &Session, set: &VipSet) -> Result<(), Fault> {
+    let path = format!("/vips/{}", encoded(&set.vip));
+    let public = if set.no_public { Some(Vec::new()) } else { Some(set.public.clone()).filter(|all| !all.is_empty()) };
+    let change = VipChangeJson { ehlo: set.ehlo.clone(), public };
+    if change == VipChangeJson::default() {
+        let vip = session.client.get(&path).await?;
+        return session.show(&vip, |session, vip: VipJson| shown(session, &vip, "is"));
+    }
+    let vip = session.client.patch(&path, &change).await?;
+    session.show(&vip, |session, vip: VipJson| shown(session, &vip, "changed, is"))
 }
 
 fn new_vip(add: &VipAdd) -> Result<NewVipJson, String> {
@@ -53,7 +67,12 @@ fn new_vip(add: &VipAdd) -> Result<NewVipJson, String> {
 }
 
 fn added(session: &Session, vip: VipJson) -> String {
-    let mut text = format!("virtual IP {} added for {}\n", vip.ehlo, owner(&vip));
+    shown(session, &vip, "added")
+}
+
+/// A line about it, what is wrong with it, the records it needs.
+fn shown(session: &Session, vip: &VipJson, how: &str) -> String {
+    let mut text = format!("virtual IP {} {how} for {}\n", vip.ehlo, owner(vip));
     for address in &vip.missing {
         let warning = format!("{address} is not on this host yet: its mail waits until it is");
         text.push_str(&format!("{}\n", session.colour.yellow(&warning)));

@@ -373,6 +373,25 @@ async fn a_list_of_domains_asks_the_queue_once_and_only_for_old_selectors() {
 }
 
 #[tokio::test]
+async fn a_rotation_that_is_cancelled_leaves_the_old_keys_in_use_and_room_for_another() {
+    let room = Room::new();
+    let before = room.add_verified(SHOP, "shop.example").await;
+    let which = domain("shop.example");
+    let rotating = room.domains.rotate(&room.actor, SHOP, &which, START).await.unwrap();
+    let dropped = rotating.next_keys.clone().unwrap();
+    let cancelled = room.domains.cancel_rotation(&room.actor, SHOP, &which, START).await.unwrap();
+    assert!(cancelled.next_keys.is_none() && cancelled.retired.is_empty());
+    // Its record in DNS changes nothing any more.
+    room.publish(&dropped, &rotating);
+    assert!(room.verify(SHOP, "shop.example", START).await.turns.is_empty());
+    let signer = room.domains.signer(SHOP, &which).ok().unwrap();
+    assert_eq!(signer.rsa_selector, before.keys.rsa.selector);
+    let missing = room.domains.cancel_rotation(&room.actor, SHOP, &which, START).await;
+    assert!(matches!(missing, Err(AdminError::Missing(_))), "{missing:?}");
+    assert!(room.domains.rotate(&room.actor, SHOP, &which, START).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_domain_that_is_not_verified_changes_keys_at_once() {
     let room = Room::new();
     let before = room.add(SHOP, "shop.example").await;

@@ -165,7 +165,7 @@ impl Domains {
         actor.require_domain(domain)?;
         self.change((actor, now), (tenant, domain), "domain.rotate-cancel", |record| match record.next_keys.take() {
             Some(_) => Ok(()),
-            None => Err(AdminError::Missing(format!("rotation of {} under way", record.domain))),
+            None => Err(AdminError::Missing(format!("rotation of {}", record.domain))),
         })
         .await
     }

@@ -187,9 +187,10 @@ impl Vips {
         let turn = self.desk.turn().await;
         let (before, mut record) = self.stored(id)?;
         let known = record.vip.clone();
-        record.vip.ehlo = seen.ehlo;
-        record.vip.public_ipv4 = seen.public_ipv4;
-        record.vip.public_ipv6 = seen.public_ipv6;
+        record.vip.ehlo = seen.ehlo.unwrap_or(record.vip.ehlo);
+        if let Some(public) = seen.public {
+            (record.vip.public_ipv4, record.vip.public_ipv6) = one_of_each(&public)?;
+        }
         check(&NewVip::from(&record.vip))?;
         let mut batch = Batch::new();
         batch.if_equals(key(id), before).set(key(id), codec::encode(&record));
@@ -228,15 +229,28 @@ impl Vips {
     }
 }
 
-/// What the world sees of a virtual IP; see [`Vips::describe_anew`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the world is to see of a virtual IP; see [`Vips::describe_anew`]. What is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// The EHLO name.
-    pub ehlo: Domain,
-    /// What the world sees instead of the local IPv4 address.
-    pub public_ipv4: Option<Ipv4Addr>,
-    /// What the world sees instead of the local IPv6 address.
-    pub public_ipv6: Option<Ipv6Addr>,
+    /// The EHLO name; has at least one dot.
+    pub ehlo: Option<Domain>,
+    /// What the world sees instead of the local addresses, at most one of each family; empty is nothing else.
+    pub public: Option<Vec<IpAddr>>,
+}
+
+/// The addresses by family.
+fn one_of_each(addresses: &[IpAddr]) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), AdminError> {
+    let (mut ipv4, mut ipv6) = (None, None);
+    for address in addresses {
+        let twice = match address.to_canonical() {
+            IpAddr::V4(address) => ipv4.replace(address).is_some(),
+            IpAddr::V6(address) => ipv6.replace(address).is_some(),
+        };
+        if twice {
+            return Err(AdminError::Invalid("at most one public address of each family".into()));
+        }
+    }
+    Ok((ipv4, ipv6))
 }
 
 impl Memory {

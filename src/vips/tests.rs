@@ -100,17 +100,27 @@ async fn the_default_is_the_chosen_one_else_the_oldest_of_its_own_never_a_shared
 async fn what_the_world_sees_may_change_and_a_failed_change_is_not_remembered() {
     let (store, vips, actor) = room();
     let vip = vips.add(&actor, new("10.0.0.7", Owner::Shared), START).await.unwrap();
-    let seen = Seen {
-        ehlo: Domain::parse("mail.example.com").unwrap(),
-        public_ipv4: Some([203, 0, 113, 7].into()),
-        public_ipv6: None,
-    };
+    let public: IpAddr = [203, 0, 113, 7].into();
+    let seen = Seen { ehlo: Some(Domain::parse("mail.example.com").unwrap()), public: Some(vec![public]) };
     store.fail_next(1, CommitError::Full("test".into()));
     assert!(vips.describe_anew(&actor, vip.id, seen.clone(), START).await.is_err());
     assert_eq!(vips.get(vip.id).as_ref(), Some(&vip));
     let changed = vips.describe_anew(&actor, vip.id, seen, START).await.unwrap();
     assert_eq!((changed.ipv4, changed.ehlo.as_str()), (vip.ipv4, "mail.example.com"));
-    assert_eq!(Vips::open(store).unwrap().get(vip.id), Some(changed));
+    assert_eq!(Vips::open(store.clone()).unwrap().get(vip.id), Some(changed.clone()));
+    let same = vips.describe_anew(&actor, vip.id, Seen::default(), START).await.unwrap();
+    assert_eq!(same, changed, "what is left out stays");
+    let commits = store.commits();
+    for bad in [vec![public, public], vec!["2001:db8::7".parse().unwrap()], vec![[224, 0, 0, 1].into()]] {
+        let refused = vips.describe_anew(&actor, vip.id, Seen { public: Some(bad), ..Seen::default() }, START).await;
+        assert!(matches!(refused, Err(AdminError::Invalid(_))), "{refused:?}");
+    }
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
+    let refused = vips.describe_anew(&owner, vip.id, Seen::default(), START).await;
+    assert!(matches!(refused, Err(AdminError::Forbidden(_))), "{refused:?}");
+    assert_eq!(store.commits(), commits);
+    let bare = vips.describe_anew(&actor, vip.id, Seen { public: Some(Vec::new()), ..Seen::default() }, START).await;
+    assert_eq!(bare.unwrap().public_ipv4, None);
 }
 
 #[tokio::test]

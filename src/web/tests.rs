@@ -237,7 +237,19 @@ async fn a_virtual_ip_is_added_once_and_kept_while_a_tenant_holds_it() {
     assert_eq!(problem["detail"], "a virtual IP with the address 192.0.2.9 exists already");
     let (_, problem) = call(&api, "DELETE", "/tenants/shop", Value::Null).await;
     assert!(problem["detail"].as_str().is_some_and(|text| text.contains("1 virtual IPs")), "{problem}");
-    let (status, _) = call(&api, "DELETE", "/vips/a.example.com", Value::Null).await;
+    let change = json!({"ehlo": "b.example.com", "public": ["198.51.100.9"]});
+    let (status, vip) = call(&api, "PATCH", "/vips/a.example.com", change).await;
+    assert_eq!(
+        (status, &vip["ehlo"], &vip["public_ipv4"]),
+        (StatusCode::OK, &json!("b.example.com"), &json!("198.51.100.9"))
+    );
+    let (_, vip) = call(&api, "PATCH", "/vips/192.0.2.9", json!({"public": []})).await;
+    assert_eq!((&vip["ehlo"], &vip["public_ipv4"]), (&json!("b.example.com"), &Value::Null), "what is left out stays");
+    for bad in [json!({"ehlo": "flat"}), json!({"public": ["::1"]}), json!({"ipv4": "192.0.2.10"})] {
+        let (status, problem) = call(&api, "PATCH", "/vips/192.0.2.9", bad).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    }
+    let (status, _) = call(&api, "DELETE", "/vips/b.example.com", Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
 }
 

@@ -358,6 +358,25 @@ pub(super) async fn rotate(
 
 #[utoipa::path(
     delete,
+    path = "/tenants/{tenant}/domains/{domain}/rotate",
+    operation_id = "domains_cancel_rotation",
+    tag = "domains",
+    summary = "Cancel rotation: domains.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = DomainJson, description = "done"))
+)]
+pub(super) async fn cancel_rotation(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, domain)): Path<(String, String)>,
+) -> Answer<DomainJson> {
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
+    let domain = parts.domains.cancel_rotation(&actor, tenant, &domain, Timestamp::now()).await?;
+    Ok(Json(json(&parts, &actor, &domain).await?))
+}
+
+#[utoipa::path(
+    delete,
     path = "/tenants/{tenant}/domains/{domain}",
     operation_id = "domains_remove",
     tag = "domains",

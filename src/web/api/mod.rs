@@ -60,7 +60,7 @@ pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJs
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
-pub use vips::{NewVipJson, VipJson};
+pub use vips::{NewVipJson, VipChangeJson, VipJson};
 
 type Shared = Arc<Parts>;
 type Answer<T> = Result<axum::Json<T>, Problem>;
@@ -81,7 +81,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
         .routes(routes!(vips::list, vips::add))
-        .routes(routes!(vips::show, vips::remove))
+        .routes(routes!(vips::show, vips::change, vips::remove))
         .routes(routes!(routes::list, routes::add))
         .routes(routes!(routes::remove))
         .merge(operation_routes())
@@ -107,7 +107,7 @@ fn accounts_and_domains() -> OpenApiRouter<Shared> {
         .routes(routes!(domains::list, domains::add))
         .routes(routes!(domains::show, domains::change, domains::remove))
         .routes(routes!(domains::verify))
-        .routes(routes!(domains::rotate))
+        .routes(routes!(domains::rotate, domains::cancel_rotation))
         .routes(routes!(smtp_accounts::list, smtp_accounts::add))
         .routes(routes!(smtp_accounts::show, smtp_accounts::change, smtp_accounts::remove))
         .routes(routes!(smtp_accounts::rotate))

@@ -16,7 +16,7 @@ use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
 use crate::net;
-use crate::vips::{NewVip, Owner, Vip};
+use crate::vips::{NewVip, Owner, Seen, Vip};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
@@ -75,6 +75,22 @@ pub struct NewVipJson {
     /// Every tenant may use it.
     #[serde(default)]
     pub shared: bool,
+}
+
+/// What the world is to see of a virtual IP. Its local addresses and its owner stay for good: queued
+/// mail relies on them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VipChangeJson {
+    /// What it says in EHLO.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ehlo: Option<Domain>,
+    /// What the world sees instead of its local addresses, at most one of each family, in place of
+    /// those set before; empty is nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub public: Option<Vec<IpAddr>>,
 }
 
 fn json(parts: &Parts, vip: &Vip) -> VipJson {
@@ -165,6 +181,29 @@ pub(super) async fn add(
     };
     let vip = parts.vips.add_as(&actor, id, new, Timestamp::now()).await?;
     Ok((StatusCode::CREATED, Json(json(&parts, &vip))))
+}
+
+#[utoipa::path(
+    patch,
+    path = "/vips/{vip}",
+    operation_id = "vips_change",
+    tag = "vips",
+    summary = "Change: vips.",
+    params(("vip" = String, Path)),
+    request_body = VipChangeJson,
+    responses((status = 200, body = VipJson, description = "done"))
+)]
+pub(super) async fn change(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(vip): Path<String>,
+    JsonBody(asked): JsonBody<VipChangeJson>,
+) -> Answer<VipJson> {
+    require_instance(&actor)?;
+    let id = vip_called(&parts, &actor, &vip)?.id;
+    let seen = Seen { ehlo: asked.ehlo, public: asked.public };
+    let vip = parts.vips.describe_anew(&actor, id, seen, Timestamp::now()).await?;
+    Ok(Json(json(&parts, &vip)))
 }
 
 #[utoipa::path(
