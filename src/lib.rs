@@ -42,8 +42,8 @@ pub mod queue; // what is still owed
 pub mod submission; // the SMTP door
 
 // copies
-pub mod backup;
-pub mod keyring; // changing the master key // taken while serving, sealed; restored; one engine to another
+pub mod backup; // taken while serving, sealed; restored; one engine to another
+pub mod keyring; // changing the master key
 
 // doors over HTTP and the shell
 pub mod cli; // sub-commands

@@ -103,6 +103,8 @@ fn submission(file: &File) -> submission::Settings {
         command_timeout: file.span("submission.command_timeout"),
         session_time_max: file.span("submission.session_time_max"),
         data_bytes_per_second_min: file.count("submission.data_bytes_per_second_min"),
+        data_grace: file.span("submission.data_grace"),
+        write_timeout: file.span("submission.write_timeout"),
         ..submission::Settings::default()
     }
 }
