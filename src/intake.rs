@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::events::{self, Event, EventKind, InstanceEvent, MailEvent};
 use crate::ext::Timestamp;
-use crate::mail::{Draft, Envelope, QueueId, Refusal, Reply};
+use crate::mail::{Draft, Envelope, QueueId, Refusal, Reply, without_addresses};
 use crate::metrics::REFUSED;
 use crate::pipeline::{About, Octets, Pipeline, Prepared};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
@@ -88,7 +88,8 @@ impl Intake {
         let accepted = self.owe(id, draft, About::new(id, now, source, envelope)).await;
         accepted.inspect_err(|refusal| {
             metrics::counter!(REFUSED, "code" => refusal.reply.code.0.to_string()).increment(1);
-            let (reply, cause) = (refusal.reply.one_line(), refusal.cause.clone());
+            // For good, and about no message that could be erased: without what it quotes.
+            let (reply, cause) = (refusal.kept_reply(), without_addresses(&refusal.cause).into_owned());
             self.tell(EventKind::Instance(InstanceEvent::Refused { tenant, account, reply, cause }), now);
         })
     }

@@ -489,6 +489,11 @@ pub enum Queue {
     Release(QueueTarget),
     /// Drop it for good; nobody is told
     Cancel(QueueTarget),
+    /// Erase the addresses, subject and header facts kept of a finished message
+    Erase {
+        /// The queue id
+        id: String,
+    },
     /// Let waiting mail leave by another virtual IP
     Move {
         /// The queue id

@@ -26,6 +26,10 @@ pub async fn run(session: &Session, command: &Queue) -> Result<(), Fault> {
         Queue::Hold(target) => act(session, "hold", "held", target).await,
         Queue::Release(target) => act(session, "release", "released", target).await,
         Queue::Cancel(target) => act(session, "cancel", "cancelled", target).await,
+        Queue::Erase { id } => {
+            let answer = session.client.post(&format!("{}/erase", path(id)), &()).await?;
+            session.done(&answer, &format!("addresses and header facts of message {id} are erased"))
+        }
         Queue::Move { id, to } => {
             let answer = session.client.post(&format!("{}/move", path(id)), &QueueMoveJson { to: to.clone() }).await?;
             tell(session, &answer, id, "moved")

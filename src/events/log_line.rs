@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Consumer, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key};
+use super::{
+    AuditEvent, Consumer, ERASE_ACT, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key,
+};
 use crate::mail::{QueueId, printable};
 use crate::store::Store;
 
@@ -61,6 +63,13 @@ impl LogLine {
         remembered.insert(id, read.clone());
         read
     }
+
+    /// An erased message logs numbers only, also if its addresses were read before.
+    fn forget_erased(&self, told: &AuditEvent) {
+        if let (ERASE_ACT, Ok(id)) = (told.act.as_str(), told.subject.parse()) {
+            self.remembered.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+    }
 }
 
 #[async_trait]
@@ -76,6 +85,7 @@ impl Consumer for LogLine {
                 EventKind::Mail(id, told) => mail_line(*id, told, self.history(*id).as_deref()),
                 EventKind::Instance(told) => instance_line(told),
                 EventKind::Audit(told) => {
+                    self.forget_erased(told);
                     let mut line = Line::new(None, "audit");
                     line.field("actor", &told.actor).field("act", &told.act).field("subject", &told.subject);
                     line

@@ -224,6 +224,10 @@ pub enum InstanceEvent {
     SiteRecovered { vip: VipId, site: String },
 }
 
+/// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps
+/// addresses of messages elsewhere, in memory too, drops them when it reads one.
+pub const ERASE_ACT: &str = "queue.erase";
+
 /// A change made by somebody, written in the batch of the change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent {

@@ -144,6 +144,28 @@ fn history() -> History {
 }
 
 #[tokio::test]
+async fn the_log_forgets_the_addresses_of_a_message_when_it_reads_that_it_was_erased() {
+    let (id, other) = (QueueId::new(NOON), QueueId::new(NOON));
+    let store = Arc::new(MemoryStore::new());
+    let mut batch = Batch::new();
+    batch.set(history_key(id), history().to_bytes()).set(history_key(other), history().to_bytes());
+    store.commit(batch).await.unwrap();
+    let paper = Paper::default();
+    let log = LogLine::to(store.clone(), LogFormat::Text, Box::new(paper.clone()));
+    let done = |id| mail(id, MailEvent::Suppressed { recipients: vec![0] }, NOON);
+    log.consume(&[done(id), done(other)]).await.unwrap();
+    let mut batch = Batch::new();
+    batch.remove(history_key(id)).remove(history_key(other));
+    store.commit(batch).await.unwrap();
+    let erased = AuditEvent { actor: "root".into(), act: ERASE_ACT.into(), subject: id.to_string() };
+    log.consume(&[Event { at: NOON, kind: EventKind::Audit(erased) }, done(id), done(other)]).await.unwrap();
+    let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+    let lines = |id: QueueId| text.lines().filter(move |line| line.contains(&format!("{id} suppressed")));
+    assert_eq!(lines(id).map(|line| line.contains("a@one.example")).collect::<Vec<_>>(), [true, false], "{text}");
+    assert_eq!(lines(other).map(|line| line.contains("a@one.example")).collect::<Vec<_>>(), [true, true], "{text}");
+}
+
+#[tokio::test]
 async fn the_log_has_one_line_per_event_and_nobody_can_forge_one() {
     let id = QueueId::new(NOON);
     let peer = Peer {

@@ -13,6 +13,7 @@ mod header;
 mod id;
 mod labels;
 mod mailbox;
+mod masks;
 mod message;
 mod mime;
 mod spill;
@@ -31,6 +32,7 @@ pub use labels::{
     LabelError, Labels, METADATA_MAX, METADATA_NAME_OCTETS_MAX, METADATA_VALUE_OCTETS_MAX, TAG_OCTETS_MAX, TAGS_MAX,
 };
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
+pub use masks::{ADDRESS_MASK, Masks, RECIPIENT_MASK, SENDER_MASK, without_addresses};
 pub use message::{BODY_IN_MEMORY_BYTES_MAX, Body, Draft, SLICE_BYTES, Sealed, Spill};
 pub use mime::{
     LINE_OCTETS_MAX, MediaType, PART_FIELDS_MAX, PART_HEADER_OCTETS_MAX, Stretch, has_long_line, repair_base64,

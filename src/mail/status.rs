@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::masks::without_addresses;
+
 /// A three-digit reply code, 200 to 599 (RFC 5321 s4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReplyCode(pub u16);
@@ -117,18 +119,36 @@ pub struct Refusal {
     pub reply: Reply,
     /// What happened inside; never leaves the log.
     pub cause: String,
+    /// What `reply` repeats of the message's own text; see [`Refusal::kept_reply`].
+    pub quoted: Option<String>,
 }
 
 impl Refusal {
     /// A refusal whose cause is the reply's own text.
     pub fn plain(reply: Reply) -> Self {
         let cause = reply.one_line();
-        Self { reply, cause }
+        Self { reply, cause, quoted: None }
+    }
+
+    /// A refusal whose reply repeats `quoted`, a part of the message, so that its sender finds the place.
+    pub fn quoting(reply: Reply, quoted: impl AsRef<str>) -> Self {
+        let quoted = Some(printable(quoted.as_ref())).filter(|quoted| !quoted.is_empty());
+        let mut refusal = Self { reply, cause: String::new(), quoted };
+        refusal.cause = refusal.kept_reply();
+        refusal
     }
 
     /// A refusal with an inner cause that the peer is not shown.
     pub fn with_cause(reply: Reply, cause: impl fmt::Display) -> Self {
-        Self { reply, cause: cause.to_string() }
+        Self { reply, cause: cause.to_string(), quoted: None }
+    }
+
+    /// The reply on one line as an event keeps it: without what it repeats of the message, and
+    /// without addresses. A refused message has no record that could be erased later.
+    pub fn kept_reply(&self) -> String {
+        let said = self.reply.one_line();
+        let said = self.quoted.as_ref().map_or_else(|| said.clone(), |quoted| said.replace(quoted, "..."));
+        without_addresses(&said).into_owned()
     }
 }
 
@@ -159,6 +179,19 @@ mod tests {
     #[test]
     fn nothing_can_be_injected_through_the_text_of_a_reply() {
         assert_eq!(Reply::enhanced(550, 7, 1, "a\r\n250 b").one_line(), "550 5.7.1 a??250 b");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_refusal_repeats_nothing_of_the_message() {
+        let text = "the From field has no address: Ann Example a@x.example\r; write it as From: Name <address>";
+        let refusal = Refusal::quoting(Reply::enhanced(550, 7, 1, text), "Ann Example a@x.example\r");
+        assert!(refusal.reply.one_line().contains(": Ann Example a@x.example?; write"));
+        let kept = "550 5.7.1 the From field has no address: ...; write it as From: Name <address>";
+        assert_eq!((refusal.kept_reply().as_str(), refusal.cause.as_str()), (kept, kept));
+        let plain = Refusal::plain(Reply::enhanced(550, 7, 1, "no mail from b@x.example"));
+        assert_eq!(plain.kept_reply(), "550 5.7.1 no mail from <address>");
+        let nothing = Refusal::quoting(Reply::enhanced(550, 7, 1, "no"), "");
+        assert_eq!(nothing.kept_reply(), "550 5.7.1 no");
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl Stage for Identity {
             for field in draft.header.all(name) {
                 let mailboxes = parse_mailboxes(&field.raw_value).map_err(|error| {
                     let shown: String = printable(&field.text()).chars().take(SHOWN_CHARACTERS_MAX).collect();
-                    refused(&format!("the {name} field {error}: {shown}; write it as {name}: Name <address>"))
+                    let text = format!("the {name} field {error}: {shown}; write it as {name}: Name <address>");
+                    Refusal::quoting(Reply::enhanced(550, 7, 1, text), shown)
                 })?;
                 for mailbox in mailboxes {
                     let found = (self.signer)(about.source.tenant, mailbox.address.domain())?;

@@ -1,14 +1,17 @@
 //! What an attempt's outcomes make of a lane record. Pure: no reads, no clock.
 //!
 //! Easy to get wrong: the record may have been changed by an operator while it was claimed. A delivery
-//! is recorded whatever was asked meanwhile; a deferral leaves it as the operator wants it.
+//! is recorded whatever was asked meanwhile; a deferral leaves it as the operator wants it. Events outlive
+//! the history record, so what a peer said goes into them without the message's addresses.
+
+use std::borrow::Cow;
 
 use super::Settings;
 use super::record::{Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
 use super::schedule;
 use crate::events::MailEvent;
 use crate::ext::Timestamp;
-use crate::mail::QueueId;
+use crate::mail::{Masks, QueueId};
 
 /// What there is to judge.
 pub(super) struct Case<'a> {
@@ -88,11 +91,19 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
     let next = verdict.record.due.plus(std::time::Duration::from_millis(1));
     verdict.record.due = if rest.is_due_at_once() { case.now.max(next) } else { case.now.plus(pause) };
     let mut recipients = std::mem::take(&mut verdict.record.recipients);
+    // Most replies quote nobody; then nothing is made.
+    let masks = if case.outcomes.iter().any(|(_, outcome)| may_quote(outcome)) {
+        let addresses = recipients.iter().map(|recipient| &recipient.address);
+        Masks::of(case.message.reverse_path.0.as_ref(), addresses)
+    } else {
+        Masks::default()
+    };
     for (number, outcome) in case.outcomes {
         let found = recipients.iter_mut().find(|recipient| recipient.number == *number);
         let Some(recipient) = found else { continue };
         if takes(recipient.state, outcome) {
             judgement.apply(&mut verdict, recipient, outcome);
+            judgement.tell(&mut verdict, recipient, &told(outcome, &masks));
         }
     }
     verdict.record.recipients = recipients;
@@ -182,7 +193,6 @@ impl Judgement {
         if matches!(recipient.state, RecipientState::Done(_)) {
             verdict.done.push(recipient.number);
         }
-        self.tell(verdict, recipient, outcome);
     }
 
     fn give_up(&self, verdict: &mut Verdict, recipient: &mut QueuedRecipient, ending: Ending) {
@@ -222,6 +232,33 @@ impl Judgement {
             },
         });
     }
+}
+
+/// Whether a peer's words in the outcome may hold an address.
+fn may_quote(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Delivered { reply, .. } => reply.text.iter().any(|line| line.contains('@')),
+        Outcome::Deferred { detail, .. } | Outcome::Bounced { detail, .. } => detail.contains('@'),
+        Outcome::Suppressed => false,
+    }
+}
+
+/// The outcome as its event tells it.
+fn told<'o>(outcome: &'o Outcome, masks: &Masks) -> Cow<'o, Outcome> {
+    if !may_quote(outcome) {
+        return Cow::Borrowed(outcome);
+    }
+    let mut told = outcome.clone();
+    match &mut told {
+        Outcome::Delivered { reply, .. } => {
+            reply.text.iter_mut().for_each(|line| *line = masks.apply(line).into_owned());
+        }
+        Outcome::Deferred { detail, .. } | Outcome::Bounced { detail, .. } => {
+            *detail = masks.apply(detail).into_owned();
+        }
+        Outcome::Suppressed => {}
+    }
+    Cow::Owned(told)
 }
 
 fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome, at: Timestamp) {

@@ -305,6 +305,19 @@ async fn a_domain_shows_its_records_and_no_private_key() {
 }
 
 #[tokio::test]
+async fn a_rotation_that_is_not_under_way_is_not_cancelled_and_an_unknown_message_not_erased() {
+    let api = shop().await;
+    call(&api, "POST", "/tenants/shop/domains", json!({"domain": "shop.example.com"})).await;
+    let (status, problem) = call(&api, "DELETE", "/tenants/shop/domains/shop.example.com/rotate", Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
+    assert_eq!(problem["detail"], "there is no rotation of shop.example.com");
+    let (status, problem) = call(&api, "POST", &format!("/queue/{}/erase", "0".repeat(26)), json!(null)).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
+    let (status, _) = call(&api, "POST", "/queue/nonsense/erase", json!(null)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
 async fn a_relays_password_goes_in_and_never_comes_out() {
     let api = shop().await;
     let new = json!({"all": true, "host": "relay.example", "port": 587, "tls": "starttls", "user": "u", "password": "hush-hush"});

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::limits::UNLIMITED;
+use crate::mail::without_addresses;
 use crate::queue::QueueTime;
 
 /// Trouble within this after a step is the same incident.
@@ -180,7 +181,7 @@ impl Controller {
     }
 
     fn slow_down(&mut self, reply: String, doing: Doing, now: QueueTime) -> Option<Step> {
-        let reply = shortened(&reply);
+        let reply = kept_of(&reply);
         self.remember(&reply, now);
         self.served = 0;
         if self.slowed.is_some_and(|slowed| now.since(slowed) < INCIDENT) {
@@ -220,7 +221,7 @@ impl Controller {
     }
 
     fn listed(&mut self, reply: String, doing: Doing, now: QueueTime) -> Option<Step> {
-        let reply = shortened(&reply);
+        let reply = kept_of(&reply);
         self.remember(&reply, now);
         self.served = 0;
         if self.park.as_ref().is_some_and(|park| now < park.until) {
@@ -349,7 +350,9 @@ fn doubled(first: Duration, count: u32, most: Duration) -> Duration {
     first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(most)
 }
 
-fn shortened(reply: &str) -> String {
+/// What is kept of a reply: its beginning, without addresses. It belongs to no message that could be erased.
+fn kept_of(reply: &str) -> String {
+    let reply = &*without_addresses(reply);
     let cut = (0..=REPLY_OCTETS_MAX.min(reply.len())).rev().find(|at| reply.is_char_boundary(*at)).unwrap_or(0);
     reply.get(..cut).unwrap_or_default().to_owned()
 }

@@ -166,6 +166,7 @@ fn queue_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(queue::release))
         .routes(routes!(queue::cancel))
         .routes(routes!(queue::move_to))
+        .routes(routes!(queue::erase))
 }
 
 /// Handing messages in: larger bodies than elsewhere.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -463,6 +464,24 @@ pub(super) async fn cancel(
 ) -> Answer<QueueChangeJson> {
     let id = read_id(&id)?;
     Ok(changed(parts.queue.cancel(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/erase",
+    operation_id = "queue_erase",
+    tag = "queue",
+    summary = "Erase: queue.",
+    params(("id" = String, Path)),
+    responses((status = 204, description = "done"))
+)]
+pub(super) async fn erase(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    parts.queue.erase(&actor, read_id(&id)?, Timestamp::now()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[utoipa::path(
