@@ -56,7 +56,8 @@ pub use api::{
     RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson,
     SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
     SmtpAccountJson, StatusJson, StayJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson,
-    SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WarmUpJson,
+    SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson,
+    WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
