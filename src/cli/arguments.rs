@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::delivery::Delivery;
+use super::tls::Tls;
 use crate::mail::Domain;
 
 pub use copies::{Backup, MasterKey, Restore, Store};
@@ -99,6 +100,9 @@ pub enum Command {
     /// Receiving sites: what they are sent, how fast, and why not faster
     #[command(subcommand)]
     Site(Site),
+    /// What is demanded of TLS towards recipient domains, and by whom
+    #[command(subcommand)]
+    Tls(Tls),
     /// What a reply of a receiving server means: its class, and what is done about it
     Classify(Classify),
     /// Sealed copies of everything, taken while the daemon serves

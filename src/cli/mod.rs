@@ -26,6 +26,7 @@ mod status;
 mod store;
 mod suppression;
 mod tenant;
+mod tls;
 mod user;
 mod vip;
 
@@ -147,6 +148,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Route(command) => route::run(&session, command).await,
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
             Command::Site(command) => site::run(&session, command).await,
+            Command::Tls(command) => tls::run(&session, command).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })

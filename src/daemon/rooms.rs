@@ -148,6 +148,7 @@ impl Rooms {
             backup: rooms.backup,
             delivery: rooms.delivery,
             pacing: rooms.pacing,
+            tls_policies: rooms.tls_policies,
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,

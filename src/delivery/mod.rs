@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 pub use board::{Delivery, Scope, Suspension};
 pub use client::{Client, Connection, Pool};
-pub use mx::{DomainTls, KeptPolicy, Mx, Parts as MxParts, StsMode, StsPolicy, TlsPolicies};
+pub use mx::{DomainRule, DomainTls, KeptPolicy, Mx, Parts as MxParts, StsMode, StsPolicy, TlsPolicies};
 pub use outcome::{Phase, Verdict, classify};
 pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};

@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
-use crate::delivery::{Delivery, Pacing};
+use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
@@ -51,13 +51,13 @@ pub use api::{
     ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson,
     INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson,
     NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
-    NewTenantJson, NewUserJson, NewVipJson, OperationJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson,
-    QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson,
-    RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson,
-    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
-    SmtpAccountJson, StatusJson, StayJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson,
-    SuspensionJson, TenantChangeJson, TenantJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson,
-    WarmUpJson,
+    NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, OperationJson, QueueActJson, QueueChangeJson,
+    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
+    RetiredJson, RotationJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson,
+    SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson,
+    SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson,
+    SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson,
+    UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WarmUpJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -95,6 +95,8 @@ pub struct Parts {
     pub delivery: Arc<Delivery>,
     /// The pace of what leaves.
     pub pacing: Arc<Pacing>,
+    /// What is demanded of TLS towards recipient domains.
+    pub tls_policies: Arc<TlsPolicies>,
     /// For its health.
     pub store: Arc<dyn Store>,
     /// For the space it takes.

@@ -103,6 +103,7 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
         pacing: Arc::new(
             crate::delivery::Pacing::open(store.clone(), &Default::default(), crate::queue::QueueTime(0)).unwrap(),
         ),
+        tls_policies: Arc::new(crate::delivery::TlsPolicies::open(store.clone()).unwrap()),
         people: Arc::new(
             People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
         ),
@@ -171,6 +172,27 @@ async fn delivery_is_suspended_by_one_name_listed_and_resumed() {
     for was in [true, false] {
         let (_, answer) = call(&api, "POST", "/suspensions/resume", json!({"to": "slow.example"})).await;
         assert_eq!(answer, resumed(was));
+    }
+}
+
+#[tokio::test]
+async fn a_tls_rule_is_set_replaced_listed_shown_and_taken_back() {
+    let api = api().await;
+    for tls in ["encrypted", "verified"] {
+        let asked = json!({"domain": "Bank.example", "tls": tls});
+        let (status, made) = call(&api, "POST", "/tls-rules", asked).await;
+        assert_eq!((status, &made["domain"], &made["tls"]), (StatusCode::OK, &json!("bank.example"), &json!(tls)));
+    }
+    let (_, list) = call(&api, "GET", "/tls-rules", Value::Null).await;
+    assert_eq!(list["rows"].as_array().map(Vec::len), Some(1), "{list}");
+    let (_, shown) = call(&api, "GET", "/tls-policies/bank.example", Value::Null).await;
+    assert_eq!((&shown["rule"]["tls"], &shown["mta_sts"]), (&json!("verified"), &Value::Null));
+    let (status, problem) = call(&api, "POST", "/tls-rules", json!({"domain": "bank.example", "tls": "some"})).await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("tls")));
+    let (status, _) = call(&api, "GET", "/tls-policies/-bad-", Value::Null).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+        assert_eq!(call(&api, "DELETE", "/tls-rules/bank.example", Value::Null).await.0, expected);
     }
 }
 

@@ -3,6 +3,7 @@
 mod lookup;
 mod mta_sts;
 mod policies;
+mod rules;
 mod tls_policy;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 pub use self::mta_sts::{Mode as StsMode, Policy as StsPolicy};
 pub use self::policies::{KeptPolicy, TlsPolicies};
+pub use self::rules::DomainRule;
 pub use self::tls_policy::DomainTls;
 
 use self::lookup::Ourselves;
@@ -88,7 +90,8 @@ impl Mx {
         let proven = proven.map_err(|error| bogus(&format!("MX of {domain}"), &error))?.unwrap_or_default();
         let port = settings.mx_port;
         let dane = join_all(hosts.iter().map(|host| self.dane(&proven, host, port))).await;
-        let voices = Voices { domain, local: settings.mx_tls, operator: None, sts: sts.as_ref() };
+        let voices =
+            Voices { domain, local: settings.mx_tls, operator: self.0.policies.rule(domain), sts: sts.as_ref() };
         let (mut kept, mut why_not) = (Vec::new(), None);
         for (host, dane) in hosts.into_iter().zip(dane) {
             match heard(&voices, host, &proven, dane) {

@@ -5,7 +5,7 @@
 //! calls [`TlsPolicies::refresh`] now and then. Easy to get wrong: what protects a domain is the kept
 //! policy, so neither silence of DNS nor of the policy host may end it early (RFC 8461 s5.1).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::mta_sts::{Policy, announced};
+use super::rules::DomainRule;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::net::{FetchLimits, Fetcher, LookupError, Resolver};
-use crate::records::{self, Damage};
+use crate::records::{self, Damage, Desk};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 
 /// Policies kept, at most; beyond, a policy holds for the attempt at hand alone.
@@ -74,9 +75,11 @@ pub(super) struct Asking<'a> {
     pub(super) limits: FetchLimits,
 }
 
-/// The policies of recipient domains.
+/// The policies of recipient domains, and what operators say about them.
 pub struct TlsPolicies {
     store: Arc<dyn Store>,
+    pub(super) desk: Desk,
+    pub(super) rules: Arc<Mutex<BTreeMap<Domain, DomainRule>>>,
     kept: Mutex<HashMap<Domain, KeptPolicy>>,
     failed: Mutex<HashMap<Domain, Timestamp>>,
     damaged: Vec<Damage>,
@@ -88,9 +91,13 @@ impl TlsPolicies {
     /// # Errors
     /// If the records cannot be read at all; single ones that cannot be are set aside.
     pub fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let (stored, damaged) = records::load::<KeptPolicy>(&*store, &[prefix::TLS_POLICY, b's'])?;
+        let (stored, mut damaged) = records::load::<KeptPolicy>(&*store, &[prefix::TLS_POLICY, b's'])?;
         let kept = stored.into_iter().map(|(_, one)| (one.domain.clone(), one)).collect();
-        Ok(Self { store, kept: Mutex::new(kept), failed: Mutex::default(), damaged })
+        let (rules, more) = records::load::<DomainRule>(&*store, &[prefix::TLS_POLICY, b'o'])?;
+        damaged.extend(more);
+        let rules = rules.into_iter().map(|(_, rule)| (rule.domain.clone(), rule)).collect();
+        let (rules, desk) = (Arc::new(Mutex::new(rules)), Desk::new(store.clone()));
+        Ok(Self { store, desk, rules, kept: Mutex::new(kept), failed: Mutex::default(), damaged })
     }
 
     /// Records that could not be read at open.

@@ -19,6 +19,7 @@ mod status;
 mod suppressions;
 mod suspensions;
 mod tenants;
+mod tls;
 mod users;
 mod vips;
 
@@ -59,6 +60,7 @@ pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
+pub use tls::{NewTlsRuleJson, StsPolicyJson, TlsPolicyJson, TlsRuleJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipChangeJson, VipJson};
 
@@ -152,6 +154,9 @@ fn site_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(sites::stop_warming))
         .routes(routes!(sites::overrides, sites::set))
         .routes(routes!(sites::clear))
+        .routes(routes!(tls::list, tls::set))
+        .routes(routes!(tls::clear))
+        .routes(routes!(tls::show))
 }
 
 fn queue_routes() -> OpenApiRouter<Shared> {

@@ -1,7 +1,7 @@
 //! What recipient domains demand of TLS (MTA-STS, DANE), and peers and attackers that do not give it.
 
 use postern::access::Actor;
-use postern::delivery::{MxTls, Settings, TlsPolicies};
+use postern::delivery::{DomainTls, MxTls, Settings, TlsPolicies};
 use postern::events::{MailEvent, Why};
 use postern::ext::Timestamp;
 use postern::mail::Domain;
@@ -323,4 +323,30 @@ async fn mail_that_waited_for_a_policy_leaves_once_it_is_met() {
     outbound.queue.retry(&Actor::local(0), id, &[], Timestamp::now()).await.unwrap();
     assert!(until(|| outbound.verdicts(id).len() == 2).await, "{:?}", outbound.verdicts(id));
     assert!(tls_used(&outbound.verdicts(id)[1]).ends_with("(enforce)"));
+}
+
+#[tokio::test]
+async fn an_operator_may_waive_what_a_domain_demands_and_the_trail_says_so() {
+    let (peer, host) = (peer(Script::polite()).await, policy_host("enforce", &["mx.real.example"]).await);
+    let outbound = outbound(announcing("1"), &peer, &host, &[]).await;
+    let (actor, now) = (Actor::local(0), Timestamp::now());
+    outbound.tls_policies.set_rule(&actor, domain(), DomainTls::Plaintext, now).await.unwrap();
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    let used = tls_used(&outbound.verdict(id).await);
+    assert_eq!(used, "none (not offered); policy: the operator allows plain text to shop.example");
+}
+
+#[tokio::test]
+async fn an_operator_may_demand_more_of_one_domain_than_of_others() {
+    let (script, _) = Script::polite().with_tls(MX);
+    let peer = peer(script).await;
+    let zone = zone().mx("free.example", 10, MX);
+    let outbound = Outbound::start("127.0.2.1", zone, settings(peer.address.port())).await;
+    let (actor, now) = (Actor::local(0), Timestamp::now());
+    outbound.tls_policies.set_rule(&actor, domain(), DomainTls::Verified, now).await.unwrap();
+    let strict = outbound.owe(&["ann@shop.example"]).await;
+    let detail = unmet(&outbound.verdict(strict).await);
+    assert!(detail.ends_with("demanded by the operator for shop.example"), "{detail}");
+    let free = outbound.owe(&["bob@free.example"]).await;
+    assert!(tls_used(&outbound.verdict(free).await).contains("not verified"));
 }

@@ -1,0 +1,99 @@
+//! `postern tls`: what is demanded of TLS towards recipient domains, and by whom.
+
+use clap::{Subcommand, ValueEnum};
+
+use super::client::{Fault, encoded};
+use super::output::{Table, when};
+use super::{Session, rows};
+use crate::mail::{Domain, printable};
+use crate::web::{NewTlsRuleJson, TlsPolicyJson, TlsRuleJson};
+
+#[derive(Debug, Subcommand)]
+pub enum Tls {
+    /// List what was set for recipient domains
+    List,
+    /// Demand, or waive, TLS for one recipient domain; it holds within a minute
+    Set {
+        /// The recipient domain
+        domain: Domain,
+        /// What is demanded
+        demand: Demand,
+    },
+    /// Take back what was set for a recipient domain
+    Clear {
+        /// The recipient domain
+        domain: Domain,
+    },
+    /// Show what was set for a recipient domain, and the MTA-STS policy kept for it
+    Show {
+        /// The recipient domain
+        domain: Domain,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Demand {
+    /// Nothing, not even what its own policies demand: mail may leave in plain text
+    Plaintext,
+    /// Encryption or nothing, with any certificate
+    Encrypted,
+    /// A certificate that verifies, or nothing
+    Verified,
+}
+
+impl Demand {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Encrypted => "encrypted",
+            Self::Verified => "verified",
+        }
+    }
+}
+
+/// Carries out one of them.
+pub async fn run(session: &Session, command: &Tls) -> Result<(), Fault> {
+    match command {
+        Tls::List => session.show(&session.client.list("/tls-rules", usize::MAX).await?, table),
+        Tls::Set { domain, demand } => {
+            let asked = NewTlsRuleJson { domain: domain.clone(), tls: demand.word().to_owned() };
+            let made = session.client.post("/tls-rules", &asked).await?;
+            session.show(&made, |_, made: TlsRuleJson| format!("mail to {}: {}\n", made.domain, made.tls))
+        }
+        Tls::Clear { domain } => {
+            let answer = session.client.delete(&format!("/tls-rules/{}", encoded(domain.as_str()))).await?;
+            session.done(&answer, &format!("nothing is set for {domain} any more"))
+        }
+        Tls::Show { domain } => {
+            let shown = session.client.get(&format!("/tls-policies/{}", encoded(domain.as_str()))).await?;
+            session.show(&shown, one)
+        }
+    }
+}
+
+fn table(session: &Session, list: serde_json::Value) -> String {
+    let rules: Vec<TlsRuleJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["DOMAIN", "TLS", "SINCE", "BY"]);
+    for rule in rules {
+        table.row([rule.domain, rule.tls, when(&rule.since, session.now), rule.by]);
+    }
+    table.text(session.colour, "nothing is set: delivery.tls and the domains' own policies decide")
+}
+
+fn one(session: &Session, known: TlsPolicyJson) -> String {
+    let rule = known.rule.map_or_else(|| "nothing".to_owned(), |rule| format!("{} (by {})", rule.tls, rule.by));
+    let mut text = format!("Domain   {}\nSet      {}\n", known.domain, printable(&rule));
+    match known.mta_sts {
+        None => text.push_str("MTA-STS  no policy is kept\n"),
+        Some(policy) => {
+            let (fetched, until) = (when(&policy.fetched, session.now), when(&policy.until, session.now));
+            text.push_str(&format!(
+                "MTA-STS  {}, id {}, fetched {fetched}, good until {until}\nHosts    {}\n",
+                policy.mode,
+                printable(&policy.id),
+                printable(&policy.mx.join(", ")),
+            ));
+        }
+    }
+    text
+}
