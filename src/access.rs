@@ -61,6 +61,8 @@ pub enum Resource {
     Audit,
     /// Messages: handing them in, and reading what became of them.
     Messages,
+    /// Who is told what happens to its mail.
+    Webhooks,
 }
 
 /// Reading or changing.
@@ -398,6 +400,7 @@ impl Resource {
             Self::Queue => "queue",
             Self::Audit => "audit",
             Self::Messages => "messages",
+            Self::Webhooks => "webhooks",
         }
     }
 }

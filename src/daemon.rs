@@ -39,6 +39,7 @@ use crate::submission::{self, GivenSocket};
 use crate::suppression::Suppression;
 use crate::vips::Vips;
 use crate::web::{self, Monitor, Readiness};
+use crate::webhooks::Webhooks;
 
 pub use prepare::prepare;
 pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, serve};
@@ -122,6 +123,8 @@ pub struct Daemon {
     pub admin: Vec<SocketAddr>,
     /// Who administers.
     pub people: Arc<People>,
+    /// Who is told what happened.
+    pub webhooks: Arc<Webhooks>,
     /// The local socket.
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
@@ -148,7 +151,7 @@ impl Daemon {
         let key = world::with_other_key(&*opened.records, key)?;
         let folders = Folders::open(&config)?;
         let tls = world::client_tls(overrides.client_tls)?;
-        let rooms = Rooms::open(&config, opened, key, (&world, &folders)).await?;
+        let rooms = Rooms::open(&config, opened, key, (&world, &folders, &tls)).await?;
         rooms.report_damage(started).await;
         if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {
             tracing::warn!(%error, "the instance's own key could not be made; notices may leave unsigned");
@@ -175,6 +178,7 @@ impl Daemon {
             monitor: world.monitor.as_ref().and_then(|listener| listener.local_addr().ok()),
             admin: world.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
             people: rooms.people,
+            webhooks: rooms.webhooks,
             socket: config.web.socket.clone(),
             delivery: rooms.delivery,
             certificates: Arc::clone(&world.certificates),
@@ -216,6 +220,8 @@ impl Daemon {
         }
         let (store, stop, retention) = (Arc::clone(&self.store), shutdown(), config.history_kept);
         self.rest.vital("history", async move { archive.run(store, names, retention, &stop).await });
+        let (webhooks, stop) = (Arc::clone(&rooms.webhooks), shutdown());
+        self.rest.spawn("webhooks", async move { webhooks.run(stop).await });
         let (gate, stop) = (Arc::clone(&rooms.gate), shutdown());
         self.rest.spawn("gate", async move {
             periodically(RELIEVE, &Notify::new(), &stop, || async {

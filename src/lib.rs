@@ -33,6 +33,7 @@ pub mod records; // what the rooms of records share: load, change, audit
 pub mod routing; // recipient -> lane
 pub mod suppression; // recipients a tenant never mails
 pub mod vips; // virtual IPs
+pub mod webhooks; // who is told what happened
 
 // flow: one message's life
 pub mod delivery; // tries to pay what is owed

@@ -64,6 +64,9 @@ pub const SITES_SLOWED: &str = "postern_sites_slowed";
 /// Pairs of site and virtual IP that get nothing, because the address is listed.
 pub const SITES_PARKED: &str = "postern_sites_parked";
 
+/// Requests to webhooks, label `result`: `taken`, `failed`.
+pub const WEBHOOK_REQUESTS: &str = "postern_webhook_requests_total";
+
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
 /// When this process started.
@@ -117,6 +120,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (HELD_BACK, Kind::Counter, "Jobs of delivery that had to wait, by what held them"),
     (SITE_STEPS, Kind::Counter, "Steps of the controllers of sites, by step"),
     (SITES_SLOWED, Kind::Gauge, "Pairs of site and virtual IP that get less than their limits allow"),
+    (WEBHOOK_REQUESTS, Kind::Counter, "Requests made to webhooks, by result"),
     (SITES_PARKED, Kind::Gauge, "Pairs of site and virtual IP that are paused because the address is listed"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),

@@ -15,6 +15,7 @@ pub const RESOURCES: &[Resource] = &[
     Resource::Queue,
     Resource::Audit,
     Resource::Messages,
+    Resource::Webhooks,
 ];
 
 /// Names of the roles, most powerful first, each with what it is for.
@@ -34,9 +35,12 @@ pub(super) fn reach(role: Role, resource: Resource) -> Option<Action> {
         Resource::Tenant => [Some(Write), Some(Write), Some(Read), Some(Read), Some(Read)],
         Resource::Users => [Some(Write), Some(Write), None, None, Some(Read)],
         Resource::Keys => [Some(Write), Some(Write), Some(Write), None, Some(Read)],
-        Resource::SmtpAccounts | Resource::Domains | Resource::Suppressions | Resource::Queue | Resource::Messages => {
-            [Some(Write), Some(Write), Some(Write), Some(Read), Some(Read)]
-        }
+        Resource::SmtpAccounts
+        | Resource::Domains
+        | Resource::Suppressions
+        | Resource::Queue
+        | Resource::Messages
+        | Resource::Webhooks => [Some(Write), Some(Write), Some(Write), Some(Read), Some(Read)],
         Resource::Audit => [Some(Read), Some(Read), None, None, Some(Read)],
     };
     match role {

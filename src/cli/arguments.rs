@@ -9,6 +9,7 @@ mod lists;
 mod people;
 mod site;
 mod vips;
+mod webhooks;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ pub use lists::{ListName, Suppression};
 pub use people::{Audit, Key, User};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
 pub use vips::{Vip, VipAdd, VipSet};
+pub use webhooks::{Webhook, WebhookAdd, WebhookName, WebhookReplay, WebhookSet};
 
 /// Your own mail sending service in one binary.
 #[derive(Debug, Parser)]
@@ -103,6 +105,9 @@ pub enum Command {
     /// What is demanded of TLS towards recipient domains, and by whom
     #[command(subcommand)]
     Tls(Tls),
+    /// Endpoints that are told what happened to a tenant's mail
+    #[command(subcommand)]
+    Webhook(Webhook),
     /// What a reply of a receiving server means: its class, and what is done about it
     Classify(Classify),
     /// Sealed copies of everything, taken while the daemon serves

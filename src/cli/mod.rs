@@ -29,6 +29,7 @@ mod tenant;
 mod tls;
 mod user;
 mod vip;
+mod webhook;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -149,6 +150,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
             Command::Site(command) => site::run(&session, command).await,
             Command::Tls(command) => tls::run(&session, command).await,
+            Command::Webhook(command) => webhook::run(&session, command).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })

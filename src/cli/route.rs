@@ -55,7 +55,7 @@ fn new_route(add: &RouteAdd) -> Result<NewRouteJson, Fault> {
     })
 }
 
-fn read_password(path: &std::path::Path) -> Result<Zeroizing<String>, Fault> {
+pub(super) fn read_password(path: &std::path::Path) -> Result<Zeroizing<String>, Fault> {
     let mut text = Zeroizing::new(String::new());
     let read = if path.as_os_str() == "-" {
         std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_to_string(&mut text)

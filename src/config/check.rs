@@ -9,7 +9,7 @@ use super::settings::{Applied, SETTINGS, Setting};
 use super::{Config, Log, LogFormat, Problem, RootPolicy};
 use crate::delivery::{MxTls, PrivateAddresses};
 use crate::mail::dkim::Algorithms;
-use crate::net::{DnsSettings, Validation};
+use crate::net::{DnsSettings, Reach, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
 use crate::{accounts, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
@@ -43,6 +43,13 @@ fn build(path: &Path, file: &File) -> Config {
         domains: domains::Settings::default(),
         delivery: delivery(file),
         history_kept: file.span("events.history_kept"),
+        webhooks: crate::webhooks::Settings {
+            reach: match file.text("webhooks.private_addresses").as_str() {
+                "allow" => Reach::Anywhere,
+                _ => Reach::Public,
+            },
+            requests_max: file.size("webhooks.requests_max"),
+        },
         accounts: accounts::Settings {
             login_failures_free_max: file.small("accounts.login_failures_free_max"),
             network_failures_max: file.small("accounts.network_failures_max"),

@@ -67,6 +67,8 @@ pub struct Config {
     pub delivery: delivery::Settings,
     /// How long past events are kept.
     pub history_kept: Duration,
+    /// For `webhooks`.
+    pub webhooks: crate::webhooks::Settings,
     /// For `accounts`.
     pub accounts: accounts::Settings,
     /// For `queue`.

@@ -61,6 +61,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("dns", "Who is asked for names."),
     ("store", "The records and bodies on disk."),
     ("events", "What happened to each message."),
+    ("webhooks", "Endpoints that are told what happened."),
     ("admin", "The admin API: the local socket the command line talks to, and a port with TLS."),
     ("monitor", "Health and metrics for machines."),
     ("log", "What is written to standard error, and so to the journal."),

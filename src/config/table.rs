@@ -228,6 +228,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long the trail of a message can be shown: who handed it in, every try and every reply, in compressed files of \
          one day each.",
         "Whoever must keep records longer, or may not keep them so long."),
+    setting!("webhooks.private_addresses", Choice(&["refuse", "allow"]) => "\"refuse\"", Rare AtStart,
+        "Whether webhooks may lead to loopback, private or link-local addresses. Whoever may set a webhook can then \
+         make this machine speak to anything in its own network.",
+        "Whoever alone manages all tenants, and has receivers inside their own network."),
+    setting!("webhooks.requests_max", Count(1, 10_000) => "64", Rare AtStart,
+        "Requests to webhooks at one moment, in all; further ones wait their turn.",
+        "Whoever has very many webhooks, or a very small machine."),
     setting!("admin.socket", Path => "\"/run/postern/admin.sock\"", Rare AtStart,
         "The Unix socket of the command line and the admin API.",
         "Whoever runs two instances on one machine."),

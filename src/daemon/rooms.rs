@@ -11,9 +11,11 @@ use crate::backup::{self, Backup};
 use crate::config::Config;
 use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
+use crate::events::EventLog;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
+use crate::net::{ClientTls, Poster};
 use crate::operations::Operations;
 use crate::people::People;
 use crate::pipeline::{self, Pipeline};
@@ -23,6 +25,7 @@ use crate::seal::MasterKey;
 use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::vips::{Owner, Vips};
+use crate::webhooks::{self, Webhooks};
 use crate::{events, records, submission, web};
 
 /// Every room that has state.
@@ -46,6 +49,7 @@ pub(super) struct Rooms {
     pub(super) tls_policies: Arc<TlsPolicies>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
+    pub(super) webhooks: Arc<Webhooks>,
 }
 
 impl Rooms {
@@ -54,7 +58,7 @@ impl Rooms {
         config: &Config,
         opened: Opened,
         key: Arc<MasterKey>,
-        (world, folders): (&World, &Folders),
+        (world, folders, tls): (&World, &Folders, &ClientTls),
     ) -> Result<Self, StartError> {
         let Opened { records: store, bodies: blobs, engine, .. } = opened;
         let backup = Arc::new(Backup::new(engine, Arc::clone(&key), backup_places(config)));
@@ -69,7 +73,8 @@ impl Rooms {
         let suppression = Arc::new(Suppression::open(records()));
         let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
         let resolver = Arc::clone(&world.resolver);
-        let domains = Domains::open(records(), key, resolver, config.domains).map_err(unreadable("domains"))?;
+        let domains =
+            Domains::open(records(), Arc::clone(&key), resolver, config.domains).map_err(unreadable("domains"))?;
         let domains = Arc::new(domains);
         let bell = events::Bell::default();
         let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
@@ -91,6 +96,16 @@ impl Rooms {
         let gate = Arc::new(Gate::new(config.gate));
         let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
+        let parts = webhooks::Parts {
+            log: EventLog::new(records()).with_archive(Arc::clone(&folders.archive)),
+            bell: bell.clone(),
+            key,
+            post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), config.webhooks.reach)),
+            names: names(&accounts),
+            clock: Arc::new(Timestamp::now),
+            settings: config.webhooks,
+        };
+        let webhooks = Arc::new(Webhooks::open(parts).map_err(unreadable("webhooks"))?);
         Ok(Self {
             store,
             blobs,
@@ -110,6 +125,7 @@ impl Rooms {
             tls_policies,
             bell,
             gate,
+            webhooks,
         })
     }
 
@@ -125,6 +141,7 @@ impl Rooms {
             self.pacing.damaged(),
             self.tls_policies.damaged(),
             self.operations.damaged(),
+            self.webhooks.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -152,6 +169,7 @@ impl Rooms {
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,
+            webhooks: rooms.webhooks,
             about,
         }
     }
@@ -192,6 +210,15 @@ fn pipeline(
     let hold_max = config.submission.session.hold_max;
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
     Pipeline::new(parts, settings)
+}
+
+/// What people call things, in what webhooks are told.
+fn names(accounts: &Arc<Accounts>) -> webhooks::Names {
+    let (tenants, logins) = (Arc::clone(accounts), Arc::clone(accounts));
+    webhooks::Names {
+        tenant: Arc::new(move |id| tenants.tenant(id).map_or_else(|| id.to_string(), |tenant| tenant.name)),
+        account: Arc::new(move |id| logins.smtp_account(id).map_or_else(|| id.to_string(), |account| account.login)),
+    }
 }
 
 fn backup_places(config: &Config) -> backup::Places {

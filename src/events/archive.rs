@@ -2,8 +2,10 @@
 //! only what some consumer has not passed yet, and the last few minutes.
 //!
 //! A frame names the messages it speaks about before its compressed part, so that looking for one
-//! message skips the others. Easy to get wrong: a crash between writing a frame and removing its
-//! events from the store repeats them; whoever writes skips what the day's file has already.
+//! message skips the others. Files in the order of their names hold events in the order of their keys:
+//! one committed after another of a later day lies in that day's file. Easy to get wrong: a crash between
+//! writing a frame and removing its events from the store repeats them; whoever writes skips what the
+//! day's file has already.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::driver::{passed, read_after};
+use super::driver::{cursor_key, passed, read_after};
 use super::{Event, EventKind};
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
@@ -27,6 +29,10 @@ const FRAME_EVENTS: usize = 4_096;
 const RECENT: Duration = Duration::from_secs(10 * 60);
 /// How often the archiver looks.
 const PERIOD: Duration = Duration::from_secs(30);
+/// How far a clock may be ahead and still be believed.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Looking for a frame reads on from so close before it.
+const NEAR_BYTES: u64 = 512 * 1024;
 /// What a frame begins with.
 const MAGIC: [u8; 8] = *b"postern1";
 /// Magic, length of the index, length of the compressed part, checksum of both.
@@ -35,6 +41,8 @@ const HEAD_BYTES: usize = 8 + 4 + 4 + 4;
 const FRAME_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// zstd's level: three compresses a frame in a few milliseconds.
 const LEVEL: i32 = 3;
+/// Names the cursor that says how far events were moved; stored with their removal.
+pub(super) const MOVED: &str = "archive";
 /// A file's name is its day and this.
 const SUFFIX: &str = ".events";
 
@@ -47,7 +55,21 @@ struct FrameIndex {
 }
 
 /// One event with its key in the store.
-type Stored = (Key, Vec<u8>);
+pub(super) type Stored = (Key, Vec<u8>);
+
+/// Where somebody reads in the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    day: String,
+    offset: u64,
+}
+
+impl Place {
+    /// Before everything that was committed at `moment` or later.
+    pub(super) fn before(moment: Timestamp) -> Self {
+        Self { day: day_of(moment), offset: 0 }
+    }
+}
 
 /// The folder of past events.
 #[derive(Debug)]
@@ -108,6 +130,9 @@ impl Archive {
         let count = keys.len();
         if count > 0 {
             let mut batch = Batch::new();
+            if let Some(last) = keys.last() {
+                batch.set(cursor_key(MOVED), codec::encode(last));
+            }
             for key in keys {
                 batch.remove(key);
             }
@@ -128,11 +153,12 @@ impl Archive {
         }
         let keys = passed.iter().map(|(key, _)| key.clone()).collect();
         let mut days = BTreeMap::<String, Vec<Stored>>::new();
-        let mut day = day_of(now);
+        let newest = self.newest_day(now).map_err(|error| error.to_string())?;
+        let mut day = newest.unwrap_or_else(|| day_of(oldest.unwrap_or(now)));
         for (key, bytes) in passed {
             // A damaged event is kept with its neighbours, as it is.
             if let Ok(event) = codec::decode::<Event>(&bytes) {
-                day = day_of(event.at);
+                day = day.max(day_of(event.at));
             }
             days.entry(day.clone()).or_default().push((key, bytes));
         }
@@ -159,6 +185,12 @@ impl Archive {
         }
         self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(day.to_owned(), last);
         Ok(())
+    }
+
+    /// No later event goes into a file before this one. A file a wrong clock made far in the future does not count.
+    fn newest_day(&self, now: Timestamp) -> io::Result<Option<String>> {
+        let believable = day_of(now.plus(A_DAY));
+        Ok(self.days()?.into_iter().rfind(|day| *day <= believable))
     }
 
     fn last_key(&self, day: &str) -> io::Result<Option<Key>> {
@@ -188,6 +220,50 @@ impl Archive {
         found.sort_by(|one, two| one.0.cmp(&two.0));
         found.dedup_by(|one, two| one.0 == two.0);
         Ok(found)
+    }
+
+    /// Where the frame with the first event behind `at` may begin: not far before it. Blocks on the disk.
+    pub(super) fn place_of(&self, at: &[u8]) -> io::Result<Place> {
+        let mut days = self.days()?;
+        while let Some(day) = days.pop() {
+            let path = self.path(&day);
+            let mut begins_behind = false;
+            frames_from(&path, 0, |index, _| {
+                begins_behind = index.last.as_slice() > at;
+                false
+            })?;
+            if !begins_behind || days.is_empty() {
+                let offset = frame_near(&path, at)?;
+                return Ok(Place { day, offset });
+            }
+        }
+        Ok(Place { day: String::new(), offset: 0 })
+    }
+
+    /// The events behind `at` of the first frame that has any, at `place` or behind; none at the end.
+    /// Moves `place` behind that frame. Blocks on the disk.
+    pub(super) fn frame_after(&self, at: &[u8], place: &mut Place) -> io::Result<Vec<Stored>> {
+        let first = place.day.clone();
+        for day in self.days()?.into_iter().filter(|day| *day >= first) {
+            if day != place.day {
+                *place = Place { day, offset: 0 };
+            }
+            let path = self.path(&place.day);
+            let mut found = Vec::new();
+            let ended = frames_from(&path, place.offset, |index, packed| {
+                if index.last.as_slice() > at {
+                    found = unpack(packed).unwrap_or_default();
+                    found.retain(|(key, _)| key.as_slice() > at);
+                }
+                found.is_empty()
+            })?;
+            place.offset = ended;
+            if !found.is_empty() {
+                found.sort_by(|one, two| one.0.cmp(&two.0));
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The days there are files of, oldest first.
@@ -277,23 +353,55 @@ fn unpack(packed: &[u8]) -> io::Result<Vec<Stored>> {
 /// Reads a file frame by frame. Bytes that are no sound frame are skipped up to the next one: the
 /// torn end of a crash, with newer frames behind it, or damage.
 fn each_frame(path: &Path, mut look: impl FnMut(FrameIndex, &[u8])) -> io::Result<()> {
+    frames_from(path, 0, |index, packed| {
+        look(index, packed);
+        true
+    })
+    .map(|_| ())
+}
+
+/// The same from `offset` on, for as long as `look` says so; where the last frame it saw ends.
+fn frames_from(path: &Path, offset: u64, mut look: impl FnMut(FrameIndex, &[u8]) -> bool) -> io::Result<u64> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(offset),
         Err(error) => return Err(error),
     };
     let length = file.metadata()?.len();
-    let mut offset = 0;
+    let (mut offset, mut seen) = (offset, offset);
     while let Some(start) = next_magic(&mut file, offset)? {
         match read_frame(&mut file, start, length)? {
             Some((index, packed, end)) => {
-                look(index, &packed);
-                offset = end;
+                (offset, seen) = (end, end);
+                if !look(index, &packed) {
+                    break;
+                }
             }
             None => offset = start + 1,
         }
     }
-    Ok(())
+    Ok(seen)
+}
+
+/// An offset such that every frame that begins before it ends at `at` or before: found by halving, since the
+/// keys in a file grow.
+fn frame_near(path: &Path, at: &[u8]) -> io::Result<u64> {
+    let length = fs::metadata(path)?.len();
+    let (mut low, mut high) = (0, length);
+    while high - low > NEAR_BYTES {
+        let middle = low + (high - low) / 2;
+        let mut is_before = false;
+        let end = frames_from(path, middle, |index, _| {
+            is_before = index.last.as_slice() <= at;
+            false
+        })?;
+        if is_before && end > low && end <= high {
+            low = end;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
 }
 
 fn read_frame(file: &mut File, start: u64, length: u64) -> io::Result<Option<(FrameIndex, Vec<u8>, u64)>> {

@@ -146,7 +146,8 @@ pub(super) fn read_after(store: &dyn Store, at: &[u8], limit: usize) -> Result<V
     store.range(&from, &after_prefix(&[prefix::EVENT]), limit)
 }
 
-fn cursor_key(name: &str) -> Key {
+/// Where the cursor of that name is.
+pub(super) fn cursor_key(name: &str) -> Key {
     let mut key = vec![prefix::CURSOR];
     key.extend_from_slice(name.as_bytes());
     key

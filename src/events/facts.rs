@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Address, Labels, QueueId, ReversePath, TenantId};
+use crate::mail::{Address, Class, Labels, QueueId, ReversePath, SmtpAccountId, TenantId, VipId};
 use crate::store::{Key, StoreError, codec, prefix};
 
 /// Addresses and header facts of one message.
@@ -28,9 +28,26 @@ pub struct History {
     pub recipients: Vec<Address>,
     /// What the sender attached for itself.
     pub labels: Labels,
+    /// How it came in; `None` in records of the first shape, which did not say.
+    pub entry: Option<Entry>,
 }
 
-/// As the first release stored it: without labels.
+/// How a message came in: what its first event says, for whoever sees a later one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The login, if it came by SMTP.
+    pub account: Option<SmtpAccountId>,
+    /// The virtual IP it was accepted for.
+    pub vip: VipId,
+    /// Transactional or marketing.
+    pub class: Class,
+    /// `smtp`, `notice`, `api`.
+    pub source: String,
+    /// Octets of the final message.
+    pub size_bytes: u64,
+}
+
+/// As the first release stored it: without labels and without how it came in.
 #[derive(Serialize, Deserialize)]
 struct FirstHistory {
     tenant: TenantId,
@@ -53,6 +70,7 @@ impl From<FirstHistory> for History {
             message_id: first.message_id,
             recipients: first.recipients,
             labels: Labels::default(),
+            entry: None,
         }
     }
 }
@@ -88,6 +106,8 @@ pub struct HistoryRef<'a> {
     pub recipients: Vec<&'a Address>,
     /// What the sender attached for itself.
     pub labels: &'a Labels,
+    /// How it came in.
+    pub entry: Option<Entry>,
 }
 
 impl HistoryRef<'_> {
@@ -123,7 +143,15 @@ mod tests {
         let mut read = History::from_bytes(&codec::encode(&first)).unwrap();
         assert_eq!((read.subject.as_str(), read.recipients.len()), ("s", 1));
         assert_eq!(read.labels, Labels::default());
+        assert_eq!(read.entry, None);
         read.labels.tag("order").unwrap();
+        read.entry = Some(Entry {
+            account: Some(SmtpAccountId(3)),
+            vip: VipId(4),
+            class: Class::Marketing,
+            source: "smtp".to_owned(),
+            size_bytes: 9,
+        });
         assert_eq!(History::from_bytes(&read.to_bytes()).unwrap(), read);
         let of_ref = HistoryRef {
             tenant: read.tenant,
@@ -134,6 +162,7 @@ mod tests {
             message_id: &read.message_id,
             recipients: read.recipients.iter().collect(),
             labels: &read.labels,
+            entry: read.entry.clone(),
         };
         assert_eq!(of_ref.to_bytes(), read.to_bytes());
         assert!(History::from_bytes(&[9, 1]).is_err(), "a later form is refused, not guessed");

@@ -298,6 +298,10 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::SiteRecovered { vip, site } => {
             ("site-recovered", vec![("vip", vip.to_string()), ("site", site.clone())])
         }
+        InstanceEvent::WebhookDisabled { tenant, webhook, reason } => {
+            let (tenant, webhook) = (tenant.to_string(), webhook.to_string());
+            ("webhook-disabled", vec![("tenant", tenant), ("webhook", webhook), ("reason", reason.clone())])
+        }
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
             let tenant = tenant.to_string();

@@ -1,7 +1,8 @@
 //! The append-only log of what happened. Every state change writes its event in the same batch.
 //!
 //! Recipe: `record(&mut batch, &event)` puts an event into a batch; [`drive`] runs a [`Consumer`] from
-//! its own durable cursor, at least once; [`Archive`] moves what all have passed into per-day files;
+//! its own durable cursor, at least once;
+//! [`EventLog`] reads everything from any point; [`Archive`] moves what all have passed into per-day files;
 //! [`Trail`] reads back what happened to one message. Events name (queue id, recipient number); addresses live
 //! once, in the queue's per-message history record, so that erasing is one overwrite.
 
@@ -9,6 +10,7 @@ mod archive;
 mod driver;
 mod facts;
 mod log_line;
+mod reader;
 mod trail;
 
 use std::sync::Arc;
@@ -16,15 +18,16 @@ use std::time::Duration;
 
 pub use archive::Archive;
 pub use driver::drive;
-pub use facts::{History, HistoryRef, history_key};
+pub use facts::{Entry, History, HistoryRef, history_key};
 pub use log_line::{LogFormat, LogLine};
+pub use reader::{EventLog, Page, Reader};
 pub use trail::Trail;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Class, Domain, QueueId, Reply, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Class, Domain, QueueId, Reply, SmtpAccountId, TenantId, VipId, WebhookId};
 use crate::store::{Batch, CommitError, codec};
 
 /// What happened, and when by the wall clock.
@@ -222,6 +225,8 @@ pub enum InstanceEvent {
     SiteParked { vip: VipId, site: String, secs: u64, reply: String },
     /// A site is sent to as fast as its limits allow again.
     SiteRecovered { vip: VipId, site: String },
+    /// A webhook gets nothing more until somebody enables it.
+    WebhookDisabled { tenant: TenantId, webhook: WebhookId, reason: String },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

@@ -140,6 +140,7 @@ fn history() -> History {
         message_id: "<1@shop.example>".into(),
         recipients: vec![Address::parse("a@one.example").unwrap(), Address::parse("b@one.example").unwrap()],
         labels: Default::default(),
+        entry: None,
     }
 }
 

@@ -115,6 +115,10 @@ record_id!(
     /// An API key.
     KeyId
 );
+record_id!(
+    /// A webhook: an endpoint that is told of events.
+    WebhookId
+);
 
 #[cfg(test)]
 mod tests {

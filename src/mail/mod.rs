@@ -27,7 +27,7 @@ pub use envelope::{
     BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, RequireTls, Ret, ReversePath, Smtputf8,
 };
 pub use header::{Field, HeaderBlock, HeaderError};
-pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId};
+pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId, WebhookId};
 pub use labels::{
     LabelError, Labels, METADATA_MAX, METADATA_NAME_OCTETS_MAX, METADATA_VALUE_OCTETS_MAX, TAG_OCTETS_MAX, TAGS_MAX,
 };

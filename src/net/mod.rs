@@ -9,6 +9,7 @@ mod dns;
 mod fetch;
 #[cfg(test)]
 pub(crate) mod pages_tests;
+mod post;
 mod reach;
 mod tls;
 mod validated;
@@ -27,6 +28,7 @@ pub use dane::{Dane, DanePins, Tlsa};
 pub use dial::{BoundDialer, is_present};
 pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
 pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
+pub use post::{Answer, Line, Outgoing, Post, PostError, Poster, TARGET_OCTETS_MAX, Target, TargetUnusable};
 pub use reach::is_public;
 pub use tls::{ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify};
 pub use validated::Validation;

@@ -15,7 +15,7 @@ use super::record::{
     RecipientState,
 };
 use super::{Queue, schedule};
-use crate::events::{Accepted, HistoryRef, MailEvent, history_key};
+use crate::events::{self, Accepted, HistoryRef, MailEvent, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{
     Address, BodyId, Class, MailParameters, Notify, QueueId, ReversePath, SmtpAccountId, TenantId, VipId,
@@ -180,6 +180,13 @@ impl AppendHistory for Batch {
             message_id: &message.message_id,
             recipients: message.recipients.iter().map(|recipient| &recipient.address).collect(),
             labels: &message.labels,
+            entry: Some(events::Entry {
+                account: message.account,
+                vip: message.vip,
+                class: message.class,
+                source: message.source.clone(),
+                size_bytes: message.message.length(),
+            }),
         };
         self.set(history_key(message.id), history.to_bytes());
     }

@@ -131,6 +131,8 @@ pub mod prefix {
     pub const SESSION: u8 = b's';
     /// people: digest of a one-time link's token -> what it is for.
     pub const ONE_TIME: u8 = b'o';
+    /// webhooks: endpoints, lanes, requests to be made again, attempts.
+    pub const WEBHOOK: u8 = b'W';
     /// web: what was answered to requests with an `Idempotency-Key`.
     pub const REPLAY: u8 = b'i';
 }

@@ -304,6 +304,8 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
     let (_, accounts) = call(&api, "GET", "/smtp-accounts?tenant=rival", Value::Null).await;
     call(&api, "POST", "/tenants/rival/suppressions", json!({"subject": "x@example.org"})).await;
     let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let new = json!({"url": "https://hook.example.com/in"});
+    let (_, webhook) = call(&api, "POST", "/tenants/rival/webhooks", new).await;
     let names = [
         ("tenant", "rival".to_owned()),
         ("domain", "rival.example.com".to_owned()),
@@ -317,8 +319,10 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
         ("route", "0000000000000".to_owned()),
         ("site", "gmail".to_owned()),
         ("operation", "0".repeat(26)),
+        ("webhook", text(&webhook["webhook"]["id"])),
+        ("attempt", "0".repeat(26)),
     ];
-    let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit"];
+    let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit", "webhooks"];
     let scopes: Vec<String> = scopes.iter().map(|scope| format!("{scope}:write")).collect();
     let (_, mine) = call(&api, "POST", "/keys", json!({"tenant": "shop", "scopes": scopes})).await;
     let mut askers = vec![("key".to_owned(), Sent::key(&mine["text"]))];
@@ -349,6 +353,7 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
                 "/smtp-accounts" if method == "POST" => json!({"tenant": "rival"}),
                 "/second-factor-policy" if method == "PUT" => json!({"required_of": []}),
                 _ if path.ends_with("/domains") => json!({"domain": "new.example.com"}),
+                _ if path.ends_with("/webhooks") => json!({"url": "https://hook.example.com/in"}),
                 _ if path.ends_with("/suppressions") => json!({"subject": "y@example.org"}),
                 _ => json!({}),
             };

@@ -44,20 +44,22 @@ use crate::routing::Routes;
 use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
 use crate::vips::Vips;
+use crate::webhooks::Webhooks;
 
 pub use crate::suppression::Colour;
 pub use api::{
-    AttachmentJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson, CodeJson,
-    ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson,
-    INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, NewDomainJson, NewKeyJson,
-    NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
-    NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, OperationJson, QueueActJson, QueueChangeJson,
-    QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
-    RetiredJson, RotationJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson,
-    SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson,
-    SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson,
-    SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson,
-    UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WarmUpJson,
+    AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
+    CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson,
+    FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, MadeWebhookJson,
+    NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson,
+    NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWebhookJson, OperationJson,
+    QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson,
+    RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson, SaidJson, SentJson,
+    SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson,
+    SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson,
+    StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson,
+    TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson,
+    WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -103,6 +105,8 @@ pub struct Parts {
     pub blobs: Arc<dyn Blobs>,
     /// How full the process is.
     pub gate: Arc<Gate>,
+    /// Who is told what happened.
+    pub webhooks: Arc<Webhooks>,
     /// What else people are told.
     pub about: About,
 }

@@ -26,6 +26,7 @@ use crate::seal::MasterKey;
 use crate::store::MemoryStore;
 use crate::suppression::Suppression;
 use crate::vips::Vips;
+use crate::webhooks::{self, Webhooks};
 
 /// A DNS in which nothing exists.
 struct EmptyDns;
@@ -46,6 +47,20 @@ impl Resolver for EmptyDns {
     }
     async fn ptr(&self, _: std::net::IpAddr) -> Result<Vec<Domain>, LookupError> {
         Err(LookupError::NoSuchName)
+    }
+}
+
+/// Nobody is ever told anything: the lanes do not run.
+fn webhooks(store: Arc<MemoryStore>, key: Arc<MasterKey>) -> webhooks::Parts {
+    let tls = crate::net::ClientTls::with_roots(Vec::new()).unwrap();
+    webhooks::Parts {
+        log: crate::events::EventLog::new(store),
+        bell: crate::events::Bell::default(),
+        key,
+        post: Arc::new(crate::net::Poster::new(Arc::new(EmptyDns), tls, crate::net::Reach::Public)),
+        names: webhooks::Names { tenant: Arc::new(|id| id.to_string()), account: Arc::new(|id| id.to_string()) },
+        clock: Arc::new(Timestamp::now),
+        settings: webhooks::Settings::default(),
     }
 }
 
@@ -112,8 +127,9 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
         queue,
         delivery: Delivery::open(store.clone()).unwrap(),
         store: store.clone(),
-        blobs: store,
+        blobs: store.clone(),
         gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
+        webhooks: Arc::new(Webhooks::open(webhooks(store, key)).unwrap()),
         about: About {
             hostname: Domain::parse("mx.example.com").unwrap(),
             tls_ports: vec![465],

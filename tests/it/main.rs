@@ -29,3 +29,4 @@ mod systemd;
 mod tidy;
 mod trial;
 mod upgrade;
+mod webhooks;

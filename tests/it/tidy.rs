@@ -26,13 +26,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("routing", &["mail", "access", "store", "events", "records"]),
     ("suppression", &["mail", "access", "store", "events", "records"]),
     ("operations", &["mail", "access", "store", "events", "records", "suppression"]),
+    ("webhooks", &["mail", "access", "net", "store", "events", "records"]),
     ("domains", &["mail", "access", "store", "events", "records", "net", "vips"]),
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
     ("queue", &["mail", "routing", "access", "store", "events", "records"]),
     ("intake", &["mail", "routing", "store", "pipeline", "queue", "events", "vips", "accounts", "domains"]),
     ("submission", &["mail", "smtp", "net", "store", "accounts", "domains", "intake", "vips", "events", "gate"]),
     ("backup", &["mail", "access", "store", "events", "records", "queue"]),
-    ("keyring", &["store", "records", "domains", "routing", "people"]),
+    ("keyring", &["store", "records", "domains", "routing", "people", "webhooks"]),
     (
         "delivery",
         &[
@@ -75,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "operations",
             // The API hands messages in.
             "intake",
+            "webhooks",
         ],
     ),
     ("sink", &[]),

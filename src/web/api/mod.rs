@@ -22,6 +22,7 @@ mod tenants;
 mod tls;
 mod users;
 mod vips;
+mod webhooks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -63,6 +64,10 @@ pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use tls::{NewTlsRuleJson, StsPolicyJson, TlsPolicyJson, TlsRuleJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipChangeJson, VipJson};
+pub use webhooks::{
+    AttemptJson, MadeWebhookJson, NewWebhookJson, WebhookChangeJson, WebhookJson, WebhookProgressJson,
+    WebhookWindowJson,
+};
 
 type Shared = Arc<Parts>;
 type Answer<T> = Result<axum::Json<T>, Problem>;
@@ -91,6 +96,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .merge(queue_routes())
         .merge(people_routes())
         .merge(site_routes())
+        .merge(webhook_routes())
 }
 
 fn operation_routes() -> OpenApiRouter<Shared> {
@@ -157,6 +163,17 @@ fn site_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(tls::list, tls::set))
         .routes(routes!(tls::clear))
         .routes(routes!(tls::show))
+}
+
+fn webhook_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(webhooks::list, webhooks::add))
+        .routes(routes!(webhooks::show, webhooks::change, webhooks::remove))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::replay))
+        .routes(routes!(webhooks::attempts))
+        .routes(routes!(webhooks::replay_attempt))
 }
 
 fn queue_routes() -> OpenApiRouter<Shared> {

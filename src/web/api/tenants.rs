@@ -247,6 +247,10 @@ fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>
     if parts.routes.table().routes.iter().any(|route| route.scope == scope) {
         held.push("a route".to_owned());
     }
+    let webhooks = parts.webhooks.list(actor, tenant.id)?.len();
+    if webhooks > 0 {
+        held.push(format!("{webhooks} webhooks"));
+    }
     let (users, keys) = parts.people.held_for(tenant.id);
     if users + keys > 0 {
         held.push(format!("{users} people and {keys} API keys"));
