@@ -175,7 +175,7 @@ pub struct Answer {
     pub status: u16,
     /// What `Retry-After` asks for, if it is a number of seconds.
     pub retry_after: Option<Duration>,
-    /// The first [`ANSWER_OCTETS_MAX`] octets of the body.
+    /// The first `ANSWER_OCTETS_MAX` octets of the body.
     pub body: Vec<u8>,
     /// Who answered.
     pub peer: SocketAddr,

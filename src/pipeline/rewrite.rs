@@ -97,7 +97,7 @@ impl Room {
 }
 
 /// Plans a whole message; its header block is changed to match. Message and header stay as they
-/// are if there are more than [`PARTS_MAX`] parts, or the result would be over `message_bytes_max`.
+/// are if there are more than `PARTS_MAX` parts, or the result would be over `message_bytes_max`.
 pub fn plan_message<'a>(header: &mut HeaderBlock, body: &'a [u8], message_bytes_max: u64) -> Plan<'a> {
     let mut room = Room { parts: PARTS_MAX, octets: message_bytes_max, is_short: false };
     let mut rewritten = header.clone();
