@@ -251,7 +251,11 @@ impl Committer {
         {
             return Ok(Arc::clone(current));
         }
-        let begun = self.shared.segments.begin_shared(bytes, Chain { commits: self.commit, ..self.chain })?;
+        let begun = self.shared.segments.begin_shared(bytes, Chain { commits: self.commit, ..self.chain });
+        let begun = begun.inspect_err(|error| self.leave_unless_full(&refused(error)))?;
+        // Its header alone says where the segment before it ended: it must outlive even a failure of
+        // its own first group, until a checkpoint holds what came after that end.
+        begun.last_commit.store(self.commit + 1, Ordering::Release);
         if let Some(full) = self.current.replace(Arc::clone(&begun)) {
             full.in_hand.store(false, Ordering::Release);
         }
@@ -279,12 +283,18 @@ impl Committer {
         if let (Err(wipe), CommitError::Failed(_)) = (&wiped, &refused) {
             tracing::warn!(%wipe, "the start of a failed group could not be wiped; a new segment is begun");
         }
+        self.leave_unless_full(&refused);
+        refused
+    }
+
+    /// After a fault that is not a full disk nothing more goes into this segment: what failed may have
+    /// left bytes in it, or a durable header in its successor that says where it ended.
+    fn leave_unless_full(&mut self, refused: &CommitError) {
         if !matches!(refused, CommitError::Full(_))
             && let Some(left) = self.current.take()
         {
             left.in_hand.store(false, Ordering::Release);
         }
-        refused
     }
 
     fn sync(&mut self, segment: &Segment) -> Result<(), CommitError> {

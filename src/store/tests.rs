@@ -479,6 +479,28 @@ fn a_reader_that_began_before_a_free_is_never_given_other_bytes() {
     assert_eq!(reader.next_slice().unwrap().as_deref(), Some(&whole[..]));
 }
 
+#[test]
+fn groups_that_failed_one_after_another_stay_away_and_hide_nothing_after_a_crash() {
+    let mut place = Place::new();
+    let opened = place.open();
+    let (first, _) = place.put(&opened, "T1", 3_000);
+    for _ in 0..3 {
+        place.faults.writes_fail.store(1, Ordering::Release);
+        let mut batch = Batch::new();
+        batch.bodies.push(new_body(new_id(), 9_000).0);
+        assert!(place.commit(&opened, batch).is_err());
+        // Housekeeping looks at the segment that holds nothing now.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    place.free(&opened, first);
+    let (second, whole) = place.put(&opened, "T2", 3_000);
+    place.settings = crash(&place, opened, 1);
+    let opened = place.open();
+    assert_eq!(opened.engine.named_bodies(), [second]);
+    assert_eq!(read(&*opened.bodies, second).unwrap(), Some(whole));
+    assert_eq!(opened.engine.damage(), Vec::<String>::new());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(usize),
