@@ -481,7 +481,7 @@ fn a_reader_that_began_before_a_free_is_never_given_other_bytes() {
 
 #[test]
 fn groups_that_failed_one_after_another_stay_away_and_hide_nothing_after_a_crash() {
-    let mut place = Place::new();
+    let mut place = Place::new().without_checkpoints();
     let opened = place.open();
     let (first, _) = place.put(&opened, "T1", 3_000);
     for _ in 0..3 {
