@@ -22,10 +22,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::accounts::Accounts;
 use crate::background::{Background, periodically};
+use crate::breaker::Breaker;
 use crate::config::{Config, LogFormat};
 use crate::delivery::{self, Delivery};
 use crate::domains::Domains;
-use crate::events::{self, Archive, Consumer, LogLine};
+use crate::events::{self, Archive, Consumer, LogLine, Tally};
 use crate::ext::Timestamp;
 use crate::metrics;
 use crate::net::{CERTIFICATE_POLL, Certificates, ClientTls, Dialer, Resolver};
@@ -105,6 +106,8 @@ pub struct Daemon {
     pub vips: Arc<Vips>,
     /// Tenants and SMTP accounts.
     pub accounts: Arc<Accounts>,
+    /// Watches SMTP accounts.
+    pub breaker: Arc<Breaker>,
     /// Sending domains.
     pub domains: Arc<Domains>,
     /// Suppression lists.
@@ -170,6 +173,7 @@ impl Daemon {
         Self {
             vips: rooms.vips,
             accounts: rooms.accounts,
+            breaker: rooms.breaker,
             domains: rooms.domains,
             suppression: rooms.suppression,
             routes: rooms.routes,
@@ -213,7 +217,12 @@ impl Daemon {
             MailLog::Silent => LogLine::to(Arc::clone(&self.store), format, Box::new(std::io::sink())),
         };
         let consumers: Vec<Arc<dyn Consumer>> = vec![Arc::new(log_line)];
-        let names = consumers.iter().map(|consumer| consumer.name()).collect();
+        let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
+        let names = consumers.iter().map(|consumer| consumer.name()).chain([tally.name()]).collect();
+        let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
+        self.rest.vital("breaker", async move { events::drive_exactly(&*store, &tally, &bell, &stop).await });
+        let (breaker, queue, stop) = (Arc::clone(&self.breaker), Arc::clone(&self.queue), shutdown());
+        self.rest.vital("pauses", async move { breaker.hold(&queue, &stop).await });
         for consumer in consumers {
             let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
             self.rest.vital("events", async move { events::drive(&*store, &consumer, &bell, &stop).await });
@@ -352,6 +361,7 @@ impl Daemon {
         adopt(&self.submission_settings, &config.submission);
         self.queue.adjust(config.queue);
         self.accounts.adjust(config.accounts);
+        self.breaker.adjust(config.breaker);
         self.pipeline.adjust(&config.pipeline);
         if let Err(error) = self.certificates.reload() {
             tracing::warn!(%error, "the certificate folder cannot be read; what was loaded stays in use");

@@ -36,6 +36,7 @@ pub mod vips; // virtual IPs
 pub mod webhooks; // who is told what happened
 
 // flow: one message's life
+pub mod breaker; // pauses SMTP accounts whose mail goes wrong
 pub mod delivery; // tries to pay what is owed
 pub mod intake; // the only way mail gets in
 pub mod pipeline; // turns a draft into final bytes

@@ -49,6 +49,8 @@ pub const ATTEMPTS: &str = "postern_delivery_connections";
 pub const QUEUE_MESSAGES: &str = "postern_queue_messages";
 /// Addresses of virtual IPs that are not on this host.
 pub const VIPS_MISSING: &str = "postern_virtual_ip_addresses_missing";
+/// SMTP accounts that are paused.
+pub const ACCOUNTS_PAUSED: &str = "postern_smtp_accounts_paused";
 /// Batches that share one sync.
 pub const STORE_GROUP: &str = "postern_store_group_batches";
 /// How long a sync of the journal takes.
@@ -114,6 +116,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (ATTEMPTS, Kind::Gauge, "Connections that delivery works on now"),
     (QUEUE_MESSAGES, Kind::Gauge, "Messages that are owed; counts up for a moment after a start"),
     (VIPS_MISSING, Kind::Gauge, "Addresses of virtual IPs that are not on this host; their mail waits"),
+    (ACCOUNTS_PAUSED, Kind::Gauge, "SMTP accounts that are paused; their mail waits"),
     (STORE_GROUP, Kind::Histogram, "Batches that share one sync of the journal"),
     (STORE_SYNC, Kind::Histogram, "How long a sync of the journal takes, in seconds"),
     (STORE_CHECKPOINT, Kind::Histogram, "How long a checkpoint of the records takes, in seconds"),

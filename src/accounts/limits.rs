@@ -82,6 +82,9 @@ impl Counters {
 impl Accounts {
     /// Checks the limits of tenant and account and books one message; 452 with the time when it lifts.
     pub fn count(&self, tenant: TenantId, account: Option<SmtpAccountId>, now: Timestamp) -> Result<(), Refusal> {
+        if let Some(account) = account {
+            self.may_go(account)?;
+        }
         let limited = {
             let known = records::read(&self.memory.records);
             let Some(tenant_limits) = known.tenants.get(&tenant).map(|tenant| tenant.limits) else {
@@ -144,9 +147,10 @@ impl Accounts {
             }
             Some(Sending::Allowed) => {}
         }
-        match account.map(|id| known.accounts.get(&id).map(|account| account.login_state)) {
-            None | Some(Some(LoginState::Enabled)) => Ok(()),
-            Some(None | Some(LoginState::Disabled)) => Err(gone()),
+        let Some(id) = account else { return Ok(()) };
+        match known.accounts.get(&id).map(|account| account.login_state) {
+            Some(LoginState::Enabled) => self.may_go(id),
+            None | Some(LoginState::Disabled) => Err(gone()),
         }
     }
 

@@ -23,7 +23,7 @@ pub use trust::NETWORKS_PER_TENANT_MAX;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
-use crate::mail::{Class, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Class, Refusal, SmtpAccountId, TenantId, VipId};
 use crate::records::{self, Damage, Desk};
 use crate::store::{Key, Store, StoreError, prefix};
 use crate::vips::Vip;
@@ -204,9 +204,13 @@ impl Default for Settings {
     }
 }
 
+/// Says why no mail of an SMTP account is taken at this moment; `None` if it is.
+pub type AccountStop = Box<dyn Fn(SmtpAccountId) -> Option<Refusal> + Send + Sync>;
+
 /// Tenants and SMTP accounts in memory, backed by the store.
 pub struct Accounts {
     desk: Desk,
+    stop: OnceLock<AccountStop>,
     settings: RwLock<Settings>,
     /// What a login without an account is compared with.
     dummy: secret::Candidates,
@@ -251,6 +255,19 @@ impl Accounts {
         *records::read(&self.settings)
     }
 
+    /// Asks `stop` about an SMTP account at each MAIL and for each message; the first one stays.
+    pub fn stop_with(&self, stop: AccountStop) {
+        let _ = self.stop.set(stop);
+    }
+
+    /// Whether the account's mail is taken, as far as whoever was given to `stop_with` knows.
+    fn may_go(&self, account: SmtpAccountId) -> Result<(), Refusal> {
+        match self.stop.get().and_then(|stop| stop(account)) {
+            Some(refusal) => Err(refusal),
+            None => Ok(()),
+        }
+    }
+
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
         let (tenants, mut damaged) = records::load::<Tenant>(&*store, &[prefix::TENANT])?;
@@ -263,7 +280,8 @@ impl Accounts {
         let counters = limits::Counters::open(&*store, &mut damaged)?;
         let memory = Memory { records: RwLock::new(known), logins: Mutex::new(logins), counters: Mutex::new(counters) };
         let dummy = secret::Candidates::dummy();
-        Ok(Self { desk: Desk::new(store), settings: RwLock::new(settings), dummy, memory: Arc::new(memory), damaged })
+        let (desk, settings) = (Desk::new(store), RwLock::new(settings));
+        Ok(Self { desk, stop: OnceLock::new(), settings, dummy, memory: Arc::new(memory), damaged })
     }
 
     /// Records that could not be read at open.

@@ -4,6 +4,7 @@
 //! test, `docs/cli.md`. Easy to get wrong: a tenant is named by its short name everywhere, a virtual
 //! IP by its address, an SMTP account by its login; ids are understood too.
 
+mod breaker;
 mod copies;
 mod lists;
 mod people;
@@ -19,6 +20,7 @@ use super::delivery::Delivery;
 use super::tls::Tls;
 use crate::mail::Domain;
 
+pub use breaker::{Breaker, BreakerLimits, BreakerScope};
 pub use copies::{Backup, MasterKey, Restore, Store};
 pub use lists::{ListName, Suppression};
 pub use people::{Audit, Key, User};
@@ -78,6 +80,9 @@ pub enum Command {
     /// SMTP accounts: logins of shops, sites and mail programs
     #[command(subcommand)]
     SmtpAccount(SmtpAccount),
+    /// SMTP accounts that are paused because their mail went wrong, and the limits for that
+    #[command(subcommand)]
+    Breaker(Breaker),
     /// Recipients a tenant never mails
     #[command(subcommand)]
     Suppression(Suppression),
@@ -369,6 +374,19 @@ pub enum SmtpAccount {
         /// Messages in any day; `none` for no limit
         #[arg(long, value_name = "MESSAGES")]
         daily: Option<Ceiling>,
+    },
+    /// Take and send none of its mail: submissions are answered 451, what is queued is held, not lost
+    Pause {
+        /// The login
+        login: String,
+        /// Why; its programs are told, so write nothing secret
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// End a pause, also one of the breaker: its mail is taken, what was held goes on, counting begins anew
+    Release {
+        /// The login
+        login: String,
     },
     /// Remove an SMTP account
     Remove {

@@ -7,6 +7,7 @@
 mod arguments;
 mod audit;
 mod backup;
+mod breaker;
 mod classify;
 mod client;
 mod delivery;
@@ -143,6 +144,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::User(command) => user::run(&session, command).await,
             Command::Key(command) => key::run(&session, command).await,
             Command::Audit(command) => audit::run(&session, command).await,
+            Command::Breaker(command) => breaker::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
             Command::Queue(command) => queue::run(&session, command).await,
             Command::Delivery(command) => delivery::run(&session, command).await,

@@ -1,12 +1,14 @@
 //! `postern smtp-account`. A new password is printed once, with settings for common programs.
 
-use super::arguments::{MailClass, Program, SmtpAccount, SmtpAccountAdd};
+use super::arguments::{Ceiling, MailClass, Program, SmtpAccount, SmtpAccountAdd};
 use super::client::{Fault, encoded};
 use super::output::{Table, limits, read, when};
 use super::snippets::{self, Access};
 use super::{Session, rows};
 use crate::mail::Class;
-use crate::web::{LimitsJson, NewPasswordJson, NewSmtpAccountJson, SmtpAccountChangeJson, SmtpAccountJson};
+use crate::web::{
+    LimitsJson, NewPasswordJson, NewPauseJson, NewSmtpAccountJson, PauseJson, SmtpAccountChangeJson, SmtpAccountJson,
+};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> {
@@ -51,25 +53,43 @@ pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> 
             let change = change(SmtpAccountChangeJson { allowed_from: Some(networks.clone()), ..Default::default() });
             apply(session, login, &change, said).await
         }
-        SmtpAccount::Limits { login, hourly, daily } => {
-            let mut account = session.client.get(&path(login)).await?;
-            if hourly.is_some() || daily.is_some() {
-                let before: SmtpAccountJson = read(&account)?;
-                let new = LimitsJson {
-                    hourly: hourly.map_or(before.limits.hourly, |ceiling| ceiling.0),
-                    daily: daily.map_or(before.limits.daily, |ceiling| ceiling.0),
-                };
-                let change = change(SmtpAccountChangeJson { limits: Some(new), ..Default::default() });
-                account = session.client.patch(&path(login), &change).await?;
-            }
-            session
-                .show(&account, |_, account: SmtpAccountJson| format!("{}\n", limits(&account.limits, &account.used)))
+        SmtpAccount::Limits { login, hourly, daily } => keep_to(session, login, *hourly, *daily).await,
+        SmtpAccount::Pause { login, reason } => {
+            let asked = NewPauseJson { reason: reason.clone() };
+            let paused = session.client.post(&format!("{}/pause", path(login)), &asked).await?;
+            session.show(&paused, |_, paused: PauseJson| {
+                format!(
+                    "SMTP account {} is paused: its mail is answered 451, and what is queued is held\n",
+                    paused.login
+                )
+            })
+        }
+        SmtpAccount::Release { login } => {
+            let released = session.client.post(&format!("{}/release", path(login)), &()).await?;
+            session.show(&released, |_, released: PauseJson| {
+                format!("SMTP account {} is released: its mail is taken, and what was held goes on\n", released.login)
+            })
         }
         SmtpAccount::Remove { login } => {
             let answer = session.client.delete(&path(login)).await?;
             session.done(&answer, &format!("SMTP account {login} removed"))
         }
     }
+}
+
+/// Sets the limits that were given and shows those in force.
+async fn keep_to(session: &Session, login: &str, hourly: Option<Ceiling>, daily: Option<Ceiling>) -> Result<(), Fault> {
+    let mut account = session.client.get(&path(login)).await?;
+    if hourly.is_some() || daily.is_some() {
+        let before: SmtpAccountJson = read(&account)?;
+        let new = LimitsJson {
+            hourly: hourly.map_or(before.limits.hourly, |ceiling| ceiling.0),
+            daily: daily.map_or(before.limits.daily, |ceiling| ceiling.0),
+        };
+        let change = SmtpAccountChangeJson { limits: Some(new), ..Default::default() };
+        account = session.client.patch(&path(login), &change).await?;
+    }
+    session.show(&account, |_, account: SmtpAccountJson| format!("{}\n", limits(&account.limits, &account.used)))
 }
 
 async fn apply(session: &Session, login: &str, change: &SmtpAccountChangeJson, said: &str) -> Result<(), Fault> {
@@ -131,10 +151,11 @@ fn table(session: &Session, list: serde_json::Value) -> String {
     let accounts: Vec<SmtpAccountJson> = rows(&list).unwrap_or_default();
     let mut table = Table::new(&["LOGIN", "TENANT", "CLASS", "STATE", "FROM", "USED TODAY", "ADDED"]);
     for account in accounts {
-        let state = match (account.disabled, account.passwords) {
-            (true, _) => "disabled",
-            (false, 2..) => "enabled, two passwords",
-            (false, _) => "enabled",
+        let state = match (account.disabled, &account.paused, account.passwords) {
+            (true, ..) => "disabled",
+            (false, Some(_), _) => "paused",
+            (false, None, 2..) => "enabled, two passwords",
+            (false, None, _) => "enabled",
         };
         let from: Vec<String> = account.allowed_from.iter().map(|network| network.to_string()).collect();
         table.row([
@@ -167,6 +188,7 @@ mod tests {
                 limits: Default::default(),
                 used: Default::default(),
                 disabled: false,
+                paused: None,
                 passwords: 1,
                 created: String::new(),
             },

@@ -3,6 +3,7 @@
 use super::Session;
 use super::client::Fault;
 use super::output::{size, when};
+use crate::mail::printable;
 use crate::web::StatusJson;
 
 /// Shows it; fails if storage has stopped, so that scripts may rely on the exit code.
@@ -27,7 +28,7 @@ fn text(session: &Session, status: StatusJson) -> String {
         [] => String::new(),
         names => colour.yellow(&format!(", not on this host: {}", names.join(", "))),
     };
-    format!(
+    let mut text = format!(
         "postern {} on {}\nRunning      since {}\nStorage      {storage}{}\nLoad         {}\nMail kept    {} in files of {}\n\
          Queue        {}\nTenants      {}\nVirtual IPs  {}{missing}\n",
         status.version,
@@ -40,7 +41,15 @@ fn text(session: &Session, status: StatusJson) -> String {
         queue(&status),
         status.tenants,
         status.vips,
-    )
+    );
+    if !status.accounts_paused.is_empty() {
+        let paused = colour.yellow(&status.accounts_paused.join(", "));
+        text.push_str(&format!("Paused       {paused}; see: postern breaker list\n"));
+    }
+    for suspension in &status.suspensions {
+        text.push_str(&format!("Suspended    {}\n", colour.yellow(&printable(suspension))));
+    }
+    text
 }
 
 fn load(session: &Session, status: &StatusJson) -> String {
@@ -96,6 +105,8 @@ mod tests {
             queue_lanes: 0,
             queue_in_flight: 0,
             queue_notices: 0,
+            accounts_paused: Vec::new(),
+            suspensions: Vec::new(),
             tenants: 0,
             vips: 0,
             vips_missing: Vec::new(),

@@ -12,7 +12,7 @@ use crate::mail::dkim::Algorithms;
 use crate::net::{DnsSettings, Reach, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
-use crate::{accounts, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
+use crate::{accounts, breaker, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -63,6 +63,7 @@ fn build(path: &Path, file: &File) -> Config {
             delay_notice_after: file.span("queue.delay_notice_after"),
             notice_gather: file.span("queue.notice_gather"),
         },
+        breaker: breaker(file),
         gate: gate(file),
         dns: dns(file),
         web: web::Settings {
@@ -125,6 +126,17 @@ fn dns(file: &File) -> DnsSettings {
             _ => Validation::Loopback,
         },
         ..Default::default()
+    }
+}
+
+fn breaker(file: &File) -> breaker::Limits {
+    breaker::Limits {
+        failures_percent: file.small("breaker.failures_percent"),
+        blocks_percent: file.small("breaker.blocks_percent"),
+        recipients_min: file.count("breaker.recipients_min"),
+        complaints_per_thousand: file.small("breaker.complaints_per_thousand"),
+        volume_factor: file.small("breaker.volume_factor"),
+        volume_min: file.count("breaker.volume_min"),
     }
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::mail::{Domain, printable};
 use crate::net::DnsSettings;
-use crate::{accounts, delivery, domains, pipeline, queue, store, submission, web};
+use crate::{accounts, breaker, delivery, domains, pipeline, queue, store, submission, web};
 
 pub use reference::{example, reference};
 pub use secret::SecretPlace;
@@ -71,6 +71,8 @@ pub struct Config {
     pub webhooks: crate::webhooks::Settings,
     /// For `accounts`.
     pub accounts: accounts::Settings,
+    /// For `breaker`.
+    pub breaker: breaker::Limits,
     /// For `queue`.
     pub queue: queue::Settings,
     /// For `net`'s resolver.

@@ -55,6 +55,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("submission", "The door clients log in at, on every virtual IP."),
     ("pipeline", "What is done to a message before it is owed."),
     ("accounts", "How failed logins slow those who try."),
+    ("breaker", "When an SMTP account is paused because its mail goes wrong."),
     ("queue", "When mail is tried again and when it is given up."),
     ("delivery", "How mail leaves."),
     ("overload", "When new work is refused so that accepted work goes on."),

@@ -155,6 +155,27 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long a network that logged in is never blocked by the failures of others. At most 4,096 networks (/24 \
          or /64) are remembered for each tenant; a further one takes the place of the one not seen for longest.",
         "Whoever has customers that send less than once a month."),
+    setting!("breaker.failures_percent", Count(0, 100) => "10", Shown OnReload,
+        "An SMTP account is paused when more than so many in 100 of its recipients within an hour do not exist; 0 for \
+         no such limit. Limits of one class, tenant or account are set with `postern breaker set`.",
+        "Whoever has customers with old lists, or wants to be stricter."),
+    setting!("breaker.blocks_percent", Count(0, 100) => "10", Rare OnReload,
+        "The same for recipients refused for good for reputation or content.",
+        "Whoever has customers with old lists, or wants to be stricter."),
+    setting!("breaker.recipients_min", Count(10, 1_000_000) => "200", Rare OnReload,
+        "Recipients within an hour, delivered or given up, before these two are judged.",
+        "Whoever has customers that send very little, or very much."),
+    setting!("breaker.complaints_per_thousand", Count(0, 1000) => "3", Rare OnReload,
+        "An SMTP account is paused when more than so many in 1,000 of its deliveries within a day are complained \
+         about, and at least 5; 0 for no such limit.",
+        "Whoever is told by a receiver to stay below another rate."),
+    setting!("breaker.volume_factor", Count(0, 10_000) => "10", Shown OnReload,
+        "An SMTP account is paused when it hands in more than so many times its usual messages within an hour; 0 for \
+         no such limit. Usual is the mean of the hours of the last 7 days in which it sent, once there are 24 of them.",
+        "Whoever has customers that send rare large mailings."),
+    setting!("breaker.volume_min", Count(1, 100_000_000) => "500", Rare OnReload,
+        "Messages within an hour, before the volume is judged.",
+        "Whoever has customers that send very little, or very much."),
     setting!("queue.retry_first", Span(10, DAY) => "\"5m\"", Shown OnReload,
         "How long after the first failed try a message is tried again. Later pauses grow, with some chance in them.",
         "Whoever sends mail that is only good for minutes, such as login codes."),

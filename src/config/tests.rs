@@ -42,6 +42,7 @@ fn every_setting_has_an_effect_a_section_and_words() {
 fn the_documented_defaults_are_those_of_the_rooms() {
     let config = minimal();
     assert_eq!(config.accounts, accounts::Settings::default());
+    assert_eq!(config.breaker, breaker::Limits::default());
     assert_eq!(config.queue, queue::Settings::default());
     assert_eq!(config.submission, submission::Settings::default());
     assert_eq!(config.delivery, delivery::Settings::default());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::rooms::Rooms;
+use crate::breaker::Breaker;
 use crate::ext::Timestamp;
 use crate::gate::{Fill, Gate, Shortage};
 use crate::metrics;
@@ -38,6 +39,7 @@ pub(super) struct State {
     certificates: Arc<Certificates>,
     vips: Arc<Vips>,
     queue: Arc<Queue>,
+    breaker: Arc<Breaker>,
     gate: Arc<Gate>,
     started: Timestamp,
 }
@@ -51,6 +53,7 @@ impl State {
             certificates,
             vips: Arc::clone(&rooms.vips),
             queue: Arc::clone(&rooms.queue),
+            breaker: Arc::clone(&rooms.breaker),
             gate: Arc::clone(&rooms.gate),
             started,
         }
@@ -104,6 +107,10 @@ impl State {
                 format!("{count} addresses of virtual IPs are not on this host; their mail waits"),
             ),
         }
+        match self.breaker.paused() {
+            0 => {}
+            count => warn("smtp-account-paused", format!("{count} SMTP accounts are paused; their mail waits")),
+        }
         if !self.certificates.has_default() {
             warn("no-certificate", "no certificate covers this machine's name".to_owned());
         }
@@ -128,6 +135,8 @@ impl State {
         metrics::set(metrics::QUEUE_MESSAGES, lossy(usage.live_bodies));
         let missing = u64::try_from(self.missing_addresses().len()).unwrap_or(u64::MAX);
         metrics::set(metrics::VIPS_MISSING, lossy(missing));
+        let paused = u64::try_from(self.breaker.paused()).unwrap_or(u64::MAX);
+        metrics::set(metrics::ACCOUNTS_PAUSED, lossy(paused));
         metrics::set(metrics::BODIES_FILES, lossy(usage.file_bytes));
         let owed = self.queue.totals();
         for (name, number) in [

@@ -8,6 +8,7 @@ use super::StartError;
 use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
+use crate::breaker::Breaker;
 use crate::config::Config;
 use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
@@ -35,6 +36,7 @@ pub(super) struct Rooms {
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) vips: Arc<Vips>,
     pub(super) accounts: Arc<Accounts>,
+    pub(super) breaker: Arc<Breaker>,
     pub(super) domains: Arc<Domains>,
     pub(super) suppression: Arc<Suppression>,
     pub(super) operations: Arc<Operations>,
@@ -68,6 +70,7 @@ impl Rooms {
         let records = || Arc::clone(&store);
         let vips = Arc::new(Vips::open(records()).map_err(unreadable("virtual IPs"))?);
         let accounts = Arc::new(Accounts::open(records(), config.accounts).map_err(unreadable("accounts"))?);
+        let breaker = breaker(records(), &accounts, config).map_err(unreadable("pauses of SMTP accounts"))?;
         let routes = Arc::new(Routes::open(records(), Arc::clone(&key)).map_err(unreadable("routes"))?);
         let delivery = Delivery::open(records()).map_err(unreadable("suspensions"))?;
         let suppression = Arc::new(Suppression::open(records()));
@@ -78,7 +81,7 @@ impl Rooms {
         let domains = Arc::new(domains);
         let bell = events::Bell::default();
         let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
-        let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips));
+        let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips, &breaker));
         let queue =
             Arc::new(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept));
         let named = Arc::clone(&queue);
@@ -93,7 +96,6 @@ impl Rooms {
             store: records(),
         };
         let intake = Arc::new(Intake::new(parts));
-        let gate = Arc::new(Gate::new(config.gate));
         let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
         let parts = webhooks::Parts {
@@ -111,6 +113,7 @@ impl Rooms {
             blobs,
             vips,
             accounts,
+            breaker,
             domains,
             suppression,
             operations,
@@ -124,7 +127,7 @@ impl Rooms {
             pacing: Arc::new(pacing),
             tls_policies,
             bell,
-            gate,
+            gate: Arc::new(Gate::new(config.gate)),
             webhooks,
         })
     }
@@ -134,6 +137,7 @@ impl Rooms {
         let rooms = [
             self.vips.damaged(),
             self.accounts.damaged(),
+            self.breaker.damaged(),
             self.routes.damaged(),
             self.domains.damaged(),
             self.people.damaged(),
@@ -153,6 +157,7 @@ impl Rooms {
         let rooms = self.clone();
         web::Parts {
             accounts: rooms.accounts,
+            breaker: rooms.breaker,
             vips: rooms.vips,
             domains: rooms.domains,
             suppression: rooms.suppression,
@@ -232,10 +237,20 @@ fn backup_places(config: &Config) -> backup::Places {
     }
 }
 
+/// The breaker, asked by the accounts whether mail is taken.
+fn breaker(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> Result<Arc<Breaker>, StoreError> {
+    let breaker = Arc::new(Breaker::open(store, Arc::clone(accounts), config.breaker)?);
+    let asked = Arc::downgrade(&breaker);
+    accounts.stop_with(Box::new(move |account| asked.upgrade()?.refusal(account)));
+    Ok(breaker)
+}
+
 /// What the queue asks of records it may not read itself.
-fn policy(accounts: &Arc<Accounts>, vips: &Arc<Vips>) -> queue::Policy {
+fn policy(accounts: &Arc<Accounts>, vips: &Arc<Vips>, breaker: &Arc<Breaker>) -> queue::Policy {
     let (tells, owner, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
+    let breaker = Arc::clone(breaker);
     queue::Policy {
+        paused: Arc::new(move |account| breaker.why(account)),
         tells_delays: Arc::new(move |tenant| {
             tells.tenant(tenant).is_some_and(|tenant| tenant.delay_notices == DelayNotices::Always)
         }),

@@ -72,6 +72,12 @@ pub struct Suspension {
 }
 
 impl Suspension {
+    /// For people: what, until when, why.
+    pub fn words(&self) -> String {
+        let until = self.until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
+        format!("{}{until}: {}", self.scope, self.reason)
+    }
+
     fn has_ended(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| until <= now)
     }

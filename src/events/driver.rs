@@ -7,14 +7,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::exact::Urgency;
 use super::{Bell, Consumer, Event};
 use crate::background::Shutdown;
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
 /// Events handed over at once.
-const PAGE_EVENTS: usize = 512;
+pub(super) const PAGE_EVENTS: usize = 512;
 /// Look again after this, even without a ring of the bell.
-const LOOK_PERIOD: Duration = Duration::from_secs(2);
+pub(super) const LOOK_PERIOD: Duration = Duration::from_secs(2);
 /// Wait this long after a ring, so that one look serves many commits.
 const GATHER: Duration = Duration::from_millis(50);
 /// The cursor is stored after this much time with news...
@@ -22,17 +23,17 @@ const CURSOR_PERIOD: Duration = Duration::from_secs(2);
 /// ...or this many events.
 const CURSOR_EVENTS: usize = 10_000;
 /// A consumer that failed sees its events again after this, doubling...
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// ...up to this.
-const RETRY_MAX: Duration = Duration::from_secs(60);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Where a consumer stands.
-struct Cursor {
-    key: Key,
+pub(super) struct Cursor {
+    pub(super) key: Key,
     /// The last event that was consumed; the prefix alone before the first.
-    at: Key,
-    moved: usize,
-    stored: Instant,
+    pub(super) at: Key,
+    pub(super) moved: usize,
+    pub(super) stored: Instant,
 }
 
 /// Runs `consumer` until `shutdown`.
@@ -70,7 +71,12 @@ pub async fn drive(store: &dyn Store, consumer: &Arc<dyn Consumer>, bell: &Bell,
     }
 }
 
-async fn wait(pause: Duration, listens: bool, rings: &mut tokio::sync::watch::Receiver<u64>, shutdown: &Shutdown) {
+pub(super) async fn wait(
+    pause: Duration,
+    listens: bool,
+    rings: &mut tokio::sync::watch::Receiver<u64>,
+    shutdown: &Shutdown,
+) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = tokio::time::sleep(pause) => {}
@@ -88,7 +94,7 @@ async fn wait(pause: Duration, listens: bool, rings: &mut tokio::sync::watch::Re
     }
 }
 
-enum Progress {
+pub(super) enum Progress {
     More,
     CaughtUp,
 }
@@ -111,18 +117,13 @@ async fn step(store: &dyn Store, consumer: &dyn Consumer, cursor: &mut Option<Cu
 }
 
 /// The event, unless it is damaged; that is logged, and the others go on.
-fn readable(key: &[u8], bytes: &[u8]) -> Option<Event> {
+pub(super) fn readable(key: &[u8], bytes: &[u8]) -> Option<Event> {
     codec::decode(bytes)
         .inspect_err(|error| {
             let key = key.escape_ascii();
             tracing::error!(%key, %error, "an event cannot be read and is skipped");
         })
         .ok()
-}
-
-enum Urgency {
-    Now,
-    WhenDue,
 }
 
 async fn store_cursor(store: &dyn Store, cursor: &mut Cursor, urgency: Urgency) {
@@ -158,7 +159,7 @@ pub(super) fn passed(store: &dyn Store, name: &str) -> Result<Option<Key>, Store
     store.get(&cursor_key(name))?.map(|bytes| codec::decode(&bytes)).transpose()
 }
 
-fn read_cursor(store: &dyn Store, name: &str) -> Result<Cursor, StoreError> {
+pub(super) fn read_cursor(store: &dyn Store, name: &str) -> Result<Cursor, StoreError> {
     let at = match passed(store, name) {
         Ok(at) => at,
         Err(StoreError::Damaged(detail)) => {

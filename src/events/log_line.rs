@@ -228,6 +228,9 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
         MailEvent::Damaged { detail } | MailEvent::Faulted { detail } => {
             line.field("detail", detail);
         }
+        MailEvent::Complained { recipients, reporter } => {
+            line.recipients(recipients, history).field("reporter", reporter);
+        }
         MailEvent::NoticeUnsigned | MailEvent::Retired => {}
     }
     line
@@ -254,6 +257,7 @@ fn mail_name(event: &MailEvent) -> &'static str {
         MailEvent::NoticeDropped { .. } => "notice-dropped",
         MailEvent::Salvaged { .. } => "salvaged",
         MailEvent::Faulted { .. } => "faulted",
+        MailEvent::Complained { .. } => "complained",
     }
 }
 
@@ -301,6 +305,14 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::WebhookDisabled { tenant, webhook, reason } => {
             let (tenant, webhook) = (tenant.to_string(), webhook.to_string());
             ("webhook-disabled", vec![("tenant", tenant), ("webhook", webhook), ("reason", reason.clone())])
+        }
+        InstanceEvent::AccountPaused { tenant, login, cause, by, .. } => {
+            let (tenant, login) = (tenant.to_string(), login.clone());
+            ("account-paused", vec![("tenant", tenant), ("login", login), ("cause", cause.clone()), ("by", by.clone())])
+        }
+        InstanceEvent::AccountReleased { tenant, login, by, .. } => {
+            let (tenant, login) = (tenant.to_string(), login.clone());
+            ("account-released", vec![("tenant", tenant), ("login", login), ("by", by.clone())])
         }
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());

@@ -1,13 +1,14 @@
 //! The append-only log of what happened. Every state change writes its event in the same batch.
 //!
 //! Recipe: `record(&mut batch, &event)` puts an event into a batch; [`drive`] runs a [`Consumer`] from
-//! its own durable cursor, at least once;
+//! its own durable cursor, at least once; [`drive_exactly`] a [`Tally`], which counts each event once;
 //! [`EventLog`] reads everything from any point; [`Archive`] moves what all have passed into per-day files;
 //! [`Trail`] reads back what happened to one message. Events name (queue id, recipient number); addresses live
 //! once, in the queue's per-message history record, so that erasing is one overwrite.
 
 mod archive;
 mod driver;
+mod exact;
 mod facts;
 mod log_line;
 mod reader;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use archive::Archive;
 pub use driver::drive;
+pub use exact::{Tally, Urgency, drive_exactly};
 pub use facts::{Entry, History, HistoryRef, history_key};
 pub use log_line::{LogFormat, LogLine};
 pub use reader::{EventLog, Page, Reader};
@@ -93,6 +95,9 @@ pub enum MailEvent {
     Salvaged { recipients: Vec<u16> },
     /// Attempts ended in a fault of ours too often: it is held until somebody looks at it.
     Faulted { detail: String },
+    /// A recipient told its provider that this is unwanted; `reporter` is who passed that on. Written by
+    /// whoever receives feedback, however late: the history record says whose mail it was.
+    Complained { recipients: Vec<u16>, reporter: String },
 }
 
 /// Facts of acceptance.
@@ -227,6 +232,10 @@ pub enum InstanceEvent {
     SiteRecovered { vip: VipId, site: String },
     /// A webhook gets nothing more until somebody enables it.
     WebhookDisabled { tenant: TenantId, webhook: WebhookId, reason: String },
+    /// No mail of an SMTP account is taken or sent, because of `cause`.
+    AccountPaused { tenant: TenantId, account: SmtpAccountId, login: String, cause: String, by: String },
+    /// Its mail is taken and sent again.
+    AccountReleased { tenant: TenantId, account: SmtpAccountId, login: String, by: String },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

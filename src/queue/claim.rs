@@ -34,13 +34,14 @@ impl Queue {
     /// Claims up to `most` ready records of a lane, the longest due first; none while
     /// [`Queue::can_record`] says no. May read the store.
     pub fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
-        if !self.can_record() {
+        if !self.can_record() || self.standstill().includes(lane.tenant) {
             return Vec::new();
         }
         let now = self.now();
         let refill = |lane: &Lane, from: Entry, limit: usize| self.entries(lane, from, limit);
         let taken = self.in_memory().take(lane, now, most, &refill);
-        taken.into_iter().filter_map(|taken| self.load(lane, taken)).collect()
+        let claims = taken.into_iter().filter_map(|taken| self.load(lane, taken));
+        claims.filter_map(|claim| self.unless_paused(claim)).collect()
     }
 
     /// Gives a claim back untouched, due after `pause` (in memory only, no attempt counted).

@@ -5,15 +5,18 @@
 //! the clock, repeats commits that failed and sets damaged records aside.
 //! Easy to get wrong: all times here are [`QueueTime`], which no wall-clock jump moves.
 
+mod bulk;
 mod claim;
 mod clock;
 mod enqueue;
+mod filter;
 mod keep;
 mod key;
 mod lanes;
 mod locks;
 mod notices;
 mod outage;
+mod paused;
 mod record;
 mod restored;
 mod retention;
@@ -21,30 +24,35 @@ mod salvage;
 mod schedule;
 mod selectors;
 mod settle;
+mod shape;
 mod show;
 mod stored;
 mod stuck;
 mod usage;
 mod verbs;
 mod verdict;
+mod walk;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify as Nudge;
 
+pub use bulk::{Bulk, BulkAct, Done, Sum};
+pub use filter::{Filter, SenderIs, Standing};
 pub use record::{
     Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Onward, Outcome,
     QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
 };
 pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
-pub use show::{Filter, Listed, PAGE_MAX, Page, Shown, Standing, WhyLine};
+pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
+pub use show::{Listed, PAGE_MAX, Page, Shown, WhyLine};
 pub use verbs::Changed;
 
 use crate::events;
 use crate::ext::Timestamp;
-use crate::mail::{Domain, QueueId, TenantId, VipId};
+use crate::mail::{Domain, QueueId, SmtpAccountId, TenantId, VipId};
 use crate::routing::Lane;
 use crate::store::{Batch, Blobs, CommitError, Health, Sharing, Store, StoreError, prefix};
 use clock::Clock;
@@ -92,6 +100,8 @@ pub struct Policy {
     /// Whether the tenant's mail may be moved to this virtual IP: it must be shared and the tenant
     /// must permit it. The text of a refusal is shown to the operator.
     pub may_move: Arc<dyn Fn(TenantId, VipId) -> Result<(), String> + Send + Sync>,
+    /// Why nothing of an SMTP account is sent now, for people; `None` if it is not paused.
+    pub paused: Arc<dyn Fn(SmtpAccountId) -> Option<String> + Send + Sync>,
 }
 
 impl Default for Policy {
@@ -99,6 +109,7 @@ impl Default for Policy {
         Self {
             tells_delays: Arc::new(|_| false),
             may_move: Arc::new(|_, _| Err("moving mail is not permitted".to_owned())),
+            paused: Arc::new(|_| None),
         }
     }
 }
@@ -119,6 +130,7 @@ pub struct Queue {
     chores: Mutex<keep::Chores>,
     outages: Mutex<outage::Outages>,
     panics: Mutex<stuck::Panics>,
+    standstill: Mutex<paused::Standstill>,
     nudge: Nudge,
     notice_nudge: Nudge,
     chore_nudge: Nudge,
@@ -180,6 +192,7 @@ impl Queue {
             chores: Mutex::default(),
             outages: Mutex::default(),
             panics: Mutex::default(),
+            standstill: Mutex::default(),
             nudge: Nudge::new(),
             notice_nudge: Nudge::new(),
             chore_nudge: Nudge::new(),
@@ -254,7 +267,9 @@ impl Queue {
     /// where this one stopped and goes round, so that none is forgotten.
     pub fn some_lanes(&self, most: usize) -> Vec<DueLane> {
         let due = self.in_memory().due(self.now(), most);
-        due.into_iter().map(|(lane, ready)| DueLane { lane, ready }).collect()
+        let standstill = self.standstill();
+        let moves = due.into_iter().filter(|(lane, _)| !standstill.includes(lane.tenant));
+        moves.map(|(lane, ready)| DueLane { lane, ready }).collect()
     }
 
     /// When the next record will be due, zero if one is; `None` if nothing waits.
@@ -308,6 +323,10 @@ impl Queue {
         self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn standstill(&self) -> MutexGuard<'_, paused::Standstill> {
+        self.standstill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn panics(&self) -> MutexGuard<'_, stuck::Panics> {
         self.panics.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -324,6 +343,8 @@ impl Queue {
     }
 }
 
+#[cfg(test)]
+mod bulk_tests;
 #[cfg(test)]
 mod crowd_tests;
 #[cfg(test)]

@@ -182,7 +182,7 @@ impl World {
             for recipient in record.recipients {
                 let fate = match recipient.state {
                     RecipientState::Waiting => Fate::Waiting,
-                    RecipientState::Held => Fate::Held,
+                    RecipientState::Held | RecipientState::Paused => Fate::Held,
                     RecipientState::Done(_) => Fate::Done,
                 };
                 stored.insert((key::id_of(&key).unwrap(), recipient.number), fate);
@@ -210,7 +210,7 @@ impl World {
             let fate = self.fates[&(claim.queue_id, recipient.number)];
             let expected = match recipient.state {
                 RecipientState::Waiting => Fate::Waiting,
-                RecipientState::Held => Fate::Held,
+                RecipientState::Held | RecipientState::Paused => Fate::Held,
                 RecipientState::Done(_) => Fate::Done,
             };
             assert_eq!(fate, expected, "recipient {} of {}", recipient.number, claim.queue_id);

@@ -152,6 +152,8 @@ pub enum RecipientState {
     Held,
     /// Done, and how. Deferred cannot be an ending.
     Done(Ending),
+    /// Its SMTP account is paused: it waits until that is released.
+    Paused,
 }
 
 /// How a recipient ended.

@@ -4,9 +4,10 @@
 //! [`Queue::hold_all`] before any daemon opens it.
 
 use super::Queue;
+use super::filter::Filter;
 use super::key;
 use super::record::NoticeOwed;
-use super::show::{Filter, PAGE_MAX};
+use super::show::PAGE_MAX;
 use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::records::AdminError;

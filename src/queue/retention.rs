@@ -6,6 +6,7 @@
 //! history records in memory drops one when it reads the audit event [`ERASE_ACT`] of that message.
 
 use super::Queue;
+use super::filter::first_id;
 use super::key;
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{ERASE_ACT, History, history_key};
@@ -83,11 +84,7 @@ impl Queue {
 
 /// The first key that a history record made at `moment` can have.
 fn first_of(moment: Timestamp) -> Key {
-    let mut id = [0; 16];
-    if let (Some(head), Some(millis)) = (id.first_chunk_mut::<6>(), moment.0.to_be_bytes().last_chunk::<6>()) {
-        *head = *millis;
-    }
-    history_key(QueueId(id))
+    history_key(first_id(moment))
 }
 
 #[cfg(test)]

@@ -7,47 +7,20 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Queue;
+use super::filter::{Filter, Standing};
 use super::key;
-use super::lanes::Flight;
+use super::lanes::{Flight, Name};
 use super::record::{Ending, LaneRecord, NoticeOwed, QueuedMessage, QueuedRecipient, RecipientState};
 use super::verbs::RECORDS_MAX;
+use super::walk::{Budget, Meant, Walk};
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
-use crate::mail::{Domain, QueueId, TenantId, VipId};
+use crate::mail::{QueueId, SmtpAccountId};
 use crate::records::AdminError;
-use crate::store::{StoreError, after_prefix, prefix};
+use crate::store::{StoreError, after_prefix};
 
 /// Messages in one page, at most.
 pub const PAGE_MAX: usize = 1_000;
-/// Message records looked at for one page, at most.
-const LOOKED_AT_MAX: usize = 20_000;
-/// Message records read at once.
-const READ_AT_ONCE: usize = 256;
-
-/// Which messages are listed; an empty filter is all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Of this tenant.
-    pub tenant: Option<TenantId>,
-    /// With an unfinished recipient in this domain or below.
-    pub recipient_domain: Option<Domain>,
-    /// With an unfinished recipient in this state.
-    pub state: Option<Standing>,
-    /// With an unfinished recipient that leaves by this virtual IP; with no other filter, also what was
-    /// accepted for it and is not retired, since notices about that leave by it.
-    pub vip: Option<VipId>,
-}
-
-/// Where an unfinished recipient stands, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
-    /// Waits for its due time.
-    Waiting,
-    /// Being tried now.
-    InFlight,
-    /// Held by an operator.
-    Held,
-}
 
 /// One message in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +37,10 @@ pub struct Listed {
     pub in_flight: usize,
     /// Recipients held.
     pub held: usize,
+    /// Recipients that wait for the release of their SMTP account.
+    pub paused: usize,
+    /// Attempts of the recipients that were tried most.
+    pub attempts: u32,
     /// When the next of them is due; zero if one is.
     pub due_in: Option<Duration>,
     /// The last reply or cause of one of them.
@@ -110,7 +87,8 @@ pub struct WhyLine {
 }
 
 impl Queue {
-    /// Up to `most` messages that fit the filter, oldest first, after `after`. Blocks on the disk.
+    /// Up to `most` messages that fit the filter, oldest first, after `after`. A page may be short, or
+    /// empty, and have a next one: a bounded number of records is looked at. Blocks on the disk.
     pub fn list(
         &self,
         actor: &Actor,
@@ -118,75 +96,35 @@ impl Queue {
         after: Option<QueueId>,
         most: usize,
     ) -> Result<Page, AdminError> {
-        actor.require(
-            filter.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Read(Resource::Queue, tenant)),
-        )?;
+        filter.require(actor)?;
         let most = most.clamp(1, PAGE_MAX);
-        let end = after_prefix(&[prefix::MESSAGE]);
-        let mut from = after.map_or_else(|| vec![prefix::MESSAGE], key::message);
-        if after.is_some() {
-            from.push(0);
-        }
-        let (mut page, mut looked_at) = (Page::default(), 0);
-        loop {
-            let read = self.store.range(&from, &end, READ_AT_ONCE)?;
-            let ended = read.len() < READ_AT_ONCE;
-            for (own, bytes) in read {
-                let Some(id) = key::id_of(&own) else { continue };
-                from.clone_from(&own);
-                from.push(0);
-                looked_at += 1;
-                // A damaged message record is reported when it is claimed, not here.
-                let Ok(message) = QueuedMessage::from_bytes(&bytes) else { continue };
-                if filter.tenant.is_none_or(|tenant| message.tenant == tenant) {
-                    page.messages.extend(self.listed(id, message, filter)?);
-                }
-                if page.messages.len() >= most || looked_at >= LOOKED_AT_MAX {
-                    page.next = Some(id);
-                    return Ok(page);
-                }
-            }
-            if ended {
-                return Ok(page);
-            }
-        }
+        let mut messages = Vec::new();
+        let next = self.walk(filter, after, Budget::PAGE, &mut |meant| {
+            messages.push(self.listed(meant)?);
+            Ok(if messages.len() >= most { Walk::Stop } else { Walk::GoOn })
+        })?;
+        Ok(Page { messages, next })
     }
 
-    fn listed(&self, id: QueueId, message: QueuedMessage, filter: &Filter) -> Result<Option<Listed>, StoreError> {
-        let mut counts = HashMap::<Standing, usize>::new();
-        let (mut due, mut last, mut fits) = (None, None, false);
-        let (records, damaged) = self.lane_records_of(id)?;
-        // Only notices are owed: they leave by the message's own virtual IP.
-        let own = (records.is_empty() && damaged.is_empty()).then_some(message.vip);
-        for (number, record) in records {
-            for recipient in &record.recipients {
-                let Some(standing) = self.standing((id, number), recipient) else {
-                    last = last.or_else(|| recipient.last_detail.clone());
-                    continue;
-                };
-                *counts.entry(standing).or_default() += 1;
-                last = recipient.last_detail.clone().or(last);
-                if standing == Standing::Waiting {
-                    due = Some(due.map_or(record.due, |due: super::QueueTime| due.min(record.due)));
-                }
-                let in_domain = |domain: &Domain| recipient.address.domain().is_within(domain);
-                fits |= filter.recipient_domain.as_ref().is_none_or(in_domain)
-                    && filter.state.is_none_or(|state| state == standing)
-                    && filter.vip.is_none_or(|vip| vip == record.lane.vip);
-            }
-        }
-        let whole = filter.recipient_domain.is_none() && filter.state.is_none();
-        let whole = whole && filter.vip.is_none_or(|vip| own == Some(vip));
-        // Notices about it leave by the virtual IP it was accepted for, wherever the mail itself was moved.
-        fits |= filter.recipient_domain.is_none() && filter.state.is_none() && filter.vip == Some(message.vip);
-        if !fits && !whole {
-            return Ok(None);
-        }
-        let count = |standing| counts.get(&standing).copied().unwrap_or_default();
-        let (waiting, in_flight, held) = (count(Standing::Waiting), count(Standing::InFlight), count(Standing::Held));
+    fn listed(&self, meant: Meant) -> Result<Listed, StoreError> {
+        let count = |standing| meant.unfinished.iter().filter(|one| one.standing == standing).count();
+        let of_waiting = meant.unfinished.iter().filter(|one| one.standing == Standing::Waiting);
+        let due = of_waiting.filter_map(|one| meant.record(one)).map(|record| record.due).min();
+        // Rather of somebody who fits than of anybody, rather of somebody unfinished than of somebody done.
+        let said = |one: &super::walk::Unfinished| meant.recipient(one).and_then(|one| one.last_detail.clone());
+        let last = (meant.unfinished.iter().filter(|one| one.is_meant).find_map(said))
+            .or_else(|| meant.unfinished.iter().find_map(said))
+            .or_else(|| {
+                let mut all = meant.records.iter().flat_map(|(_, record)| &record.recipients);
+                all.find_map(|recipient| recipient.last_detail.clone())
+            });
+        let (waiting, in_flight) = (count(Standing::Waiting), count(Standing::InFlight));
+        let (held, paused) = (count(Standing::Held), count(Standing::Paused));
         let due_in = due.map(|due| due.since(self.now()));
-        let history = self.history(id)?;
-        Ok(Some(Listed { id, message, history, waiting, in_flight, held, due_in, last }))
+        let history = self.history(meant.id)?;
+        let attempts = meant.records.iter().map(|(_, record)| record.attempts).max().unwrap_or(0);
+        let (id, message) = (meant.id, meant.message);
+        Ok(Listed { id, message, history, waiting, in_flight, held, paused, attempts, due_in, last })
     }
 
     /// Everything about one message, retired ones included as far as retention reaches.
@@ -220,10 +158,11 @@ impl Queue {
             }
         }
         let mut addresses = HashMap::<u16, String>::new();
+        let account = shown.message.as_ref().and_then(|message| message.account);
         for (number, record) in &shown.records {
             for recipient in &record.recipients {
                 addresses.insert(recipient.number, recipient.address.to_string());
-                if let Some(sentence) = self.sentence((id, *number), record, recipient) {
+                if let Some(sentence) = self.sentence(((id, *number), account), record, recipient) {
                     sentences.insert(recipient.number, sentence);
                 }
             }
@@ -263,10 +202,11 @@ impl Queue {
         Ok((found, damaged))
     }
 
-    fn standing(&self, name: (QueueId, u16), recipient: &QueuedRecipient) -> Option<Standing> {
+    pub(super) fn standing(&self, name: (QueueId, u16), recipient: &QueuedRecipient) -> Option<Standing> {
         match recipient.state {
             RecipientState::Done(_) => None,
             RecipientState::Held => Some(Standing::Held),
+            RecipientState::Paused => Some(Standing::Paused),
             RecipientState::Waiting => match self.in_memory().flight(name) {
                 Some(Flight::Claimed { .. }) => Some(Standing::InFlight),
                 _ => Some(Standing::Waiting),
@@ -274,7 +214,12 @@ impl Queue {
         }
     }
 
-    fn sentence(&self, name: (QueueId, u16), record: &LaneRecord, recipient: &QueuedRecipient) -> Option<String> {
+    fn sentence(
+        &self,
+        (name, account): (Name, Option<SmtpAccountId>),
+        record: &LaneRecord,
+        recipient: &QueuedRecipient,
+    ) -> Option<String> {
         let last = match (&recipient.last_detail, &recipient.last_peer) {
             (Some(detail), Some(peer)) => format!("; last answer of {}: {detail}", peer.host),
             (Some(detail), None) => format!("; last cause: {detail}"),
@@ -286,6 +231,11 @@ impl Queue {
             more => format!("tried {more} times"),
         };
         match self.standing(name, recipient)? {
+            Standing::Paused => {
+                let why = account.and_then(|account| (self.policy.paused)(account));
+                let why = why.unwrap_or_else(|| "that is over, it goes on in a moment".to_owned());
+                Some(format!("held with its SMTP account, {attempts}: {why}{last}"))
+            }
             Standing::Held => Some(format!("held by an operator until it is released, {attempts}{last}")),
             Standing::InFlight => Some(format!("being tried now, {attempts} before{last}")),
             Standing::Waiting => {

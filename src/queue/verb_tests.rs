@@ -222,7 +222,8 @@ async fn lists_are_filtered_and_paged_and_cancel_by_filter_takes_what_they_show(
     let held = Filter { state: Some(Standing::Held), ..Filter::default() };
     let page = bench.queue.list(&admin(), &held, None, 100).unwrap();
     assert_eq!((page.messages.len(), page.messages[0].held), (1, 1));
-    assert_eq!(bench.queue.cancel_matching(&admin(), &filter, WALL).await.unwrap(), 10);
+    let bulk = Bulk::new(BulkAct::Cancel, filter);
+    assert_eq!(bench.queue.carry_out(&admin(), &bulk, WALL).await.unwrap().messages, 10);
     assert_eq!(bench.claim_all().len(), 20);
 }
 

@@ -8,7 +8,6 @@ use super::Queue;
 use super::key::{self, Entry};
 use super::lanes::{Name, Seized};
 use super::record::{Ending, LaneRecord, QueueTime, RecipientState};
-use super::show::{Filter, PAGE_MAX};
 use super::verdict;
 use crate::access::{Actor, Permission, Resource};
 use crate::events::MailEvent;
@@ -32,12 +31,25 @@ pub struct Changed {
 
 /// What is asked of the recipients of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
+pub(super) enum Verb {
     Retry,
     Hold,
     Release,
     Cancel,
     Move(VipId),
+    /// Wait with the SMTP account.
+    Pause,
+    /// The SMTP account is released: as before the pause.
+    Resume,
+}
+
+/// Who writes the audit entry of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audited {
+    /// It has its own.
+    Alone,
+    /// One entry is about many orders.
+    Together,
 }
 
 /// One lane record on its way from one state to another.
@@ -61,23 +73,24 @@ struct Plan {
 }
 
 /// One order of an actor about one message.
-struct Order<'a> {
-    actor: &'a Actor,
-    id: QueueId,
-    verb: Verb,
+pub(super) struct Order<'a> {
+    pub(super) actor: &'a Actor,
+    pub(super) id: QueueId,
+    pub(super) verb: Verb,
     /// Recipient numbers; empty is all.
-    only: &'a [u16],
+    pub(super) only: &'a [u16],
+    pub(super) audited: Audited,
 }
 
 impl Queue {
     /// Makes waiting recipients due now. `only` names recipients by number, empty is all of them.
     pub async fn retry(&self, actor: &Actor, id: QueueId, only: &[u16], now: Timestamp) -> Result<Changed, AdminError> {
-        self.obey(Order { actor, id, verb: Verb::Retry, only }, now).await
+        self.obey(Order { actor, id, verb: Verb::Retry, only, audited: Audited::Alone }, now).await
     }
 
     /// Keeps recipients from being tried until they are released.
     pub async fn hold(&self, actor: &Actor, id: QueueId, only: &[u16], now: Timestamp) -> Result<Changed, AdminError> {
-        self.obey(Order { actor, id, verb: Verb::Hold, only }, now).await
+        self.obey(Order { actor, id, verb: Verb::Hold, only, audited: Audited::Alone }, now).await
     }
 
     /// Ends a hold; what was held is due now.
@@ -88,7 +101,7 @@ impl Queue {
         only: &[u16],
         now: Timestamp,
     ) -> Result<Changed, AdminError> {
-        self.obey(Order { actor, id, verb: Verb::Release, only }, now).await
+        self.obey(Order { actor, id, verb: Verb::Release, only, audited: Audited::Alone }, now).await
     }
 
     /// Drops recipients for good; nobody is told but the record.
@@ -99,35 +112,16 @@ impl Queue {
         only: &[u16],
         now: Timestamp,
     ) -> Result<Changed, AdminError> {
-        self.obey(Order { actor, id, verb: Verb::Cancel, only }, now).await
-    }
-
-    /// Cancels every message that fits the filter; returns how many messages were changed.
-    pub async fn cancel_matching(&self, actor: &Actor, filter: &Filter, now: Timestamp) -> Result<usize, AdminError> {
-        let (mut cursor, mut cancelled) = (None, 0);
-        loop {
-            let page = self.list(actor, filter, cursor, PAGE_MAX)?;
-            for listed in page.messages {
-                match self.cancel(actor, listed.id, &[], now).await {
-                    Ok(changed) => cancelled += usize::from(!changed.recipients.is_empty()),
-                    Err(AdminError::Missing(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            match page.next {
-                Some(next) => cursor = Some(next),
-                None => return Ok(cancelled),
-            }
-        }
+        self.obey(Order { actor, id, verb: Verb::Cancel, only, audited: Audited::Alone }, now).await
     }
 
     /// Lets what is left of a message leave by another virtual IP: only by a shared one, and only if
     /// the tenant permits it (see [`super::Policy::may_move`]).
     pub async fn move_to(&self, actor: &Actor, id: QueueId, to: VipId, now: Timestamp) -> Result<Changed, AdminError> {
-        self.obey(Order { actor, id, verb: Verb::Move(to), only: &[] }, now).await
+        self.obey(Order { actor, id, verb: Verb::Move(to), only: &[], audited: Audited::Alone }, now).await
     }
 
-    async fn obey(&self, order: Order<'_>, now: Timestamp) -> Result<Changed, AdminError> {
+    pub(super) async fn obey(&self, order: Order<'_>, now: Timestamp) -> Result<Changed, AdminError> {
         let id = order.id;
         let _lock = self.locks.lock(id).await;
         let message = self.message(id)?.ok_or_else(|| AdminError::Missing(format!("message {id} in the queue")))?;
@@ -226,12 +220,16 @@ impl Order<'_> {
             }
             let state = match (self.verb, recipient.state) {
                 (Verb::Retry, RecipientState::Waiting) => RecipientState::Waiting,
-                (Verb::Hold, RecipientState::Waiting) => RecipientState::Held,
+                (Verb::Hold, RecipientState::Waiting | RecipientState::Paused) => RecipientState::Held,
                 (Verb::Release, RecipientState::Held) => RecipientState::Waiting,
-                (Verb::Cancel, RecipientState::Waiting | RecipientState::Held) => {
+                (Verb::Pause, RecipientState::Waiting) => RecipientState::Paused,
+                (Verb::Resume, RecipientState::Paused) => RecipientState::Waiting,
+                (Verb::Cancel, RecipientState::Waiting | RecipientState::Held | RecipientState::Paused) => {
                     RecipientState::Done(Ending::Cancelled)
                 }
-                (Verb::Move(to), state @ (RecipientState::Waiting | RecipientState::Held)) if old.lane.vip != to => {
+                (Verb::Move(to), state @ (RecipientState::Waiting | RecipientState::Held | RecipientState::Paused))
+                    if old.lane.vip != to =>
+                {
                     state
                 }
                 _ => continue,
@@ -292,8 +290,8 @@ fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), chan
     let recipients: Vec<u16> = changes.iter().flat_map(|change| change.recipients.iter().copied()).collect();
     let (act, event) = match order.verb {
         Verb::Retry => ("queue.retry", MailEvent::Retried { recipients, by: by() }),
-        Verb::Hold => ("queue.hold", MailEvent::Held { recipients, by: by() }),
-        Verb::Release => ("queue.release", MailEvent::Released { recipients, by: by() }),
+        Verb::Hold | Verb::Pause => ("queue.hold", MailEvent::Held { recipients, by: by() }),
+        Verb::Release | Verb::Resume => ("queue.release", MailEvent::Released { recipients, by: by() }),
         Verb::Cancel => {
             batch.settled.push((order.id, recipients.clone()));
             ("queue.cancel", MailEvent::Cancelled { recipients, by: by() })
@@ -304,7 +302,9 @@ fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), chan
         }
     };
     Queue::note(batch, order.id, event, now);
-    record(batch, order.actor, Act::new(act, order.id.to_string()).of(tenant), now);
+    if order.audited == Audited::Alone {
+        record(batch, order.actor, Act::new(act, order.id.to_string()).of(tenant), now);
+    }
 }
 
 /// Lets the chores put seized records back if the change failed or was abandoned.

@@ -150,7 +150,7 @@ impl Rest {
 /// Whether the outcome still changes a recipient in this state.
 fn takes(state: RecipientState, outcome: &Outcome) -> bool {
     match (state, outcome) {
-        (RecipientState::Waiting | RecipientState::Held, _) => true,
+        (RecipientState::Waiting | RecipientState::Held | RecipientState::Paused, _) => true,
         // Too late to cancel: it is delivered, and the record says so.
         (RecipientState::Done(Ending::Cancelled), Outcome::Delivered { .. }) => true,
         (RecipientState::Done(_), _) => false,

@@ -12,6 +12,8 @@ use super::StoreError;
 const VERSION: u8 = 1;
 /// The version of records whose shape changed once.
 const SECOND: u8 = 2;
+/// The version of records whose shape changed twice.
+const THIRD: u8 = 3;
 
 /// Writes a record.
 ///
@@ -24,6 +26,11 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 /// Writes a record of a type whose shape changed once; see [`decode_second`].
 pub fn encode_second<T: Serialize>(record: &T) -> Vec<u8> {
     write(SECOND, record)
+}
+
+/// Writes a record of a type whose shape changed twice; see [`decode_third`].
+pub fn encode_third<T: Serialize>(record: &T) -> Vec<u8> {
+    write(THIRD, record)
 }
 
 #[expect(clippy::expect_used, reason = "our record types hold maps, strings and numbers only")]
@@ -44,6 +51,21 @@ pub fn decode_second<Old: DeserializeOwned, T: DeserializeOwned + From<Old>>(byt
     match split(bytes)? {
         (VERSION, rest) => read::<Old>(rest).map(T::from),
         (SECOND, rest) => read(rest),
+        (version, _) => Err(unknown(version)),
+    }
+}
+
+/// Reads a record of a type whose shape changed twice, in any of its shapes.
+pub fn decode_third<First, Second, T>(bytes: &[u8]) -> Result<T, StoreError>
+where
+    First: DeserializeOwned,
+    Second: DeserializeOwned,
+    T: DeserializeOwned + From<First> + From<Second>,
+{
+    match split(bytes)? {
+        (VERSION, rest) => read::<First>(rest).map(T::from),
+        (SECOND, rest) => read::<Second>(rest).map(T::from),
+        (THIRD, rest) => read(rest),
         (version, _) => Err(unknown(version)),
     }
 }

@@ -117,6 +117,8 @@ pub mod prefix {
     pub const SHAPING: u8 = b'z';
     /// delivery: TLS policies of recipient domains.
     pub const TLS_POLICY: u8 = b't';
+    /// breaker: counts, pauses, limits and waivers of SMTP accounts.
+    pub const BREAKER: u8 = b'b';
     /// events: the log, appended.
     pub const EVENT: u8 = b'e';
     /// events: consumers' cursors.

@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
+use crate::breaker::Breaker;
 use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -49,17 +50,18 @@ use crate::webhooks::Webhooks;
 pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
-    CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson,
-    FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, MadeKeyJson, MadeWebhookJson,
-    NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson,
-    NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWebhookJson, OperationJson,
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson,
+    DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson,
+    LimitsJson, LinkJson, LoginJson, MadeKeyJson, MadeWebhookJson, NewDomainJson, NewKeyJson, NewMessageJson,
+    NewPasswordJson, NewPauseJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
+    NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, OperationJson, PauseJson,
     QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson,
     RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson, SaidJson, SentJson,
     SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson,
     SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson,
     StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson,
     TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson,
-    WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -73,6 +75,8 @@ pub use server::{Settings, Socket};
 pub struct Parts {
     /// Tenants and SMTP accounts.
     pub accounts: Arc<Accounts>,
+    /// Watches SMTP accounts.
+    pub breaker: Arc<Breaker>,
     /// Virtual IPs.
     pub vips: Arc<Vips>,
     /// Sending domains.

@@ -14,6 +14,7 @@ use crate::access::{Actor, Role};
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::{Backup, Places};
+use crate::breaker::Breaker;
 use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -104,6 +105,7 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
     let operations = crate::operations::Operations::open(store.clone(), suppression.clone(), &files).unwrap();
     let parts = Parts {
         operations: Arc::new(operations),
+        breaker: Arc::new(Breaker::open(store.clone(), accounts.clone(), Default::default()).unwrap()),
         accounts,
         vips,
         domains,

@@ -113,6 +113,15 @@ async fn ask(client: &Client, found: &mut Vec<Finding>) -> Option<Known> {
                 "low_space" => Finding::fail("storage", detail, "free some disk space; new mail is refused until then"),
                 _ => Finding::fail("storage", detail, "restart the daemon: systemctl restart postern"),
             });
+            if !status.accounts_paused.is_empty() {
+                let paused = format!("paused: {}", status.accounts_paused.join(", "));
+                let remedy = "postern breaker list says why; postern smtp-account release LOGIN";
+                found.push(Finding::warn("SMTP accounts", paused, remedy));
+            }
+            for suspension in &status.suspensions {
+                let remedy = "if that is over: postern delivery resume";
+                found.push(Finding::warn("delivery", format!("suspended: {suspension}"), remedy));
+            }
             if known.vips.is_empty() {
                 let remedy = "postern vip add ADDRESS --ehlo NAME --tenant NAME";
                 found.push(Finding::warn("virtual IPs", "there are none, nobody can log in", remedy));

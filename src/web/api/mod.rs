@@ -6,6 +6,7 @@
 
 mod audit;
 mod backup;
+mod breaker;
 mod domains;
 mod keys;
 mod messages;
@@ -41,6 +42,9 @@ use crate::records::AdminError;
 use crate::vips::Vip;
 
 pub use audit::{AuditEntryJson, AuditVerifiedJson, DifferenceJson};
+pub use breaker::{
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, NewPauseJson, NewWaiverJson, PauseJson, WaiverJson,
+};
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
@@ -97,6 +101,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .merge(people_routes())
         .merge(site_routes())
         .merge(webhook_routes())
+        .merge(breaker_routes())
 }
 
 fn operation_routes() -> OpenApiRouter<Shared> {
@@ -174,6 +179,17 @@ fn webhook_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(webhooks::replay))
         .routes(routes!(webhooks::attempts))
         .routes(routes!(webhooks::replay_attempt))
+}
+
+fn breaker_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(breaker::list))
+        .routes(routes!(breaker::show))
+        .routes(routes!(breaker::pause))
+        .routes(routes!(breaker::release))
+        .routes(routes!(breaker::waive, breaker::end_waiver))
+        .routes(routes!(breaker::limits, breaker::set_limits))
+        .routes(routes!(breaker::clear_limits))
 }
 
 fn queue_routes() -> OpenApiRouter<Shared> {

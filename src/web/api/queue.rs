@@ -99,7 +99,7 @@ pub struct RecipientJson {
     pub number: u16,
     /// Where to.
     pub address: String,
-    /// `waiting`, `held`, `done`.
+    /// `waiting`, `held`, `paused` with its SMTP account, or how it ended.
     pub state: String,
     /// What it waits for, or how it ended: a sentence.
     pub why: String,
@@ -264,6 +264,7 @@ fn state_of(shown: &Shown, number: u16) -> &'static str {
     match all.find(|recipient| recipient.number == number).map(|recipient| recipient.state) {
         Some(RecipientState::Waiting) => "waiting",
         Some(RecipientState::Held) => "held",
+        Some(RecipientState::Paused) => "paused",
         Some(RecipientState::Done(ending)) => ending.as_str(),
         None => "done",
     }
@@ -326,6 +327,9 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::Damaged { detail } => format!("damaged: {detail}"),
         MailEvent::Retired => "done: nothing is owed any more, the body is erased".to_owned(),
         MailEvent::Faulted { detail } => format!("set apart: {detail}"),
+        MailEvent::Complained { recipients, reporter } => {
+            format!("{}: a complaint came in by {reporter}", to(recipients))
+        }
         MailEvent::Salvaged { recipients } => format!("{}: saved from the segments, owed again", to(recipients)),
     }
 }

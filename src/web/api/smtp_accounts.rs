@@ -44,6 +44,8 @@ pub struct SmtpAccountJson {
     pub used: LimitsJson,
     /// Whether its logins are refused.
     pub disabled: bool,
+    /// Why its mail is neither taken nor sent, if it is paused.
+    pub paused: Option<String>,
     /// Valid passwords: two while a rotation is under way.
     pub passwords: usize,
     /// When it was made.
@@ -125,6 +127,7 @@ fn json(parts: &Parts, account: SmtpAccount) -> SmtpAccountJson {
         limits: account.limits.into(),
         used: LimitsJson { hourly: Some(hourly), daily: Some(daily) },
         disabled: account.login_state == LoginState::Disabled,
+        paused: parts.breaker.pause_of(account.id).map(|pause| pause.cause.to_string()),
         passwords: account.secrets.len(),
         created: account.created.rfc3339(),
     }
@@ -158,7 +161,7 @@ pub(super) fn networks(texts: &[String]) -> Result<Vec<IpNet>, Problem> {
     texts.iter().enumerate().map(read).collect()
 }
 
-fn called(parts: &Parts, actor: &Actor, login: &str) -> Result<SmtpAccount, Problem> {
+pub(super) fn called(parts: &Parts, actor: &Actor, login: &str) -> Result<SmtpAccount, Problem> {
     let by_id = || login.parse().ok().and_then(|id| parts.accounts.smtp_account(id));
     let found = parts.accounts.smtp_account_named(login).or_else(by_id);
     let found = found.filter(|account| actor.require_account((account.tenant, account.id), Action::Read).is_ok());

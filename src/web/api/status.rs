@@ -7,7 +7,9 @@ use utoipa::ToSchema;
 
 use super::{Answer, Shared, require_instance};
 use crate::access::Actor;
+use crate::ext::Timestamp;
 use crate::net;
+use crate::records::AdminError;
 use crate::store::Health;
 
 /// How the daemon is.
@@ -45,6 +47,10 @@ pub struct StatusJson {
     pub queue_in_flight: usize,
     /// Notices to senders that are owed.
     pub queue_notices: usize,
+    /// Logins of SMTP accounts that are paused.
+    pub accounts_paused: Vec<String>,
+    /// What delivery leaves alone because an operator said so, in words.
+    pub suspensions: Vec<String>,
     /// Tenants.
     pub tenants: usize,
     /// Virtual IPs.
@@ -68,6 +74,7 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         Health::LowSpace(detail) => ("low_space", Some(detail)),
         Health::Stopped(detail) => ("stopped", Some(detail)),
     };
+    let suspensions = parts.delivery.suspensions(&actor, Timestamp::now()).map_err(AdminError::from)?;
     let usage = parts.blobs.usage();
     let owed = parts.queue.totals();
     let load = parts.gate.load();
@@ -90,6 +97,8 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         queue_lanes: owed.lanes,
         queue_in_flight: owed.claimed,
         queue_notices: owed.notices,
+        accounts_paused: parts.breaker.pauses(&actor).into_iter().map(|pause| pause.login).collect(),
+        suspensions: suspensions.iter().map(|suspension| suspension.words()).collect(),
         tenants: parts.accounts.tenants(&actor).len(),
         vips: vips.len(),
         vips_missing: vips.iter().filter(is_missing).map(|vip| vip.ehlo.to_string()).collect(),

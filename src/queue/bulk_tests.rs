@@ -1,0 +1,227 @@
+//! How acts on many, counts, shapes and pauses of SMTP accounts behave.
+
+use std::sync::Mutex as StdMutex;
+
+use super::tests::{Bench, WALL, all, deferred, delivered, message};
+use super::walk::Budget;
+use super::*;
+use crate::access::{Actor, Role};
+use crate::events::{EventKind, MailEvent};
+use crate::mail::{Address, Class};
+
+const ACCOUNT: SmtpAccountId = SmtpAccountId(7);
+
+fn admin() -> Actor {
+    Actor::local(0)
+}
+
+async fn owe(bench: &Bench, to: &[&str], change: impl FnOnce(&mut NewMessage)) -> QueueId {
+    let mut new = message(to);
+    change(&mut new);
+    let id = new.id;
+    bench.queue.enqueue(new, WALL).await.unwrap();
+    id
+}
+
+fn listed(bench: &Bench, filter: &Filter) -> Vec<QueueId> {
+    let page = bench.queue.list(&admin(), filter, None, 100).unwrap();
+    assert_eq!(page.next, None);
+    page.messages.into_iter().map(|listed| listed.id).collect()
+}
+
+fn domain(text: &str) -> Domain {
+    Domain::parse(text).unwrap()
+}
+
+#[tokio::test]
+async fn each_filter_finds_what_it_names_and_nothing_else() {
+    let bench = Bench::new().await;
+    let plain = owe(&bench, &["a@one.example"], |_| {}).await;
+    let of_account = owe(&bench, &["b@two.example"], |new| new.account = Some(ACCOUNT)).await;
+    let news = owe(&bench, &["c@three.example"], |new| {
+        new.class = Class::Marketing;
+        new.reverse_path.0 = Some(Address::parse("news@mail.other.example").unwrap());
+    })
+    .await;
+    let tried = owe(&bench, &["d@four.example"], |_| {}).await;
+    let claim = bench.claim_all().into_iter().find(|claim| claim.queue_id == tried).unwrap();
+    let outcomes = all(&claim, &deferred());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    let hops = Arc::new([domain("two.example"), domain("three.example")].into_iter().collect());
+    let one = |filter: Filter| listed(&bench, &filter);
+    let none = Filter::default;
+    assert_eq!(one(Filter { account: Some(ACCOUNT), ..none() }), [of_account]);
+    assert_eq!(one(Filter { class: Some(Class::Marketing), ..none() }), [news]);
+    assert_eq!(one(Filter { sender: Some(SenderIs::parse("other.example").unwrap()), ..none() }), [news]);
+    assert_eq!(one(Filter { recipient: Some(Address::parse("A@one.example").unwrap()), ..none() }), [plain]);
+    assert_eq!(one(Filter { next_hops: Some(hops), ..none() }).len(), 2);
+    assert_eq!(one(Filter { attempts_min: Some(1), ..none() }), [tried]);
+    assert_eq!(one(Filter { last: Some("4.7.1 LATER".to_owned()), ..none() }), [tried]);
+    assert_eq!(one(Filter { accepted_before: Some(WALL), ..none() }), []);
+    assert_eq!(one(Filter { accepted_from: Some(WALL), ..none() }).len(), 4);
+    assert_eq!(one(Filter { state: Some(Standing::InFlight), ..none() }).len(), 3);
+    assert_eq!(one(Filter { vip: Some(VipId(9)), ..none() }), []);
+}
+
+#[tokio::test]
+async fn a_page_looks_at_so_many_records_and_says_where_to_go_on() {
+    let bench = Bench::new().await;
+    for number in 0..20 {
+        owe(&bench, &[if number == 15 { "a@rare.example" } else { "a@one.example" }], |_| {}).await;
+    }
+    let filter = Filter { recipient_domain: Some(domain("rare.example")), ..Filter::default() };
+    let (mut after, mut found, mut walks) = (None, 0, 0);
+    loop {
+        after = bench
+            .queue
+            .walk(&filter, after, Budget::of(4, usize::MAX), &mut |_| {
+                found += 1;
+                Ok(walk::Walk::GoOn)
+            })
+            .unwrap();
+        walks += 1;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, walks), (1, 6));
+}
+
+#[tokio::test]
+async fn an_act_on_many_applies_to_who_fits_and_has_one_audit_entry_with_its_counts() {
+    let bench = Bench::new().await;
+    let mut ids = Vec::new();
+    for _ in 0..30 {
+        ids.push(owe(&bench, &["a@one.example", "b@two.example"], |_| {}).await);
+    }
+    let filter = Filter { recipient_domain: Some(domain("one.example")), ..Filter::default() };
+    let sum = bench.queue.sum(&admin(), &filter, Some(BulkAct::Hold)).unwrap();
+    assert_eq!((sum.messages, sum.waiting, sum.held, sum.oldest), (30, 30, 0, Some(WALL)));
+    assert!(
+        listed(&bench, &Filter { state: Some(Standing::Held), ..Filter::default() }).is_empty(),
+        "nothing is changed"
+    );
+    let bulk = Bulk::new(BulkAct::Hold, filter.clone());
+    let done = bench.queue.carry_out(&admin(), &bulk, WALL).await.unwrap();
+    assert_eq!(done, Done { messages: 30, recipients: 30, in_flight: 0, failed: 0 });
+    let audits: Vec<_> = bench
+        .events()
+        .into_iter()
+        .filter_map(|kind| if let EventKind::Audit(audit) = kind { Some(audit) } else { None })
+        .collect();
+    assert_eq!(audits.len(), 1, "{audits:?}");
+    assert_eq!(audits[0].act, "queue.hold-matching");
+    assert!(audits[0].subject.contains("one.example: 30 recipients"), "{audits:?}");
+    assert_eq!(bench.claim_all().len(), 30, "those to the other domain go on");
+    let held = bench.mail_events().iter().filter(|event| matches!(event, MailEvent::Held { .. })).count();
+    assert_eq!(held, 30, "each trail says it");
+    let sum = bench.queue.sum(&admin(), &Filter::default(), Some(BulkAct::Hold)).unwrap();
+    assert_eq!((sum.messages, sum.in_flight), (30, 30), "what is held already is left out");
+    let release = Bulk::new(BulkAct::Release, filter);
+    assert_eq!(bench.queue.carry_out(&admin(), &release, WALL).await.unwrap().recipients, 30);
+    assert_eq!(bench.claim_all().len(), 30);
+}
+
+#[tokio::test]
+async fn only_who_may_change_a_tenants_queue_acts_on_many_of_it() {
+    let bench = Bench::new().await;
+    owe(&bench, &["a@one.example"], |_| {}).await;
+    let own = Filter { tenant: Some(TenantId(2)), ..Filter::default() };
+    for (role, filter, may) in [
+        (Role::Developer(TenantId(2)), own.clone(), true),
+        (Role::Support(TenantId(2)), own.clone(), false),
+        (Role::TenantOwner(TenantId(3)), own, false),
+        (Role::TenantOwner(TenantId(2)), Filter::default(), false),
+    ] {
+        let actor = Actor::of("x", role);
+        let retried = bench.queue.carry_out(&actor, &Bulk::new(BulkAct::Retry, filter), WALL).await;
+        assert_eq!(retried.is_ok(), may, "{role:?} {retried:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_shape_counts_recipients_by_destination_and_age() {
+    let bench = Bench::new().await;
+    owe(&bench, &["a@one.example", "b@one.example", "c@two.example"], |_| {}).await;
+    let shape = bench.queue.shape(&admin(), &Filter::default(), Timestamp(WALL.0 + 12 * 60_000)).unwrap();
+    let rows: Vec<(&str, u64)> = shape.destinations.iter().map(|(to, row)| (to.as_str(), row.by_age[2])).collect();
+    assert_eq!(rows, [("one.example", 2), ("two.example", 1)]);
+    assert_eq!((shape.total.total(), shape.total.by_age[2], shape.others.total()), (3, 3, 0));
+    let shape = bench.queue.shape(&admin(), &Filter::default(), Timestamp(WALL.0 + 100_000 * 60_000)).unwrap();
+    assert_eq!(shape.total.by_age[AGES_MINUTES.len()], 3, "the oldest have a column of their own");
+}
+
+/// A queue whose accounts are paused by what is in the set.
+async fn with_pauses() -> (Bench, Arc<StdMutex<Option<SmtpAccountId>>>) {
+    let paused = Arc::new(StdMutex::new(None));
+    let asked = paused.clone();
+    let says = move |account| (*asked.lock().unwrap() == Some(account)).then(|| "SMTP account x is paused".to_owned());
+    let policy = Policy { paused: Arc::new(says), ..Policy::default() };
+    (Bench::with_policy(policy).await, paused)
+}
+
+#[tokio::test]
+async fn mail_of_a_paused_account_is_held_over_a_restart_and_goes_on_when_it_is_released() {
+    let (mut bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let held = owe(&bench, &["h@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let other = owe(&bench, &["b@one.example"], |_| {}).await;
+    bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    assert_eq!((done.messages, bench.queue.found_paused().len()), (1, 0));
+    bench.reopen().await;
+    let claims = bench.claim_all();
+    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
+    let why = bench.queue.why(&admin(), own).unwrap();
+    assert!(
+        why[0].sentence.starts_with("held with its SMTP account, not tried yet: SMTP account x is paused"),
+        "{why:?}"
+    );
+    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
+    *paused.lock().unwrap() = None;
+    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    let claims = bench.claim_all();
+    assert_eq!(
+        claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(),
+        [own],
+        "what an operator holds stays held"
+    );
+}
+
+#[tokio::test]
+async fn mail_on_its_way_in_when_its_account_was_paused_is_never_handed_out() {
+    let (bench, paused) = with_pauses().await;
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let late = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let other = owe(&bench, &["b@two.example"], |_| {}).await;
+    assert!(bench.claim_all().iter().all(|claim| claim.queue_id == other));
+    assert_eq!(bench.queue.found_paused(), [(TenantId(2), ACCOUNT)]);
+    assert!(bench.queue.lanes().is_empty(), "nothing of the tenant is begun until its mail is held");
+    bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    bench.pass(60_000);
+    assert!(bench.claim_all().iter().all(|claim| claim.queue_id == other));
+    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [late]);
+    let cancel = Bulk::new(BulkAct::Cancel, Filter { account: Some(ACCOUNT), ..Filter::default() });
+    assert_eq!(bench.queue.carry_out(&admin(), &cancel, WALL).await.unwrap().messages, 1);
+    assert!(bench.queue.message(late).unwrap().is_none(), "what a thief left can be dropped");
+}
+
+#[tokio::test]
+async fn an_attempt_under_way_when_its_account_is_paused_is_recorded_and_not_repeated() {
+    let (bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example", "b@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let claim = bench.claim_all().remove(0);
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    assert_eq!(done.in_flight, 2);
+    bench.queue.settle(claim, vec![(0, delivered()), (1, deferred())], WALL).await.unwrap();
+    bench.pass(24 * 3_600_000);
+    assert!(bench.claim_all().is_empty());
+    *paused.lock().unwrap() = None;
+    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    let claim = bench.claim_all().remove(0);
+    let states: Vec<RecipientState> = claim.record.recipients.iter().map(|recipient| recipient.state).collect();
+    assert_eq!(states, [RecipientState::Done(Ending::Delivered), RecipientState::Waiting]);
+    assert_eq!(claim.queue_id, own);
+}
