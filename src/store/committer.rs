@@ -21,7 +21,7 @@ use super::frame::{self, DeadEntry, Kind};
 use super::layout::{BodyParts, Layout, group_synced, seal_bytes};
 use super::record::{self, Location, Operations, Position, location_key};
 use super::segment::{DATA_START, InHand, Segment};
-use super::shared::{Faults, Shared};
+use super::shared::{Faults, Shared, refused};
 use super::table::Chain;
 use super::{Batch, Change, CommitError, Condition, Key};
 use crate::mail::{BodyId, QueueId};
@@ -253,8 +253,8 @@ impl Committer {
         }
         let begun = self.shared.segments.begin_shared(bytes, Chain { commits: self.commit, ..self.chain });
         let begun = begun.inspect_err(|error| self.leave_unless_full(&refused(error)))?;
-        // Its header alone says where the segment before it ended: it must outlive even a failure of
-        // its own first group, until a checkpoint holds what came after that end.
+        // Its header alone says where the one before ended: kept, even if its own first group fails,
+        // until a checkpoint holds what came after that end.
         begun.last_commit.store(self.commit + 1, Ordering::Release);
         if let Some(full) = self.current.replace(Arc::clone(&begun)) {
             full.in_hand.store(false, Ordering::Release);
@@ -287,8 +287,7 @@ impl Committer {
         refused
     }
 
-    /// After a fault that is not a full disk nothing more goes into this segment: what failed may have
-    /// left bytes in it, or a durable header in its successor that says where it ended.
+    /// What failed may have left bytes in this segment, or a header in its successor that says where it ended.
     fn leave_unless_full(&mut self, refused: &CommitError) {
         if !matches!(refused, CommitError::Full(_))
             && let Some(left) = self.current.take()
@@ -378,13 +377,6 @@ fn bytes_bound(work: &Work, verdict: &Verdict) -> usize {
         _ => 0,
     };
     own + weight(work) + side_frames
-}
-
-fn refused(error: &io::Error) -> CommitError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CommitError::Full(error.to_string()),
-        _ => CommitError::Failed(error.to_string()),
-    }
 }
 
 fn answer_all(group: &mut Vec<Work>, error: &CommitError) {

@@ -3,6 +3,7 @@
 //! It holds state and no threads. Easy to get wrong: `stopped` is set once and never cleared; only
 //! a new opening of the folder reads from disk what really arrived there.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -164,5 +165,13 @@ pub struct Faults {
 impl Faults {
     pub(super) fn take(counter: &AtomicU32) -> bool {
         counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+/// What a failed write means for a commit: a full disk heals by itself, anything else may not.
+pub fn refused(error: &io::Error) -> CommitError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CommitError::Full(error.to_string()),
+        _ => CommitError::Failed(error.to_string()),
     }
 }
