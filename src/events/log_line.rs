@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use super::{
     AuditEvent, Consumer, ERASE_ACT, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key,
 };
-use crate::mail::{QueueId, printable};
+use crate::mail::{Domain, QueueId, TenantId, printable};
 use crate::store::Store;
 
 /// History records remembered, at most.
@@ -228,12 +228,42 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
         MailEvent::Damaged { detail } | MailEvent::Faulted { detail } => {
             line.field("detail", detail);
         }
+        MailEvent::NoticeUnsigned | MailEvent::Retired => {}
+        MailEvent::Complained { .. }
+        | MailEvent::BouncedLater { .. }
+        | MailEvent::ReportedLater { .. }
+        | MailEvent::ComplaintDoubted { .. }
+        | MailEvent::Unsubscribed { .. }
+        | MailEvent::AutoReplied { .. } => feedback_fields(&mut line, event, history),
+    }
+    line
+}
+
+/// Of what comes back after delivery.
+fn feedback_fields(line: &mut Line, event: &MailEvent, history: Option<&History>) {
+    match event {
         MailEvent::Complained { recipients, reporter } => {
             line.recipients(recipients, history).field("reporter", reporter);
         }
-        MailEvent::NoticeUnsigned | MailEvent::Retired => {}
+        MailEvent::BouncedLater { recipients, reporter, why, detail } => {
+            line.recipients(recipients, history).field("why", format!("{why:?}")).field("reply", detail);
+            line.field("reporter", reporter);
+        }
+        MailEvent::ReportedLater { recipients, kind, reporter, detail } => {
+            line.recipients(recipients, history).field("kind", format!("{kind:?}")).field("reply", detail);
+            line.field("reporter", reporter);
+        }
+        MailEvent::ComplaintDoubted { recipients, reporter, doubt } => {
+            line.recipients(recipients, history).field("reporter", reporter).field("doubt", doubt);
+        }
+        MailEvent::Unsubscribed { recipients, way } => {
+            line.recipients(recipients, history).field("way", way);
+        }
+        MailEvent::AutoReplied { recipients, reporter } => {
+            line.recipients(recipients, history).field("reporter", reporter);
+        }
+        _ => {}
     }
-    line
 }
 
 fn mail_name(event: &MailEvent) -> &'static str {
@@ -258,7 +288,16 @@ fn mail_name(event: &MailEvent) -> &'static str {
         MailEvent::Salvaged { .. } => "salvaged",
         MailEvent::Faulted { .. } => "faulted",
         MailEvent::Complained { .. } => "complained",
+        MailEvent::BouncedLater { .. } => "bounced-later",
+        MailEvent::ReportedLater { .. } => "reported-later",
+        MailEvent::ComplaintDoubted { .. } => "complaint-doubted",
+        MailEvent::Unsubscribed { .. } => "unsubscribed",
+        MailEvent::AutoReplied { .. } => "auto-replied",
     }
+}
+
+fn return_path_fields(tenant: &TenantId, domain: &Domain, name: &Domain) -> Vec<(&'static str, String)> {
+    vec![("tenant", tenant.to_string()), ("domain", domain.to_string()), ("name", name.to_string())]
 }
 
 fn instance_line(event: &InstanceEvent) -> Line {
@@ -267,9 +306,8 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::Stopping => ("stopping", Vec::new()),
         InstanceEvent::LoginRefused { login, peer, vip, reason } => {
             let vip = vip.map_or_else(|| "none".to_owned(), |vip| vip.to_string());
-            let fields =
-                vec![("login", login.clone()), ("peer", peer.clone()), ("vip", vip), ("reason", reason.clone())];
-            ("login-refused", fields)
+            let (login, peer, reason) = (login.clone(), peer.clone(), reason.clone());
+            ("login-refused", vec![("login", login), ("peer", peer), ("vip", vip), ("reason", reason)])
         }
         InstanceEvent::LoginSlowed { login, network } => {
             ("login-slowed", vec![("login", login.clone()), ("network", network.clone())])
@@ -284,9 +322,8 @@ fn instance_line(event: &InstanceEvent) -> Line {
             ("domain-verified", vec![("tenant", tenant.to_string()), ("domain", domain.to_string())])
         }
         InstanceEvent::DomainUnverified { tenant, domain, reason } => {
-            let fields =
-                vec![("tenant", tenant.to_string()), ("domain", domain.to_string()), ("reason", reason.clone())];
-            ("domain-unverified", fields)
+            let (tenant, domain) = (tenant.to_string(), domain.to_string());
+            ("domain-unverified", vec![("tenant", tenant), ("domain", domain), ("reason", reason.clone())])
         }
         InstanceEvent::RecordDamaged { key, detail } => {
             ("record-damaged", vec![("key", key.clone()), ("detail", detail.clone())])
@@ -314,12 +351,18 @@ fn instance_line(event: &InstanceEvent) -> Line {
             let (tenant, login) = (tenant.to_string(), login.clone());
             ("account-released", vec![("tenant", tenant), ("login", login), ("by", by.clone())])
         }
+        InstanceEvent::ReturnPathVerified { tenant, domain, name } => {
+            ("return-path-verified", return_path_fields(tenant, domain, name))
+        }
+        InstanceEvent::ReturnPathUnverified { tenant, domain, name, reason } => {
+            let mut fields = return_path_fields(tenant, domain, name);
+            fields.push(("reason", reason.clone()));
+            ("return-path-unverified", fields)
+        }
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
-            let tenant = tenant.to_string();
-            let fields =
-                vec![("tenant", tenant), ("account", account), ("reply", reply.clone()), ("cause", cause.clone())];
-            ("refused", fields)
+            let (tenant, reply, cause) = (tenant.to_string(), reply.clone(), cause.clone());
+            ("refused", vec![("tenant", tenant), ("account", account), ("reply", reply), ("cause", cause)])
         }
     };
     let mut line = Line::new(None, name);

@@ -98,6 +98,16 @@ pub enum MailEvent {
     /// A recipient told its provider that this is unwanted; `reporter` is who passed that on. Written by
     /// whoever receives feedback, however late: the history record says whose mail it was.
     Complained { recipients: Vec<u16>, reporter: String },
+    /// A failure notice of `reporter` came back after the peer had taken responsibility.
+    BouncedLater { recipients: Vec<u16>, reporter: String, why: Why, detail: String },
+    /// Another notice of `reporter` came back: it still tries, or it delivered or passed the message on.
+    ReportedLater { recipients: Vec<u16>, kind: NoticeKind, reporter: String, detail: String },
+    /// A complaint came in that nothing proves, because of `doubt`: it counts for nothing by itself.
+    ComplaintDoubted { recipients: Vec<u16>, reporter: String, doubt: String },
+    /// A recipient asked not to be mailed any more, in the way named: `mail`.
+    Unsubscribed { recipients: Vec<u16>, way: String },
+    /// A program answered for a recipient: an absence note, a confirmation. It says nothing about delivery.
+    AutoReplied { recipients: Vec<u16>, reporter: String },
 }
 
 /// Facts of acceptance.
@@ -236,6 +246,10 @@ pub enum InstanceEvent {
     AccountPaused { tenant: TenantId, account: SmtpAccountId, login: String, cause: String, by: String },
     /// Its mail is taken and sent again.
     AccountReleased { tenant: TenantId, account: SmtpAccountId, login: String, by: String },
+    /// The records of a domain's return-path are there: its mail is sent with return-paths of ours.
+    ReturnPathVerified { tenant: TenantId, domain: Domain, name: Domain },
+    /// They are not: its mail is sent with the client's reverse-path.
+    ReturnPathUnverified { tenant: TenantId, domain: Domain, name: Domain, reason: String },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

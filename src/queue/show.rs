@@ -264,6 +264,9 @@ fn ending(event: &MailEvent) -> (&[u16], String) {
         MailEvent::Bounced { recipients, detail, .. } => (recipients, format!("given up: {detail}")),
         MailEvent::Expired { recipients, last } => (recipients, format!("given up after waiting too long: {last}")),
         MailEvent::Cancelled { recipients, by } => (recipients, format!("cancelled by {by}")),
+        MailEvent::BouncedLater { recipients, reporter, detail, .. } => {
+            (recipients, format!("delivered, and came back later from {reporter}: {detail}"))
+        }
         _ => (&[], String::new()),
     }
 }

@@ -33,6 +33,12 @@ pub enum Kind {
     DomainUnverified,
     /// Another webhook of the tenant gets nothing more.
     WebhookDisabled,
+    /// It was delivered, and a failure notice came back later.
+    BouncedLater,
+    /// A recipient complained, and the report is proved.
+    Complained,
+    /// A recipient asked not to be mailed any more.
+    Unsubscribed,
 }
 
 /// Every kind with its name and what it says, in the order of the documentation.
@@ -49,6 +55,9 @@ pub const KINDS: &[(Kind, &str, &str)] = &[
     (Kind::DomainVerified, "domain.verified", "a sending domain may be used"),
     (Kind::DomainUnverified, "domain.unverified", "a sending domain's records were gone for too long"),
     (Kind::WebhookDisabled, "webhook.disabled", "another webhook of the tenant was disabled, with the reason"),
+    (Kind::BouncedLater, "message.bounced_later", "a failure notice came back after delivery, with the reason"),
+    (Kind::Complained, "message.complained", "a recipient told its provider that the message is unwanted"),
+    (Kind::Unsubscribed, "message.unsubscribed", "a recipient asked not to be mailed any more"),
 ];
 
 impl Kind {
@@ -92,6 +101,9 @@ impl Kind {
             MailEvent::Held { .. } => Some(Self::Held),
             MailEvent::Released { .. } => Some(Self::Released),
             MailEvent::Cancelled { .. } => Some(Self::Cancelled),
+            MailEvent::BouncedLater { .. } => Some(Self::BouncedLater),
+            MailEvent::Complained { .. } => Some(Self::Complained),
+            MailEvent::Unsubscribed { .. } => Some(Self::Unsubscribed),
             // Steps on the way that say nothing about where the mail is.
             _ => None,
         }

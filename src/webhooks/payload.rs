@@ -104,7 +104,10 @@ impl Told {
             | MailEvent::Expired { recipients, .. }
             | MailEvent::Held { recipients, .. }
             | MailEvent::Released { recipients, .. }
-            | MailEvent::Cancelled { recipients, .. } => recipients.clone(),
+            | MailEvent::Cancelled { recipients, .. }
+            | MailEvent::BouncedLater { recipients, .. }
+            | MailEvent::Complained { recipients, .. }
+            | MailEvent::Unsubscribed { recipients, .. } => recipients.clone(),
             _ => Vec::new(),
         }
     }
@@ -155,6 +158,17 @@ fn facts(event: &MailEvent, data: &mut Map<String, Value>) {
         }
         MailEvent::Expired { last, .. } => {
             data.insert("detail".into(), shortened(last).into());
+        }
+        MailEvent::BouncedLater { reporter, why, detail, .. } => {
+            data.insert("class".into(), why.word().into());
+            data.insert("detail".into(), shortened(detail).into());
+            data.insert("reporter".into(), shortened(reporter).into());
+        }
+        MailEvent::Complained { reporter, .. } => {
+            data.insert("reporter".into(), shortened(reporter).into());
+        }
+        MailEvent::Unsubscribed { way, .. } => {
+            data.insert("way".into(), shortened(way).into());
         }
         _ => {}
     }

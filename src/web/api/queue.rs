@@ -330,6 +330,19 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::Complained { recipients, reporter } => {
             format!("{}: a complaint came in by {reporter}", to(recipients))
         }
+        MailEvent::BouncedLater { recipients, reporter, why, detail } => {
+            format!("{}: came back from {reporter} after delivery ({}): {detail}", to(recipients), words(why))
+        }
+        MailEvent::ReportedLater { recipients, kind, reporter, detail } => {
+            format!("{}: a {} notice came from {reporter}: {detail}", to(recipients), words(kind))
+        }
+        MailEvent::ComplaintDoubted { recipients, reporter, doubt } => {
+            format!("{}: a complaint came in by {reporter} that counts for nothing: {doubt}", to(recipients))
+        }
+        MailEvent::Unsubscribed { recipients, way } => format!("{}: unsubscribed by {way}", to(recipients)),
+        MailEvent::AutoReplied { recipients, reporter } => {
+            format!("{}: an automatic reply came from {reporter}", to(recipients))
+        }
         MailEvent::Salvaged { recipients } => format!("{}: saved from the segments, owed again", to(recipients)),
     }
 }
