@@ -18,7 +18,7 @@ use crate::ext::Timestamp;
 use crate::gate::{Shortage, Work};
 use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
 use crate::metrics::LOGINS;
-use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step};
+use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step, write_reply};
 use crate::vips::Vip;
 
 use super::authorize;
@@ -68,6 +68,8 @@ pub(super) enum End {
     Quiet,
     /// The peer is told why, as `421` with this text.
     Told(&'static str),
+    /// The peer is refused with this reply, and does not stop by itself.
+    Refused(Box<Reply>),
     /// The connection failed.
     Failed(io::Error),
 }
@@ -120,6 +122,7 @@ impl Connection {
                 debug!(peer = %self.peer, why, "session ended by us");
                 self.session.close_with(why, &mut self.out);
             }
+            End::Refused(reply) => write_reply(&reply, &mut self.out),
             End::Failed(error) => {
                 debug!(peer = %self.peer, %error, "session failed");
                 return;

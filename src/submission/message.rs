@@ -1,7 +1,7 @@
 //! Reads one message, by DATA or by BDAT, and hands it to the intake.
 //!
 //! What is refused is read to its end all the same, so that the client sees the reply; but not
-//! for ever. Easy to get wrong: the 250 is said only after the intake returned,
+//! for ever: then it is refused in mid-message and hung up on. Easy to get wrong: the 250 is said only after the intake returned,
 //! and the reservation of its octets lives until then.
 
 use std::sync::Arc;
@@ -160,16 +160,27 @@ impl Connection {
                 return self.submit(incoming).await;
             }
             if incoming.is_hopeless(&self.door.settings) {
-                return Err(End::Told("4.7.0 The refused message does not end"));
+                return Err(self.last_word(incoming).await);
             }
             self.read_message(&incoming).await?;
+        }
+    }
+
+    /// Why the message is refused, for a peer that is then hung up on: it will not come to the end at
+    /// which the reply is due, and must not take a 421 for a reason to send the same again.
+    async fn last_word(&self, incoming: Incoming) -> End {
+        let settings = Arc::clone(&self.door.settings);
+        match incoming.end(&settings).await {
+            Err(refusal) => End::Refused(Box::new(self.told(&refusal))),
+            Ok(_) => End::Told("4.3.0 Something went wrong here; try again later"),
         }
     }
 
     /// BDAT: reads exactly `octets`, then answers (RFC 3030 s3).
     pub(super) async fn read_chunk(&mut self, octets: u64, last: bool) -> Result<Step, End> {
         if octets > drained_octets_max(&self.door.settings) {
-            return Err(End::Told("5.3.4 The chunk is too large"));
+            let refusal = Refusal::plain(fault_reply(DataFault::TooLarge, &self.door.settings));
+            return Err(End::Refused(Box::new(self.told(&refusal))));
         }
         let mut incoming = match self.incoming.take() {
             Some(mut incoming) => {
