@@ -25,7 +25,7 @@ async fn bench() -> Bench {
     let (counts, takes_back) = (Arc::clone(&counted), Arc::clone(&counted));
     let parts = pipeline::Parts {
         signer: samples::signer_for(&["shop.example"]),
-        name_signer: Arc::new(|_| None),
+        name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(move |_, _, _| {
             counts.fetch_add(1, Ordering::SeqCst);

@@ -205,7 +205,7 @@ fn pipeline(
     let (signers, names) = (Arc::clone(domains), Arc::clone(domains));
     let parts = pipeline::Parts {
         signer: Arc::new(move |tenant, domain| signers.signer(tenant, domain)),
-        name_signer: Arc::new(move |vip| vips.get(vip).and_then(|vip| names.name_signer(&vip))),
+        name_signer: Arc::new(move |vip, tenant| vips.get(vip).and_then(|vip| names.name_signer(&vip, tenant))),
         suppressed: Arc::new(move |tenant, account, address| {
             suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
         }),

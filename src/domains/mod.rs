@@ -195,16 +195,19 @@ impl Domains {
         self.covering(tenant, domain).map(|_| ())
     }
 
-    /// What signs a notice from a virtual IP's EHLO name: the owner's key if it covers the name, else
-    /// the instance's key for that name, else any verified key of the instance (the signature then
-    /// names who runs the service, though it does not align with From), else nothing: a notice, and
-    /// only a notice, then leaves unsigned.
-    pub fn name_signer(&self, vip: &Vip) -> Option<Arc<Signer>> {
+    /// What signs a notice to `tenant` from a virtual IP's EHLO name: the owner's key if it covers the
+    /// name, else the instance's key for that name, else the tenant's if that covers it, else any
+    /// verified key of the instance (the signature then names who runs the service, though it does not
+    /// align with From), else nothing: a notice, and only a notice, then leaves unsigned.
+    pub fn name_signer(&self, vip: &Vip, tenant: TenantId) -> Option<Arc<Signer>> {
         let of_owner = match vip.owner {
             Owner::Tenant(tenant) => self.signer(tenant, &vip.ehlo).ok(),
             Owner::Shared => None,
         };
-        of_owner.or_else(|| self.signer(INSTANCE, &vip.ehlo).ok()).or_else(|| self.instance_signer())
+        of_owner
+            .or_else(|| self.signer(INSTANCE, &vip.ehlo).ok())
+            .or_else(|| self.signer(tenant, &vip.ehlo).ok())
+            .or_else(|| self.instance_signer())
     }
 
     fn instance_signer(&self) -> Option<Arc<Signer>> {

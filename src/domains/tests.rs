@@ -413,7 +413,7 @@ async fn notices_are_signed_by_the_owner_else_by_the_instance_else_not_at_all() 
         ehlo: domain(ehlo),
         owner,
     };
-    let signer = |vip: &Vip| room.domains.name_signer(vip).map(|signer| signer.domain.to_string());
+    let signer = |vip: &Vip| room.domains.name_signer(vip, OTHER).map(|signer| signer.domain.to_string());
     let (own, shared) = (vip(Owner::Tenant(SHOP), "mx.shop.example"), vip(Owner::Shared, "mx.host.example"));
     assert_eq!(signer(&own), None);
     room.add(INSTANCE, "host.example").await;
@@ -424,8 +424,10 @@ async fn notices_are_signed_by_the_owner_else_by_the_instance_else_not_at_all() 
     assert_eq!(signer(&vip(Owner::Tenant(SHOP), "mx.host.example")).as_deref(), Some("mx.host.example"));
     room.add_verified(SHOP, "shop.example").await;
     assert_eq!(signer(&own).as_deref(), Some("shop.example"));
-    let foreign = signer(&vip(Owner::Shared, "mx.shop.example"));
-    assert_eq!(foreign.as_deref(), Some("mx.host.example"), "a tenant's key signs for its own address only");
+    let by_name = vip(Owner::Shared, "mx.shop.example");
+    assert_eq!(signer(&by_name).as_deref(), Some("mx.host.example"), "a tenant's key signs nobody else's notices");
+    let to_shop = room.domains.name_signer(&by_name, SHOP).map(|signer| signer.domain.to_string());
+    assert_eq!(to_shop.as_deref(), Some("shop.example"), "it aligns with From, the instance's key does not");
 }
 
 #[tokio::test]

@@ -21,21 +21,17 @@ impl Stage for Complete {
         for name in ["Bcc", "Resent-Bcc", "Return-Path"] {
             header.remove(name);
         }
-        for (name, value) in
-            [("Date", about.now.rfc5322()), ("Message-ID", format!("<{}@{}>", about.id, about.source.vip_name))]
-        {
+        // MIME-Version also where nothing else of MIME is: what later stages or other relays write rests on it.
+        for (name, value) in [
+            ("Date", about.now.rfc5322()),
+            ("Message-ID", format!("<{}@{}>", about.id, about.source.vip_name)),
+            ("MIME-Version", "1.0".to_owned()),
+        ] {
             // A field without a value is as good as none.
             if header.text(name).is_none_or(|text| text.is_empty()) {
                 header.remove(name);
                 header.append(name, &value);
             }
-        }
-        let has_mime_fields = header
-            .fields()
-            .iter()
-            .any(|field| field.name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("content-")));
-        if has_mime_fields && header.count("MIME-Version") == 0 {
-            header.append("MIME-Version", "1.0");
         }
         Ok(())
     }
@@ -57,12 +53,16 @@ mod tests {
         let header = completed("From: a@shop.example\r\nContent-Type: text/plain\r\nMessage-ID: \r\n\r\n").await;
         assert!(header.contains("\r\nDate: Sun, 22 Nov 2026 10:15:00 +0000\r\n"), "{header}");
         assert!(header.contains("@mx.shop.example>\r\n") && header.matches("Message-ID").count() == 1, "{header}");
-        assert!(header.ends_with("MIME-Version: 1.0\r\n"), "{header}");
+        assert!(header.ends_with("\r\nMIME-Version: 1.0\r\n"), "{header}");
+        // Also for the plainest message (RFC 2045 s4).
+        let header = completed("From: a@shop.example\r\nSubject: x\r\nmime-version:\r\n\r\nHi\r\n").await;
+        assert!(header.ends_with("\r\nMIME-Version: 1.0\r\n"), "{header}");
+        assert_eq!(header.to_ascii_lowercase().matches("mime-version").count(), 1, "{header}");
     }
 
     #[tokio::test]
     async fn what_is_there_stays_and_nothing_needless_is_added() {
-        let given = "From: a@shop.example\r\ndate: x\r\nmessage-id: <1@x>\r\n";
+        let given = "From: a@shop.example\r\ndate: x\r\nmessage-id: <1@x>\r\nMime-Version: 1.0 (x)\r\n";
         assert_eq!(completed(&format!("{given}\r\n")).await, given);
     }
 

@@ -64,8 +64,8 @@ pub trait Stage: Send + Sync {
 
 /// Whether a tenant may send as a domain, and what signs it.
 pub type SignerLookup = Arc<dyn Fn(TenantId, &Domain) -> Result<Arc<Signer>, Refusal> + Send + Sync>;
-/// What signs notices from a virtual IP's name.
-pub type NameSignerLookup = Arc<dyn Fn(VipId) -> Option<Arc<Signer>> + Send + Sync>;
+/// What signs notices to a tenant from a virtual IP's name.
+pub type NameSignerLookup = Arc<dyn Fn(VipId, TenantId) -> Option<Arc<Signer>> + Send + Sync>;
 /// Whether mail of a tenant, handed in by this SMTP account, must not go to an address; `Err` is why it cannot be read.
 pub type SuppressedLookup =
     Arc<dyn Fn(TenantId, Option<SmtpAccountId>, &Address) -> Result<bool, String> + Send + Sync>;
@@ -199,7 +199,7 @@ impl Parts {
         let (names, takes_back) = (Arc::clone(&domains), Arc::clone(&accounts));
         Self {
             signer: Arc::new(move |tenant, domain| domains.signer(tenant, domain)),
-            name_signer: Arc::new(move |vip| names.name_signer(&vips.get(vip)?)),
+            name_signer: Arc::new(move |vip, tenant| names.name_signer(&vips.get(vip)?, tenant)),
             suppressed: Arc::new(move |tenant, account, address| {
                 suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
             }),
@@ -217,7 +217,7 @@ impl Pipeline {
         let rewrite_kib_max = rewrite_kib_max.min(u32::MAX >> 4); // what a semaphore can count on any machine
         let live = Arc::new(RwLock::new(Live::from(&settings)));
         let stages: Vec<Box<dyn Stage>> = vec![
-            Box::new(identity::Identity { signer: Arc::clone(&parts.signer) }),
+            Box::new(identity::Identity { signer: parts.signer }),
             // Before the limits: a message refused for a label is not counted.
             Box::new(labels::Labels { hold_max: settings.hold_max }),
             Box::new(limits::Limits { count: parts.count }),
@@ -232,7 +232,6 @@ impl Pipeline {
             Box::new(trace::Trace { live: Arc::clone(&live), received_max: settings.received_max }),
             Box::new(sign::Sign {
                 live: Arc::clone(&live),
-                signer: parts.signer,
                 name_signer: parts.name_signer,
                 signers: signers::Signers::new(processors),
             }),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::about::About;
 use super::signers::Signers;
-use super::{Lives, NameSignerLookup, SignerLookup, Stage, live};
+use super::{Lives, NameSignerLookup, Stage, live};
 use crate::domains::Signer;
 use crate::mail::dkim::{self, SignAs};
 use crate::mail::{Draft, Refusal, Reply};
@@ -18,7 +18,6 @@ use async_trait::async_trait;
 /// The stage.
 pub struct Sign {
     pub(super) live: Lives,
-    pub(super) signer: SignerLookup,
     pub(super) name_signer: NameSignerLookup,
     pub(super) signers: Signers,
 }
@@ -55,14 +54,12 @@ impl Stage for Sign {
 }
 
 impl Sign {
-    /// What `identity` found; for a notice the key of the virtual IP's name, else the tenant's if
-    /// that covers the name.
+    /// What `identity` found; for a notice what signs for the virtual IP's name.
     fn signer_of(&self, about: &About) -> Option<Arc<Signer>> {
         if !about.is_notice() {
             return about.signer.clone();
         }
-        let source = &about.source;
-        (self.name_signer)(source.vip).or_else(|| (self.signer)(source.tenant, &source.vip_name).ok())
+        (self.name_signer)(about.source.vip, about.source.tenant)
     }
 }
 
@@ -86,12 +83,7 @@ mod tests {
     use super::*;
 
     fn stage(name_signer: NameSignerLookup) -> Sign {
-        Sign {
-            live: samples::live(),
-            signer: samples::signer_for(&["shop.example"]),
-            name_signer,
-            signers: Signers::new(1),
-        }
+        Sign { live: samples::live(), name_signer, signers: Signers::new(1) }
     }
 
     #[tokio::test]
@@ -99,7 +91,7 @@ mod tests {
         let mut about = smtp_about("a@shop.example", &["b@x.example"]);
         about.signer = Some(samples::signer("shop.example"));
         let mut draft = samples::draft(samples::PLAIN);
-        stage(Arc::new(|_| None)).apply(&mut draft, &mut about).await.unwrap();
+        stage(Arc::new(|_, _| None)).apply(&mut draft, &mut about).await.unwrap();
         let names: Vec<_> = draft.header.fields().iter().map(|field| field.name.as_str()).collect();
         assert_eq!(names[..3], ["DKIM-Signature", "DKIM-Signature", "From"]);
         assert!(draft.header.fields()[0].text().contains("rsa-sha256"));
@@ -109,25 +101,24 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_signed_is_refused_for_now_and_never_sent_unsigned() {
         let mut about = smtp_about("a@shop.example", &["b@x.example"]);
-        let result = stage(Arc::new(|_| None)).apply(&mut samples::draft(samples::PLAIN), &mut about).await;
+        let result = stage(Arc::new(|_, _| None)).apply(&mut samples::draft(samples::PLAIN), &mut about).await;
         assert_eq!(result.unwrap_err().reply.code.0, 451);
         about.signer = Some(samples::signer("shop.example"));
         let mut spilled = samples::draft(samples::PLAIN);
         spilled.body = samples::unreadable_body();
-        let refusal = stage(Arc::new(|_| None)).apply(&mut spilled, &mut about).await.unwrap_err();
+        let refusal = stage(Arc::new(|_, _| None)).apply(&mut spilled, &mut about).await.unwrap_err();
         assert!(refusal.reply.one_line().starts_with("451 4.3.0 "), "{refusal}");
     }
 
     #[tokio::test]
-    async fn a_notice_is_signed_by_the_name_or_the_tenant_and_else_leaves_unsigned() {
+    async fn a_notice_is_signed_by_what_signs_for_the_name_and_else_leaves_unsigned() {
         let sign = |name_signer: NameSignerLookup, vip_name: &'static str| async move {
             let mut about = notice_about(vip_name, "a@shop.example");
             stage(name_signer).apply(&mut samples::draft(samples::PLAIN), &mut about).await.unwrap();
             about.signatures
         };
-        let by_name: NameSignerLookup = Arc::new(|_| Some(samples::signer("mx.host.example")));
+        let by_name: NameSignerLookup = Arc::new(|_, _| Some(samples::signer("mx.host.example")));
         assert!(sign(by_name, "mx.host.example").await[0].ends_with("mx.host.example"));
-        assert!(sign(Arc::new(|_| None), "mx.shop.example").await[0].ends_with(".shop.example"));
-        assert!(sign(Arc::new(|_| None), "mx.host.example").await.is_empty());
+        assert!(sign(Arc::new(|_, _| None), "mx.host.example").await.is_empty());
     }
 }

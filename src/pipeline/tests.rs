@@ -7,7 +7,7 @@ use crate::mail::Reply;
 fn parts() -> Parts {
     Parts {
         signer: samples::signer_for(&["shop.example"]),
-        name_signer: Arc::new(|_| None),
+        name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),

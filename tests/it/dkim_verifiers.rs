@@ -82,7 +82,7 @@ async fn sign_samples() -> Signed {
     });
     let parts = Parts {
         signer: Arc::new(move |_, _| Ok(Arc::clone(&signer))),
-        name_signer: Arc::new(|_| None),
+        name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),

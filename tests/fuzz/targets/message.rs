@@ -104,7 +104,7 @@ static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
             let known = domain.is_within(&own).then(|| Arc::clone(&signer));
             known.ok_or_else(|| Refusal::plain(Reply::enhanced(550, 7, 1, format!("{domain} is not verified"))))
         }),
-        name_signer: Arc::new(|_| None),
+        name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
