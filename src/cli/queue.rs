@@ -4,7 +4,7 @@ use super::arguments::{Queue, QueueList, QueueTarget};
 use super::client::{Fault, encoded};
 use super::output::{self, Table, or_dash, size, span, when};
 use super::{Session, rows};
-use crate::mail::printable;
+use crate::mail::{printable, printable_lines};
 use crate::web::{QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 
 /// Carries out one of them.
@@ -83,7 +83,12 @@ fn list_path(asked: &QueueList) -> String {
 }
 
 fn why_line(line: &RecipientJson) -> String {
-    format!("{} <{}>: {}\n", line.number, printable(&line.address), printable(&line.why))
+    format!("{} <{}>: {}\n", line.number, printable(&line.address), indented(&line.why))
+}
+
+/// Printable; the further lines of what a peer said are set in below it.
+fn indented(text: &str) -> String {
+    printable_lines(text).replace('\n', "\n        ")
 }
 
 fn table(session: &Session, list: serde_json::Value) -> String {
@@ -100,7 +105,7 @@ fn table(session: &Session, list: serde_json::Value) -> String {
             message.reverse_path.clone(),
             message.to.join(" ") + &more,
             state(&message),
-            or_dash(message.last),
+            or_dash(message.last.map(|last| last.replace('\n', " "))),
         ]);
     }
     let more = if list.get("next").is_some_and(serde_json::Value::is_string) {
@@ -155,7 +160,7 @@ fn message(session: &Session, shown: QueuedJson) -> String {
     shown.recipients.iter().for_each(|line| text.push_str(&why_line(line)));
     text.push_str(&format!("\n{}\n", colour.bold("What happened")));
     for event in &shown.events {
-        text.push_str(&format!("{}  {}\n", when(&event.at, session.now), printable(&event.text)));
+        text.push_str(&format!("{}  {}\n", when(&event.at, session.now), indented(&event.text)));
     }
     shown.damaged.iter().for_each(|text_| text.push_str(&format!("{}\n", colour.red(&printable(text_)))));
     text
@@ -189,6 +194,13 @@ mod tests {
         assert_eq!(state(&row), "ended, notice owed");
         (row.waiting, row.due_in_secs) = (1, Some(300));
         assert_eq!(state(&row), "1 waiting, due in 5 min");
+    }
+
+    #[test]
+    fn a_reply_of_several_lines_is_shown_line_by_line_and_forges_none() {
+        let why = "given up: 550-5.7.1 no\n550 5.7.1 \u{1b}[2Jnever".to_owned();
+        let line = RecipientJson { number: 0, address: "a@x.example".to_owned(), state: "bounced".to_owned(), why };
+        assert_eq!(why_line(&line), "0 <a@x.example>: given up: 550-5.7.1 no\n        550 5.7.1 ?[2Jnever\n");
     }
 
     #[test]

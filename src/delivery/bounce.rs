@@ -275,14 +275,14 @@ fn as_said(detail: &str) -> &str {
 
 /// Whether a detail begins with a reply code, as delivery writes what peers said.
 fn is_reply(detail: &str) -> bool {
-    let mut words = detail.splitn(2, ' ');
-    words.next().is_some_and(|word| word.len() == 3 && word.bytes().all(|byte| byte.is_ascii_digit()))
+    let code = detail.get(..3).is_some_and(|code| code.bytes().all(|byte| byte.is_ascii_digit()));
+    code && matches!(detail.as_bytes().get(3), None | Some(b' ' | b'-'))
 }
 
 /// The enhanced status after the reply code.
 fn status_in(detail: &str) -> Option<EnhancedStatus> {
-    let (_, rest) = detail.split_once(' ').filter(|_| is_reply(detail))?;
-    EnhancedStatus::split_from(rest).map(|(status, _)| status)
+    let line = detail.lines().next().filter(|_| is_reply(detail))?;
+    EnhancedStatus::split_from(line.get(4..)?).map(|(status, _)| status)
 }
 
 /// A status where the peer gave none of that class (RFC 3463).
@@ -333,6 +333,8 @@ mod tests {
             ("450 4.2.0 greylisted (after RCPT)", Why::TryLater, NoticeKind::Delay, "4.2.0"),
             // Expired on a 4xx: the failure is ours to name.
             ("450 4.2.0 greylisted (after RCPT)", Why::TryLater, NoticeKind::Failure, "5.4.7"),
+            ("550-5.7.26 no\n550 5.7.26 DKIM (after final dot)", Why::OurConfiguration, NoticeKind::Failure, "5.7.26"),
+            ("550-gone\n550 5.1.1 for ever (after RCPT)", Why::Content, NoticeKind::Failure, "5.6.0"),
             ("connect: refused", Why::Network, NoticeKind::Failure, "5.4.1"),
             ("250 2.0.0 queued", Why::Other, NoticeKind::Success, "2.0.0"),
         ] {
@@ -354,6 +356,8 @@ mod tests {
         assert_eq!(as_said("550 5.1.1 gone (after final dot)"), "550 5.1.1 gone");
         assert_eq!(as_said("550 gone (after all) (after RCPT)"), "550 gone (after all)");
         assert_eq!(as_said("550 gone (after all"), "550 gone (after all");
+        assert_eq!(as_said("550-5.1.1 gone\n550 5.1.1 for good (after RCPT)"), "550-5.1.1 gone\n550 5.1.1 for good");
+        assert!(is_reply("550-5.1.1 gone\n550 5.1.1 for good") && is_reply("550") && !is_reply("5500 x"));
     }
 
     #[test]

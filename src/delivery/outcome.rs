@@ -135,7 +135,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// One line for the trail.
+    /// For the trail: one line, or the lines of a reply.
     pub fn describe(&self) -> String {
         let phase = self.phase.name();
         let what = match &self.trouble {
@@ -144,7 +144,7 @@ impl Failure {
             Trouble::TimedOut => format!("no reply in time after {phase}"),
             Trouble::Lost(reason) => format!("connection lost after {phase}: {reason}"),
             Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
-            Trouble::Refused(reply) => format!("{reply} (after {phase})"),
+            Trouble::Refused(reply) => format!("{} (after {phase})", reply.whole()),
             Trouble::Tls(reason) => format!("TLS: {reason}"),
             Trouble::Policy(sentence) | Trouble::RequireTls(sentence) => sentence.clone(),
             Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
@@ -210,7 +210,7 @@ pub fn classify(reply: &Reply, phase: Phase) -> Verdict {
 
 /// The outcome for recipients whom `reply` concerns; the reply is kept whole.
 pub fn of_verdict(verdict: Verdict, reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
-    let detail = || format!("{} (after {})", reply.one_line(), phase.name());
+    let detail = || format!("{} (after {})", reply.whole(), phase.name());
     match verdict {
         Verdict::Delivered => {
             Outcome::Delivered { peer: peer.clone(), reply: reply.clone(), onward: Onward::Ourselves }

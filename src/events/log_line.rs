@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use super::{
     AuditEvent, Consumer, ERASE_ACT, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key,
 };
-use crate::mail::{Domain, QueueId, TenantId, printable};
+use crate::mail::{Domain, QueueId, TenantId, printable_lines};
 use crate::store::Store;
 
 /// History records remembered, at most.
@@ -111,7 +111,7 @@ impl Line {
     }
 
     fn field(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
-        self.fields.push((name, printable(&value.to_string())));
+        self.fields.push((name, printable_lines(&value.to_string())));
         self
     }
 
@@ -150,7 +150,8 @@ impl Line {
                     None => text.push_str(self.event),
                 }
                 for (name, value) in &self.fields {
-                    let plain = !value.is_empty() && !value.contains([' ', '"', '=']);
+                    let plain = !value.is_empty() && !value.contains([' ', '"', '=', '\n']);
+                    // In quotes, the line ends of a reply are written as `\n`: an event stays one line.
                     let _ = match plain {
                         true => write!(text, " {name}={value}"),
                         false => write!(text, " {name}={value:?}"),
@@ -191,7 +192,7 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
             line.field("signed", accepted.signatures.join(","));
         }
         MailEvent::Delivered { recipients, peer, reply } => {
-            line.recipients(recipients, history).peer(Some(peer)).field("reply", reply);
+            line.recipients(recipients, history).peer(Some(peer)).field("reply", reply.whole());
         }
         MailEvent::Deferred { recipients, peer, why, detail, due_in_secs } => {
             line.recipients(recipients, history).field("why", format!("{why:?}")).field("reply", detail);

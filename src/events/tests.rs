@@ -182,7 +182,7 @@ async fn the_log_has_one_line_per_event_and_nobody_can_forge_one() {
         text,
         format!(
             "2026-11-22T12:00:00.000Z {id} bounced to=<b@one.example> why=RecipientGone \
-             reply=\"550 5.1.1 no??2026 accepted \\\"x\\\"\" peer=mx.one.example address=192.0.2.1:25 \
+             reply=\"550 5.1.1 no?\\n2026 accepted \\\"x\\\"\" peer=mx.one.example address=192.0.2.1:25 \
              source=192.0.2.9 tls=none\n"
         )
     );

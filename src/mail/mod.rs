@@ -39,4 +39,4 @@ pub use mime::{
     repair_quoted_printable, split_entity, split_multipart, split_part, to_base64, to_quoted_printable,
 };
 pub use spill::BodyWriter;
-pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable};
+pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable, printable_lines};

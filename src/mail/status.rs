@@ -96,7 +96,22 @@ impl Reply {
         }
     }
 
-    /// The reply on one line, as logs and notices show it.
+    /// The reply as it was said, for the trail and for notices: each line with code and status
+    /// (RFC 2034 s4), LF between them.
+    pub fn whole(&self) -> String {
+        let status = self.status.map(|status| format!("{status} ")).unwrap_or_default();
+        let last = self.text.len().saturating_sub(1);
+        let line = |(number, text): (usize, &String)| {
+            let mark = if number == last { ' ' } else { '-' };
+            format!("{}{mark}{status}{text}", self.code.0)
+        };
+        match self.text.is_empty() {
+            true => self.one_line(),
+            false => self.text.iter().enumerate().map(line).collect::<Vec<_>>().join("\n"),
+        }
+    }
+
+    /// The reply on one line, for where there is room for no more.
     pub fn one_line(&self) -> String {
         let text = self.text.join(" ");
         match self.status {
@@ -163,6 +178,11 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
 
+/// The same with its line ends left: for texts that quote replies of several lines.
+pub fn printable_lines(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() && character != '\n' { '?' } else { character }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +194,23 @@ mod tests {
         for text in ["3.1.1 x", "5.1 x", "5.1.1.1 x", "5..1 x", "5.1.1000 x", "hello"] {
             assert_eq!(EnhancedStatus::split_from(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_reply_of_several_lines_is_kept_as_it_was_said() {
+        let reply = Reply {
+            code: ReplyCode(550),
+            status: Some(EnhancedStatus::new(5, 7, 26)),
+            text: vec!["Your mail is unauthenticated.".to_owned(), String::new(), "See https://x.example/".to_owned()],
+        };
+        assert_eq!(
+            reply.whole(),
+            "550-5.7.26 Your mail is unauthenticated.\n550-5.7.26 \n550 5.7.26 See https://x.example/"
+        );
+        let short = Reply::new(421, None, "bye");
+        assert_eq!(short.whole(), short.one_line());
+        assert_eq!(Reply { code: ReplyCode(354), status: None, text: Vec::new() }.whole(), "354 ");
+        assert_eq!(printable_lines("a\nb\r\x1bc"), "a\nb??c");
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn ending(event: &MailEvent) -> (&[u16], String) {
             (recipients, "suppressed: on the tenant's list, never mailed".to_owned())
         }
         MailEvent::Delivered { recipients, peer, reply } => {
-            (recipients, format!("delivered to {}: {reply}", peer.host))
+            (recipients, format!("delivered to {}: {}", peer.host, reply.whole()))
         }
         MailEvent::Bounced { recipients, detail, .. } => (recipients, format!("given up: {detail}")),
         MailEvent::Expired { recipients, last } => (recipients, format!("given up after waiting too long: {last}")),

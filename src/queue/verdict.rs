@@ -269,7 +269,7 @@ fn remember(recipient: &mut QueuedRecipient, outcome: &Outcome, at: Timestamp) {
         Outcome::Suppressed => {}
         Outcome::Delivered { peer, reply, .. } => {
             recipient.last_why = None;
-            recipient.last_detail = Some(reply.one_line());
+            recipient.last_detail = Some(reply.whole());
             recipient.last_peer = Some(peer.clone());
         }
         Outcome::Deferred { why, detail, peer } | Outcome::Bounced { why, detail, peer } => {

@@ -12,7 +12,7 @@ use super::kind::Kind;
 use super::record::EventRef;
 use crate::events::{EventKind, History, InstanceEvent, MailEvent, Peer};
 use crate::ext::{self, Timestamp};
-use crate::mail::{QueueId, Reply, TenantId, printable};
+use crate::mail::{QueueId, Reply, TenantId, printable_lines};
 use crate::store::Key;
 
 /// Recipients in one payload, at most; the rest are told of in further ones.
@@ -195,7 +195,7 @@ fn reply_json(reply: &Reply) -> Value {
     json!({
         "code": reply.code.0,
         "enhanced": reply.status.map(|status| status.to_string()),
-        "text": shortened(&reply.text.join(" ")),
+        "text": shortened(&reply.text.join("\n")),
     })
 }
 
@@ -203,9 +203,9 @@ fn peer_json(peer: &Peer) -> Value {
     json!({"host": peer.host, "address": peer.address, "source": peer.source, "tls": peer.tls})
 }
 
-/// Printable, and not longer than [`TEXT_CHARACTERS_MAX`].
+/// Printable, with the line ends of replies, and not longer than [`TEXT_CHARACTERS_MAX`].
 fn shortened(text: &str) -> String {
-    printable(text).chars().take(TEXT_CHARACTERS_MAX).collect()
+    printable_lines(text).chars().take(TEXT_CHARACTERS_MAX).collect()
 }
 
 /// What a test request says.

@@ -26,8 +26,12 @@ use crate::net::{ClientTls, Dialer, Proof, Verify};
 use crate::queue::Outcome;
 use crate::smtp::{Extensions, ReplyParser};
 
-/// Octets kept of a reply's text.
-const REPLY_KEPT_OCTETS: usize = 1024;
+/// Octets kept of a reply's text, as people read it: more than any honest peer says.
+const REPLY_KEPT_OCTETS: usize = 2048;
+/// Octets that code, status and line end add to each line.
+const REPLY_LINE_EXTRA_OCTETS: usize = 12;
+/// What stands where the rest of a reply was cut off.
+const CUT: &str = " [...]";
 /// Words about our pace kept of one message, at most.
 const HEARD_MAX: usize = 16;
 /// Octets read at a time.
@@ -298,7 +302,7 @@ impl Connection {
     pub(super) fn expect_silence(&mut self, phase: Phase) -> Result<(), Failure> {
         match self.parse() {
             Ok(None) if self.inbox.is_empty() && !self.parser.is_midway() => Ok(()),
-            Ok(Some(reply)) if reply.code.0 == 421 => Err(self.failure(phase, Trouble::Refused(reply))),
+            Ok(Some(reply)) if reply.code.0 == 421 => Err(self.failure(phase, Trouble::Refused(shortened(reply)))),
             Err(trouble) => Err(self.failure(phase, trouble)),
             Ok(_) => {
                 let trouble = Trouble::Malformed("the peer replied before it was asked".to_owned());
@@ -452,13 +456,18 @@ impl Connection {
 /// read. A peer of ill will says 64 KiB about each of a thousand.
 fn shortened(mut reply: Reply) -> Reply {
     let mut left = REPLY_KEPT_OCTETS;
-    for line in &mut reply.text {
-        let kept = (0..=left.min(line.len())).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
-        line.truncate(kept);
-        left = left.saturating_sub(kept.saturating_add(1));
-    }
-    while reply.text.len() > 1 && reply.text.last().is_some_and(String::is_empty) {
-        reply.text.pop();
+    for number in 0..reply.text.len() {
+        let Some(line) = reply.text.get_mut(number) else { break };
+        let room = left.checked_sub(REPLY_LINE_EXTRA_OCTETS);
+        if room.is_none_or(|room| line.len() > room) {
+            let room = room.unwrap_or(0);
+            let kept = (0..=room).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+            line.truncate(kept);
+            line.push_str(CUT);
+            reply.text.truncate(number.saturating_add(1));
+            break;
+        }
+        left = room.unwrap_or(0).saturating_sub(line.len());
     }
     reply
 }
@@ -469,13 +478,19 @@ mod tests {
     use crate::mail::ReplyCode;
 
     #[test]
-    fn of_a_long_reply_the_beginning_is_kept() {
-        let reply = Reply { code: ReplyCode(550), status: None, text: vec!["\u{fffd}".repeat(600); 200] };
-        let kept = shortened(reply);
-        assert_eq!(kept.code.0, 550);
-        let length = kept.one_line().len();
-        assert!((REPLY_KEPT_OCTETS - 10..REPLY_KEPT_OCTETS + 10).contains(&length), "{length}");
+    fn a_reply_is_kept_whole_and_of_an_endless_one_the_beginning_with_a_mark() {
+        let reply = |text: Vec<String>| Reply { code: ReplyCode(550), status: None, text };
+        let kept = shortened(reply(vec!["\u{fffd}".repeat(600); 200]));
+        assert_eq!((kept.code.0, kept.text.len()), (550, 2));
+        assert!(kept.whole().ends_with(CUT), "{kept}");
+        let many = shortened(reply(vec![String::new(); 200]));
+        assert_eq!((many.text.len(), many.text.last().map(String::as_str)), (171, Some(CUT)));
+        for cut in [kept, many] {
+            assert!(cut.whole().len() <= REPLY_KEPT_OCTETS + CUT.len(), "{}", cut.whole().len());
+        }
         let short = Reply::enhanced(550, 1, 1, "no such user");
         assert_eq!(shortened(short.clone()), short);
+        let honest = reply((0..12).map(|number| format!("{number} {}", "why ".repeat(30))).collect());
+        assert_eq!(shortened(honest.clone()), honest);
     }
 }

@@ -101,7 +101,7 @@ pub struct RecipientJson {
     pub address: String,
     /// `waiting`, `held`, `paused` with its SMTP account, or how it ended.
     pub state: String,
-    /// What it waits for, or how it ended: a sentence.
+    /// What it waits for, or how it ended: a sentence, with the lines of a peer's reply.
     pub why: String,
 }
 
@@ -110,7 +110,7 @@ pub struct RecipientJson {
 pub struct EventJson {
     /// When.
     pub at: String,
-    /// What, on one line.
+    /// What; a peer's reply of several lines has a line for each.
     pub text: String,
 }
 
@@ -295,7 +295,7 @@ fn happened(event: &MailEvent) -> String {
         ),
         MailEvent::Suppressed { recipients } => format!("{}: suppressed, never mailed", to(recipients)),
         MailEvent::Delivered { recipients, peer, reply } => {
-            format!("{}: delivered to {}: {reply}", to(recipients), place(peer))
+            format!("{}: delivered to {}: {}", to(recipients), place(peer), reply.whole())
         }
         MailEvent::Deferred { recipients, peer, why, detail, due_in_secs } => {
             let due = span(*due_in_secs);
