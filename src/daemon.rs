@@ -153,7 +153,7 @@ impl Daemon {
         let opened = world::open_store(&config).await?;
         let key = world::with_other_key(&*opened.records, key)?;
         let folders = Folders::open(&config)?;
-        let tls = world::client_tls(overrides.client_tls)?;
+        let tls = world::client_tls(&config, overrides.client_tls)?;
         let rooms = Rooms::open(&config, opened, key, (&world, &folders, &tls)).await?;
         rooms.report_damage(started).await;
         if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {

@@ -5,11 +5,11 @@ use std::io::Read;
 
 use zeroize::Zeroizing;
 
-use super::arguments::{Route, RouteAdd, RouteTls};
+use super::arguments::{Route, RouteAdd, RouteSet, RouteTls};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash};
 use super::{Session, rows};
-use crate::web::{NewRouteJson, RouteJson};
+use crate::web::{NewRouteJson, RouteChangeJson, RouteJson};
 
 /// Octets of a password file, at most.
 const PASSWORD_BYTES_MAX: u64 = 4096;
@@ -27,6 +27,14 @@ pub async fn run(session: &Session, command: &Route) -> Result<(), Fault> {
             let list = session.client.list("/routes", usize::MAX).await?;
             session.show(&list, table)
         }
+        Route::Set(set) => {
+            let path = format!("/routes/{}", encoded(&set.id));
+            let changed = session.client.patch(&path, &change(set)?).await?;
+            session.show(&changed, |_, route: RouteJson| {
+                let queued = "mail queued for it goes that way at its next attempt (postern queue retry ID)";
+                format!("{} goes by {}:{} now; {queued}\n", scope(&route), route.host, route.port)
+            })
+        }
         Route::Remove { id } => {
             let answer = session.client.delete(&format!("/routes/{}", encoded(id))).await?;
             session.done(&answer, &format!("route {id} removed"))
@@ -36,13 +44,7 @@ pub async fn run(session: &Session, command: &Route) -> Result<(), Fault> {
 
 fn new_route(add: &RouteAdd) -> Result<NewRouteJson, Fault> {
     let password = add.password_file.as_ref().map(|path| read_password(path)).transpose()?;
-    let tls = match add.tls {
-        RouteTls::Implicit => "implicit",
-        RouteTls::Starttls => "starttls",
-        RouteTls::Opportunistic => "opportunistic",
-        RouteTls::None => "none",
-    };
-    let tls = serde_json::from_value(tls.into()).map_err(|error| Fault::Failed(error.to_string()))?;
+    let tls = tls(add.tls)?;
     Ok(NewRouteJson {
         all: add.all,
         tenant: add.tenant.clone(),
@@ -53,6 +55,29 @@ fn new_route(add: &RouteAdd) -> Result<NewRouteJson, Fault> {
         user: add.user.clone(),
         password: password.map(|password| password.to_string()),
     })
+}
+
+fn change(set: &RouteSet) -> Result<RouteChangeJson, Fault> {
+    let password = set.password_file.as_ref().map(|path| read_password(path)).transpose()?;
+    Ok(RouteChangeJson {
+        host: set.host.clone(),
+        port: set.port,
+        tls: set.tls.map(tls).transpose()?,
+        user: set.user.clone(),
+        password: password.map(|password| password.to_string()),
+        no_login: set.no_login,
+    })
+}
+
+/// As the API spells it.
+fn tls<T: serde::de::DeserializeOwned>(asked: RouteTls) -> Result<T, Fault> {
+    let word = match asked {
+        RouteTls::Implicit => "implicit",
+        RouteTls::Starttls => "starttls",
+        RouteTls::Opportunistic => "opportunistic",
+        RouteTls::None => "none",
+    };
+    serde_json::from_value(word.into()).map_err(|error| Fault::Failed(error.to_string()))
 }
 
 pub(super) fn read_password(path: &std::path::Path) -> Result<Zeroizing<String>, Fault> {

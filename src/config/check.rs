@@ -29,6 +29,7 @@ fn build(path: &Path, file: &File) -> Config {
         data: file.path("data"),
         root: if file.flag("allow_root") { RootPolicy::Allow } else { RootPolicy::Refuse },
         certificates: file.path("tls.certificates"),
+        trusted_roots: Some(file.path("tls.trusted_roots")).filter(|path| !path.as_os_str().is_empty()),
         master_key: SecretPlace::parse(&file.text("secrets.master_key")),
         backup_key: SecretPlace::parse(&file.text("secrets.backup_key")),
         submission: submission(file),

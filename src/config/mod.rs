@@ -51,6 +51,8 @@ pub struct Config {
     pub root: RootPolicy,
     /// The certificate folder.
     pub certificates: PathBuf,
+    /// Authorities trusted beside Mozilla's.
+    pub trusted_roots: Option<PathBuf>,
     /// Where the master key is.
     pub master_key: SecretPlace,
     /// Where the backup key is.

@@ -7,7 +7,7 @@ use super::settings::{Applied, Presence, Setting};
 use super::value::Kind;
 
 use Applied::{AtStart, OnReload};
-use Kind::{Addresses, Choice, Count, Flag, Group, Loopback, Name, Path, Ports, Secret, Size, Span};
+use Kind::{Addresses, Choice, Count, Flag, Group, Loopback, Name, Path, PathOrNone, Ports, Secret, Size, Span};
 use Presence::{Rare, Required, Shown};
 
 const MINUTE: u64 = 60;
@@ -52,6 +52,10 @@ pub(super) const SETTINGS: &[Setting] = &[
          old one in use. Chosen by the name the client asks for, else by the virtual IP's EHLO name, else \
          `hostname`.",
         "Whoever keeps certificates elsewhere, such as /etc/letsencrypt/live."),
+    setting!("tls.trusted_roots", PathOrNone => "\"\"", Rare AtStart,
+        "A PEM file of certificate authorities that are trusted beside Mozilla's where a certificate of somebody \
+         else is checked: relays, receivers that must be verified, webhooks.",
+        "Whoever sends by a relay whose certificate comes from an authority of their own."),
     setting!("secrets.master_key", Secret => "\"/etc/postern/master.key\"", Shown AtStart,
         "The key that seals DKIM private keys and relay passwords in the data folder. Keep it out of the data \
          folder and out of its backups, and keep a copy in a safe place: without it nothing can be signed.",

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Name,
     /// An absolute path.
     Path,
+    /// An absolute path, or empty for none.
+    PathOrNone,
     /// An absolute path, or `credential:NAME`.
     Secret,
     /// A name of a Unix group; may be empty.
@@ -58,6 +60,7 @@ impl Kind {
         match self {
             Self::Name => "a fully qualified domain name".to_owned(),
             Self::Path => "an absolute path".to_owned(),
+            Self::PathOrNone => "an absolute path, or empty for none".to_owned(),
             Self::Secret => "an absolute path, or `credential:NAME` for a systemd credential".to_owned(),
             Self::Group => "the name of a Unix group, or empty".to_owned(),
             Self::Choice(words) => {
@@ -107,6 +110,8 @@ impl Kind {
         match self {
             Self::Name => read_name(text).map(Value::Name),
             Self::Path => read_path(text).map(Value::Path),
+            Self::PathOrNone if text.is_empty() => Ok(Value::Path(PathBuf::new())),
+            Self::PathOrNone => read_path(text).map(Value::Path),
             Self::Secret => match text.strip_prefix("credential:") {
                 Some(name) if !name.is_empty() && !name.contains(['/', '\0']) => Ok(Value::Text(text.to_owned())),
                 Some(_) => Err("must name a credential after \"credential:\", without slashes".to_owned()),

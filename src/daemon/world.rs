@@ -103,10 +103,11 @@ impl Folders {
 }
 
 /// Handshakes towards peers.
-pub(super) fn client_tls(given: Option<ClientTls>) -> Result<ClientTls, StartError> {
+pub(super) fn client_tls(config: &Config, given: Option<ClientTls>) -> Result<ClientTls, StartError> {
     match given {
         Some(tls) => Ok(tls),
-        None => ClientTls::new(None).map_err(|error| StartError::Configuration(error.to_string())),
+        None => ClientTls::new(config.trusted_roots.as_deref())
+            .map_err(|error| StartError::Configuration(format!("tls.trusted_roots: {error}"))),
     }
 }
 

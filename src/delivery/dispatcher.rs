@@ -303,7 +303,7 @@ impl Dispatcher {
         }
         let source = source?;
         self.sources.serves(lane.vip, lane.tenant)?;
-        let site = match self.places.standing(lane, &source, now) {
+        let site = match self.places.standing((lane, self.transport(lane).revision()), &source, now) {
             Standing::At(site) => site,
             Standing::Unknown(place) => {
                 if self.lookups < self.settings.lookups_max && self.has_descriptor(now) {

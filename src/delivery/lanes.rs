@@ -19,6 +19,8 @@ pub(super) struct Place {
     /// `None` for a relay, which takes mail for any domain.
     domain: Option<Domain>,
     pub(super) families: Families,
+    /// Of the transport; see [`super::transport::Transport::revision`].
+    revision: u64,
 }
 
 /// What is known of a place.
@@ -41,13 +43,13 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn standing(&self, lane: &Lane, source: &Source, now: Instant) -> Standing {
+    pub(super) fn standing(&self, (lane, revision): (&Lane, u64), source: &Source, now: Instant) -> Standing {
         let families = Families {
             ipv4: source.addresses.iter().any(std::net::IpAddr::is_ipv4),
             ipv6: source.addresses.iter().any(std::net::IpAddr::is_ipv6),
         };
         let domain = (lane.transport == TransportName::Mx).then(|| lane.next_hop.clone());
-        let place = Place { transport: lane.transport, domain, families };
+        let place = Place { transport: lane.transport, domain, families, revision };
         match self.known.get(&place) {
             Some(Entry::LookingUp) => Standing::LookingUp,
             Some(Entry::Known(found, until)) if now < *until => match found {

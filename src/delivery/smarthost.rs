@@ -96,6 +96,10 @@ impl Transport for Smarthost {
         })
     }
 
+    fn revision(&self) -> u64 {
+        self.routes.revision()
+    }
+
     async fn attempt(&self, job: Job) -> Report {
         self.client.drain(job).await
     }

@@ -175,6 +175,11 @@ pub trait Transport: Send + Sync {
     /// Where the lane goes now. Asked by the dispatcher, which remembers the answer for a while.
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite>;
 
+    /// Changes whenever people changed where lanes go: answers of before count no more.
+    fn revision(&self) -> u64 {
+        0
+    }
+
     /// Drains claims over connections to the site until there are none, or the job's bounds are
     /// reached. Every outcome goes through the job's [`Hand`].
     async fn attempt(&self, job: Job) -> Report;

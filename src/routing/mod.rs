@@ -5,7 +5,7 @@
 
 mod routes;
 
-pub use routes::{NewRoute, RELAY_LOGIN_OCTETS_MAX, Routes, reseal};
+pub use routes::{LoginChange, NewRoute, RELAY_LOGIN_OCTETS_MAX, RouteChange, Routes, reseal};
 
 use serde::{Deserialize, Serialize};
 

@@ -5,6 +5,7 @@
 //! must never cross the network in the clear, so a login asks for verified TLS or a relay on this host.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -35,11 +36,37 @@ pub struct NewRoute {
     pub login: Option<(String, Zeroizing<String>)>,
 }
 
+/// What is to change of a route; what is left out stays. Its scope never changes.
+#[derive(Default)]
+pub struct RouteChange {
+    /// Host name or address of the relay.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// How to secure it.
+    pub tls: Option<RelayTls>,
+    /// What to log in with.
+    pub login: LoginChange,
+}
+
+/// What becomes of a route's login.
+#[derive(Default)]
+pub enum LoginChange {
+    /// It stays as it is, or not there.
+    #[default]
+    Kept,
+    /// None from now on.
+    Removed,
+    /// User name, password, or both; a login that was not there needs both.
+    Set(Option<String>, Option<Zeroizing<String>>),
+}
+
 /// All routes, in memory.
 pub struct Routes {
     desk: Desk,
     key: Arc<MasterKey>,
     table: Arc<RwLock<Arc<RouteTable>>>,
+    revision: Arc<AtomicU64>,
     damaged: Vec<Damage>,
 }
 
@@ -58,7 +85,7 @@ impl Routes {
         records.sort_by_key(|record| (record.added, record.route.id));
         let routes = records.into_iter().map(|record| record.route).collect();
         let table = Arc::new(RwLock::new(Arc::new(RouteTable { routes })));
-        Ok(Self { desk: Desk::new(store), key, table, damaged })
+        Ok(Self { desk: Desk::new(store), key, table, revision: Arc::default(), damaged })
     }
 
     /// Records that could not be read at open.
@@ -69,6 +96,11 @@ impl Routes {
     /// The table as it is now, oldest first.
     pub fn table(&self) -> Arc<RouteTable> {
         Arc::clone(&records::read(&self.table))
+    }
+
+    /// Another number after each change of a route that mail may be queued for.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     /// One route.
@@ -96,7 +128,9 @@ impl Routes {
     /// Makes one. There is one route per scope.
     pub async fn add(&self, actor: &Actor, new: NewRoute, now: Timestamp) -> Result<Route, AdminError> {
         actor.require(Permission::ManageInstance)?;
-        check(&new)?;
+        check(&new.host, new.port)?;
+        let login = new.login.as_ref().map(|(user, password)| (user.as_str(), Some(password.as_str())));
+        check_login(&new.host, new.tls, login)?;
         let id = u64::from_be_bytes(ext::random_bytes());
         let login = new.login.map(|(user, password)| RelayLogin {
             user,
@@ -116,6 +150,48 @@ impl Routes {
         Ok(route)
     }
 
+    /// Changes one. Mail that is queued for it goes the new way: what was wrong with a relay is mended
+    /// here, and nothing has to be handed in again.
+    pub async fn change(
+        &self,
+        actor: &Actor,
+        id: u64,
+        change: RouteChange,
+        now: Timestamp,
+    ) -> Result<Route, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let turn = self.desk.turn().await;
+        let missing = || AdminError::Missing(format!("route {id}"));
+        let before = self.desk.store().get(&key(id))?.ok_or_else(missing)?;
+        let mut record: Record = codec::decode(&before)?;
+        let route = &mut record.route;
+        route.host = change.host.unwrap_or_else(|| route.host.clone());
+        route.port = change.port.unwrap_or(route.port);
+        route.tls = change.tls.unwrap_or(route.tls);
+        check(&route.host, route.port)?;
+        let (login, password) = changed_login(route.login.take(), change.login)?;
+        let shown = login.as_ref().map(|login| (login.user.as_str(), password.as_ref().map(|text| text.as_str())));
+        check_login(&route.host, route.tls, shown)?;
+        route.login = login.map(|login| match password {
+            Some(password) => RelayLogin { sealed_password: self.key.seal(&purpose(id), password.as_bytes()), ..login },
+            None => login,
+        });
+        let changed = record.route.clone();
+        let mut batch = Batch::new();
+        batch.if_equals(key(id), before).set(key(id), codec::encode(&record));
+        records::audit(&mut batch, actor, "route.change", describe(&changed), now);
+        let (table, route) = (Arc::clone(&self.table), changed.clone());
+        let revision = Arc::clone(&self.revision);
+        turn.commit(batch, move || {
+            let mut table = records::write(&table);
+            let known = Arc::make_mut(&mut table).routes.iter_mut().filter(|known| known.id == id);
+            known.for_each(|known| known.clone_from(&route));
+            revision.fetch_add(1, Ordering::AcqRel);
+        })
+        .await?;
+        Ok(changed)
+    }
+
     /// Removes one. Mail queued for it is the caller's check.
     pub async fn remove(&self, actor: &Actor, id: u64, now: Timestamp) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
@@ -124,9 +200,10 @@ impl Routes {
         let mut batch = Batch::new();
         batch.remove(key(id)).remove(scope_key(&route.scope));
         records::audit(&mut batch, actor, "route.remove", describe(&route), now);
-        let table = Arc::clone(&self.table);
+        let (table, revision) = (Arc::clone(&self.table), Arc::clone(&self.revision));
         turn.commit(batch, move || {
             Arc::make_mut(&mut records::write(&table)).routes.retain(|route| route.id != id);
+            revision.fetch_add(1, Ordering::AcqRel);
         })
         .await?;
         Ok(())
@@ -139,23 +216,47 @@ impl Routes {
     }
 }
 
-fn check(new: &NewRoute) -> Result<(), AdminError> {
+/// The login as it shall be, its password still as it was sealed, and the new password if there is one.
+fn changed_login(
+    before: Option<RelayLogin>,
+    change: LoginChange,
+) -> Result<(Option<RelayLogin>, Option<Zeroizing<String>>), AdminError> {
+    let (user, password) = match change {
+        LoginChange::Kept => return Ok((before, None)),
+        LoginChange::Removed => return Ok((None, None)),
+        LoginChange::Set(user, password) => (user, password),
+    };
+    let login = match (before, user) {
+        (Some(before), user) => RelayLogin { user: user.unwrap_or(before.user), ..before },
+        (None, Some(user)) if password.is_some() => RelayLogin { user, sealed_password: Vec::new() },
+        (None, _) => return Err(AdminError::Invalid("the route has no login yet: give user and password".into())),
+    };
+    Ok((Some(login), password))
+}
+
+fn check(host: &str, port: u16) -> Result<(), AdminError> {
     let invalid = |text: String| Err(AdminError::Invalid(text));
-    let address = new.host.parse::<IpAddr>().ok();
-    if address.is_none() && Domain::parse(&new.host).is_err() {
-        return invalid(format!("{:?} is neither a host name nor an address", new.host));
+    if host.parse::<IpAddr>().is_err() && Domain::parse(host).is_err() {
+        return invalid(format!("{host:?} is neither a host name nor an address"));
     }
-    if new.port == 0 {
+    if port == 0 {
         return invalid("a relay's port is 1 to 65535, often 587 or 465".into());
     }
-    let Some((user, password)) = &new.login else { return Ok(()) };
-    for (what, text) in [("user name", user.as_str()), ("password", password.as_str())] {
+    Ok(())
+}
+
+/// A password that stays as it is was looked at before.
+fn check_login(host: &str, tls: RelayTls, login: Option<(&str, Option<&str>)>) -> Result<(), AdminError> {
+    let invalid = |text: String| Err(AdminError::Invalid(text));
+    let Some((user, password)) = login else { return Ok(()) };
+    for (what, text) in std::iter::once(("user name", user)).chain(password.map(|password| ("password", password))) {
         if text.is_empty() || text.len() > RELAY_LOGIN_OCTETS_MAX || text.contains('\0') {
             return invalid(format!("the relay's {what} must have 1 to {RELAY_LOGIN_OCTETS_MAX} octets and no NUL"));
         }
     }
-    let is_here = address.is_some_and(|address| address.is_loopback()) || new.host.eq_ignore_ascii_case("localhost");
-    match new.tls {
+    let address = host.parse::<IpAddr>().ok();
+    let is_here = address.is_some_and(|address| address.is_loopback()) || host.eq_ignore_ascii_case("localhost");
+    match tls {
         RelayTls::Implicit | RelayTls::Starttls => Ok(()),
         RelayTls::Opportunistic | RelayTls::None if is_here => Ok(()),
         RelayTls::Opportunistic | RelayTls::None => {

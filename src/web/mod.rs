@@ -56,12 +56,13 @@ pub use api::{
     NewPasswordJson, NewPauseJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
     NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, OperationJson, PauseJson,
     QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson,
-    RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteJson, SaidJson, SentJson,
-    SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson,
-    SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson,
-    StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson,
-    TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson,
-    WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson,
+    SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson,
+    SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson,
+    StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson,
+    TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson,
+    VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson,
+    WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;

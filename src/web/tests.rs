@@ -366,7 +366,17 @@ async fn a_relays_password_goes_in_and_never_comes_out() {
     let (_, list) = call(&api, "GET", "/routes", Value::Null).await;
     assert!(!route.to_string().contains("hush") && !list.to_string().contains("hush"));
     let path = format!("/routes/{}", list["rows"][0]["id"].as_str().unwrap());
+    let (status, changed) = call(&api, "PATCH", &path, json!({"password": "hush-anew", "port": 2587})).await;
+    assert_eq!((status, &changed["port"], &changed["user"]), (StatusCode::OK, &json!(2587), &json!("u")));
+    assert!(!changed.to_string().contains("hush"));
+    let (status, problem) = call(&api, "PATCH", &path, json!({"tls": "none"})).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    let (status, _) = call(&api, "PATCH", &path, json!({"no_login": true, "user": "x"})).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let (_, changed) = call(&api, "PATCH", &path, json!({"no_login": true, "tls": "none"})).await;
+    assert_eq!((&changed["user"], &changed["tls"]), (&Value::Null, &json!("none")));
     assert_eq!(call(&api, "DELETE", &path, Value::Null).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(call(&api, "PATCH", &path, json!({"port": 25})).await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -78,3 +78,50 @@ async fn a_login_never_goes_out_in_the_clear_and_bad_values_are_refused() {
     let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
     assert!(matches!(routes.add(&owner, base(), START).await, Err(AdminError::Forbidden(_))));
 }
+
+#[tokio::test]
+async fn a_route_is_mended_in_place_and_its_password_is_kept_unless_a_new_one_comes() {
+    let (store, routes, actor) = room();
+    let one = routes.add(&actor, route(RouteScope::Instance), START).await.unwrap();
+    let secret = |text: &str| Some(Zeroizing::new(text.to_owned()));
+    let login_of = |route: &Route| routes.login(route).map(|(user, password)| (user, password.to_string()));
+    let moved = RouteChange { host: Some("other.example.net".into()), port: Some(465), ..Default::default() };
+    let moved = RouteChange { tls: Some(RelayTls::Implicit), ..moved };
+    let now = routes.change(&actor, one.id, moved, START).await.unwrap();
+    assert_eq!((now.id, now.host.as_str(), now.port, now.tls), (one.id, "other.example.net", 465, RelayTls::Implicit));
+    assert_eq!(now.scope, one.scope);
+    assert_eq!(login_of(&now), Some(("shop".into(), "relay-secret".into())), "kept");
+    for (login, expected) in [
+        (LoginChange::Set(None, secret("better")), Some(("shop".into(), "better".into()))),
+        (LoginChange::Set(Some("me".into()), None), Some(("me".into(), "better".into()))),
+        (LoginChange::Removed, None),
+        (LoginChange::Set(Some("you".into()), secret("third")), Some(("you".into(), "third".into()))),
+    ] {
+        let now = routes.change(&actor, one.id, RouteChange { login, ..Default::default() }, START).await.unwrap();
+        assert_eq!(login_of(&now), expected);
+        assert_eq!(routes.route(one.id).as_ref(), Some(&now));
+        let reopened = Routes::open(store.clone(), Arc::new(MasterKey::from_bytes([3; 32]))).unwrap();
+        assert_eq!(reopened.route(one.id), Some(now));
+    }
+    for bad in [
+        RouteChange { tls: Some(RelayTls::None), ..Default::default() },
+        RouteChange { host: Some("not a host".into()), ..Default::default() },
+        RouteChange { port: Some(0), ..Default::default() },
+        RouteChange { login: LoginChange::Set(None, secret("")), ..Default::default() },
+    ] {
+        assert!(matches!(routes.change(&actor, one.id, bad, START).await, Err(AdminError::Invalid(_))));
+    }
+    routes
+        .change(&actor, one.id, RouteChange { login: LoginChange::Removed, ..Default::default() }, START)
+        .await
+        .unwrap();
+    let half = RouteChange { login: LoginChange::Set(None, secret("x")), ..Default::default() };
+    assert!(matches!(routes.change(&actor, one.id, half, START).await, Err(AdminError::Invalid(_))));
+    let nobody = routes.change(&actor, 7, RouteChange::default(), START).await;
+    assert!(matches!(nobody, Err(AdminError::Missing(_))), "{:?}", nobody.is_ok());
+    let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
+    assert!(matches!(
+        routes.change(&owner, one.id, RouteChange::default(), START).await,
+        Err(AdminError::Forbidden(_))
+    ));
+}

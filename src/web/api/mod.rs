@@ -54,7 +54,7 @@ pub use messages::{
 };
 pub use operations::OperationJson;
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
-pub use routes::{NewRouteJson, RouteJson};
+pub use routes::{NewRouteJson, RouteChangeJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
 pub use sites::{
     SaidJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson,
@@ -94,7 +94,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(vips::list, vips::add))
         .routes(routes!(vips::show, vips::change, vips::remove))
         .routes(routes!(routes::list, routes::add))
-        .routes(routes!(routes::remove))
+        .routes(routes!(routes::change, routes::remove))
         .merge(operation_routes())
         .merge(accounts_and_domains())
         .merge(queue_routes())

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
-use super::{Answer, Shared, tenant_called, tenant_name};
+use super::{Answer, Shared, require_instance, tenant_called, tenant_name};
 use crate::access::Actor;
 use crate::ext::{self, Timestamp};
 use crate::mail::Domain;
-use crate::routing::{NewRoute, RelayTls, Route, RouteScope};
+use crate::routing::{LoginChange, NewRoute, RelayTls, Route, RouteChange, RouteScope};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
@@ -62,6 +62,26 @@ pub struct NewRouteJson {
     pub user: Option<String>,
     /// The password there.
     pub password: Option<String>,
+}
+
+/// What is to change of a relay; what is left out stays.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteChangeJson {
+    /// Host name or address.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// `implicit`, `starttls`, `opportunistic`, `none`.
+    #[schema(value_type = Option<String>)]
+    pub tls: Option<RelayTls>,
+    /// The user name there.
+    pub user: Option<String>,
+    /// The password there.
+    pub password: Option<String>,
+    /// No login from now on.
+    #[serde(default)]
+    pub no_login: bool,
 }
 
 fn json(parts: &Parts, route: Route) -> RouteJson {
@@ -135,6 +155,43 @@ pub(super) async fn add(
 }
 
 #[utoipa::path(
+    patch,
+    path = "/routes/{route}",
+    operation_id = "routes_change",
+    tag = "routes",
+    summary = "Change: routes.",
+    params(("route" = String, Path)),
+    request_body = RouteChangeJson,
+    responses((status = 200, body = RouteJson, description = "done"))
+)]
+pub(super) async fn change(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(route): Path<String>,
+    JsonBody(asked): JsonBody<RouteChangeJson>,
+) -> Answer<RouteJson> {
+    require_instance(&actor)?;
+    let id = known(&parts, &route)?;
+    let login = match (asked.no_login, asked.user, asked.password) {
+        (true, None, None) => LoginChange::Removed,
+        (true, _, _) => return Err(Problem::field("no_login", "give a login, or no_login, not both")),
+        (false, None, None) => LoginChange::Kept,
+        (false, user, password) => LoginChange::Set(user, password.map(Zeroizing::new)),
+    };
+    let change = RouteChange { host: asked.host, port: asked.port, tls: asked.tls, login };
+    let route = parts.routes.change(&actor, id, change, Timestamp::now()).await?;
+    Ok(Json(json(&parts, route)))
+}
+
+/// The id of a route that is there.
+fn known(parts: &Parts, route: &str) -> Result<u64, Problem> {
+    let missing = || Problem::missing(format!("route {route}"));
+    let id = ext::from_base32::<8>(route).map(u64::from_be_bytes).ok_or_else(missing)?;
+    parts.routes.route(id).ok_or_else(missing)?;
+    Ok(id)
+}
+
+#[utoipa::path(
     delete,
     path = "/routes/{route}",
     operation_id = "routes_remove",
@@ -148,9 +205,7 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path(route): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let missing = || Problem::missing(format!("route {route}"));
-    let id = ext::from_base32::<8>(&route).map(u64::from_be_bytes).ok_or_else(missing)?;
-    parts.routes.route(id).ok_or_else(missing)?;
+    let id = known(&parts, &route)?;
     parts.routes.remove(&actor, id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
