@@ -163,7 +163,7 @@ pub struct Doctor {
     /// Leave out checks that talk to other machines: DNS and port 25
     #[arg(long)]
     pub offline: bool,
-    /// Whose port 25 is tried
+    /// Whose port 25 is tried, from each address of each virtual IP
     #[arg(long, value_name = "HOST", default_value = "gmail-smtp-in.l.google.com")]
     pub probe: String,
 }
@@ -446,7 +446,9 @@ pub enum Route {
     Add(RouteAdd),
     /// List relays
     List,
-    /// Remove a relay
+    /// Change a relay in place: mail that is queued for it goes the new way
+    Set(RouteSet),
+    /// Remove a relay; mail that is queued for it waits until it is cancelled
     Remove {
         /// Its id
         id: String,
@@ -479,6 +481,32 @@ pub struct RouteAdd {
     /// A file with the password at the relay; `-` reads standard input
     #[arg(long, value_name = "FILE", requires = "user")]
     pub password_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
+    .args(["host", "port", "tls", "user", "password_file", "no_login"]))]
+pub struct RouteSet {
+    /// Its id, as `route list` shows it
+    pub id: String,
+    /// Host name or address of the relay
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// The relay's port
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// How the connection is secured
+    #[arg(long, value_enum)]
+    pub tls: Option<RouteTls>,
+    /// The user name at the relay
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// A file with the password at the relay; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Do not log in any more
+    #[arg(long, conflicts_with_all = ["user", "password_file"])]
+    pub no_login: bool,
 }
 
 /// How a relay is spoken to.

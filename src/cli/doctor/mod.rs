@@ -3,6 +3,7 @@
 //! What needs no daemon is checked without one: the rest says that it was left out. Easy to get
 //! wrong: a check that cannot be made is a warning, never an "ok".
 
+mod domains;
 mod machine;
 mod network;
 
@@ -15,10 +16,10 @@ use super::client::Client;
 use super::output::{self, Colour};
 use super::{exit, rows};
 use crate::config;
-use crate::web::{DomainJson, StatusJson, TenantJson, VipJson};
+use crate::web::{DomainJson, RouteJson, StatusJson, TenantJson, VipJson};
 
 /// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Grade {
     /// As it should be.
@@ -61,6 +62,8 @@ struct Known {
     status: StatusJson,
     vips: Vec<VipJson>,
     domains: Vec<DomainJson>,
+    /// Host and port of the relay that carries all mail, if there is one.
+    relay: Option<String>,
 }
 
 /// Checks everything; 0 if nothing failed, 1 if something did, 78 if the configuration is wrong.
@@ -81,17 +84,18 @@ pub async fn run(everywhere: &Everywhere, asked: &Doctor) -> ExitCode {
         found.extend(machine::check(config));
     }
     if let Some(known) = &known {
-        found.extend(machine::check_vips(&known.vips));
+        found.extend(machine::check_vips(&known.vips, crate::net::is_present));
         if let Some(config) = &configuration {
             found.extend(machine::check_names(config, &known.vips));
         }
     }
     if !asked.offline {
         let dns = configuration.as_ref().map(|config| config.dns.clone()).unwrap_or_default();
-        let (vips, domains) = known.as_ref().map_or((&[][..], &[][..]), |known| (&known.vips, &known.domains));
-        found.extend(network::check(&dns, vips, &asked.probe).await);
-        found.extend(network::check_domains(domains));
-        found.extend(network::check_notices(vips, domains));
+        found.extend(network::check(&dns, known.as_ref(), &asked.probe).await);
+    }
+    if let Some(known) = &known {
+        found.extend(domains::check_domains(&known.domains));
+        found.extend(domains::check_notices(&known.vips, &known.domains));
     }
     report(everywhere, &found);
     let is_failed = found.iter().any(|finding| finding.grade == Grade::Fail);
@@ -146,7 +150,10 @@ async fn known(client: &Client) -> Result<Known, super::client::Fault> {
         let path = format!("/tenants/{}/domains", super::client::encoded(&name));
         domains.extend(rows::<DomainJson>(&client.list(&path, usize::MAX).await?)?);
     }
-    Ok(Known { status, vips, domains })
+    let routes: Vec<RouteJson> = rows(&client.list("/routes", usize::MAX).await?)?;
+    let of_all = routes.into_iter().find(|route| route.tenant.is_none() && route.to.is_none());
+    let relay = of_all.map(|route| format!("{}:{}", route.host, route.port));
+    Ok(Known { status, vips, domains, relay })
 }
 
 fn report(everywhere: &Everywhere, found: &[Finding]) {

@@ -1,43 +1,53 @@
-//! Checks that ask others: DNS, port 25, each virtual IP's name and the way back, each domain.
+//! Checks that ask others: DNS, port 25 from each address, each virtual IP's name and the way back.
+//!
+//! Easy to get wrong: whether port 25 is open is a question for each address and family. A provider
+//! blocks some of them, and a receiver may have listed one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::Finding;
-use crate::mail::Domain;
-use crate::net::{DnsSettings, LookupError, Resolver, SystemResolver};
-use crate::web::{DomainJson, INSTANCE_NAME, VipJson};
+use futures_util::{StreamExt as _, stream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::{Finding, Known, domains};
+use crate::mail::{Domain, printable};
+use crate::net::{BoundDialer, DialError, Dialer, DnsSettings, LookupError, Resolver, SystemResolver, is_present};
+use crate::web::VipJson;
 
 /// How long port 25 of the probe may take to answer.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// Octets read of its greeting, at most.
+const GREETING_OCTETS_MAX: usize = 1024;
+/// Questions under way at a time.
+const AT_A_TIME: usize = 8;
 
-pub(super) async fn check(dns: &DnsSettings, vips: &[VipJson], probe: &str) -> Vec<Finding> {
+/// What the checks ask with.
+pub(super) struct World<'a> {
+    pub(super) resolver: &'a dyn Resolver,
+    pub(super) dialer: &'a dyn Dialer,
+    pub(super) is_present: fn(IpAddr) -> bool,
+    /// The port of mail exchangers.
+    pub(super) port: u16,
+    pub(super) patience: Duration,
+}
+
+/// Everything that needs the network.
+pub(super) async fn check(dns: &DnsSettings, known: Option<&Known>, probe: &str) -> Vec<Finding> {
     let resolver = match SystemResolver::new(dns) {
         Ok(resolver) => resolver,
         Err(error) => return vec![Finding::fail("DNS", error.to_string(), "correct dns.servers or /etc/resolv.conf")],
     };
-    let mut found = Vec::new();
-    let Ok(host) = Domain::parse(probe) else {
-        return vec![Finding::fail("port 25", format!("{probe:?} is not a host name"), "give --probe another host")];
-    };
-    match resolver.ipv4(&host).await {
-        Ok(addresses) => {
-            found.push(Finding::ok("DNS", format!("{host} was found")));
-            found.push(validation(resolver.validates().await));
-            found.push(port_25(&host, addresses.first().copied().map(IpAddr::V4)).await);
-        }
-        Err(error) => {
-            let remedy = "without DNS no mail leaves; a local resolver such as unbound is best";
-            found.push(Finding::fail("DNS", format!("{host}: {error}"), remedy));
-            found.push(Finding::warn("port 25", "not checked for want of DNS", "mend DNS first"));
-            return found;
-        }
-    }
-    for vip in vips {
-        for address in public(vip) {
-            found.push(way_back(&resolver, vip, address).await);
-        }
-    }
+    let world = World { resolver: &resolver, dialer: &BoundDialer, is_present, port: 25, patience: PROBE_PATIENCE };
+    let (vips, domains, relay) = known.map_or((&[][..], &[][..], None), |known| {
+        (known.vips.as_slice(), known.domains.as_slice(), known.relay.as_deref())
+    });
+    let (mut found, host) = world.dns(probe).await;
+    let Some(host) = host else { return found };
+    found.push(validation(resolver.validates().await));
+    found.extend(world.port_25(&host, vips, relay).await);
+    found.extend(world.ways_back(vips).await);
+    found.extend(domains::check_records(&resolver, domains).await);
     found
 }
 
@@ -55,24 +65,142 @@ fn validation(said: Result<Option<bool>, LookupError>) -> Finding {
     }
 }
 
-fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
-    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
-    ipv4.into_iter().chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6))
+/// The host whose port 25 is tried.
+pub(super) struct Probe {
+    pub(super) name: Domain,
+    pub(super) addresses: Vec<IpAddr>,
 }
 
-async fn port_25(host: &Domain, address: Option<IpAddr>) -> Finding {
-    let Some(address) = address else {
-        return Finding::warn("port 25", format!("{host} has no IPv4 address"), "give --probe another host");
-    };
-    let connected = tokio::time::timeout(PROBE_PATIENCE, tokio::net::TcpStream::connect((address, 25))).await;
-    match connected {
-        Ok(Ok(_)) => Finding::ok("port 25", format!("{host} answers")),
-        Ok(Err(error)) => Finding::fail("port 25", format!("{host}: {error}"), BLOCKED),
-        Err(_) => Finding::fail("port 25", format!("{host} does not answer"), BLOCKED),
+impl Probe {
+    fn towards(&self, source: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == source.is_ipv4())
     }
 }
 
 const BLOCKED: &str = "ask your provider to open port 25 outbound, or send by a relay: postern route add";
+
+impl World<'_> {
+    /// Whether names are found, by that of the probe.
+    pub(super) async fn dns(&self, probe: &str) -> (Vec<Finding>, Option<Probe>) {
+        let Ok(name) = Domain::parse(probe) else {
+            let text = format!("{probe:?} is not a host name");
+            return (vec![Finding::fail("port 25", text, "give --probe another host")], None);
+        };
+        let (ipv4, ipv6) = tokio::join!(self.resolver.ipv4(&name), self.resolver.ipv6(&name));
+        let failed = |error: LookupError| {
+            let remedy = match error {
+                LookupError::Temporary(_) => "without DNS no mail leaves; a local resolver such as unbound is best",
+                _ => "give --probe another host",
+            };
+            let blind = Finding::warn("port 25", "not checked for want of DNS", "mend DNS first");
+            (vec![Finding::fail("DNS", format!("{probe}: {error}"), remedy), blind], None)
+        };
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        let mut trouble = None;
+        match ipv4 {
+            Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V4)),
+            Err(error) => trouble = Some(error),
+        }
+        match ipv6 {
+            Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V6)),
+            Err(LookupError::NoRecord) if trouble.is_some() => {}
+            Err(error) => trouble = Some(error),
+        }
+        match (addresses.is_empty(), trouble) {
+            (true, trouble) => failed(trouble.unwrap_or(LookupError::NoRecord)),
+            (false, _) => (vec![Finding::ok("DNS", format!("{name} was found"))], Some(Probe { name, addresses })),
+        }
+    }
+
+    /// Port 25 from each address of each virtual IP; from wherever the system likes if there is none yet.
+    pub(super) async fn port_25(&self, probe: &Probe, vips: &[VipJson], relay: Option<&str>) -> Vec<Finding> {
+        let sources: Vec<IpAddr> = vips.iter().flat_map(local).collect();
+        if sources.is_empty() {
+            let Some(address) = probe.addresses.first() else { return Vec::new() };
+            let target = SocketAddr::new(*address, self.port);
+            let connect = async {
+                TcpStream::connect(target).await.map_err(|error| DialError::Failed(format!("connect: {error}")))
+            };
+            let said = self.greeting_of(connect).await;
+            return vec![judged("port 25".to_owned(), probe, said, relay)];
+        }
+        let asked = sources.into_iter().map(|source| self.from(source, probe, relay));
+        stream::iter(asked).buffered(AT_A_TIME).collect().await
+    }
+
+    async fn from(&self, source: IpAddr, probe: &Probe, relay: Option<&str>) -> Finding {
+        let check = format!("port 25 from {source}");
+        if source.is_loopback() {
+            return Finding::warn(check, "a loopback address reaches nobody", "only trials use loopback addresses");
+        }
+        if !(self.is_present)(source) {
+            return Finding::warn(check, "not checked: the address is not on this host", "put it back, then try again");
+        }
+        let Some(address) = probe.towards(source) else {
+            let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
+            let text = format!("not checked: {} has no {family} address", probe.name);
+            return Finding::warn(check, text, "give --probe another host");
+        };
+        let target = SocketAddr::new(address, self.port);
+        let said = self.greeting_of(self.dialer.dial(source, target, self.patience)).await;
+        judged(check, probe, said, relay)
+    }
+
+    /// The first line that the host says.
+    async fn greeting_of(
+        &self,
+        connecting: impl Future<Output = Result<TcpStream, DialError>>,
+    ) -> Result<String, String> {
+        let asked = tokio::time::timeout(self.patience, async {
+            let mut stream = connecting.await.map_err(|error| error.to_string())?;
+            let mut line = Vec::new();
+            while !line.contains(&b'\n') && line.len() < GREETING_OCTETS_MAX {
+                let count = stream.read_buf(&mut line).await.map_err(|error| error.to_string())?;
+                if count == 0 {
+                    return Err("hung up without a greeting".to_owned());
+                }
+            }
+            // A goodbye is good manners; nothing depends on it.
+            let _ = stream.write_all(b"QUIT\r\n").await;
+            let text = String::from_utf8_lossy(&line);
+            Ok(printable(text.lines().next().unwrap_or_default()))
+        });
+        asked.await.unwrap_or_else(|_| Err(format!("no answer within {} s", self.patience.as_secs())))
+    }
+
+    /// PTR and forward match of every address the world sees.
+    pub(super) async fn ways_back(&self, vips: &[VipJson]) -> Vec<Finding> {
+        let all = vips.iter().flat_map(|vip| public(vip).map(move |address| (vip, address)));
+        let asked = all.map(|(vip, address)| way_back(self.resolver, vip, address));
+        stream::iter(asked).buffered(AT_A_TIME).collect().await
+    }
+}
+
+/// `relay` carries all mail, if there is such a one.
+fn judged(check: String, probe: &Probe, said: Result<String, String>, relay: Option<&str>) -> Finding {
+    let host = &probe.name;
+    match (said, relay) {
+        (Ok(greeting), _) if greeting.starts_with("220") => Finding::ok(check, format!("{host} answers")),
+        (Ok(greeting), _) => {
+            let remedy = "that host wants no mail from this address; see whether a blocklist names it, or try --probe";
+            Finding::warn(check, format!("{host} says {greeting}"), remedy)
+        }
+        (Err(error), Some(relay)) => {
+            let text = format!("{host}: {error}; all mail goes by the relay {relay}");
+            Finding::warn(check, text, "nothing, as long as that route stands: postern route list")
+        }
+        (Err(error), None) => Finding::fail(check, format!("{host}: {error}"), BLOCKED),
+    }
+}
+
+fn local(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
+    vip.ipv4.map(IpAddr::V4).into_iter().chain(vip.ipv6.map(IpAddr::V6))
+}
+
+fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> + use<> {
+    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
+    ipv4.into_iter().chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6))
+}
 
 /// The address must lead to the name (PTR) and the name back to the address.
 async fn way_back(resolver: &dyn Resolver, vip: &VipJson, address: IpAddr) -> Finding {
@@ -98,97 +226,15 @@ async fn way_back(resolver: &dyn Resolver, vip: &VipJson, address: IpAddr) -> Fi
         IpAddr::V6(_) => resolver.ipv6(&name).await.map(|found| found.into_iter().map(IpAddr::V6).collect()),
     };
     let kind = if address.is_ipv4() { "A" } else { "AAAA" };
+    let publish = format!("publish {name}. {kind} {address}");
     match forward {
         Ok(found) if found.contains(&address) => Finding::ok(check, format!("is {name}, which leads back")),
-        Ok(_) => Finding::fail(check, format!("is {name}, which leads elsewhere"), format!("{name}. {kind} {address}")),
+        Ok(_) => Finding::fail(check, format!("is {name}, which leads elsewhere"), publish),
         Err(LookupError::Temporary(text)) => Finding::warn(check, text, "try again"),
-        Err(error) => Finding::fail(check, format!("is {name}: {error}"), format!("publish {name}. {kind} {address}")),
+        Err(error) => Finding::fail(check, format!("is {name}, and that name leads nowhere: {error}"), publish),
     }
-}
-
-/// What the last look into DNS said about each domain.
-pub(super) fn check_domains(domains: &[DomainJson]) -> Vec<Finding> {
-    let one = |domain: &DomainJson| {
-        let check = format!("domain {} of {}", domain.domain, domain.tenant);
-        let remedy = format!("postern domain verify {} {}", domain.tenant, domain.domain);
-        match (domain.state.as_str(), &domain.absent_since) {
-            (_, Some(since)) => Finding::fail(check, format!("its record is absent since {since}"), remedy),
-            ("verified", None) => Finding::ok(check, "verified"),
-            ("trusted", None) => Finding::warn(check, "trusted without proof: DKIM may fail at the peers", remedy),
-            (state, None) => Finding::fail(check, format!("{state}: its mail is refused"), remedy),
-        }
-    };
-    domains.iter().filter(|domain| domain.tenant != INSTANCE_NAME).map(one).collect()
-}
-
-/// Whether notices to senders can be signed: by a verified domain of the virtual IP's owner that covers
-/// its EHLO name, else by any verified name of the instance.
-pub(super) fn check_notices(vips: &[VipJson], domains: &[DomainJson]) -> Vec<Finding> {
-    let is_verified = |domain: &&DomainJson| matches!(domain.state.as_str(), "verified" | "trusted");
-    let own = domains.iter().find(|domain| domain.tenant == INSTANCE_NAME);
-    if domains.iter().filter(is_verified).any(|domain| domain.tenant == INSTANCE_NAME) {
-        return vec![Finding::ok("notices", "are signed, at least with the instance's own key")];
-    }
-    let covers = |domain: &DomainJson, vip: &VipJson| {
-        let is_below = vip.ehlo.strip_suffix(&domain.domain).is_some_and(|rest| rest.ends_with('.'));
-        vip.tenant.as_ref() == Some(&domain.tenant)
-            && (vip.ehlo == domain.domain || (is_below && domain.covers_subdomains))
-    };
-    let unsigned = vips.iter().filter(|vip| !domains.iter().filter(is_verified).any(|domain| covers(domain, vip)));
-    let names: Vec<&str> = unsigned.map(|vip| vip.ehlo.as_str()).collect();
-    if names.is_empty() {
-        return vec![Finding::ok("notices", "are signed with the keys of the virtual IPs' owners")];
-    }
-    let remedy = match own {
-        Some(own) => format!("publish the records of: postern domain status {INSTANCE_NAME} {}", own.domain),
-        None => format!("postern domain add {INSTANCE_NAME} NAME"),
-    };
-    vec![Finding::warn("notices", format!("from {} leave unsigned", names.join(", ")), remedy)]
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn domain(tenant: &str, name: &str, state: &str) -> DomainJson {
-        serde_json::from_value(json!({
-            "tenant": tenant, "domain": name, "state": state, "since": null, "absent_since": null,
-            "covers_subdomains": true, "rotating": false, "last_check": null, "records": [], "hints": [], "retired": [],
-        }))
-        .unwrap()
-    }
-
-    fn vip(ehlo: &str, tenant: Option<&str>) -> VipJson {
-        serde_json::from_value(json!({
-            "id": "1", "ipv4": "192.0.2.1", "ipv6": null, "public_ipv4": null, "public_ipv6": null,
-            "ehlo": ehlo, "tenant": tenant, "missing": [],
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_resolver_that_does_not_validate_is_a_warning_and_never_an_ok() {
-        assert_eq!(validation(Ok(Some(true))).grade, super::super::Grade::Ok);
-        let silent = LookupError::Temporary("SERVFAIL".to_owned());
-        for said in [Ok(Some(false)), Ok(None), Err(silent)] {
-            let found = validation(said);
-            assert_eq!(found.grade, super::super::Grade::Warn, "{found:?}");
-            assert!(found.remedy.is_some());
-        }
-    }
-
-    #[test]
-    fn notices_that_would_leave_unsigned_are_named_with_the_remedy() {
-        let vips = [vip("mx.shop.example", Some("shop")), vip("out.host.example", None)];
-        let pending = domain(INSTANCE_NAME, "host.example", "pending");
-        let found = check_notices(&vips, &[domain("shop", "shop.example", "verified"), pending.clone()]);
-        assert_eq!(found[0].found, "from out.host.example leave unsigned");
-        assert!(found[0].remedy.as_deref().is_some_and(|remedy| remedy.ends_with("status @instance host.example")));
-        let found = check_notices(&vips[..1], &[domain("shop", "shop.example", "verified"), pending]);
-        assert_eq!(found[0].found, "are signed with the keys of the virtual IPs' owners");
-        let found = check_notices(&vips, &[domain(INSTANCE_NAME, "host.example", "verified")]);
-        assert!(found[0].found.contains("instance's own key"));
-    }
-}
+#[path = "network_tests.rs"]
+mod tests;
