@@ -16,8 +16,8 @@ use crate::harness::load::SinkMood;
 use crate::harness::not_run;
 use crate::harness::promise::{IN_FLIGHT_MAX, Promise, is_quick, pause, rounds, row};
 
-/// About 45 s; a round is mostly mounting, checking and starting.
-const ROUNDS: u64 = 12;
+/// About 75 s; a round is mostly mounting, checking and starting.
+const ROUNDS: u64 = 20;
 /// The disk; a segment has 64 MiB, and two are kept in reserve.
 const DISK_MIB: u64 = 2048;
 /// Installations the negative control loses, at most, until one has lost mail.

@@ -137,18 +137,7 @@ impl Running {
     /// Hands a message in at the port where TLS comes first; the reply to its end, or the first
     /// refusal on the way.
     pub async fn submit(&self, login: &Login, from: &str, to: &str, message: &str) -> String {
-        let mut client = Client::connect(self.tls).await;
-        let plain = base64(format!("\0{}\0{}", login.login, login.password).as_bytes());
-        let commands = ["EHLO client.test".to_owned(), format!("AUTH PLAIN {plain}")];
-        let rest = [format!("MAIL FROM:<{from}>"), format!("RCPT TO:<{to}>"), "DATA".to_owned()];
-        for command in commands.into_iter().chain(rest) {
-            let reply = client.say(&command).await;
-            if !reply.starts_with(['2', '3']) {
-                return reply;
-            }
-        }
-        let stuffed = message.replace("\r\n.", "\r\n..");
-        client.say(&format!("{stuffed}\r\n.")).await
+        Client::connect(self.tls).await.hand_in(login, from, to, message).await
     }
 }
 
@@ -167,6 +156,21 @@ impl Client {
         let greeting = client.reply().await;
         assert!(greeting.starts_with("220 "), "{greeting}");
         client
+    }
+
+    /// Logs in and hands a message in; the reply to its end, or the first refusal on the way.
+    pub async fn hand_in(&mut self, login: &Login, from: &str, to: &str, message: &str) -> String {
+        let plain = base64(format!("\0{}\0{}", login.login, login.password).as_bytes());
+        let commands = ["EHLO client.test".to_owned(), format!("AUTH PLAIN {plain}")];
+        let rest = [format!("MAIL FROM:<{from}>"), format!("RCPT TO:<{to}>"), "DATA".to_owned()];
+        for command in commands.into_iter().chain(rest) {
+            let reply = self.say(&command).await;
+            if !reply.starts_with(['2', '3']) {
+                return reply;
+            }
+        }
+        let stuffed = message.replace("\r\n.", "\r\n..");
+        self.say(&format!("{stuffed}\r\n.")).await
     }
 
     /// Says a line (or a whole message) and reads the reply, all its lines.
