@@ -83,7 +83,7 @@ async fn port_25_is_tried_from_every_address_of_every_virtual_ip_in_its_family()
     let probe = probe.unwrap();
     let vips = [vip(Some(V4), Some(V6)), vip(Some("203.0.113.99"), None), vip(Some("127.0.0.9"), None)];
     let found = world.port_25(&probe, &vips, None).await;
-    let blocked = format!("probe.example: connect: no answer within 10 s");
+    let blocked = "probe.example: connect: no answer within 10 s".to_owned();
     let expected = [
         Finding::ok(format!("port 25 from {V4}"), "probe.example answers"),
         Finding::fail(format!("port 25 from {V6}"), blocked.clone(), BLOCKED),

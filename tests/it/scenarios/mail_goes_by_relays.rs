@@ -46,7 +46,7 @@ impl World {
         config.trusted_roots = Some(roots);
         config.delivery.shaping.pause_first = Duration::from_millis(10);
         config.delivery.shaping.pause_max = Duration::from_millis(20);
-        let sockets: Vec<(SocketAddr, GivenSocket)> = [SHOP, SPARE].map(|address| socket(address)).into();
+        let sockets: Vec<(SocketAddr, GivenSocket)> = [SHOP, SPARE].map(socket).into();
         let (doors, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
         let daemon = Daemon::start(config, Overrides { sockets, ..Overrides::default() }).await.unwrap();
         let zone = std::sync::Arc::new(zone);
