@@ -138,6 +138,7 @@ mod flush_epoch;
 mod heap;
 mod id_allocator;
 mod leaf;
+mod leaf_coder;
 mod metadata_store;
 mod object_cache;
 mod object_location_mapper;

@@ -2206,28 +2206,23 @@ impl Batch {
     }
 }
 
+/// postern: a leaf of so many keys is split, however many it has room for. A
+/// leaf is encoded and written as a whole, so that a change of one key costs
+/// what its leaf holds.
+const SPLIT_KEYS: usize = 64;
+
 impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
     pub fn serialize(&self, zstd_compression_level: i32) -> Vec<u8> {
-        let mut ret = vec![];
-
-        let mut zstd_enc =
-            zstd::stream::Encoder::new(&mut ret, zstd_compression_level)
-                .unwrap();
-
-        bincode::serialize_into(&mut zstd_enc, self).unwrap();
-
-        zstd_enc.finish().unwrap();
-
-        ret
+        // postern: see there
+        leaf_coder::encode(self, zstd_compression_level)
     }
 
     fn deserialize(buf: &[u8]) -> io::Result<Box<Leaf<LEAF_FANOUT>>> {
-        let zstd_decoded = zstd::stream::decode_all(buf).unwrap();
-        let mut leaf: Box<Leaf<LEAF_FANOUT>> =
-            bincode::deserialize(&zstd_decoded).unwrap();
+        let (mut leaf, plain_len): (Box<Leaf<LEAF_FANOUT>>, usize) =
+            leaf_coder::decode(buf)?;
 
         // use decompressed buffer length as a cheap proxy for in-memory size for now
-        leaf.in_memory_size = zstd_decoded.len();
+        leaf.in_memory_size = plain_len;
 
         Ok(leaf)
     }
@@ -2245,7 +2240,8 @@ impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
         allocator: &ObjectCache<LEAF_FANOUT>,
         collection_id: CollectionId,
     ) -> Option<(InlineArray, Object<LEAF_FANOUT>)> {
-        if self.data.is_full() {
+        // postern: upstream splits a leaf that is full
+        if self.data.len() >= SPLIT_KEYS.min(LEAF_FANOUT) {
             // split
             let split_offset = if self.lo.is_empty() {
                 // split left-most shard almost at the beginning for
