@@ -144,7 +144,10 @@ impl Archive {
     /// Writes frames and syncs them; returns the keys to be removed from the store.
     fn write_some(&self, store: &dyn Store, consumers: &[&str], now: Timestamp) -> Result<Vec<Key>, String> {
         let Some(limit) = limit(store, consumers).map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
-        let page = read_after(store, &[prefix::EVENT], FRAME_EVENTS).map_err(|error| error.to_string())?;
+        // Not from the first event of all: those that were moved since the last checkpoint are passed over
+        // one by one, however many they are.
+        let from = passed(store, MOVED).map_err(|error| error.to_string())?.unwrap_or_else(|| vec![prefix::EVENT]);
+        let page = read_after(store, &from, FRAME_EVENTS).map_err(|error| error.to_string())?;
         let full = page.len() == FRAME_EVENTS;
         let passed: Vec<Stored> = page.into_iter().take_while(|(key, _)| *key <= limit).collect();
         let oldest = passed.iter().find_map(|(_, bytes)| codec::decode::<Event>(bytes).ok()).map(|event| event.at);

@@ -137,12 +137,13 @@ impl Queue {
             return Vec::new();
         }
         let message = Arc::new(QueuedMessage { lanes: u16::try_from(records.len()).unwrap_or(u16::MAX), ..message });
-        batch.if_absent(key::message(id)).set(key::message(id), message.to_bytes());
+        batch.if_absent(key::message(id)).make(key::message(id), message.to_bytes());
         batch.bodies.push(NewBody { id: BodyId { queue_id: id, number: 0 }, envelope, message: sealed });
         let mut owed = Vec::with_capacity(records.len());
         for (number, record) in records.drain(..) {
-            batch.set(key::lane_record(id, number), record.to_bytes());
-            batch.set(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
+            // Its id was drawn for this message: nothing has been under these keys.
+            batch.make(key::lane_record(id, number), record.to_bytes());
+            batch.make(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
             owed.push((number, Box::new(Loaded { message: Arc::clone(&message), record })));
         }
         owed

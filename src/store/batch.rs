@@ -55,13 +55,13 @@ pub fn record_bytes(batch: &Batch) -> usize {
 
 fn changed_key(change: &Change) -> &Key {
     match change {
-        Change::Set(key, _) | Change::Remove(key) => key,
+        Change::Set(key, _) | Change::Make(key, _) | Change::Remove(key) => key,
     }
 }
 
 fn changed_value(change: &Change) -> usize {
     match change {
-        Change::Set(_, value) => value.len(),
+        Change::Set(_, value) | Change::Make(_, value) => value.len(),
         Change::Remove(_) => 0,
     }
 }

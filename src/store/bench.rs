@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::record::{Operation, Position};
+use super::record::{Before, Operation, Position};
 use super::sled::Records;
 use super::{Batch, NewBody, Settings};
 use crate::ext::random_bytes;
@@ -33,8 +33,8 @@ fn batch_like_the_queues(body: &Bytes, at: u64) -> Batch {
     });
     let mut batch = Batch::new();
     let key = |prefix: u8| [&[prefix][..], &queue_id.0].concat();
-    batch.if_absent(key(b'm')).set(key(b'm'), vec![7; 200]).set(key(b'l'), vec![7; 250]);
-    batch.set([b"q", &at.to_be_bytes()[..], &queue_id.0].concat(), Vec::new());
+    batch.if_absent(key(b'm')).make(key(b'm'), vec![7; 200]).make(key(b'l'), vec![7; 250]);
+    batch.make([b"q", &at.to_be_bytes()[..], &queue_id.0].concat(), Vec::new());
     batch.set(key(b'h'), vec![7; 150]).append(b"e".to_vec(), vec![7; 120]);
     let message = Sealed { head: Bytes::from_static(&[b'h'; 600]), body: Body::Memory(body.clone()) };
     batch.bodies.push(NewBody { id: BodyId { queue_id, number: 0 }, envelope: vec![7; 300], message });
@@ -118,12 +118,17 @@ fn raw_log(folder: &Path, records: Option<Records>) -> Sender<Append> {
                 let changes = group.iter().flat_map(|(_, batch, _)| &batch.changes);
                 let operations: Vec<_> = changes
                     .map(|change| match change {
-                        super::Change::Set(key, value) => Operation::Set(key, value),
+                        super::Change::Set(key, value) | super::Change::Make(key, value) => Operation::Set(key, value),
                         super::Change::Remove(key) => Operation::Remove(key),
                     })
                     .collect();
                 commit += 1;
-                records.apply(&operations, Position { commit, segment: 1, offset: at }).unwrap();
+                records
+                    .apply(
+                        operations.iter().map(|operation| (*operation, Before::Unknown)),
+                        Position { commit, segment: 1, offset: at },
+                    )
+                    .unwrap();
                 records.flush().unwrap();
             }
             group.into_iter().for_each(|(.., reply)| reply.send(()).unwrap_or(()));

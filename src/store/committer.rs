@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::batch::{appended_key, record_bytes};
+use super::batch::record_bytes;
 use super::census::Census;
 use super::chain::Heads;
 use super::frame::{self, DeadEntry, Kind};
-use super::layout::{BodyParts, Layout, group_synced, seal_bytes};
-use super::record::{self, Location, Operations, Position, location_key};
+use super::layout::{Layout, group_synced, seal_bytes};
+use super::plan::Plan;
+use super::record::{self, Before, Location, Position};
 use super::segment::{DATA_START, InHand, Segment};
 use super::shared::{Faults, Shared, refused};
 use super::table::Chain;
@@ -32,6 +33,9 @@ const GROUP_BATCHES_MAX: usize = 512;
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the committer sleeps when nothing comes, before it looks whether to stop.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// How long the committer sleeps when the records are too far behind, before it looks again.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
 
 /// A body ready to be laid out.
 pub struct ReadyBody {
@@ -100,10 +104,10 @@ pub struct Committer {
 }
 
 /// What a freed body's place is known to be when it is freed.
-type Freed = (BodyId, Option<Location>);
+pub(super) type Freed = (BodyId, Option<Location>);
 
 /// What became of one piece of work after its conditions were checked.
-enum Verdict {
+pub(super) enum Verdict {
     Refused(CommitError),
     Accepted { freed: Vec<Freed>, linked: Vec<(Key, Vec<u8>)> },
     Moves(Vec<usize>),
@@ -119,7 +123,7 @@ enum Named {
 }
 
 /// Counts that change once the group is durable.
-enum Tally {
+pub(super) enum Tally {
     Gained(Location),
     Lost(BodyId, Location),
 }
@@ -158,6 +162,10 @@ impl Committer {
             answer_all(group, &CommitError::Stopped(why));
             return;
         }
+        if let Err(error) = self.wait_for_room() {
+            answer_all(group, &error);
+            return;
+        }
         assert!(!self.shared.faults.committer_panics.swap(false, Ordering::AcqRel), "a test asked for this panic");
         let verdicts = match self.check(group) {
             Ok(verdicts) => verdicts,
@@ -178,6 +186,21 @@ impl Committer {
                 (_, outcome) => answer(work, outcome.clone()),
             }
         }
+    }
+
+    /// Waits while the records are so far behind that memory must not hold more of what they lack.
+    fn wait_for_room(&self) -> Result<(), CommitError> {
+        while self.shared.records.is_full() {
+            if let Some(why) = self.shared.stop_reason() {
+                return Err(CommitError::Stopped(why));
+            }
+            if self.shared.checkpoint_waits.load(Ordering::Acquire) {
+                return Err(CommitError::Full("the records' checkpoint waits for room on the disk".to_owned()));
+            }
+            self.shared.flush_bell.ring();
+            std::thread::sleep(CHECKPOINT_PAUSE);
+        }
+        Ok(())
     }
 
     /// Checks every condition in arrival order, each against the work accepted before it.
@@ -207,7 +230,7 @@ impl Committer {
         self.group += 1;
         let mut tally = Vec::new();
         let mut commit = self.commit;
-        let (payloads, end) = {
+        let (written, end) = {
             let mut plan = Plan::default();
             let bodies = plan.place(group, verdicts, segment.header.number, start);
             plan.encode(group, verdicts, &mut commit, &mut tally);
@@ -225,19 +248,18 @@ impl Committer {
             for payload in &plan.payloads {
                 layout.plain(Kind::Batch, payload);
             }
-            let written = self.write(layout, &segment);
-            let end = match written {
+            let end = match self.write(layout, &segment) {
                 Ok(end) => end,
                 Err(error) => return Err(self.roll_back(&segment, &error)),
             };
-            (plan.payloads, end)
+            ((plan.payloads, plan.before), end)
         };
         group_synced(group.len(), || self.sync(&segment))?;
         self.end = end;
         self.commit = commit;
         segment.end.store(end, Ordering::Release);
         segment.last_commit.store(commit, Ordering::Release);
-        self.apply(&payloads, &tally, Position { commit, segment: segment.header.number, offset: end })?;
+        self.apply(&written, &tally, Position { commit, segment: segment.header.number, offset: end })?;
         let unflushed = self.shared.unflushed_bytes.fetch_add(end - start, Ordering::AcqRel) + (end - start);
         if unflushed >= self.shared.settings.checkpoint_bytes {
             self.shared.flush_bell.ring();
@@ -303,10 +325,15 @@ impl Committer {
         synced.map_err(|error| self.shared.stop(format!("a sync failed: {error}")))
     }
 
-    fn apply(&mut self, payloads: &[Vec<u8>], tally: &[Tally], position: Position) -> Result<(), CommitError> {
+    fn apply(
+        &mut self,
+        (payloads, before): &(Vec<Vec<u8>>, Vec<Before>),
+        tally: &[Tally],
+        position: Position,
+    ) -> Result<(), CommitError> {
         let lists = payloads.iter().map(|payload| record::operations(payload)).collect::<Option<Vec<_>>>();
         let lists = lists.ok_or_else(|| self.shared.stop("a batch of our own cannot be read back".into()))?;
-        let operations: Vec<_> = lists.into_iter().flat_map(|(_, operations)| operations).collect();
+        let operations = lists.into_iter().flat_map(|(_, operations)| operations).zip(before.iter().copied());
         // Counts go up before a body can be found and down after it cannot, so that no segment
         // with a body in it ever looks empty.
         for change in tally {
@@ -316,7 +343,7 @@ impl Committer {
                 segment.gained(location.frame_bytes());
             }
         }
-        let applied = self.shared.records.apply(&operations, position);
+        let applied = self.shared.records.apply(operations, position);
         applied.map_err(|error| self.shared.stop(format!("the records refused a synced batch: {error}")))?;
         for change in tally {
             if let Tally::Lost(id, location) = change {
@@ -445,7 +472,7 @@ impl<'a> Checker<'a> {
         if !self.is_alone {
             for change in &waiting.batch.changes {
                 match change {
-                    Change::Set(key, value) => self.keys.insert(key, Some(value)),
+                    Change::Set(key, value) | Change::Make(key, value) => self.keys.insert(key, Some(value)),
                     Change::Remove(key) => self.keys.insert(key, None),
                 };
             }
@@ -479,122 +506,5 @@ impl<'a> Checker<'a> {
             Some(named) => Ok(*named),
             None => Ok(self.shared.location(id)?.map_or(Named::Gone, Named::At)),
         }
-    }
-}
-
-/// The group's side frames and batches, encoded.
-#[derive(Default)]
-struct Plan {
-    offsets: Vec<u64>,
-    places: HashMap<BodyId, Location>,
-    settled: Vec<u8>,
-    dead: Vec<u8>,
-    payloads: Vec<Vec<u8>>,
-}
-
-impl Plan {
-    /// Gives every body of the group its place, in the order of the work.
-    fn place<'a>(&mut self, group: &'a [Work], verdicts: &[Verdict], segment: u64, start: u64) -> Vec<BodyParts<'a>> {
-        let mut at = start;
-        let mut parts = Vec::new();
-        for (work, verdict) in group.iter().zip(verdicts) {
-            let bodies: Vec<&ReadyBody> = match (work, verdict) {
-                (Work::Commit(waiting), Verdict::Accepted { .. }) => waiting.bodies.iter().collect(),
-                (Work::Move(bodies, _), Verdict::Moves(still)) => {
-                    still.iter().filter_map(|index| bodies.get(*index)).map(|moved| &moved.body).collect()
-                }
-                _ => continue,
-            };
-            for body in bodies {
-                if body.own.is_some() {
-                    continue;
-                }
-                let message_bytes = body.message.iter().map(|part| part.len() as u64).sum();
-                let envelope_bytes = u32::try_from(body.envelope.len()).unwrap_or(u32::MAX);
-                let location = Location { segment, offset: at, envelope_bytes, message_bytes };
-                self.places.insert(body.id, location);
-                self.offsets.push(at);
-                at += location.frame_bytes();
-                let message = [&body.message[0][..], &body.message[1][..]];
-                parts.push(BodyParts { id: body.id, envelope: &body.envelope, message, crc: body.crc });
-            }
-        }
-        parts
-    }
-
-    fn encode(&mut self, group: &[Work], verdicts: &[Verdict], commit: &mut u64, tally: &mut Vec<Tally>) {
-        for (work, verdict) in group.iter().zip(verdicts) {
-            match (work, verdict) {
-                (Work::Commit(waiting), Verdict::Accepted { freed, linked }) => {
-                    *commit += 1;
-                    self.encode_batch(waiting, (freed, linked), *commit, tally);
-                }
-                (Work::Move(bodies, _), Verdict::Moves(still)) => {
-                    *commit += 1;
-                    self.encode_moves(still.iter().filter_map(|index| bodies.get(*index)), *commit, tally);
-                }
-                (Work::Carry(dead, settled, _), Verdict::Carried) => {
-                    dead.iter().for_each(|entry| frame::push_dead(&mut self.dead, *entry));
-                    settled.iter().for_each(|(id, numbers)| frame::push_settled(&mut self.settled, *id, numbers));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn encode_batch(
-        &mut self,
-        waiting: &Waiting,
-        (freed, linked): (&[Freed], &[(Key, Vec<u8>)]),
-        commit: u64,
-        tally: &mut Vec<Tally>,
-    ) {
-        let batch = &waiting.batch;
-        let mut operations = Operations::new(commit, record_bytes(batch) + 128);
-        for change in &batch.changes {
-            match change {
-                Change::Set(key, value) => operations.set(key, value),
-                Change::Remove(key) => operations.remove(key),
-            }
-        }
-        for (position, (prefix, value)) in (0_u16..=u16::MAX).zip(&batch.appends) {
-            operations.set(&appended_key(prefix.clone(), commit, position), value);
-        }
-        for (key, value) in linked {
-            operations.set(key, value);
-        }
-        for body in &waiting.bodies {
-            let location =
-                body.own.as_ref().map(|(location, _)| *location).or_else(|| self.places.get(&body.id).copied());
-            if let Some(location) = location {
-                operations.set(&location_key(body.id), &location.to_bytes());
-                tally.push(Tally::Gained(location));
-            }
-        }
-        for (id, location) in freed {
-            if let Some(location) = location.or_else(|| self.places.get(id).copied()) {
-                operations.remove(&location_key(*id));
-                frame::push_dead(&mut self.dead, (*id, location.segment));
-                tally.push(Tally::Lost(*id, location));
-            }
-        }
-        for (queue_id, numbers) in &batch.settled {
-            frame::push_settled(&mut self.settled, *queue_id, numbers);
-        }
-        self.payloads.push(operations.into_bytes());
-    }
-
-    fn encode_moves<'a>(&mut self, moves: impl Iterator<Item = &'a MovedBody>, commit: u64, tally: &mut Vec<Tally>) {
-        let mut operations = Operations::new(commit, 256);
-        for moved in moves {
-            let id = moved.body.id;
-            if let Some(location) = self.places.get(&id) {
-                operations.set(&location_key(id), &location.to_bytes());
-                frame::push_dead(&mut self.dead, (id, moved.from.segment));
-                tally.push(Tally::Gained(*location));
-                tally.push(Tally::Lost(id, moved.from));
-            }
-        }
-        self.payloads.push(operations.into_bytes());
     }
 }

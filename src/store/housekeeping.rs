@@ -1,6 +1,6 @@
 //! Two threads beside the committer: the one flusher, and the one that gives space back.
 //!
-//! Flusher: makes the records durable every second or every 16 MiB of journal; the journal before
+//! Flusher: makes the records durable every 5 seconds or every 64 MiB of journal; the journal before
 //! that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
 //! emptied first, one file kept ready. Easy to get wrong: before a segment goes, what it alone says
 //! about bodies that still lie elsewhere (settled recipients, dead copies) is written again.

@@ -169,7 +169,7 @@ impl State {
         self.records.extend(linked);
         for change in batch.changes {
             match change {
-                Change::Set(key, value) => self.records.insert(key, value),
+                Change::Set(key, value) | Change::Make(key, value) => self.records.insert(key, value),
                 Change::Remove(key) => self.records.remove(&key),
             };
         }

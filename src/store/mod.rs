@@ -15,10 +15,12 @@ mod engine;
 mod format;
 mod frame;
 mod housekeeping;
+mod layers;
 mod layout;
 pub mod lease;
 mod memory;
 mod offline;
+mod plan;
 mod record;
 mod replay;
 mod scan;
@@ -154,6 +156,9 @@ pub enum Condition {
 pub enum Change {
     /// Sets the value.
     Set(Key, Vec<u8>),
+    /// Sets the value of a key that has none and never had one, such as a key with an id that was drawn for
+    /// this batch. The engine relies on it: if it is removed again soon, nothing older may be under it.
+    Make(Key, Vec<u8>),
     /// Removes the value, if there is one.
     Remove(Key),
 }
@@ -200,6 +205,12 @@ impl Batch {
     /// Adds `Set`.
     pub fn set(&mut self, key: Key, value: Vec<u8>) -> &mut Self {
         self.changes.push(Change::Set(key, value));
+        self
+    }
+
+    /// Adds `Make`.
+    pub fn make(&mut self, key: Key, value: Vec<u8>) -> &mut Self {
+        self.changes.push(Change::Make(key, value));
         self
     }
 

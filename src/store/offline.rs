@@ -40,7 +40,7 @@ pub fn create_at(settings: &Settings, commit: u64) -> Result<(), OpenError> {
         let text = format!("{} holds a store already", settings.folder.display());
         return Err(OpenError::Files(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text)));
     }
-    records.apply(&[], Position { commit, segment: 0, offset: 0 }).and_then(|()| records.flush()).map_err(failed)
+    records.apply([], Position { commit, segment: 0, offset: 0 }).and_then(|()| records.flush()).map_err(failed)
 }
 
 /// What `verify` counted.

@@ -159,6 +159,15 @@ pub enum Operation<'a> {
     Remove(&'a [u8]),
 }
 
+/// What stood under a key before an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing, for certain.
+    Absent,
+    /// Perhaps something.
+    Unknown,
+}
+
 /// Reads a batch frame: its commit number and operations. `None` if the format is unknown.
 pub fn operations(payload: &[u8]) -> Option<(u64, Vec<Operation<'_>>)> {
     let (head, mut rest) = payload.split_at_checked(OPERATIONS_HEAD_BYTES)?;

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::OpenError;
 use super::frame::Kind;
-use super::record::{self, Operation, Position};
+use super::record::{self, Before, Operation, Position};
 use super::scan::{self, Frames, Group};
 use super::segment::{self, DATA_START, Found, Segment, Use};
 use super::sled::Records;
@@ -164,7 +164,10 @@ impl Applier<'_> {
         }
         (self.position.segment, self.position.offset) = (segment.header.number, group.end);
         // Even without operations the position must move on: what lies before it will be given back.
-        let applied = self.records.apply(&operations, self.position);
+        let operations = operations.into_iter().map(|operation| (operation, Before::Unknown));
+        let applied = self.records.apply(operations, self.position);
+        // However long the journal is, so much of it is held in memory.
+        let applied = applied.and_then(|()| if self.records.is_full() { self.records.flush() } else { Ok(()) });
         Ok(applied.map_err(|error| OpenError::Records(error.to_string())))
     }
 }

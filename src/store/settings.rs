@@ -21,9 +21,9 @@ pub struct Settings {
     pub spare_segments: usize,
     /// A message of at least this many bytes gets a segment of its own. Default 4 MiB.
     pub own_segment_bytes_min: u64,
-    /// The records are made durable at least this often. Default 1 s.
+    /// The records are made durable at least this often. Default 5 s.
     pub checkpoint_every: Duration,
-    /// ... and after this many bytes of journal. Default 16 MiB.
+    /// ... and after this many bytes of journal. Default 64 MiB.
     pub checkpoint_bytes: u64,
     /// Bytes of batches waiting for the committer, at most; more wait their turn. Default 64 MiB.
     pub waiting_bytes_max: usize,
@@ -40,8 +40,8 @@ impl Default for Settings {
             segment_bytes: 64 * 1024 * 1024,
             spare_segments: 2,
             own_segment_bytes_min: 4 * 1024 * 1024,
-            checkpoint_every: Duration::from_secs(1),
-            checkpoint_bytes: 16 * 1024 * 1024,
+            checkpoint_every: Duration::from_secs(5),
+            checkpoint_bytes: 64 * 1024 * 1024,
             waiting_bytes_max: 64 * 1024 * 1024,
             cache_bytes: 64 * 1024 * 1024,
         }

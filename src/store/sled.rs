@@ -1,4 +1,5 @@
-//! The ordered map under the engine: sled, every call guarded, nothing else of it visible.
+//! The ordered map under the engine: sled, every call guarded, nothing else of it visible, and above it
+//! the changes since the last checkpoint (see `layers`), which only `flush` carries down.
 //!
 //! Its `Db` is `Send` but not `Sync`, so callers borrow a clone from a pool. A panic or error in any
 //! call is final: the clone is leaked, `broken` is set, and only a new process opens it again.
@@ -7,10 +8,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::engine::{LOCK_PAUSE, LOCK_TRIES};
-use super::record::{Operation, POSITION_KEY, Position};
+use super::layers::{Held, Layer, Layers};
+use super::record::{Before, Operation, POSITION_KEY, Position};
 use super::{Key, StoreError};
 
 type Db = sled::Db<LEAF_KEYS>;
@@ -22,8 +24,14 @@ const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
 /// zstd level of stored leaves; the higher ones cost the committer time.
 const COMPRESSION_LEVEL: i32 = 1;
 
+/// Keys carried down at once: while they are, their leaves are locked for readers.
+const SUNK_AT_ONCE: usize = 256;
+
 /// The map.
 pub struct Records {
+    layers: RwLock<Layers>,
+    /// Held by the one who carries a layer down.
+    flushing: Mutex<()>,
     pool: Mutex<Vec<Db>>,
     template: Mutex<Option<Db>>,
     broken: OnceLock<String>,
@@ -51,7 +59,13 @@ impl Records {
                 Err(panic) => return Err(format!("the record files are damaged: {}", panic_text(&*panic))),
             }
         };
-        Ok(Self { pool: Mutex::new(Vec::new()), template: Mutex::new(Some(db)), broken: OnceLock::new() })
+        Ok(Self {
+            layers: RwLock::default(),
+            flushing: Mutex::default(),
+            pool: Mutex::new(Vec::new()),
+            template: Mutex::new(Some(db)),
+            broken: OnceLock::new(),
+        })
     }
 
     /// Why nothing works any more, if so.
@@ -61,6 +75,9 @@ impl Records {
 
     /// The value of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if let Some(held) = self.read_layers().get(key) {
+            return Ok(held.value().cloned());
+        }
         self.with(|db| Ok(db.get(key)?.map(|value| value.to_vec())))
     }
 
@@ -69,52 +86,60 @@ impl Records {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
-        self.with(|db| {
-            let mut pairs = Vec::with_capacity(limit.min(64));
-            // Without an end: given one, this release reads on behind it to the last leaf of all
-            // whenever fewer than `limit` pairs are in the range.
-            for pair in db.range(from..).take(limit) {
-                let (key, value) = pair?;
-                if &key[..] >= to {
-                    break;
-                }
-                pairs.push((key.to_vec(), value.to_vec()));
+        loop {
+            let part = self.read_layers().range(from, to, limit);
+            let turn = part.turn;
+            let end = part.end.clone();
+            let end = end.as_deref().unwrap_or(to);
+            let pairs = self.with(|db| {
+                // Without an end: given one, this release reads on behind it to the last leaf of all
+                // whenever fewer than `limit` pairs are in the range.
+                let pairs = db.range(from..).map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())));
+                part.over(pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| &key[..] < end)), limit)
+            })?;
+            // Had another layer been begun meanwhile, the map below might hold some of it already.
+            if self.read_layers().turn() == turn {
+                return Ok(pairs);
             }
-            Ok(pairs)
-        })
+        }
     }
 
     /// Does the operations in order, then notes the position. For the committer alone.
-    ///
-    /// Sets go in one atomic batch, removals one by one, because only those merge emptied leaves;
-    /// the position comes last, so that a flush in between replays the whole group.
-    pub fn apply(&self, operations: &[Operation<'_>], position: Position) -> Result<(), StoreError> {
-        self.with(|db| {
-            let mut last = std::collections::BTreeMap::new();
-            for operation in operations {
-                match operation {
-                    Operation::Set(key, value) => last.insert(*key, Some(*value)),
-                    Operation::Remove(key) => last.insert(*key, None),
-                };
-            }
-            let mut sets = sled::Batch::default();
-            for (key, value) in &last {
-                if let Some(value) = value {
-                    sets.insert(*key, *value);
-                }
-            }
-            db.apply_batch(sets)?;
-            for (key, _) in last.iter().filter(|(_, value)| value.is_none()) {
-                db.remove(key)?;
-            }
-            db.insert(POSITION_KEY, &position.to_bytes()[..])?;
-            Ok(())
-        })
+    pub fn apply<'a>(
+        &self,
+        operations: impl IntoIterator<Item = (Operation<'a>, Before)>,
+        position: Position,
+    ) -> Result<(), StoreError> {
+        if let Some(why) = self.broken() {
+            return Err(StoreError::Failed(why.to_owned()));
+        }
+        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+        for (operation, before) in operations {
+            layers.apply(&operation, before);
+        }
+        layers.apply(&Operation::Set(&POSITION_KEY, &position.to_bytes()), Before::Unknown);
+        Ok(())
     }
 
-    /// Makes what was applied before this call durable. For the flusher alone.
+    /// Whether so much was applied since the last flush that commits must wait for the next.
+    pub fn is_full(&self) -> bool {
+        self.read_layers().is_full()
+    }
+
+    /// Makes what was applied before this call durable. For the flusher, and at open and close.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.with(|db| db.flush().map(drop))
+        let _flushing = lock(&self.flushing);
+        let layer = self.layers.write().unwrap_or_else(PoisonError::into_inner).begin();
+        self.with(|db| {
+            sink(db, &layer)?;
+            db.flush().map(drop)
+        })?;
+        self.layers.write().unwrap_or_else(PoisonError::into_inner).sunk();
+        Ok(())
+    }
+
+    fn read_layers(&self) -> std::sync::RwLockReadGuard<'_, Layers> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where replay begins; zeros for a new folder.
@@ -156,6 +181,31 @@ impl Records {
         tracing::error!(why, "the record engine broke; no commit is accepted until restart");
         StoreError::Failed(why)
     }
+}
+
+/// Carries a layer down, the position last, so that a flush in between would replay all of it.
+///
+/// Sets go in batches, removals one by one, because only those merge emptied leaves.
+fn sink(db: &Db, layer: &Layer) -> std::io::Result<()> {
+    let entries: Vec<_> = layer.entries().filter(|(key, _)| key[..] != POSITION_KEY).collect();
+    for some in entries.chunks(SUNK_AT_ONCE) {
+        let mut sets = sled::Batch::default();
+        for (key, held) in some {
+            match held {
+                Held::Set(value) | Held::Made(value) => sets.insert(key.as_slice(), value.as_slice()),
+                Held::Removed => {}
+            }
+        }
+        db.apply_batch(sets)?;
+        for (key, _) in some.iter().filter(|(_, held)| **held == Held::Removed) {
+            db.remove(key)?;
+        }
+    }
+    let position = layer.entries().find(|(key, _)| key[..] == POSITION_KEY);
+    if let Some(value) = position.and_then(|(_, held)| held.value()) {
+        db.insert(POSITION_KEY, value.as_slice())?;
+    }
+    Ok(())
 }
 
 impl Drop for Records {
@@ -206,6 +256,10 @@ mod tests {
 
     use super::*;
 
+    fn apply(records: &Records, operations: &[Operation<'_>], position: Position) {
+        records.apply(operations.iter().map(|operation| (*operation, Before::Unknown)), position).unwrap();
+    }
+
     #[test]
     fn what_was_flushed_is_there_after_a_reopen_however_writes_and_flushes_met() {
         let folder = tempfile::tempdir().unwrap();
@@ -237,7 +291,7 @@ mod tests {
                 let gone: Vec<_> = (0..if round % 2 == 0 { 3 } else { 12 }).map(|_| key(next())).collect();
                 let mut operations: Vec<_> = pairs.iter().map(|(key, value)| Operation::Set(key, value)).collect();
                 operations.extend(gone.iter().map(|key| Operation::Remove(key)));
-                records.apply(&operations, Position { commit, segment: 1, offset: 1 }).unwrap();
+                apply(&records, &operations, Position { commit, segment: 1, offset: 1 });
                 model.extend(pairs.clone());
                 gone.iter().for_each(|key| drop(model.remove(key)));
             }
@@ -258,7 +312,8 @@ mod tests {
         let keys: Vec<_> = (0..20_000_u32).map(|number| [b"z", &number.to_be_bytes()[..]].concat()).collect();
         let mut operations: Vec<_> = keys.iter().map(|key| Operation::Set(key, b"value")).collect();
         operations.push(Operation::Set(b"T", b"one"));
-        records.apply(&operations, Position { commit: 1, segment: 1, offset: 1 }).unwrap();
+        apply(&records, &operations, Position { commit: 1, segment: 1, offset: 1 });
+        records.flush().unwrap();
         let before = leaves_looked_at(&records);
         assert_eq!(records.range(b"T", b"U", usize::MAX).unwrap(), [(b"T".to_vec(), b"one".to_vec())]);
         assert_eq!(records.range(b"A", b"B", 10).unwrap(), []);
@@ -280,7 +335,7 @@ mod tests {
                 let gone = [b"T", &(commit / 2).to_be_bytes()[..]].concat();
                 let operations = [Operation::Set(&key, b"value"), Operation::Remove(&gone)];
                 let operations = if commit % 3 == 0 { &operations[1..] } else { &operations[..] };
-                records.apply(operations, Position { commit, segment: 1, offset: 1 }).unwrap();
+                apply(&records, operations, Position { commit, segment: 1, offset: 1 });
                 records.flush().unwrap();
             }
             let next = folder.path().join(round.to_string());
@@ -295,7 +350,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path(), 1 << 20).unwrap();
         let place = Position { commit: 1, segment: 1, offset: 1 };
-        records.apply(&[Operation::Set(b"T", b"kept")], place).unwrap();
+        apply(&records, &[Operation::Set(b"T", b"kept")], place);
         records.flush().unwrap();
         drop(records);
         for _ in 0..3 {
