@@ -6,9 +6,14 @@
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
 
+/// Octets gathered before they are hashed: a call of the digest for each line costs as much as its octets.
+const GATHERED_OCTETS: usize = 4096;
+
 /// Hashes a body in relaxed form. Lines end in CRLF; a CR or LF alone counts as text.
 pub struct BodyHasher {
     digest: Context,
+    /// Canonical text that is not hashed yet.
+    gathered: Vec<u8>,
     /// Line ends seen and not written: they count only if text follows.
     line_ends: u64,
     /// White space seen and not written: it counts only if text follows on the same line.
@@ -21,7 +26,14 @@ pub struct BodyHasher {
 impl BodyHasher {
     /// Of an empty body so far.
     pub fn new() -> Self {
-        Self { digest: Context::new(&SHA256), line_ends: 0, has_blank: false, has_cr: false, has_text: false }
+        Self {
+            digest: Context::new(&SHA256),
+            gathered: Vec::with_capacity(GATHERED_OCTETS),
+            line_ends: 0,
+            has_blank: false,
+            has_cr: false,
+            has_text: false,
+        }
     }
 
     /// Takes the next slice.
@@ -63,8 +75,9 @@ impl BodyHasher {
             self.write(b"\r");
         }
         if self.has_text {
-            self.digest.update(b"\r\n");
+            self.hash(b"\r\n");
         }
+        self.digest.update(&self.gathered);
         self.digest.finish()
     }
 
@@ -75,18 +88,28 @@ impl BodyHasher {
 
     /// Writes text, and before it what turned out to count.
     fn write(&mut self, text: &[u8]) {
-        const ENDS: &[u8; 64] = b"\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n";
         while self.line_ends > 0 {
-            let count = self.line_ends.min(32);
-            self.line_ends -= count;
-            self.digest.update(ENDS.get(..usize::try_from(count * 2).unwrap_or(0)).unwrap_or_default());
+            self.line_ends -= 1;
+            self.hash(b"\r\n");
         }
         if self.has_blank {
             self.has_blank = false;
-            self.digest.update(b" ");
+            self.hash(b" ");
         }
-        self.digest.update(text);
+        self.hash(text);
         self.has_text = true;
+    }
+
+    fn hash(&mut self, text: &[u8]) {
+        if self.gathered.len() + text.len() > GATHERED_OCTETS {
+            self.digest.update(&self.gathered);
+            self.gathered.clear();
+        }
+        if text.len() > GATHERED_OCTETS {
+            self.digest.update(text);
+        } else {
+            self.gathered.extend_from_slice(text);
+        }
     }
 }
 
