@@ -36,6 +36,8 @@ const WRITERS: usize = 256;
 const MEASURED: Duration = Duration::from_secs(10);
 /// Messages that are accepted, claimed and settled to see what one costs.
 const PROBES: usize = 20_000;
+/// Of these, so many are accepted before they are delivered, as in a daemon that delivers at once.
+const PROBES_AT_ONCE: usize = 1_000;
 /// Deliveries of probes at the same time.
 const DELIVERIES: usize = 64;
 /// Linux counts processor time for its users in hundredths of a second.
@@ -203,7 +205,10 @@ fn cpu() -> Duration {
 fn a_message_costs_the_same_however_many_wait() {
     let wanted = messages_wanted();
     let folder = folder();
-    println!("messages waiting | resident MiB | CPU us to queue one | accepted and settled/s | CPU us for each");
+    println!(
+        "messages waiting | resident MiB | CPU us to queue one | accepted and settled/s | CPU us for each \
+         | CPU us for each if it outlives a checkpoint"
+    );
     let costs = runtime().block_on(async {
         let engine = Engine::open(folder.path(), (TenantId(1), VipId(1))).await;
         let (mut waiting, mut costs) = (0, Vec::new());
@@ -215,11 +220,19 @@ fn a_message_costs_the_same_however_many_wait() {
             // What the filling left to do by and by is not the probes' cost.
             tokio::time::sleep(Duration::from_secs(5)).await;
             let (before, began) = (cpu(), Instant::now());
-            engine.accept(waiting..waiting + PROBES, When::Now).await;
-            engine.deliver(PROBES).await;
+            for first in (waiting..waiting + PROBES).step_by(PROBES_AT_ONCE) {
+                engine.accept(first..first + PROBES_AT_ONCE, When::Now).await;
+                engine.deliver(PROBES_AT_ONCE).await;
+            }
             let rate = PROBES as f64 / began.elapsed().as_secs_f64();
             let cost = (cpu() - before).as_secs_f64() * 1e6 / PROBES as f64;
-            println!("{waiting} | {} | {to_queue:.0} | {rate:.0} | {cost:.0}", resident_mib(std::process::id()));
+            let before = cpu();
+            engine.accept(waiting..waiting + PROBES, When::Now).await;
+            tokio::time::sleep(2 * store::Settings::default().checkpoint_every).await;
+            engine.deliver(PROBES).await;
+            let late = (cpu() - before).as_secs_f64() * 1e6 / PROBES as f64;
+            let resident = resident_mib(std::process::id());
+            println!("{waiting} | {resident} | {to_queue:.0} | {rate:.0} | {cost:.0} | {late:.0}");
             costs.push(cost);
         }
         engine.close().await;
