@@ -5,9 +5,13 @@
 //! fails before that is a [`Refusal`] whose reply tells the client what to do; nothing is kept of
 //! such a message but an event.
 
+mod once;
+
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+
+use crate::background::Shutdown;
 
 use crate::events::{self, Event, EventKind, InstanceEvent, MailEvent};
 use crate::ext::Timestamp;
@@ -17,6 +21,9 @@ use crate::pipeline::{About, Octets, Pipeline, Prepared};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
 use crate::routing::Routes;
 use crate::store::{Batch, CommitError, Store};
+use once::{Keyed, Known};
+
+pub use once::{KEY_CHARACTERS_MAX as ONCE_CHARACTERS_MAX, KEYS_TIME as ONCE_TIME};
 
 pub use crate::pipeline::{HttpFacts, SmtpFacts, Source, Way};
 
@@ -100,20 +107,45 @@ impl Intake {
             return Err(Refusal::plain(Reply::enhanced(554, 5, 1, "there are no recipients")));
         }
         let is_notice = about.is_notice();
+        // Before anything is counted or signed: what was taken already costs nothing.
+        let keyed = match (&about.source.way, about.source.account) {
+            (Way::Smtp(_), Some(account)) => Keyed::of(account, &draft, &about.envelope)?,
+            _ => None,
+        };
+        let beside = match keyed.map(|keyed| keyed.look(&*self.parts.store, id, now)).transpose()? {
+            Some(Known::Taken(first)) => return Ok(self.taken_before(first)),
+            Some(Known::New(beside)) => beside,
+            None => Batch::new(),
+        };
         let prepared = self.parts.pipeline.prepare(draft, about).await?;
         let is_unsigned = prepared.signatures.is_empty();
         let counted = prepared.counted;
         let (message_id, suppressed) = (prepared.message_id.clone(), prepared.suppressed.clone());
-        let message = self.addressed(id, prepared);
+        let message = NewMessage { beside, ..self.addressed(id, prepared) };
         let (tenant, account) = (message.tenant, message.account);
         if let Err(error) = self.parts.queue.enqueue(message, now).await {
             self.parts.pipeline.not_accepted(counted, tenant, account);
-            return Err(not_stored(error));
+            // Two with one key at the same time: one of them was taken.
+            return match keyed.map(|keyed| keyed.look(&*self.parts.store, id, now)).transpose()? {
+                Some(Known::Taken(first)) if error == CommitError::Conflict => Ok(self.taken_before(first)),
+                _ => Err(not_stored(error)),
+            };
         }
         if is_notice && is_unsigned {
             self.tell(EventKind::Mail(id, MailEvent::NoticeUnsigned), now);
         }
         Ok(Taken { id, message_id, suppressed })
+    }
+
+    fn taken_before(&self, id: QueueId) -> Taken {
+        tracing::info!(%id, "taken already: a message came again with its X-Idempotency-Key");
+        let history = self.parts.queue.history(id).ok().flatten();
+        Taken { id, message_id: history.map(|history| history.message_id).unwrap_or_default(), suppressed: Vec::new() }
+    }
+
+    /// Removes what has lapsed while the daemon lives.
+    pub async fn keep(&self, shutdown: &Shutdown) {
+        once::keep(&*self.parts.store, shutdown).await;
     }
 
     /// The message with a lane for each recipient that is to be mailed.
@@ -152,6 +184,7 @@ impl Intake {
             recipients: recipients.collect(),
             labels: prepared.labels,
             notice_about,
+            beside: Batch::new(),
         }
     }
 

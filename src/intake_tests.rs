@@ -34,6 +34,8 @@ async fn bench() -> Bench {
         uncount: Arc::new(move |_, _| {
             takes_back.fetch_sub(1, Ordering::SeqCst);
         }),
+        sender: Arc::new(|_, _| Ok(())),
+        dialects: Arc::new(|_| Vec::new()),
     };
     let settings = pipeline::Settings { spill_folder: std::env::temp_dir(), ..pipeline::Settings::default() };
     let pipeline = Arc::new(Pipeline::new(parts, settings));
@@ -128,4 +130,76 @@ async fn a_message_for_nobody_is_refused() {
     let bench = bench().await;
     let refusal = bench.intake.accept(submission(&[], samples::PLAIN), samples::NOW).await.unwrap_err();
     assert_eq!(refusal.reply.code.0, 554);
+}
+
+fn keyed(recipients: &[&str], key: &str, subject: &str) -> Submission {
+    let message =
+        format!("X-Idempotency-Key: {key}\r\nFrom: A <a@shop.example>\r\nSubject: {subject}\r\n\r\nplain\r\n");
+    submission(recipients, &message)
+}
+
+#[tokio::test]
+async fn a_message_that_comes_again_with_its_key_is_taken_once_and_answered_the_same() {
+    let bench = bench().await;
+    let first = bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), samples::NOW).await.unwrap();
+    let later = samples::NOW.plus(std::time::Duration::from_secs(3600));
+    let second = bench.intake.accept(keyed(&["B@x.example"], "order-1", "one"), later).await.unwrap();
+    assert_eq!(second, first);
+    assert_eq!((bench.store.bodies().len(), bench.counted.load(Ordering::SeqCst)), (1, 1));
+    let other = bench.intake.accept(keyed(&["b@x.example"], "order-2", "one"), later).await.unwrap();
+    assert_ne!(other, first);
+    let mut foreign = keyed(&["b@x.example"], "order-1", "one");
+    foreign.source.account = Some(crate::mail::SmtpAccountId(77));
+    assert_ne!(bench.intake.accept(foreign, later).await.unwrap(), first, "a key is of one SMTP account");
+    let next_day = samples::NOW.plus(once::KEYS_TIME);
+    assert_ne!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), next_day).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn another_message_with_the_same_key_is_refused_and_never_swallowed() {
+    let bench = bench().await;
+    bench.intake.accept(keyed(&["b@x.example"], "k", "one"), samples::NOW).await.unwrap();
+    for other in [keyed(&["c@x.example"], "k", "one"), keyed(&["b@x.example"], "k", "two")] {
+        let reply = bench.intake.accept(other, samples::NOW).await.unwrap_err().reply.one_line();
+        assert!(reply.starts_with("550 5.6.0 X-Idempotency-Key"), "{reply}");
+    }
+    let long = "x".repeat(once::KEY_CHARACTERS_MAX + 1);
+    for wrong in ["", "two words", "a\r\nX-Idempotency-Key: b", long.as_str()] {
+        let refusal = bench.intake.accept(keyed(&["b@x.example"], wrong, "one"), samples::NOW).await.unwrap_err();
+        assert!(refusal.reply.one_line().starts_with("550 5.6.0 X-Idempotency-Key"), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_was_not_stored_leaves_no_key_behind() {
+    let bench = bench().await;
+    bench.store.fail_next(1, CommitError::Failed("write".to_owned()));
+    bench.intake.accept(keyed(&["b@x.example"], "k", "one"), samples::NOW).await.unwrap_err();
+    bench.intake.accept(keyed(&["b@x.example"], "k", "one"), samples::NOW).await.unwrap();
+    assert_eq!(bench.store.bodies().len(), 1);
+}
+
+#[tokio::test]
+async fn two_at_the_same_time_with_one_key_are_one_message() {
+    let bench = bench().await;
+    let each = (0..20).map(|_| bench.intake.accept(keyed(&["b@x.example"], "k", "one"), samples::NOW));
+    let ids: std::collections::HashSet<_> =
+        futures_util::future::join_all(each).await.into_iter().map(|id| id.unwrap()).collect();
+    assert_eq!((ids.len(), bench.store.bodies().len(), bench.counted.load(Ordering::SeqCst)), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn lapsed_keys_are_removed_and_current_ones_stay() {
+    let bench = bench().await;
+    let keys = || {
+        let own = [prefix::REPLAY];
+        bench.store.range(&own, &after_prefix(&own), 100).unwrap().len()
+    };
+    bench.intake.accept(keyed(&["b@x.example"], "old", "one"), samples::NOW).await.unwrap();
+    let next_day = samples::NOW.plus(once::KEYS_TIME).plus(std::time::Duration::from_secs(1));
+    bench.intake.accept(keyed(&["b@x.example"], "young", "one"), next_day).await.unwrap();
+    assert_eq!(keys(), 4);
+    assert_eq!(once::sweep(&*bench.store, next_day).await.unwrap(), 1);
+    assert_eq!(keys(), 2);
+    assert_eq!(once::sweep(&*bench.store, next_day).await.unwrap(), 0);
 }

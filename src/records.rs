@@ -60,6 +60,15 @@ const LOAD_PAGE: usize = 1000;
 /// Reads every record under `prefix`; one that does not decode is set aside, logged and returned
 /// in the second list, and never stops the others.
 pub fn load<T: DeserializeOwned>(store: &dyn Store, prefix: &[u8]) -> Result<Loaded<T>, StoreError> {
+    load_with(store, prefix, codec::decode)
+}
+
+/// The same for records that `read` knows how to read, such as those whose shape has changed.
+pub fn load_with<T>(
+    store: &dyn Store,
+    prefix: &[u8],
+    read: impl Fn(&[u8]) -> Result<T, StoreError>,
+) -> Result<Loaded<T>, StoreError> {
     let (mut records, mut damaged) = (Vec::new(), Vec::new());
     let (mut from, to) = (prefix.to_vec(), after_prefix(prefix));
     loop {
@@ -68,7 +77,7 @@ pub fn load<T: DeserializeOwned>(store: &dyn Store, prefix: &[u8]) -> Result<Loa
         from.clone_from(last);
         from.push(0);
         for (key, value) in page {
-            match codec::decode(&value) {
+            match read(&value) {
                 Ok(record) => records.push((key, record)),
                 Err(error) => damaged.push(set_aside(&key, &error.to_string())),
             }

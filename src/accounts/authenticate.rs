@@ -11,11 +11,12 @@ use std::time::Duration;
 use super::failures::Failures;
 use super::network::Network;
 use super::secret::Candidates;
+use super::seen::{LoginSeen, Seen};
 use super::trust::{SeenNetwork, Trust};
 use super::{Accounts, Login, LoginAttempt, LoginState, Sender, SmtpAccount};
 use crate::events::{Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
-use crate::mail::{TenantId, printable};
+use crate::mail::{SmtpAccountId, TenantId, printable};
 use crate::records::{self, Damage};
 use crate::store::{Batch, Change, Key, Store, StoreError, codec, prefix};
 
@@ -29,6 +30,7 @@ const LOGIN_SHOWN_MAX: usize = 64;
 pub struct Logins {
     failures: Failures,
     trust: Trust,
+    seen: Seen,
     told: VecDeque<Event>,
     untold: u64,
 }
@@ -42,11 +44,11 @@ impl Accounts {
     pub async fn authenticate(&self, attempt: &LoginAttempt<'_>, now: Timestamp) -> Login {
         let account = self.smtp_account_named(attempt.login);
         let (candidates, sender) = match &account {
-            Some(account) => (Candidates::of(&account.secrets, self.dummy), Some(sender(account))),
+            Some(account) => (Candidates::of(account.valid_secrets(now), self.dummy), Some(sender(account))),
             None => (Candidates::of(&[], self.dummy), None),
         };
         let proven = candidates.prove(attempt.password);
-        let obstacle = self.obstacle(account.as_ref(), attempt);
+        let obstacle = self.obstacle(account.as_ref(), attempt, now);
         let network = Network::of(attempt.peer);
         let mut logins = records::lock(&self.memory.logins);
         let slowed = logins.failures.is_slowed(network, &self.settings(), now);
@@ -55,9 +57,12 @@ impl Accounts {
             if trusted || !slowed {
                 logins.failures.succeeded(&sender.login, network);
                 logins.trust.logged_in(sender.tenant, network, now);
+                logins.seen.note(Some(sender.account), LoginSeen::of(attempt, None, now));
                 return Login::Accepted(sender);
             }
         }
+        let reason = if slowed { "too many failures from there" } else { obstacle.unwrap_or("wrong password") };
+        logins.seen.note(account.as_ref().map(|account| account.id), LoginSeen::of(attempt, Some(reason), now));
         if slowed {
             return Login::Slowed { delay: self.settings().login_delay_max };
         }
@@ -74,7 +79,12 @@ impl Accounts {
     }
 
     /// What keeps an attempt from succeeding even with the right password. For the log only.
-    fn obstacle(&self, account: Option<&SmtpAccount>, attempt: &LoginAttempt<'_>) -> Option<&'static str> {
+    fn obstacle(
+        &self,
+        account: Option<&SmtpAccount>,
+        attempt: &LoginAttempt<'_>,
+        now: Timestamp,
+    ) -> Option<&'static str> {
         let Some(account) = account else { return Some("unknown login") };
         let peer = attempt.peer.to_canonical();
         let is_allowed_from =
@@ -83,6 +93,8 @@ impl Accounts {
             Some("its tenant is gone")
         } else if account.login_state == LoginState::Disabled {
             Some("the account is disabled")
+        } else if account.has_expired(now) {
+            Some("the account has expired")
         } else if !attempt.vip.serves(account.tenant) {
             Some("the virtual IP does not serve its tenant")
         } else if !is_allowed_from {
@@ -98,7 +110,18 @@ impl Logins {
     pub fn open(store: &dyn Store, damaged: &mut Vec<Damage>) -> Result<Self, StoreError> {
         let (seen, more) = records::load::<SeenNetwork>(store, &[prefix::USAGE, b'n'])?;
         damaged.extend(more);
-        Ok(Self { trust: Trust::from_stored(seen.into_iter().map(|(_, seen)| seen)), ..Self::default() })
+        let trust = Trust::from_stored(seen.into_iter().map(|(_, seen)| seen));
+        Ok(Self { trust, seen: Seen::open(store, damaged)?, ..Self::default() })
+    }
+
+    /// The last logins of an account, the latest first.
+    pub fn last_of(&self, account: SmtpAccountId) -> Vec<LoginSeen> {
+        self.seen.of(account)
+    }
+
+    /// Forgets a removed account.
+    pub fn forget_account(&mut self, account: SmtpAccountId) {
+        self.seen.forget(account);
     }
 
     /// Forgets a removed tenant.
@@ -122,6 +145,7 @@ impl Logins {
             });
             written.networks.push((tenant, network));
         }
+        written.accounts = self.seen.write(batch);
         for event in self.told.drain(..) {
             crate::events::record(batch, &event);
         }
@@ -138,6 +162,7 @@ impl Logins {
         for (tenant, network) in written.networks {
             self.trust.put_back(tenant, network);
         }
+        self.seen.put_back(written.accounts);
     }
 
     fn tell(&mut self, event: Event) {
@@ -153,6 +178,7 @@ impl Logins {
 #[derive(Default)]
 pub struct Written {
     networks: Vec<(TenantId, Network)>,
+    accounts: Vec<SmtpAccountId>,
 }
 
 fn sender(account: &SmtpAccount) -> Sender {

@@ -10,7 +10,7 @@ use super::usage::{Counts, Over, Window};
 use super::{Accounts, Limits, LoginState, Sending};
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
-use crate::mail::{Refusal, Reply, SmtpAccountId, TenantId};
+use crate::mail::{Address, HeaderDialect, Refusal, Reply, SmtpAccountId, TenantId};
 use crate::records::{self, Damage};
 use crate::store::{Batch, Change, CommitError, Key, Store, StoreError, codec, prefix};
 
@@ -148,10 +148,29 @@ impl Accounts {
             Some(Sending::Allowed) => {}
         }
         let Some(id) = account else { return Ok(()) };
-        match known.accounts.get(&id).map(|account| account.login_state) {
-            Some(LoginState::Enabled) => self.may_go(id),
-            None | Some(LoginState::Disabled) => Err(gone()),
+        match known.accounts.get(&id) {
+            Some(account) if account.login_state == LoginState::Enabled && !account.has_expired(Timestamp::now()) => {
+                self.may_go(id)
+            }
+            _ => Err(gone()),
         }
+    }
+
+    /// Whether mail of this login may be from `address`, as far as the login narrows what its tenant may.
+    pub fn may_send_as(&self, account: SmtpAccountId, address: &Address) -> Result<(), Refusal> {
+        let known = records::read(&self.memory.records);
+        let Some(account) = known.accounts.get(&account) else { return Err(gone()) };
+        if account.allowed_senders.is_empty() || account.allowed_senders.iter().any(|sender| sender.covers(address)) {
+            return Ok(());
+        }
+        let text = format!("This SMTP account may not send as {}; its owner may allow it", address.domain());
+        Err(Refusal::plain(Reply::enhanced(550, 7, 1, text)))
+    }
+
+    /// Whose header fields are read in mail of this login.
+    pub fn dialects(&self, account: SmtpAccountId) -> Vec<HeaderDialect> {
+        let known = records::read(&self.memory.records);
+        known.accounts.get(&account).map(|account| account.dialects.clone()).unwrap_or_default()
     }
 
     /// Writes counters, networks and login events that are new. Idempotent; call it at the end too.

@@ -9,16 +9,21 @@ mod authenticate;
 mod failures;
 mod limits;
 mod network;
+mod rules;
 mod secret;
+mod seen;
 mod smtp_accounts;
+mod stored;
 mod tenants;
 mod trust;
 mod usage;
 
 pub use failures::{Failed, Failures, REMEMBERED_MAX};
 pub use network::Network;
+pub use rules::{ALLOWED_SENDERS_MAX, AllowedSender, NAME_CHARACTERS_MAX};
 pub use secret::SECRETS_MAX;
-pub use smtp_accounts::{ALLOWED_FROM_MAX, NewSmtpAccount};
+pub use seen::{LOGINS_SEEN_MAX, LoginSeen, LoginWay};
+pub use smtp_accounts::{ALLOWED_FROM_MAX, AccountChange, NewSmtpAccount};
 pub use trust::NETWORKS_PER_TENANT_MAX;
 
 use std::collections::HashMap;
@@ -31,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
-use crate::mail::{Class, Refusal, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Class, HeaderDialect, Refusal, SmtpAccountId, TenantId, VipId};
 use crate::records::{self, Damage, Desk};
 use crate::store::{Key, Store, StoreError, prefix};
 use crate::vips::Vip;
@@ -122,6 +127,30 @@ pub struct SmtpAccount {
     pub login_state: LoginState,
     /// When it was made.
     pub created: Timestamp,
+    /// What people call it; may be empty.
+    pub name: String,
+    /// Whom it may send as, of what its tenant may; empty is everybody.
+    pub allowed_senders: Vec<AllowedSender>,
+    /// From when on it may neither log in nor send.
+    pub expires: Option<Timestamp>,
+    /// Until when the older of two passwords is valid; `None` is until it is dropped.
+    pub old_until: Option<Timestamp>,
+    /// Whose header fields are read beside our own.
+    pub dialects: Vec<HeaderDialect>,
+}
+
+impl SmtpAccount {
+    /// The digests of the passwords that are valid at `now`, the newer first.
+    pub fn valid_secrets(&self, now: Timestamp) -> &[[u8; 32]] {
+        let is_over = self.old_until.is_some_and(|until| until <= now);
+        let most = if is_over { 1 } else { SECRETS_MAX };
+        self.secrets.get(..self.secrets.len().min(most)).unwrap_or_default()
+    }
+
+    /// Whether its time is over.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|moment| moment <= now)
+    }
 }
 
 /// Whether an account may log in.
@@ -157,6 +186,8 @@ pub struct LoginAttempt<'a> {
     pub peer: IpAddr,
     /// The virtual IP it came in on.
     pub vip: &'a Vip,
+    /// What protects it, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+    pub tls: &'a str,
 }
 
 /// How a login ended.
@@ -271,11 +302,11 @@ impl Accounts {
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
         let (tenants, mut damaged) = records::load::<Tenant>(&*store, &[prefix::TENANT])?;
-        let (accounts, more) = records::load::<SmtpAccount>(&*store, &[prefix::SMTP_ACCOUNT])?;
+        let (accounts, more) = stored::load_accounts(&*store)?;
         damaged.extend(more);
         let mut known = Records::default();
         tenants.into_iter().for_each(|(_, tenant)| known.put_tenant(tenant));
-        accounts.into_iter().for_each(|(_, account)| known.put_account(account));
+        accounts.into_iter().for_each(|account| known.put_account(account));
         let logins = authenticate::Logins::open(&*store, &mut damaged)?;
         let counters = limits::Counters::open(&*store, &mut damaged)?;
         let memory = Memory { records: RwLock::new(known), logins: Mutex::new(logins), counters: Mutex::new(counters) };

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+use super::rules::{check_name, check_senders};
+use super::stored::{account_bytes, stored_account};
 use super::{
-    Accounts, Limits, LoginState, SECRETS_MAX, SmtpAccount, Tenant, account_key, limits, login_key, secret, tenant_key,
+    Accounts, AllowedSender, Limits, LoginSeen, LoginState, SECRETS_MAX, SmtpAccount, Tenant, account_key, limits,
+    login_key, secret, tenant_key,
 };
 use crate::access::{Action, Actor, Permission, Resource};
 use crate::ext::{self, Timestamp};
-use crate::mail::{Class, SmtpAccountId, TenantId};
+use crate::mail::{Class, HeaderDialect, SmtpAccountId, TenantId};
 use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
 
@@ -33,6 +36,27 @@ pub struct NewSmtpAccount {
     pub allowed_from: Vec<IpNet>,
     /// Messages it may submit.
     pub limits: Limits,
+    /// What people call it; may be empty.
+    pub name: String,
+    /// Whom it may send as; empty is everybody its tenant may.
+    pub allowed_senders: Vec<AllowedSender>,
+    /// From when on it may neither log in nor send.
+    pub expires: Option<Timestamp>,
+    /// Whose header fields are read beside our own.
+    pub dialects: Vec<HeaderDialect>,
+}
+
+/// What of an account is to change beside where it logs in from, its class, limits and state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountChange {
+    /// Another name.
+    pub name: Option<String>,
+    /// Other senders; empty is everybody its tenant may.
+    pub allowed_senders: Option<Vec<AllowedSender>>,
+    /// Another end; `Some(None)` is none.
+    pub expires: Option<Option<Timestamp>>,
+    /// Other dialects.
+    pub dialects: Option<Vec<HeaderDialect>>,
 }
 
 impl Accounts {
@@ -51,6 +75,8 @@ impl Accounts {
         let id = SmtpAccountId::random();
         actor.require_account((tenant, id), Action::Write)?;
         check_networks(&new.allowed_from)?;
+        check_name(&new.name)?;
+        check_senders(&new.allowed_senders)?;
         let turn = self.desk.turn().await;
         let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
         let password = secret::generate();
@@ -64,10 +90,15 @@ impl Accounts {
             limits: new.limits,
             login_state: LoginState::Enabled,
             created: now,
+            name: new.name,
+            allowed_senders: new.allowed_senders,
+            expires: new.expires,
+            old_until: None,
+            dialects: new.dialects,
         };
         let mut batch = Batch::new();
         batch.if_equals(tenant_key(tenant), codec::encode(&owner));
-        batch.if_absent(account_key(account.id)).set(account_key(account.id), codec::encode(&account));
+        batch.if_absent(account_key(account.id)).set(account_key(account.id), account_bytes(&account));
         batch.if_absent(login_key(&account.login)).set(login_key(&account.login), codec::encode(&account.id));
         let act = Act::new("smtp-account.add", account.login.clone()).of(tenant);
         records::record(&mut batch, actor, act, now);
@@ -149,11 +180,47 @@ impl Accounts {
         .await
     }
 
-    /// Makes a new password beside the old one; both are valid until `drop_old_password`.
+    /// Changes an account's name, senders, end or dialects.
+    pub async fn change_smtp_account(
+        &self,
+        actor: &Actor,
+        id: SmtpAccountId,
+        change: AccountChange,
+        now: Timestamp,
+    ) -> Result<SmtpAccount, AdminError> {
+        self.change_account((actor, now), id, "smtp-account.change", |account| {
+            if let Some(name) = change.name {
+                check_name(&name)?;
+                account.name = name;
+            }
+            if let Some(senders) = change.allowed_senders {
+                check_senders(&senders)?;
+                account.allowed_senders = senders;
+            }
+            account.expires = change.expires.unwrap_or(account.expires);
+            account.dialects = change.dialects.unwrap_or_else(|| std::mem::take(&mut account.dialects));
+            Ok(())
+        })
+        .await
+    }
+
+    /// The last logins of an account, the latest first.
+    pub fn last_logins(&self, actor: &Actor, id: SmtpAccountId) -> Result<Vec<LoginSeen>, AdminError> {
+        let Some(account) = self.smtp_account(id) else {
+            actor.require(Permission::ManageInstance)?;
+            return Err(AdminError::Missing(format!("SMTP account {id}")));
+        };
+        actor.require_account((account.tenant, id), Action::Read)?;
+        Ok(records::lock(&self.memory.logins).last_of(id))
+    }
+
+    /// Makes a new password beside the old one, which is valid until `old_until`, or without that until
+    /// `drop_old_password`.
     pub async fn rotate_password(
         &self,
         actor: &Actor,
         id: SmtpAccountId,
+        old_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
         actor.may_give_login()?;
@@ -161,10 +228,13 @@ impl Accounts {
         let digest = secret::digest(&password);
         let account = self
             .change_account((actor, now), id, "smtp-account.rotate", |account| {
-                if account.secrets.len() >= SECRETS_MAX {
+                let valid = account.valid_secrets(now).len();
+                if valid >= SECRETS_MAX {
                     return Err(AdminError::Invalid("two passwords are valid already: drop the old one first".into()));
                 }
+                account.secrets.truncate(valid);
                 account.secrets.insert(0, digest);
+                account.old_until = old_until;
                 Ok(())
             })
             .await?;
@@ -179,10 +249,11 @@ impl Accounts {
         now: Timestamp,
     ) -> Result<SmtpAccount, AdminError> {
         self.change_account((actor, now), id, "smtp-account.drop-old", |account| {
-            if account.secrets.len() < 2 {
+            if account.valid_secrets(now).len() < SECRETS_MAX {
                 return Err(AdminError::Missing("old password: only one is valid".into()));
             }
             account.secrets.truncate(1);
+            account.old_until = None;
             Ok(())
         })
         .await
@@ -198,7 +269,7 @@ impl Accounts {
         let turn = self.desk.turn().await;
         let account = self.account_for(actor, id)?;
         let mut batch = Batch::new();
-        batch.if_equals(account_key(id), codec::encode(&account)).remove(account_key(id));
+        batch.if_equals(account_key(id), stored_account(&**self.desk.store(), id)?).remove(account_key(id));
         batch.remove(login_key(&account.login)).remove(limits::key(limits::Counted::Account(id)));
         let act = Act::new("smtp-account.remove", account.login.clone()).of(account.tenant);
         records::record(&mut batch, actor, act, now);
@@ -208,6 +279,7 @@ impl Accounts {
             known.accounts.remove(&id);
             known.logins.remove(&account.login);
             records::lock(&memory.counters).forget(limits::Counted::Account(id));
+            records::lock(&memory.logins).forget_account(id);
         })
         .await?;
         Ok(())
@@ -244,7 +316,8 @@ impl Accounts {
         let mut account = before.clone();
         change(&mut account)?;
         let mut batch = Batch::new();
-        batch.if_equals(account_key(id), codec::encode(&before)).set(account_key(id), codec::encode(&account));
+        let stored = stored_account(&**self.desk.store(), id)?;
+        batch.if_equals(account_key(id), stored).set(account_key(id), account_bytes(&account));
         let act = Act::new(act, account.login.clone()).of(account.tenant).changes(facts(&before), facts(&account));
         records::record(&mut batch, actor, act, now);
         let (memory, changed) = (Arc::clone(&self.memory), account.clone());
@@ -268,12 +341,24 @@ impl Accounts {
 /// What an audit entry may tell of an SMTP account before and after.
 fn facts(account: &SmtpAccount) -> Vec<(&'static str, String)> {
     let networks: Vec<String> = account.allowed_from.iter().map(ToString::to_string).collect();
+    // Domains may be told; an address may be a person's.
+    let senders = account.allowed_senders.iter().map(|sender| match sender {
+        AllowedSender::Domain(domain) => domain.to_string(),
+        AllowedSender::Address(address) => format!("an address in {}", address.domain()),
+    });
+    let moment = |at: Option<Timestamp>| at.map_or_else(|| "none".to_owned(), Timestamp::rfc3339);
+    let dialects: Vec<&str> = account.dialects.iter().map(|dialect| dialect.word()).collect();
     vec![
         ("login_state", format!("{:?}", account.login_state)),
         ("class", format!("{:?}", account.class)),
         ("allowed_from", networks.join(" ")),
         ("limits", account.limits.words()),
         ("passwords", account.secrets.len().to_string()),
+        ("name", account.name.clone()),
+        ("allowed_senders", senders.collect::<Vec<_>>().join(" ")),
+        ("expires", moment(account.expires)),
+        ("old_password_until", moment(account.old_until)),
+        ("dialects", dialects.join(" ")),
     ]
 }
 

@@ -46,7 +46,7 @@ impl Room {
 
     async fn login_at(&self, login: &str, password: &str, peer: &str, now: Timestamp) -> Login {
         let vip = vip(Owner::Shared);
-        let attempt = LoginAttempt { login, password, peer: peer.parse().unwrap(), vip: &vip };
+        let attempt = LoginAttempt { login, password, peer: peer.parse().unwrap(), vip: &vip, tls: "TLSv1.3" };
         self.accounts.authenticate(&attempt, now).await
     }
 
@@ -115,10 +115,11 @@ async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
         for _ in 0..5 {
             // A network of its own, so that the counts are alike too.
             let peer = format!("203.0.{number}.1").parse().unwrap();
-            room.accounts.authenticate(&LoginAttempt { login, password, peer, vip }, START).await;
+            room.accounts.authenticate(&LoginAttempt { login, password, peer, vip, tls: "TLSv1.3" }, START).await;
         }
         let peer = format!("203.0.{number}.2").parse().unwrap();
-        let answer = room.accounts.authenticate(&LoginAttempt { login, password, peer, vip }, START).await;
+        let answer =
+            room.accounts.authenticate(&LoginAttempt { login, password, peer, vip, tls: "TLSv1.3" }, START).await;
         assert_eq!(answer, Login::Refused { delay: Duration::from_millis(2000) }, "{what}");
     }
     let answer = room.login(&bound.login, &bound_password, "198.51.100.9").await;
@@ -136,7 +137,7 @@ async fn an_unknown_login_costs_the_same_work_as_a_wrong_password() {
         room.login(login, password, "192.0.2.1").await;
         assert_eq!(compared(), SECRETS_MAX, "{login}");
     }
-    room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    room.accounts.rotate_password(&room.actor, account.id, None, START).await.unwrap();
     room.login(&account.login, &password, "192.0.2.1").await;
     assert_eq!(compared(), SECRETS_MAX);
 }
@@ -146,10 +147,10 @@ async fn both_passwords_are_valid_until_the_old_one_is_dropped() {
     let room = Room::new();
     let tenant = room.tenant("shop").await;
     let (account, old) = room.account(tenant.id).await;
-    let (_, new) = room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    let (_, new) = room.accounts.rotate_password(&room.actor, account.id, None, START).await.unwrap();
     assert!(is_accepted(&room.login(&account.login, &old, "192.0.2.1").await));
     assert!(is_accepted(&room.login(&account.login, &new, "192.0.2.1").await));
-    let third = room.accounts.rotate_password(&room.actor, account.id, START).await;
+    let third = room.accounts.rotate_password(&room.actor, account.id, None, START).await;
     assert!(matches!(third, Err(AdminError::Invalid(_))));
     room.accounts.drop_old_password(&room.actor, account.id, START).await.unwrap();
     assert!(!is_accepted(&room.login(&account.login, &old, "192.0.2.1").await));
@@ -302,7 +303,7 @@ async fn people_of_one_tenant_reach_no_other() {
     let (foreign, _) = room.account(other.id).await;
     let owner = Actor::of("owner", crate::access::Role::TenantOwner(own.id));
     let forbidden = |error: AdminError| matches!(error, AdminError::Forbidden(_));
-    assert!(forbidden(room.accounts.rotate_password(&owner, foreign.id, START).await.unwrap_err()));
+    assert!(forbidden(room.accounts.rotate_password(&owner, foreign.id, None, START).await.unwrap_err()));
     assert!(forbidden(room.accounts.remove_smtp_account(&owner, foreign.id, START).await.unwrap_err()));
     assert!(forbidden(room.accounts.remove_smtp_account(&owner, SmtpAccountId(1), START).await.unwrap_err()));
     assert!(forbidden(room.accounts.smtp_accounts(&owner, other.id).unwrap_err()));
@@ -338,7 +339,7 @@ async fn every_change_is_in_the_audit_trail_without_its_secrets() {
     let room = Room::new();
     let tenant = room.tenant("shop").await;
     let (account, password) = room.account(tenant.id).await;
-    let (_, second) = room.accounts.rotate_password(&room.actor, account.id, START).await.unwrap();
+    let (_, second) = room.accounts.rotate_password(&room.actor, account.id, None, START).await.unwrap();
     let events = room.events().join("\n");
     for act in ["tenant.add", "smtp-account.add", "smtp-account.rotate", "system: test", &account.login] {
         assert!(events.contains(act), "{act}");
@@ -360,7 +361,72 @@ async fn whoever_is_bound_to_accounts_or_domains_gets_no_other_login() {
         let made = room.accounts.add_smtp_account(actor, tenant, NewSmtpAccount::default(), START).await;
         assert!(matches!(made, Err(AdminError::Forbidden(_))), "{}", actor.name);
     }
-    assert!(room.accounts.rotate_password(&person, own.id, START).await.is_ok(), "its own account");
-    let rotated = room.accounts.rotate_password(&key, own.id, START).await;
+    assert!(room.accounts.rotate_password(&person, own.id, None, START).await.is_ok(), "its own account");
+    let rotated = room.accounts.rotate_password(&key, own.id, None, START).await;
     assert!(matches!(rotated, Err(AdminError::Forbidden(_))), "that login sends as every domain");
+}
+
+#[tokio::test]
+async fn an_account_bound_to_senders_or_over_its_end_is_held_to_that_after_a_restart_too() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    let change = AccountChange {
+        name: Some("Web shop".into()),
+        allowed_senders: Some(vec![AllowedSender::parse("orders@shop.example").unwrap()]),
+        expires: Some(Some(START.plus(Duration::from_secs(60)))),
+        dialects: Some(vec![HeaderDialect::Mailgun]),
+    };
+    room.accounts.change_smtp_account(&room.actor, account.id, change, START).await.unwrap();
+    let room = room.reopened();
+    let may = |address: &str| room.accounts.may_send_as(account.id, &address.parse().unwrap()).is_ok();
+    assert!(may("Orders@shop.example") && !may("other@shop.example"));
+    assert_eq!(room.accounts.dialects(account.id), [HeaderDialect::Mailgun]);
+    assert!(is_accepted(&room.login_at(&account.login, &password, "192.0.2.1", START).await));
+    let over = START.plus(Duration::from_secs(60));
+    assert!(!is_accepted(&room.login_at(&account.login, &password, "192.0.2.1", over).await));
+    assert!(room.accounts.may_send(tenant.id, Some(account.id)).is_err() || Timestamp::now() < over);
+    let never = AccountChange { expires: Some(None), ..AccountChange::default() };
+    room.accounts.change_smtp_account(&room.actor, account.id, never, START).await.unwrap();
+    assert!(is_accepted(&room.login_at(&account.login, &password, "192.0.2.1", over).await));
+    let long = AccountChange { name: Some("x".repeat(NAME_CHARACTERS_MAX + 1)), ..AccountChange::default() };
+    assert!(room.accounts.change_smtp_account(&room.actor, account.id, long, START).await.is_err());
+}
+
+#[tokio::test]
+async fn the_last_twenty_logins_are_told_the_latest_first_and_survive_a_restart() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, password) = room.account(tenant.id).await;
+    for second in 0..25 {
+        let now = START.plus(Duration::from_secs(second * 60));
+        room.login_at(&account.login, if second == 24 { "wrong" } else { &password }, "192.0.2.1", now).await;
+    }
+    room.login("nobody-at-all", "x", "192.0.2.2").await;
+    room.accounts.persist(START).await.unwrap();
+    let room = room.reopened();
+    let seen = room.accounts.last_logins(&room.actor, account.id).unwrap();
+    assert_eq!(seen.len(), LOGINS_SEEN_MAX);
+    assert_eq!(seen[0].refused.as_deref(), Some("wrong password"));
+    assert_eq!((seen[1].refused.as_deref(), seen[1].at), (None, START.plus(Duration::from_secs(23 * 60))));
+    assert_eq!((seen[1].tls.as_str(), seen[1].peer), ("TLSv1.3", "192.0.2.1".parse().unwrap()));
+    room.accounts.remove_smtp_account(&room.actor, account.id, START).await.unwrap();
+    room.accounts.persist(START).await.unwrap();
+    assert!(room.store.range(&[prefix::USAGE, b'l'], &[prefix::USAGE, b'm'], 10).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_old_password_ends_by_itself_when_a_time_was_said() {
+    let room = Room::new();
+    let tenant = room.tenant("shop").await;
+    let (account, old) = room.account(tenant.id).await;
+    let until = START.plus(Duration::from_secs(3600));
+    let (_, new) = room.accounts.rotate_password(&room.actor, account.id, Some(until), START).await.unwrap();
+    assert!(is_accepted(&room.login_at(&account.login, &old, "192.0.2.1", START).await));
+    assert!(!is_accepted(&room.login_at(&account.login, &old, "192.0.2.1", until).await));
+    assert!(is_accepted(&room.login_at(&account.login, &new, "192.0.2.1", until).await));
+    let (account, third) = room.accounts.rotate_password(&room.actor, account.id, None, until).await.unwrap();
+    assert_eq!(account.secrets.len(), 2, "the lapsed one made room");
+    assert!(is_accepted(&room.login_at(&account.login, &new, "192.0.2.1", until).await));
+    assert!(is_accepted(&room.login_at(&account.login, &third, "192.0.2.1", until).await));
 }

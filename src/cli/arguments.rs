@@ -9,6 +9,7 @@ mod copies;
 mod lists;
 mod people;
 mod site;
+mod smtp_accounts;
 mod vips;
 mod webhooks;
 
@@ -25,6 +26,7 @@ pub use copies::{Backup, MasterKey, Restore, Store};
 pub use lists::{ListName, Suppression};
 pub use people::{Audit, Key, User};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
+pub use smtp_accounts::{MailClass, SmtpAccount, SmtpAccountAdd, SmtpAccountSet};
 pub use vips::{Vip, VipAdd, VipSet};
 pub use webhooks::{Webhook, WebhookAdd, WebhookName, WebhookReplay, WebhookSet};
 
@@ -327,96 +329,6 @@ pub enum Cover {
     Covered,
     /// Each name needs a record of its own.
     Separate,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum SmtpAccount {
-    /// Make an SMTP account; its password is shown once, with settings for common programs
-    Add(SmtpAccountAdd),
-    /// List SMTP accounts
-    List {
-        /// Of this tenant only
-        tenant: Option<String>,
-    },
-    /// Refuse its logins
-    Disable {
-        /// The login
-        login: String,
-    },
-    /// Take its logins again
-    Enable {
-        /// The login
-        login: String,
-    },
-    /// Make a new password; the old one works until the next rotation or --finish
-    Rotate {
-        /// The login
-        login: String,
-        /// End the old password now instead of making a new one
-        #[arg(long)]
-        finish: bool,
-    },
-    /// Set the addresses it may log in from
-    AllowFrom {
-        /// The login
-        login: String,
-        /// Addresses or networks, for example 192.0.2.0/24; none means anywhere
-        #[arg(value_name = "CIDR")]
-        networks: Vec<String>,
-    },
-    /// Limit how many messages it may hand in, beside its tenant's limits; without options, show the limits
-    Limits {
-        /// The login
-        login: String,
-        /// Messages in any hour; `none` for no limit
-        #[arg(long, value_name = "MESSAGES")]
-        hourly: Option<Ceiling>,
-        /// Messages in any day; `none` for no limit
-        #[arg(long, value_name = "MESSAGES")]
-        daily: Option<Ceiling>,
-    },
-    /// Take and send none of its mail: submissions are answered 451, what is queued is held, not lost
-    Pause {
-        /// The login
-        login: String,
-        /// Why; its programs are told, so write nothing secret
-        #[arg(long, value_name = "TEXT")]
-        reason: String,
-    },
-    /// End a pause, also one of the breaker: its mail is taken, what was held goes on, counting begins anew
-    Release {
-        /// The login
-        login: String,
-    },
-    /// Remove an SMTP account
-    Remove {
-        /// The login
-        login: String,
-    },
-}
-
-#[derive(Args, Debug)]
-pub struct SmtpAccountAdd {
-    /// The tenant
-    pub tenant: String,
-    /// What its mail is
-    #[arg(long, value_enum, default_value_t = MailClass::Transactional)]
-    pub class: MailClass,
-    /// It may log in only from these addresses or networks
-    #[arg(long, value_name = "CIDR")]
-    pub allow_from: Vec<String>,
-    /// Print settings for this program only
-    #[arg(long = "for", value_enum, value_name = "PROGRAM")]
-    pub program: Option<Program>,
-}
-
-/// What an SMTP account's mail is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MailClass {
-    /// Orders, password resets, notices: goes first
-    Transactional,
-    /// Newsletters and campaigns
-    Marketing,
 }
 
 /// Programs settings can be printed for.

@@ -1,13 +1,14 @@
 //! `postern smtp-account`. A new password is printed once, with settings for common programs.
 
-use super::arguments::{Ceiling, MailClass, Program, SmtpAccount, SmtpAccountAdd};
+use super::arguments::{Ceiling, MailClass, Program, SmtpAccount, SmtpAccountAdd, SmtpAccountSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, limits, read, when};
 use super::snippets::{self, Access};
 use super::{Session, rows};
 use crate::mail::Class;
 use crate::web::{
-    LimitsJson, NewPasswordJson, NewPauseJson, NewSmtpAccountJson, PauseJson, SmtpAccountChangeJson, SmtpAccountJson,
+    LimitsJson, LoginSeenJson, NewPasswordJson, NewPauseJson, NewSmtpAccountJson, PauseJson, SmtpAccountChangeJson,
+    SmtpAccountJson,
 };
 
 /// Carries out one of them.
@@ -31,17 +32,25 @@ pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> 
             let change = change(SmtpAccountChangeJson { disabled: Some(false), ..Default::default() });
             apply(session, login, &change, "enabled").await
         }
-        SmtpAccount::Rotate { login, finish: false } => {
-            let made = session.client.post(&format!("{}/rotate", path(login)), &()).await?;
+        SmtpAccount::Set(set) => change_it(session, set).await,
+        SmtpAccount::Logins { login } => {
+            let list = session.client.get(&format!("{}/logins", path(login))).await?;
+            session.show(&list, logins)
+        }
+        SmtpAccount::Rotate { login, finish: false, overlap } => {
+            let overlap = overlap.map(|hours| format!("?old_valid_hours={hours}")).unwrap_or_default();
+            let made = session.client.post(&format!("{}/rotate{overlap}", path(login)), &()).await?;
             session.show(&made, |_, made: NewPasswordJson| {
+                let until = made.account.old_password_until.as_ref();
+                let until = until.map_or_else(|| "the next rotation".to_owned(), |until| when(until, session.now));
                 let kept = format!(
-                    "The old password works until the next rotation, or until: postern smtp-account rotate {} --finish\n",
+                    "The old password works until {until}, or until: postern smtp-account rotate {} --finish\n",
                     made.account.login
                 );
                 with_password(&made, None) + &kept
             })
         }
-        SmtpAccount::Rotate { login, finish: true } => {
+        SmtpAccount::Rotate { login, finish: true, .. } => {
             let account = session.client.post(&format!("{}/finish-rotation", path(login)), &()).await?;
             session.show(&account, |_, account: SmtpAccountJson| {
                 format!("the old password of {} is no longer valid\n", account.login)
@@ -95,6 +104,44 @@ async fn keep_to(session: &Session, login: &str, hourly: Option<Ceiling>, daily:
 async fn apply(session: &Session, login: &str, change: &SmtpAccountChangeJson, said: &str) -> Result<(), Fault> {
     let account = session.client.patch(&path(login), change).await?;
     session.show(&account, |_, account: SmtpAccountJson| format!("SMTP account {} {said}\n", account.login))
+}
+
+/// Changes what was given and shows the account.
+async fn change_it(session: &Session, set: &SmtpAccountSet) -> Result<(), Fault> {
+    let some = |given: &[String], none: bool| (none || !given.is_empty()).then(|| given.to_vec());
+    let change = SmtpAccountChangeJson {
+        name: set.name.clone(),
+        allowed_senders: some(&set.allow_sender, set.any_sender),
+        expires: set.expires.clone(),
+        header_dialects: some(&set.headers, set.own_headers),
+        ..Default::default()
+    };
+    let account = if change == SmtpAccountChangeJson::default() {
+        session.client.get(&path(&set.login)).await?
+    } else {
+        session.client.patch(&path(&set.login), &change).await?
+    };
+    session.show(&account, |session, account: SmtpAccountJson| {
+        let or = |list: &[String], none: &str| if list.is_empty() { none.to_owned() } else { list.join(" ") };
+        let ends = account.expires.as_ref().map_or_else(|| "never".to_owned(), |at| when(at, session.now));
+        format!(
+            "login:    {}\nname:     {}\nsends as: {}\nexpires:  {ends}\nheaders:  {}\n",
+            account.login,
+            account.name,
+            or(&account.allowed_senders, "every domain of its tenant"),
+            or(&account.header_dialects, "ours only"),
+        )
+    })
+}
+
+fn logins(session: &Session, list: serde_json::Value) -> String {
+    let seen: Vec<LoginSeenJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["WHEN", "FROM", "ON", "TLS", "RESULT"]);
+    for login in seen {
+        let result = login.reason.map_or_else(|| "let in".to_owned(), |reason| format!("refused: {reason}"));
+        table.row([when(&login.at, session.now), login.peer, login.virtual_ip, login.tls, result]);
+    }
+    table.text(session.colour, "nobody has logged in with it yet")
 }
 
 fn path(login: &str) -> String {
@@ -191,6 +238,11 @@ mod tests {
                 paused: None,
                 passwords: 1,
                 created: String::new(),
+                name: String::new(),
+                allowed_senders: Vec::new(),
+                expires: None,
+                old_password_until: None,
+                header_dialects: Vec::new(),
             },
             password: "secret".into(),
             servers: vec![ServerJson {

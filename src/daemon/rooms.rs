@@ -200,18 +200,8 @@ fn pipeline(
     drafts: &Path,
     (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
 ) -> Pipeline {
-    let (accounts, suppression, vips) = (Arc::clone(accounts), Arc::clone(suppression), Arc::clone(vips));
-    let (counts, takes_back) = (Arc::clone(&accounts), accounts);
-    let (signers, names) = (Arc::clone(domains), Arc::clone(domains));
-    let parts = pipeline::Parts {
-        signer: Arc::new(move |tenant, domain| signers.signer(tenant, domain)),
-        name_signer: Arc::new(move |vip, tenant| vips.get(vip).and_then(|vip| names.name_signer(&vip, tenant))),
-        suppressed: Arc::new(move |tenant, account, address| {
-            suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
-        }),
-        count: Arc::new(move |tenant, account, now| counts.count(tenant, account, now)),
-        uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
-    };
+    let (accounts, domains) = (Arc::clone(accounts), Arc::clone(domains));
+    let parts = pipeline::Parts::of_rooms(accounts, domains, Arc::clone(suppression), Arc::clone(vips));
     let hold_max = config.submission.session.hold_max;
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
     Pipeline::new(parts, settings)

@@ -73,6 +73,7 @@ fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
         recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane) }],
         labels: Default::default(),
         notice_about: None,
+        beside: Default::default(),
     }
 }
 

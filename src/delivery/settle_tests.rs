@@ -52,6 +52,7 @@ async fn queue_with_a_message() -> Arc<Queue> {
         recipients: vec![recipient],
         labels: Default::default(),
         notice_about: None,
+        beside: Default::default(),
     };
     queue.enqueue(message, now).await.unwrap();
     Arc::new(queue)

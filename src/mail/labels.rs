@@ -17,6 +17,43 @@ pub const METADATA_NAME_OCTETS_MAX: usize = 64;
 /// Octets of a value in metadata, at most.
 pub const METADATA_VALUE_OCTETS_MAX: usize = 512;
 
+/// Another service whose header fields say the same as ours, so that who moves here changes the host name and
+/// nothing else. Append new variants at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HeaderDialect {
+    /// `X-Mailgun-*`.
+    Mailgun,
+    /// `X-PM-*`.
+    Postmark,
+    /// `X-SMTPAPI`.
+    Sendgrid,
+    /// `X-Postal-Tag`, `X-AMP`.
+    Postal,
+    /// `X-MAILTAGS`, `X-TAGS`.
+    Emaillabs,
+}
+
+impl HeaderDialect {
+    /// Every one of them.
+    pub const ALL: &[Self] = &[Self::Mailgun, Self::Postmark, Self::Sendgrid, Self::Postal, Self::Emaillabs];
+
+    /// Its name in the API and on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mailgun => "mailgun",
+            Self::Postmark => "postmark",
+            Self::Sendgrid => "sendgrid",
+            Self::Postal => "postal",
+            Self::Emaillabs => "emaillabs",
+        }
+    }
+
+    /// The one of that name.
+    pub fn called(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|dialect| dialect.word() == word)
+    }
+}
+
 /// Tags and metadata of one message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {

@@ -29,7 +29,8 @@ pub use envelope::{
 pub use header::{Field, HeaderBlock, HeaderError};
 pub use id::{BodyId, IdUnreadable, KeyId, QueueId, SmtpAccountId, TenantId, UserId, VipId, WebhookId};
 pub use labels::{
-    LabelError, Labels, METADATA_MAX, METADATA_NAME_OCTETS_MAX, METADATA_VALUE_OCTETS_MAX, TAG_OCTETS_MAX, TAGS_MAX,
+    HeaderDialect, LabelError, Labels, METADATA_MAX, METADATA_NAME_OCTETS_MAX, METADATA_VALUE_OCTETS_MAX,
+    TAG_OCTETS_MAX, TAGS_MAX,
 };
 pub use mailbox::{MAILBOXES_MAX, Mailbox, MailboxError, parse_mailboxes};
 pub use masks::{ADDRESS_MASK, Masks, RECIPIENT_MASK, SENDER_MASK, without_addresses};

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::about::About;
-use super::{SignerLookup, Stage};
+use super::{SenderLookup, SignerLookup, Stage};
 use crate::mail::{Draft, Refusal, Reply, parse_mailboxes, printable};
 
 /// The stage.
 pub struct Identity {
     pub(super) signer: SignerLookup,
+    pub(super) sender: SenderLookup,
 }
 
 #[async_trait]
@@ -46,6 +47,9 @@ impl Stage for Identity {
                 })?;
                 for mailbox in mailboxes {
                     let found = (self.signer)(about.source.tenant, mailbox.address.domain())?;
+                    if let Some(account) = about.source.account {
+                        (self.sender)(account, &mailbox.address)?;
+                    }
                     signer.get_or_insert(Arc::clone(&found));
                 }
             }
@@ -70,7 +74,8 @@ mod tests {
     async fn judge(header: &str) -> Result<About, Refusal> {
         let mut draft = samples::draft(&format!("{header}To: x@y.example\r\n\r\nbody\r\n"));
         let mut about = smtp_about("sender@shop.example", &["x@y.example"]);
-        let stage = Identity { signer: samples::signer_for(&["shop.example", "other.example"]) };
+        let stage =
+            Identity { signer: samples::signer_for(&["shop.example", "other.example"]), sender: samples::any_sender() };
         stage.apply(&mut draft, &mut about).await.map(|()| about)
     }
 
@@ -81,6 +86,24 @@ mod tests {
         assert_eq!(signer.unwrap().domain.as_str(), "other.example");
         let signer = judge("From: A <a@News.Shop.example>\r\n").await.unwrap().signer;
         assert_eq!(signer.unwrap().domain.as_str(), "shop.example");
+    }
+
+    #[tokio::test]
+    async fn an_smtp_account_bound_to_senders_is_from_nobody_else() {
+        let only = |_, address: &crate::mail::Address| match address.local_part() {
+            "orders" => Ok(()),
+            _ => Err(refused("not this one")),
+        };
+        let stage = Identity { signer: samples::signer_for(&["shop.example"]), sender: Arc::new(only) };
+        for (header, is_fine) in [
+            ("From: orders@shop.example\r\n", true),
+            ("From: a@shop.example\r\n", false),
+            ("From: orders@shop.example\r\nSender: a@shop.example\r\n", false),
+        ] {
+            let mut draft = samples::draft(&format!("{header}\r\nbody\r\n"));
+            let mut about = smtp_about("orders@shop.example", &["x@y.example"]);
+            assert_eq!(stage.apply(&mut draft, &mut about).await.is_ok(), is_fine, "{header}");
+        }
     }
 
     #[tokio::test]
@@ -116,7 +139,7 @@ mod tests {
             };
             let mut draft = Draft { header: block, body: samples::body("x\r\n") };
             let mut about = smtp_about("sender@shop.example", &["x@y.example"]);
-            let stage = Identity { signer: samples::signer_for(&["shop.example"]) };
+            let stage = Identity { signer: samples::signer_for(&["shop.example"]), sender: samples::any_sender() };
             let refusal = stage.apply(&mut draft, &mut about).await.err().unwrap_or_else(|| panic!("{path:?} passed"));
             let reply = refusal.reply.one_line();
             assert!(reply.starts_with("550 5.7.1 "), "{path:?}: {reply}");

@@ -6,6 +6,7 @@
 
 mod about;
 mod complete;
+mod dialects;
 mod encoding;
 mod identity;
 mod labels;
@@ -26,6 +27,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
+pub use labels::ONCE;
+
 pub use about::{About, Counted, HttpFacts, Octets, SmtpFacts, Source, Way};
 // For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 #[doc(hidden)]
@@ -36,7 +39,8 @@ use crate::domains::{Domains, Signer};
 use crate::ext::Timestamp;
 use crate::mail::dkim::Algorithms;
 use crate::mail::{
-    Address, Domain, Draft, Envelope, Labels, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId, printable,
+    Address, Domain, Draft, Envelope, HeaderDialect, Labels, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId,
+    printable,
 };
 use crate::suppression::Suppression;
 use crate::vips::Vips;
@@ -72,6 +76,11 @@ pub type SuppressedLookup =
 /// Counts one message against the limits.
 pub type Count = Arc<dyn Fn(TenantId, Option<SmtpAccountId>, Timestamp) -> Result<(), Refusal> + Send + Sync>;
 
+/// Whether mail of an SMTP account may be from an address, as far as the account narrows what its tenant may.
+pub type SenderLookup = Arc<dyn Fn(SmtpAccountId, &Address) -> Result<(), Refusal> + Send + Sync>;
+/// Whose header fields are read in mail of an SMTP account.
+pub type DialectsLookup = Arc<dyn Fn(SmtpAccountId) -> Vec<HeaderDialect> + Send + Sync>;
+
 /// Takes back what [`Count`] counted.
 pub type Uncount = Arc<dyn Fn(TenantId, Option<SmtpAccountId>) + Send + Sync>;
 
@@ -88,6 +97,10 @@ pub struct Parts {
     pub count: Count,
     /// `Accounts::uncount`.
     pub uncount: Uncount,
+    /// `Accounts::may_send_as`.
+    pub sender: SenderLookup,
+    /// `Accounts::dialects`.
+    pub dialects: DialectsLookup,
 }
 
 /// What the configuration file may set.
@@ -197,6 +210,7 @@ impl Parts {
         vips: Arc<Vips>,
     ) -> Self {
         let (names, takes_back) = (Arc::clone(&domains), Arc::clone(&accounts));
+        let (narrows, reads) = (Arc::clone(&accounts), Arc::clone(&accounts));
         Self {
             signer: Arc::new(move |tenant, domain| domains.signer(tenant, domain)),
             name_signer: Arc::new(move |vip, tenant| names.name_signer(&vips.get(vip)?, tenant)),
@@ -205,6 +219,8 @@ impl Parts {
             }),
             count: Arc::new(move |tenant, account, now| accounts.count(tenant, account, now)),
             uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
+            sender: Arc::new(move |account, address| narrows.may_send_as(account, address)),
+            dialects: Arc::new(move |account| reads.dialects(account)),
         }
     }
 }
@@ -217,9 +233,9 @@ impl Pipeline {
         let rewrite_kib_max = rewrite_kib_max.min(u32::MAX >> 4); // what a semaphore can count on any machine
         let live = Arc::new(RwLock::new(Live::from(&settings)));
         let stages: Vec<Box<dyn Stage>> = vec![
-            Box::new(identity::Identity { signer: parts.signer }),
+            Box::new(identity::Identity { signer: parts.signer, sender: parts.sender }),
             // Before the limits: a message refused for a label is not counted.
-            Box::new(labels::Labels { hold_max: settings.hold_max }),
+            Box::new(labels::Labels { hold_max: settings.hold_max, dialects: parts.dialects }),
             Box::new(limits::Limits { count: parts.count }),
             Box::new(suppressed::Suppressed { contains: parts.suppressed }),
             Box::new(complete::Complete),

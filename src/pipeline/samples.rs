@@ -72,6 +72,17 @@ pub fn signer_for(domains: &[&'static str]) -> SignerLookup {
     })
 }
 
+/// An SMTP account that may send as everybody its tenant may.
+pub fn any_sender() -> SenderLookup {
+    Arc::new(|_, _| Ok(()))
+}
+
+/// An SMTP account whose mail is read in these dialects.
+pub fn dialects(dialects: &[HeaderDialect]) -> DialectsLookup {
+    let dialects = dialects.to_vec();
+    Arc::new(move |_| dialects.clone())
+}
+
 /// 2026-11-22 10:15:00 UTC.
 pub const NOW: Timestamp = Timestamp(1_795_342_500_000);
 

@@ -11,6 +11,8 @@ fn parts() -> Parts {
         suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
+        sender: Arc::new(|_, _| Ok(())),
+        dialects: Arc::new(|_| Vec::new()),
     }
 }
 

@@ -59,7 +59,8 @@ impl Queue {
     /// A recipient without a lane is recorded as suppressed; if none has one, nothing is queued.
     /// For a notice ([`NewMessage::notice_about`]) the owed notice that [`Queue::owed_notices`] gave
     /// out last for that message is paid in the same batch; [`CommitError::Conflict`] says that it
-    /// was paid already or has changed, and that nothing was accepted.
+    /// was paid already or has changed, or that a condition of [`NewMessage::beside`] does not hold, and that
+    /// nothing was accepted.
     pub async fn enqueue(&self, message: NewMessage, now: Timestamp) -> Result<(), CommitError> {
         self.owe(message, None, now).await
     }
@@ -79,7 +80,8 @@ impl Queue {
             Some(about) => Some(self.locks.lock(about).await),
             None => None,
         };
-        let mut batch = Batch::new();
+        let mut message = message;
+        let mut batch = std::mem::take(&mut message.beside);
         let paid = match message.notice_about {
             Some(about) => {
                 self.sure_of_notices(about).await?;

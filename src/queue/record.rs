@@ -15,6 +15,7 @@ use crate::mail::{
     TenantId, VipId,
 };
 use crate::routing::Lane;
+use crate::store::Batch;
 
 /// Recipients in one lane record, at most.
 pub const LANE_RECIPIENTS_MAX: usize = 100;
@@ -61,6 +62,9 @@ pub struct NewMessage {
     pub labels: Labels,
     /// The message this one is a notice about, if it is one; set done in the same batch.
     pub notice_about: Option<QueueId>,
+    /// Conditions and changes of whoever hands it in, for the same batch: if one of those does not hold,
+    /// nothing is accepted.
+    pub beside: Batch,
 }
 
 /// Whether the final bytes have octets over 127.

@@ -86,6 +86,7 @@ impl Queue {
             recipients,
             labels: Default::default(),
             notice_about: None,
+            beside: Default::default(),
         };
         match self.owe(again, Some(owed), now).await {
             Ok(()) => Ok(Salvaged::Owed(count)),

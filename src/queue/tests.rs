@@ -119,6 +119,7 @@ pub(super) fn message(to: &[&str]) -> NewMessage {
         recipients: to.iter().map(recipient).collect(),
         labels: Default::default(),
         notice_about: None,
+        beside: Default::default(),
     }
 }
 

@@ -137,7 +137,7 @@ pub mod prefix {
     pub const ONE_TIME: u8 = b'o';
     /// webhooks: endpoints, lanes, requests to be made again, attempts.
     pub const WEBHOOK: u8 = b'W';
-    /// web: what was answered to requests with an `Idempotency-Key`.
+    /// web: what was answered to requests with an `Idempotency-Key`; intake: messages with an `X-Idempotency-Key`.
     pub const REPLAY: u8 = b'i';
 }
 

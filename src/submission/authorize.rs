@@ -19,7 +19,10 @@ pub(super) fn reverse_path(door: &Door, sender: &Sender, vip: &Vip, path: &Rever
     }
     match &path.0 {
         None => Ok(()),
-        Some(address) => (door.may_send_from)(sender.tenant, address.domain()),
+        Some(address) => {
+            (door.may_send_from)(sender.tenant, address.domain())?;
+            door.accounts.may_send_as(sender.account, address)
+        }
     }
 }
 

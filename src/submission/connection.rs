@@ -266,11 +266,13 @@ impl Connection {
     async fn check_login(&mut self, credentials: Credentials) -> Result<Step, End> {
         let door = Arc::clone(&self.door);
         let vip = Arc::clone(&self.vip);
+        let tls = self.wire.tls();
         let attempt = LoginAttempt {
             login: &credentials.login,
             password: &credentials.password,
             peer: self.peer.ip().to_canonical(),
             vip: &vip,
+            tls: &tls,
         };
         let answer = match door.accounts.authenticate(&attempt, Timestamp::now()).await {
             Login::Accepted(sender) => {

@@ -187,7 +187,12 @@ async fn furnish(daemon: &Daemon, zone: &ZoneServer, trail: &Trail) -> Result<(S
         return Err(format!("{SENDER_DOMAIN} was not verified in the trial's own zone"));
     }
     trail.line("verified", &format!("{SENDER_DOMAIN} belongs to tenant shop: its key is in DNS"));
-    let new = NewSmtpAccount { class: Class::Transactional, allowed_from: Vec::new(), limits: Limits::default() };
+    let new = NewSmtpAccount {
+        class: Class::Transactional,
+        allowed_from: Vec::new(),
+        limits: Limits::default(),
+        ..Default::default()
+    };
     let (account, password) = daemon.accounts.add_smtp_account(&actor, tenant.id, new, now).await.map_err(text)?;
     Ok((account.login, password))
 }

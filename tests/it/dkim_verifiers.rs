@@ -86,6 +86,8 @@ async fn sign_samples() -> Signed {
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
+        sender: Arc::new(|_, _| Ok(())),
+        dialects: Arc::new(|_| Vec::new()),
     };
     let settings = Settings { spill_folder: folder.path().to_owned(), ..Settings::default() };
     let pipeline = Pipeline::new(parts, settings);

@@ -318,6 +318,9 @@ async fn hand_in(
     parts.accounts.may_send(tenant.id, account.as_ref().map(|account| account.id)).map_err(refused)?;
     if let Some(address) = &letter.envelope.reverse_path.0 {
         parts.domains.may_use_in_mail_from(tenant.id, address.domain()).map_err(refused)?;
+        if let Some(account) = &account {
+            parts.accounts.may_send_as(account.id, address).map_err(refused)?;
+        }
     }
     let vip = parts.vips.default_for(tenant.id, tenant.default_vip).ok_or_else(|| {
         let detail =

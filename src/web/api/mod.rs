@@ -60,7 +60,9 @@ pub use sites::{
     SaidJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson,
     SiteScopeJson, WarmUpJson,
 };
-pub use smtp_accounts::{NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson};
+pub use smtp_accounts::{
+    LoginSeenJson, NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson,
+};
 pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
@@ -123,6 +125,7 @@ fn accounts_and_domains() -> OpenApiRouter<Shared> {
         .routes(routes!(domains::rotate, domains::cancel_rotation))
         .routes(routes!(smtp_accounts::list, smtp_accounts::add))
         .routes(routes!(smtp_accounts::show, smtp_accounts::change, smtp_accounts::remove))
+        .routes(routes!(smtp_accounts::logins))
         .routes(routes!(smtp_accounts::rotate))
         .routes(routes!(smtp_accounts::finish_rotation))
 }

@@ -3,6 +3,7 @@
 //! Easy to get wrong: a password is in exactly one answer, that of the request which made it.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -14,14 +15,17 @@ use utoipa::ToSchema;
 use super::tenants::LimitsJson;
 use super::{Answer, Shared, tenant_called, tenant_name};
 use crate::access::{Action, Actor};
-use crate::accounts::{LoginState, NewSmtpAccount, SmtpAccount};
+use crate::accounts::{AccountChange, AllowedSender, LoginSeen, LoginState, NewSmtpAccount, SmtpAccount};
 use crate::ext::Timestamp;
-use crate::mail::{Class, TenantId};
+use crate::mail::{Class, HeaderDialect, TenantId};
 use crate::net;
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
+
+/// Hours an old password may stay valid beside the new one, at most.
+const OLD_VALID_HOURS_MAX: u32 = 720;
 
 /// An SMTP account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -50,6 +54,38 @@ pub struct SmtpAccountJson {
     pub passwords: usize,
     /// When it was made.
     pub created: String,
+    /// What people call it; may be empty.
+    #[serde(default)]
+    pub name: String,
+    /// Domains and addresses it may send as; empty is everything its tenant may.
+    #[serde(default)]
+    pub allowed_senders: Vec<String>,
+    /// From when on it may neither log in nor send.
+    #[serde(default)]
+    pub expires: Option<String>,
+    /// Until when the older of two passwords is valid, if that was said.
+    #[serde(default)]
+    pub old_password_until: Option<String>,
+    /// Services whose header fields are read beside ours: `mailgun`, `postmark`, `sendgrid`, `postal`, `emaillabs`.
+    #[serde(default)]
+    pub header_dialects: Vec<String>,
+}
+
+/// One login of an SMTP account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LoginSeenJson {
+    /// When.
+    pub at: String,
+    /// From where.
+    pub peer: String,
+    /// The virtual IP it came in on.
+    pub virtual_ip: String,
+    /// TLS version and suite.
+    pub tls: String,
+    /// Whether it was let in.
+    pub accepted: bool,
+    /// Why it was not.
+    pub reason: Option<String>,
 }
 
 /// An SMTP account to be made.
@@ -68,6 +104,18 @@ pub struct NewSmtpAccountJson {
     /// Messages it may hand in.
     #[serde(default)]
     pub limits: LimitsJson,
+    /// What people call it.
+    #[serde(default)]
+    pub name: String,
+    /// Domains and addresses it may send as; empty is everything its tenant may.
+    #[serde(default)]
+    pub allowed_senders: Vec<String>,
+    /// From when on it may neither log in nor send (RFC 3339).
+    #[serde(default)]
+    pub expires: Option<String>,
+    /// Services whose header fields are read beside ours.
+    #[serde(default)]
+    pub header_dialects: Vec<String>,
 }
 
 /// What is to change; each given field is one change with its own audit event.
@@ -87,6 +135,18 @@ pub struct SmtpAccountChangeJson {
     /// Both limits anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsJson>,
+    /// What people call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Domains and addresses it may send as; empty is everything its tenant may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_senders: Option<Vec<String>>,
+    /// From when on it may neither log in nor send (RFC 3339); `never` takes that back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Services whose header fields are read beside ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_dialects: Option<Vec<String>>,
 }
 
 /// An SMTP account with a password that is shown this once, and where to connect to.
@@ -117,7 +177,9 @@ pub struct ServerJson {
 }
 
 fn json(parts: &Parts, account: SmtpAccount) -> SmtpAccountJson {
-    let (hourly, daily) = parts.accounts.account_usage(account.id, Timestamp::now());
+    let now = Timestamp::now();
+    let (hourly, daily) = parts.accounts.account_usage(account.id, now);
+    let passwords = account.valid_secrets(now).len();
     SmtpAccountJson {
         id: account.id.to_string(),
         tenant: tenant_name(parts, account.tenant),
@@ -128,9 +190,51 @@ fn json(parts: &Parts, account: SmtpAccount) -> SmtpAccountJson {
         used: LimitsJson { hourly: Some(hourly), daily: Some(daily) },
         disabled: account.login_state == LoginState::Disabled,
         paused: parts.breaker.pause_of(account.id).map(|pause| pause.cause.to_string()),
-        passwords: account.secrets.len(),
+        passwords,
         created: account.created.rfc3339(),
+        name: account.name,
+        allowed_senders: account.allowed_senders.iter().map(ToString::to_string).collect(),
+        expires: account.expires.map(Timestamp::rfc3339),
+        old_password_until: account.old_until.map(Timestamp::rfc3339),
+        header_dialects: account.dialects.iter().map(|dialect| dialect.word().to_owned()).collect(),
     }
+}
+
+fn senders(texts: &[String]) -> Result<Vec<AllowedSender>, Problem> {
+    let read = |(at, text): (usize, &String)| {
+        AllowedSender::parse(text).map_err(|error| Problem::field(format!("allowed_senders[{at}]"), error))
+    };
+    texts.iter().enumerate().map(read).collect()
+}
+
+fn dialects(words: &[String]) -> Result<Vec<HeaderDialect>, Problem> {
+    let read = |(at, word): (usize, &String)| {
+        let known: Vec<&str> = HeaderDialect::ALL.iter().map(|dialect| dialect.word()).collect();
+        let detail = || format!("{word:?} is not known; there are {}", known.join(", "));
+        HeaderDialect::called(word).ok_or_else(|| Problem::field(format!("header_dialects[{at}]"), detail()))
+    };
+    let mut dialects = words.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+    dialects.sort_unstable();
+    dialects.dedup();
+    Ok(dialects)
+}
+
+fn end(text: &str) -> Result<Timestamp, Problem> {
+    let detail = "must be a time such as 2027-01-31T12:00:00Z";
+    Timestamp::from_rfc3339(text).ok_or_else(|| Problem::field("expires", detail))
+}
+
+fn changed(asked: &SmtpAccountChangeJson) -> Result<AccountChange, Problem> {
+    Ok(AccountChange {
+        name: asked.name.clone(),
+        allowed_senders: asked.allowed_senders.as_deref().map(senders).transpose()?,
+        expires: match asked.expires.as_deref() {
+            None => None,
+            Some("never") => Some(None),
+            Some(text) => Some(Some(end(text)?)),
+        },
+        dialects: asked.header_dialects.as_deref().map(dialects).transpose()?,
+    })
 }
 
 fn servers(parts: &Parts, tenant: TenantId) -> Vec<ServerJson> {
@@ -171,6 +275,12 @@ pub(super) fn called(parts: &Parts, actor: &Actor, login: &str) -> Result<SmtpAc
 #[derive(Deserialize)]
 pub(super) struct Filter {
     tenant: Option<String>,
+}
+
+/// How long two passwords work.
+#[derive(Deserialize)]
+pub(super) struct Overlap {
+    old_valid_hours: Option<u32>,
 }
 
 #[utoipa::path(
@@ -235,7 +345,15 @@ pub(super) async fn add(
 ) -> Result<(StatusCode, Json<NewPasswordJson>), Problem> {
     let tenant = tenant_called(&parts, &actor, &asked.tenant)?;
     let allowed_from = networks(&asked.allowed_from)?;
-    let new = NewSmtpAccount { class: asked.class, allowed_from, limits: asked.limits.into() };
+    let new = NewSmtpAccount {
+        class: asked.class,
+        allowed_from,
+        limits: asked.limits.into(),
+        name: asked.name,
+        allowed_senders: senders(&asked.allowed_senders)?,
+        expires: asked.expires.as_deref().map(end).transpose()?,
+        dialects: dialects(&asked.header_dialects)?,
+    };
     let (account, password) = parts.accounts.add_smtp_account(&actor, tenant.id, new, Timestamp::now()).await?;
     let servers = servers(&parts, tenant.id);
     let made = NewPasswordJson { account: json(&parts, account), password: password.to_string(), servers };
@@ -260,6 +378,7 @@ pub(super) async fn change(
 ) -> Answer<SmtpAccountJson> {
     let mut account = called(&parts, &actor, &login)?;
     let (id, now, accounts) = (account.id, Timestamp::now(), &parts.accounts);
+    let change = changed(&asked)?;
     if let Some(texts) = &asked.allowed_from {
         account = accounts.set_allowed_from(&actor, id, networks(texts)?, now).await?;
     }
@@ -268,6 +387,9 @@ pub(super) async fn change(
     }
     if let Some(limits) = asked.limits {
         account = accounts.set_account_limits(&actor, id, limits.into(), now).await?;
+    }
+    if change != AccountChange::default() {
+        account = accounts.change_smtp_account(&actor, id, change, now).await?;
     }
     if let Some(disabled) = asked.disabled {
         let state = if disabled { LoginState::Disabled } else { LoginState::Enabled };
@@ -282,16 +404,26 @@ pub(super) async fn change(
     operation_id = "smtp_accounts_rotate",
     tag = "smtp-accounts",
     summary = "Rotate: smtp accounts.",
-    params(("login" = String, Path)),
+    params(
+        ("login" = String, Path),
+        ("old_valid_hours" = Option<u32>, Query, minimum = 1, maximum = 720,
+            description = "how long the old password works beside the new one; until finish-rotation if absent")
+    ),
     responses((status = 200, body = NewPasswordJson, description = "done"))
 )]
 pub(super) async fn rotate(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
     Path(login): Path<String>,
+    Query(overlap): Query<Overlap>,
 ) -> Answer<NewPasswordJson> {
     let account = called(&parts, &actor, &login)?;
-    let (account, password) = parts.accounts.rotate_password(&actor, account.id, Timestamp::now()).await?;
+    let now = Timestamp::now();
+    if overlap.old_valid_hours.is_some_and(|hours| !(1..=OLD_VALID_HOURS_MAX).contains(&hours)) {
+        return Err(Problem::field("old_valid_hours", format!("must be 1 to {OLD_VALID_HOURS_MAX}")));
+    }
+    let until = overlap.old_valid_hours.map(|hours| now.plus(Duration::from_secs(u64::from(hours) * 3600)));
+    let (account, password) = parts.accounts.rotate_password(&actor, account.id, until, now).await?;
     let servers = servers(&parts, account.tenant);
     Ok(Json(NewPasswordJson { account: json(&parts, account), password: password.to_string(), servers }))
 }
@@ -332,4 +464,31 @@ pub(super) async fn remove(
     let account = called(&parts, &actor, &login)?;
     parts.accounts.remove_smtp_account(&actor, account.id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(
+    get,
+    path = "/smtp-accounts/{login}/logins",
+    operation_id = "smtp_accounts_logins",
+    tag = "smtp-accounts",
+    summary = "List: the last logins, the latest first.",
+    params(("login" = String, Path)),
+    responses((status = 200, body = PageJson<LoginSeenJson>, description = "at most twenty, on one page"))
+)]
+pub(super) async fn logins(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(login): Path<String>,
+) -> Answer<PageJson<LoginSeenJson>> {
+    let account = called(&parts, &actor, &login)?;
+    let seen = parts.accounts.last_logins(&actor, account.id)?;
+    let row = |seen: LoginSeen| LoginSeenJson {
+        at: seen.at.rfc3339(),
+        peer: seen.peer.to_string(),
+        virtual_ip: parts.vips.get(seen.vip).map_or_else(|| seen.vip.to_string(), |vip| vip.ehlo.to_string()),
+        tls: seen.tls,
+        accepted: seen.refused.is_none(),
+        reason: seen.refused,
+    };
+    Ok(Json(PageJson { rows: seen.into_iter().map(row).collect(), next: None }))
 }

@@ -108,6 +108,8 @@ static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
         uncount: Arc::new(|_, _| {}),
+        sender: Arc::new(|_, _| Ok(())),
+        dialects: Arc::new(|_| Vec::new()),
     };
     Pipeline::new(parts, Settings { spill_folder: std::env::temp_dir(), ..Settings::default() })
 });

@@ -267,7 +267,12 @@ async fn people_of_one_tenant_neither_read_nor_change_what_is_anothers() {
         let seen: Vec<TenantId> = daemon.accounts.tenants(&actor).iter().map(|tenant| tenant.id).collect();
         assert!(seen.iter().all(|tenant| (*tenant == shop) == is_reader_of_shop), "{role:?}: {seen:?}");
         // Changing: none of these may.
-        let new = NewSmtpAccount { class: Class::Transactional, allowed_from: Vec::new(), limits: Limits::default() };
+        let new = NewSmtpAccount {
+            class: Class::Transactional,
+            allowed_from: Vec::new(),
+            limits: Limits::default(),
+            ..Default::default()
+        };
         let changes = [
             is_kept_out(daemon.accounts.add_smtp_account(&actor, shop, new, now).await),
             is_kept_out(daemon.accounts.set_tenant_limits(&actor, shop, Limits::default(), now).await),

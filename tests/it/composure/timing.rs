@@ -36,8 +36,12 @@ async fn refused_logins_do_not_differ_in_answer_nor_grossly_in_time() {
     for name in ["shop", "other"] {
         let tenant = accounts.add_tenant(&operator(), name, now).await.unwrap().id;
         for _ in 0..2 {
-            let new =
-                NewSmtpAccount { class: Class::Transactional, allowed_from: Vec::new(), limits: Limits::default() };
+            let new = NewSmtpAccount {
+                class: Class::Transactional,
+                allowed_from: Vec::new(),
+                limits: Limits::default(),
+                ..Default::default()
+            };
             let (account, password) = accounts.add_smtp_account(&operator(), tenant, new, now).await.unwrap();
             logins.push((tenant, account, password.to_string()));
         }
@@ -65,7 +69,8 @@ async fn refused_logins_do_not_differ_in_answer_nor_grossly_in_time() {
     for _ in 0..TRIES {
         for case in &mut cases {
             let peer = "192.0.2.1".parse().unwrap();
-            let attempt = LoginAttempt { login: &case.login, password: &case.password, peer, vip: &vip };
+            let attempt =
+                LoginAttempt { login: &case.login, password: &case.password, peer, vip: &vip, tls: "TLSv1.3" };
             let began = Instant::now();
             let answer = accounts.authenticate(&attempt, now).await;
             case.spans.push(began.elapsed());

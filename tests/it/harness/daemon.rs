@@ -129,7 +129,12 @@ impl Running {
 
     /// `postern smtp-account add`.
     pub async fn account(&self, tenant: TenantId) -> Login {
-        let new = NewSmtpAccount { class: Class::Transactional, allowed_from: Vec::new(), limits: Limits::default() };
+        let new = NewSmtpAccount {
+            class: Class::Transactional,
+            allowed_from: Vec::new(),
+            limits: Limits::default(),
+            ..Default::default()
+        };
         let made = self.daemon.accounts.add_smtp_account(&operator(), tenant, new, Timestamp::now()).await.unwrap();
         Login { login: made.0.login, password: made.1.to_string() }
     }

@@ -85,6 +85,7 @@ impl Door {
                 class: Class::Transactional,
                 allowed_from: Vec::new(),
                 limits: accounts::Limits::default(),
+                ..Default::default()
             };
             let (account, password) = accounts.add_smtp_account(&actor, tenant.id, new, now).await.unwrap();
             let (IpAddr::V4(ipv4), ehlo) = (address, Domain::parse(NAME).unwrap()) else { panic!("IPv4") };

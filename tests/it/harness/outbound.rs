@@ -178,6 +178,7 @@ impl Outbound {
             recipients: to.iter().map(recipient).collect(),
             labels: Default::default(),
             notice_about: None,
+            beside: Default::default(),
         }
     }
 
