@@ -207,6 +207,8 @@ impl Daemon {
         self.rest.vital("certificates", Arc::clone(&self.certificates).watch(CERTIFICATE_POLL, shutdown()));
         self.rest.vital("people", administrators::persist(Arc::clone(&rooms.people), shutdown()));
         self.rest.vital("accounts", persist_accounts(Arc::clone(&self.accounts), shutdown()));
+        let (tenancy, stop) = (Arc::clone(&rooms.tenancy), shutdown());
+        self.rest.vital("tenancy", async move { tenancy.run(stop).await });
         let (intake, stop) = (Arc::clone(&rooms.intake), shutdown());
         self.rest.vital("intake", async move { intake.keep(&stop).await });
         self.rest.vital("operations", Arc::clone(&rooms.operations).run(shutdown()));

@@ -43,6 +43,8 @@ pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed
 pub mod submission; // the SMTP door
 
+pub mod tenancy; // tenants that leave: deletion after a grace period
+
 // copies
 pub mod backup; // taken while serving, sealed; restored; one engine to another
 pub mod keyring; // changing the master key

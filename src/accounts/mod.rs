@@ -24,6 +24,7 @@ pub use rules::{ALLOWED_SENDERS_MAX, AllowedSender, NAME_CHARACTERS_MAX};
 pub use secret::SECRETS_MAX;
 pub use seen::{LOGINS_SEEN_MAX, LoginSeen, LoginWay};
 pub use smtp_accounts::{ALLOWED_FROM_MAX, AccountChange, NewSmtpAccount};
+pub use tenants::{REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX};
 pub use trust::NETWORKS_PER_TENANT_MAX;
 
 use std::collections::HashMap;
@@ -60,6 +61,11 @@ pub struct Tenant {
     pub move_to_shared: MoveToShared,
     /// When it was made.
     pub created: Timestamp,
+    /// Where its data may be kept, in the operator's words; may be empty. It changes nothing by itself.
+    pub region: String,
+    /// After how many days what is kept of its finished messages is forgotten, if that is earlier than the
+    /// instance does it.
+    pub retention_days: Option<u16>,
 }
 
 /// Whether mail is taken.
@@ -301,7 +307,7 @@ impl Accounts {
 
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
-        let (tenants, mut damaged) = records::load::<Tenant>(&*store, &[prefix::TENANT])?;
+        let (tenants, mut damaged) = records::load_with(&*store, &[prefix::TENANT], stored::read_tenant)?;
         let (accounts, more) = stored::load_accounts(&*store)?;
         damaged.extend(more);
         let mut known = Records::default();

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::rules::{check_name, check_senders};
-use super::stored::{account_bytes, stored_account};
+use super::stored::{account_bytes, stored_account, stored_tenant};
 use super::{
     Accounts, AllowedSender, Limits, LoginSeen, LoginState, SECRETS_MAX, SmtpAccount, Tenant, account_key, limits,
     login_key, secret, tenant_key,
@@ -97,7 +97,7 @@ impl Accounts {
             dialects: new.dialects,
         };
         let mut batch = Batch::new();
-        batch.if_equals(tenant_key(tenant), codec::encode(&owner));
+        batch.if_equals(tenant_key(tenant), stored_tenant(&**self.desk.store(), tenant)?);
         batch.if_absent(account_key(account.id)).set(account_key(account.id), account_bytes(&account));
         batch.if_absent(login_key(&account.login)).set(login_key(&account.login), codec::encode(&account.id));
         let act = Act::new("smtp-account.add", account.login.clone()).of(tenant);

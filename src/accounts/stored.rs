@@ -1,4 +1,4 @@
-//! Stored shapes of SMTP accounts: the second one, and the first one as earlier releases wrote it.
+//! Stored shapes of tenants and SMTP accounts: the second ones, and the first ones as earlier releases wrote them.
 //!
 //! Easy to get wrong: a change is conditional on what is stored, which may still have the first shape, so
 //! the condition is the stored octets and never the record encoded anew.
@@ -6,9 +6,9 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, LoginState, SmtpAccount, account_key};
+use super::{DelayNotices, Limits, LoginState, MoveToShared, Sending, SmtpAccount, Tenant, account_key, tenant_key};
 use crate::ext::Timestamp;
-use crate::mail::{Class, SmtpAccountId, TenantId};
+use crate::mail::{Class, SmtpAccountId, TenantId, VipId};
 use crate::records::{self, AdminError, Damage};
 use crate::store::{Store, StoreError, codec, prefix};
 
@@ -45,6 +45,51 @@ impl From<FirstAccount> for SmtpAccount {
             dialects: Vec::new(),
         }
     }
+}
+
+/// Before tenants had a region and a retention of their own.
+#[derive(Serialize, Deserialize)]
+struct FirstTenant {
+    id: TenantId,
+    name: String,
+    sending: Sending,
+    limits: Limits,
+    delay_notices: DelayNotices,
+    default_vip: Option<VipId>,
+    move_to_shared: MoveToShared,
+    created: Timestamp,
+}
+
+impl From<FirstTenant> for Tenant {
+    fn from(first: FirstTenant) -> Self {
+        Self {
+            id: first.id,
+            name: first.name,
+            sending: first.sending,
+            limits: first.limits,
+            delay_notices: first.delay_notices,
+            default_vip: first.default_vip,
+            move_to_shared: first.move_to_shared,
+            created: first.created,
+            region: String::new(),
+            retention_days: None,
+        }
+    }
+}
+
+/// A tenant as it is written.
+pub fn tenant_bytes(tenant: &Tenant) -> Vec<u8> {
+    codec::encode_second(tenant)
+}
+
+/// A tenant in either shape.
+pub fn read_tenant(bytes: &[u8]) -> Result<Tenant, StoreError> {
+    codec::decode_second::<FirstTenant, Tenant>(bytes)
+}
+
+/// The octets that are stored of a tenant: what a change of it is conditional on.
+pub fn stored_tenant(store: &dyn Store, id: TenantId) -> Result<Vec<u8>, AdminError> {
+    store.get(&tenant_key(id))?.ok_or_else(|| AdminError::Missing(format!("tenant {id}")))
 }
 
 /// An account as it is written.

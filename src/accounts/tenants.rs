@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::stored::{stored_tenant, tenant_bytes};
 use super::{Accounts, DelayNotices, Limits, MoveToShared, Sending, Tenant, limits, tenant_key, tenant_name_key};
 use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
@@ -12,6 +13,10 @@ use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
 use crate::vips::Vip;
 
+/// Characters of a region, at most.
+pub const REGION_CHARACTERS_MAX: usize = 60;
+/// Days of a tenant's own retention, at most; the instance's own end counts if it is earlier.
+pub const RETENTION_DAYS_MAX: u16 = 3650;
 /// Octets of a tenant's name, at most: a DNS label, since names end up in logins and host names.
 const NAME_OCTETS_MAX: usize = 63;
 
@@ -29,13 +34,15 @@ impl Accounts {
             default_vip: None,
             move_to_shared: MoveToShared::Forbidden,
             created: now,
+            region: String::new(),
+            retention_days: None,
         };
         let turn = self.desk.turn().await;
         if self.tenant_named(name).is_some() {
             return Err(AdminError::Exists(format!("tenant {name}")));
         }
         let mut batch = Batch::new();
-        batch.if_absent(tenant_key(tenant.id)).set(tenant_key(tenant.id), codec::encode(&tenant));
+        batch.if_absent(tenant_key(tenant.id)).set(tenant_key(tenant.id), tenant_bytes(&tenant));
         batch.if_absent(tenant_name_key(name)).set(tenant_name_key(name), codec::encode(&tenant.id));
         let act = Act::new("tenant.add", format!("{name} {}", tenant.id)).of(tenant.id);
         records::record(&mut batch, actor, act, now);
@@ -110,6 +117,43 @@ impl Accounts {
         self.change_tenant((actor, now), id, "tenant.default-vip", |tenant| tenant.default_vip = chosen).await
     }
 
+    /// Sets where a tenant's data may be kept, in words.
+    pub async fn set_region(
+        &self,
+        actor: &Actor,
+        id: TenantId,
+        region: &str,
+        now: Timestamp,
+    ) -> Result<Tenant, AdminError> {
+        if region.chars().count() > REGION_CHARACTERS_MAX || region.chars().any(char::is_control) {
+            return Err(AdminError::Invalid(format!(
+                "a region has at most {REGION_CHARACTERS_MAX} printable characters"
+            )));
+        }
+        self.change_tenant((actor, now), id, "tenant.region", |tenant| region.clone_into(&mut tenant.region)).await
+    }
+
+    /// Sets after how many days what is kept of a tenant's finished messages is forgotten; `None` is when the
+    /// instance does it.
+    pub async fn set_retention(
+        &self,
+        actor: &Actor,
+        id: TenantId,
+        days: Option<u16>,
+        now: Timestamp,
+    ) -> Result<Tenant, AdminError> {
+        if days.is_some_and(|days| !(1..=RETENTION_DAYS_MAX).contains(&days)) {
+            return Err(AdminError::Invalid(format!("a retention is 1 to {RETENTION_DAYS_MAX} days")));
+        }
+        self.change_tenant((actor, now), id, "tenant.retention", |tenant| tenant.retention_days = days).await
+    }
+
+    /// Tenants with a retention of their own, and its days.
+    pub fn retentions(&self) -> Vec<(TenantId, u16)> {
+        let known = records::read(&self.memory.records);
+        known.tenants.values().filter_map(|tenant| Some((tenant.id, tenant.retention_days?))).collect()
+    }
+
     /// Removes an empty tenant. `held` are the words for what other rooms still keep for it
     /// (virtual IPs, domains, queued mail); the caller has asked them.
     pub async fn remove_tenant(
@@ -131,7 +175,7 @@ impl Accounts {
             return Err(AdminError::Invalid(format!("tenant {} still has {}", tenant.name, held.join(", "))));
         }
         let mut batch = Batch::new();
-        batch.if_equals(tenant_key(id), codec::encode(&tenant)).remove(tenant_key(id));
+        batch.if_equals(tenant_key(id), stored_tenant(&**self.desk.store(), id)?).remove(tenant_key(id));
         batch.remove(tenant_name_key(&tenant.name)).remove(limits::key(limits::Counted::Tenant(id)));
         records::audit(&mut batch, actor, "tenant.remove", format!("{} {id}", tenant.name), now);
         let memory = Arc::clone(&self.memory);
@@ -160,7 +204,8 @@ impl Accounts {
         let mut tenant = before.clone();
         change(&mut tenant);
         let mut batch = Batch::new();
-        batch.if_equals(tenant_key(id), codec::encode(&before)).set(tenant_key(id), codec::encode(&tenant));
+        let stored = stored_tenant(&**self.desk.store(), id)?;
+        batch.if_equals(tenant_key(id), stored).set(tenant_key(id), tenant_bytes(&tenant));
         let act = Act::new(act, format!("{} {id}", tenant.name)).of(id).changes(facts(&before), facts(&tenant));
         records::record(&mut batch, actor, act, now);
         let (memory, changed) = (Arc::clone(&self.memory), tenant.clone());
@@ -176,6 +221,8 @@ fn facts(tenant: &Tenant) -> Vec<(&'static str, String)> {
         ("limits", tenant.limits.words()),
         ("delay_notices", format!("{:?}", tenant.delay_notices)),
         ("move_to_shared", format!("{:?}", tenant.move_to_shared)),
+        ("region", tenant.region.clone()),
+        ("retention_days", tenant.retention_days.map_or_else(|| "as the instance".to_owned(), |days| days.to_string())),
         ("default_vip", tenant.default_vip.map_or_else(|| "none".to_owned(), |id| id.to_string())),
     ]
 }

@@ -6,6 +6,7 @@
 //! Easy to get wrong: a pause holds from the moment it is decided, in memory; what is decided is a
 //! function of the events alone, so a crash before it is stored decides it again.
 
+mod forgetting;
 mod limits;
 mod tally;
 mod watch;

@@ -212,6 +212,24 @@ pub enum Tenant {
         /// The tenant
         name: String,
     },
+    /// Delete a tenant and everything kept of it after a grace period, once its mail is done; it stops sending now
+    Delete {
+        /// The tenant
+        name: String,
+        /// Days within which that can be taken back (7 unless said)
+        #[arg(long, value_name = "DAYS")]
+        grace_days: Option<u16>,
+        /// Take it back
+        #[arg(long, conflicts_with = "grace_days")]
+        undo: bool,
+    },
+    /// Write everything kept of a tenant into a file: compressed (zstd) lines of JSON
+    Export {
+        /// The tenant
+        name: String,
+        /// Where to; must not be there yet
+        file: PathBuf,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -227,6 +245,12 @@ pub struct TenantSet {
     /// The virtual IP that mail handed in otherwise than by SMTP leaves by: an address or id, or `none`
     #[arg(long, value_name = "VIP")]
     pub default_vip: Option<String>,
+    /// Where its data may be kept, in your words; it changes nothing by itself
+    #[arg(long, value_name = "TEXT")]
+    pub region: Option<String>,
+    /// Forget what is kept of its finished messages after so many days; 0 for when the instance does it
+    #[arg(long, value_name = "DAYS")]
+    pub retention_days: Option<u16>,
 }
 
 /// Yes or no.

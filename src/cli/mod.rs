@@ -28,6 +28,7 @@ mod store;
 mod suppression;
 mod tenant;
 mod tls;
+mod transfer;
 mod user;
 mod vip;
 mod webhook;

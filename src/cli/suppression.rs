@@ -1,14 +1,11 @@
 //! `postern suppression`.
 
-#[path = "transfer.rs"]
-mod transfer;
-
 use serde_json::Value;
 
 use super::arguments::{ListName, Suppression};
 use super::client::{Fault, encoded};
 use super::output::{Table, when};
-use super::{Session, rows};
+use super::{Session, rows, transfer};
 use crate::web::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson};
 
 /// Carries out one of them.

@@ -5,8 +5,10 @@ use serde_json::Value;
 use super::arguments::{Switch, Tenant, TenantSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, limits, read, when};
-use super::{Session, rows};
-use crate::web::{DomainJson, LimitsJson, NewTenantJson, SmtpAccountJson, TenantChangeJson, TenantJson, VipJson};
+use super::{Session, rows, transfer};
+use crate::web::{
+    DomainJson, LimitsJson, NewDeletionJson, NewTenantJson, SmtpAccountJson, TenantChangeJson, TenantJson, VipJson,
+};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Tenant) -> Result<(), Fault> {
@@ -53,6 +55,26 @@ pub async fn run(session: &Session, command: &Tenant) -> Result<(), Fault> {
             let answer = session.client.delete(&path(name)).await?;
             session.done(&answer, &format!("tenant {name} removed"))
         }
+        Tenant::Delete { name, undo: true, .. } => {
+            let tenant = session.client.delete(&format!("{}/deletion", path(name))).await?;
+            session.show(&tenant, |_, tenant: TenantJson| {
+                let sends = if tenant.suspended { "is suspended, as before" } else { "sends again" };
+                format!("tenant {} is not deleted and {sends}\n", tenant.name)
+            })
+        }
+        Tenant::Delete { name, grace_days, undo: false } => {
+            let asked = NewDeletionJson { grace_days: *grace_days };
+            let tenant = session.client.post(&format!("{}/deletion", path(name)), &asked).await?;
+            session.show(&tenant, |session, tenant: TenantJson| {
+                let due = tenant.deletion.map(|deletion| when(&deletion.due, session.now)).unwrap_or_default();
+                format!(
+                    "tenant {0} no longer sends and is deleted {due}, once its mail is done\n\
+                     Until then: postern tenant delete {0} --undo\n",
+                    tenant.name
+                )
+            })
+        }
+        Tenant::Export { name, file } => transfer::export_tenant(session, name, file).await,
     }
 }
 
@@ -67,6 +89,8 @@ async fn change_treatment(session: &Session, set: &TenantSet) -> Result<(), Faul
         may_move_to_shared: set.move_to_shared.map(is_yes),
         delay_notices_always: set.delay_notices.map(is_yes),
         default_vip: set.default_vip.as_ref().map(|vip| if vip == "none" { String::new() } else { vip.clone() }),
+        region: set.region.clone(),
+        retention_days: set.retention_days,
         ..TenantChangeJson::default()
     };
     let tenant = session.client.patch(&path(&set.name), &change).await?;
@@ -108,7 +132,7 @@ fn facts(session: &Session, tenant: TenantJson) -> String {
     let yes_no = |yes| if yes { "yes" } else { "no" };
     format!(
         "Tenant         {}\nId             {}\nSending        {}\nLimits         {}\nDelay notices  {}\n\
-         Move to shared {}\nDefault VIP    {}\nAdded          {}\n",
+         Move to shared {}\nDefault VIP    {}\nRegion         {}\nRetention      {}\nAdded          {}\n{}",
         tenant.name,
         tenant.id,
         if tenant.suspended { session.colour.yellow("suspended") } else { session.colour.green("allowed") },
@@ -116,7 +140,12 @@ fn facts(session: &Session, tenant: TenantJson) -> String {
         if tenant.delay_notices_always { "always" } else { "when asked for" },
         yes_no(tenant.may_move_to_shared),
         tenant.default_vip.as_deref().unwrap_or("the oldest of its own"),
-        when(&tenant.created, session.now)
+        if tenant.region.is_empty() { "-" } else { &tenant.region },
+        tenant.retention_days.map_or_else(|| "as the instance".to_owned(), |days| format!("{days} days")),
+        when(&tenant.created, session.now),
+        tenant.deletion.map_or_else(String::new, |deletion| {
+            format!("Deleted        {}, asked for by {}\n", when(&deletion.due, session.now), deletion.by)
+        })
     )
 }
 

@@ -1,13 +1,13 @@
-//! `postern suppression import`, `export`, `operations`, `cancel`.
+//! Files that come and go: `postern suppression import`, `export`, `operations`, `cancel`, `postern tenant export`.
 //!
 //! Easy to get wrong: whoever interrupts the command does not interrupt the daemon; the operation goes on.
 
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::client::{Fault, encoded};
-use super::super::output::{self, Table, when};
-use super::super::{Session, rows};
+use super::client::{Fault, encoded};
+use super::output::{self, Table, when};
+use super::{Session, rows};
 use crate::web::OperationJson;
 
 /// How often it is asked how far the daemon is.
@@ -32,15 +32,24 @@ pub async fn import(session: &Session, tenant: &str, file: &Path, query: &str) -
 
 /// Has a list written and fetches it.
 pub async fn export(session: &Session, tenant: &str, file: &Path, query: &str) -> Result<(), Fault> {
+    fetch(session, tenant, file, (&format!("suppression-exports{query}"), "entries")).await
+}
+
+/// Has everything of a tenant written and fetches it.
+pub async fn export_tenant(session: &Session, tenant: &str, file: &Path) -> Result<(), Fault> {
+    fetch(session, tenant, file, ("export", "lines")).await
+}
+
+async fn fetch(session: &Session, tenant: &str, file: &Path, (what, parts): (&str, &str)) -> Result<(), Fault> {
     let unwritten = |error| Fault::Failed(format!("{}: {error}", file.display()));
     let mut out = tokio::fs::OpenOptions::new();
     let mut out = out.write(true).create_new(true).mode(0o600).open(file).await.map_err(unwritten)?;
-    let path = format!("/tenants/{}/suppression-exports{query}", encoded(tenant));
+    let path = format!("/tenants/{}/{what}", encoded(tenant));
     let begun = session.client.upload(&path, "text/csv", Vec::new()).await?;
     let (value, done) = wait(session, tenant, begun).await?;
     session.client.download(&format!("{}/result", path_of(tenant, &done.id)), &mut out).await?;
     out.sync_all().await.map_err(unwritten)?;
-    session.done(&value, &format!("{} entries written to {}", done.written, file.display()))
+    session.done(&value, &format!("{} {parts} written to {}", done.written, file.display()))
 }
 
 /// Lists operations.

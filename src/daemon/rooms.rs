@@ -25,6 +25,7 @@ use crate::routing::Routes;
 use crate::seal::MasterKey;
 use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
+use crate::tenancy::{self, Tenancy};
 use crate::vips::{Owner, Vips};
 use crate::webhooks::{self, Webhooks};
 use crate::{events, records, submission, web};
@@ -52,6 +53,7 @@ pub(super) struct Rooms {
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
     pub(super) webhooks: Arc<Webhooks>,
+    pub(super) tenancy: Arc<Tenancy>,
 }
 
 impl Rooms {
@@ -108,6 +110,23 @@ impl Rooms {
             settings: config.webhooks,
         };
         let webhooks = Arc::new(Webhooks::open(parts).map_err(unreadable("webhooks"))?);
+        let people = Arc::new(people);
+        let parts = tenancy::Parts {
+            store: records(),
+            accounts: Arc::clone(&accounts),
+            domains: Arc::clone(&domains),
+            vips: Arc::clone(&vips),
+            people: Arc::clone(&people),
+            routes: Arc::clone(&routes),
+            webhooks: Arc::clone(&webhooks),
+            suppression: Arc::clone(&suppression),
+            operations: Arc::clone(&operations),
+            queue: Arc::clone(&queue),
+            breaker: Arc::clone(&breaker),
+            delivery: Arc::clone(&delivery),
+            further: Vec::new(),
+        };
+        let tenancy = Arc::new(Tenancy::open(parts).map_err(unreadable("deletions of tenants"))?);
         Ok(Self {
             store,
             blobs,
@@ -118,7 +137,7 @@ impl Rooms {
             suppression,
             operations,
             routes,
-            people: Arc::new(people),
+            people,
             queue,
             backup,
             delivery,
@@ -129,6 +148,7 @@ impl Rooms {
             bell,
             gate: Arc::new(Gate::new(config.gate)),
             webhooks,
+            tenancy,
         })
     }
 
@@ -146,6 +166,7 @@ impl Rooms {
             self.tls_policies.damaged(),
             self.operations.damaged(),
             self.webhooks.damaged(),
+            self.tenancy.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -175,6 +196,7 @@ impl Rooms {
             blobs: rooms.blobs,
             gate: rooms.gate,
             webhooks: rooms.webhooks,
+            tenancy: rooms.tenancy,
             about,
         }
     }

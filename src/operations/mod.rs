@@ -1,4 +1,4 @@
-//! Work that takes longer than a request: imports and exports of lists. Each is a durable record with
+//! Work that takes longer than a request: imports and exports of lists, exports of whole tenants. Each is a durable record with
 //! progress, files for what comes in and goes out, and can be cancelled; one is carried out at a time.
 //!
 //! Recipe: [`Operations::upload`] or [`Operations::export`] begins one; [`Operations::run`] carries them out,
@@ -9,12 +9,13 @@ mod csv;
 mod export;
 mod import;
 mod record;
+mod tenant;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -24,11 +25,12 @@ use crate::background::Shutdown;
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::records::{self, Act, AdminError, Damage};
-use crate::store::{Batch, Store, StoreError, codec, prefix};
+use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 use crate::suppression::{Place, Suppression};
 
 pub use import::{IMPORT_BYTES_MAX, Upload};
 pub use record::{Form, Kind, Operation, OperationId, State};
+pub use tenant::Lines;
 
 /// Operations of one tenant that are not finished, at most.
 pub const UNFINISHED_MAX: usize = 4;
@@ -51,6 +53,7 @@ pub struct Operations {
     all: Mutex<BTreeMap<Name, Operation>>,
     cancelled: Mutex<HashSet<Name>>,
     nudge: Notify,
+    lines: OnceLock<Lines>,
     damaged: Vec<Damage>,
 }
 
@@ -87,7 +90,8 @@ impl Operations {
             }
         }
         let (all, cancelled, nudge) = (Mutex::new(all), Mutex::default(), Notify::new());
-        Ok(Self { store, suppression, folder: folder.to_owned(), all, cancelled, nudge, damaged })
+        let lines = OnceLock::new();
+        Ok(Self { store, suppression, folder: folder.to_owned(), all, cancelled, nudge, lines, damaged })
     }
 
     /// Records that could not be read at open.
@@ -109,9 +113,18 @@ impl Operations {
         found.ok_or_else(|| AdminError::Missing(format!("operation {id}")))
     }
 
-    /// A file of a finished operation, if it has one.
-    pub fn file(&self, actor: &Actor, tenant: TenantId, id: OperationId, part: Part) -> Result<PathBuf, AdminError> {
+    /// A file of a finished operation, if it has one. That of a whole tenant is a dangerous thing to have.
+    pub fn file(
+        &self,
+        actor: &Actor,
+        (tenant, id): (TenantId, OperationId),
+        part: Part,
+        now: Timestamp,
+    ) -> Result<PathBuf, AdminError> {
         let operation = self.get(actor, tenant, id)?;
+        if operation.kind == Kind::Tenant {
+            tenant::require_all(actor, tenant, now)?;
+        }
         let path = self.path(id, part);
         if !operation.state.is_finished() || !path.exists() {
             return Err(AdminError::Missing(format!("such file of operation {id}, or not yet")));
@@ -138,6 +151,29 @@ impl Operations {
         records::lock(&self.cancelled).insert((tenant, id));
         self.nudge.notify_one();
         Ok(operation)
+    }
+
+    /// Removes the records and files of a tenant that is deleted. One that is under way is cancelled first, and
+    /// its removal is to be asked for again.
+    pub async fn forget_tenant(&self, actor: &Actor, tenant: TenantId) -> Result<(), AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let (mut gone, mut is_busy) = (Vec::new(), false);
+        {
+            let all = records::lock(&self.all);
+            for (name, operation) in all.iter().filter(|(name, _)| name.0 == tenant) {
+                if operation.state.is_finished() {
+                    gone.push((*name, operation.key()));
+                } else {
+                    is_busy = true;
+                    records::lock(&self.cancelled).insert(*name);
+                }
+            }
+        }
+        if is_busy {
+            self.nudge.notify_one();
+            return Err(AdminError::Invalid("an operation of the tenant is under way and being cancelled".into()));
+        }
+        self.remove(gone).await.map_err(AdminError::from)
     }
 
     /// Begins an export of a list.
@@ -215,6 +251,7 @@ impl Operations {
             let ended = match operation.kind.clone() {
                 Kind::Import { reason } => own.import(&mut operation, reason, (&handle, &stop)),
                 Kind::Export { form } => own.export_all(&mut operation, form, (&handle, &stop)),
+                Kind::Tenant => own.write_tenant(&mut operation, (&handle, &stop)),
             };
             (operation, ended)
         });
@@ -244,7 +281,13 @@ impl Operations {
         let by = Actor::of(operation.by.clone(), Role::InstanceAdmin);
         loop {
             let shown = format!("{} {}", operation.id, operation.state.word());
-            let act = Act::new(format!("suppression.{}", operation.kind.word()), shown).of(operation.tenant);
+            let act = match operation.kind {
+                Kind::Tenant => Act::new("tenant.export", shown),
+                Kind::Import { .. } | Kind::Export { .. } => {
+                    Act::new(format!("suppression.{}", operation.kind.word()), shown)
+                }
+            };
+            let act = act.of(operation.tenant);
             let act = act.counted(operation.added.max(operation.written), operation.input);
             let mut batch = Batch::new();
             batch.set(operation.key(), codec::encode(&operation));
@@ -279,17 +322,23 @@ impl Operations {
                 }
             }
         }
+        if let Err(error) = self.remove(gone).await {
+            tracing::warn!(%error, "old operations could not be removed");
+        }
+    }
+
+    /// Removes records and their files.
+    async fn remove(&self, gone: Vec<(Name, Key)>) -> Result<(), CommitError> {
         for (name, key) in gone {
             let mut batch = Batch::new();
             batch.remove(key);
-            if let Err(error) = self.store.commit(batch).await {
-                return tracing::warn!(%error, "old operations could not be removed");
-            }
+            self.store.commit(batch).await?;
             records::lock(&self.all).remove(&name);
             for part in [Part::Input, Part::Result, Part::Rejected] {
                 let _ = fs::remove_file(self.path(name.1, part));
             }
         }
+        Ok(())
     }
 
     fn is_cancelled(&self, operation: &Operation) -> bool {

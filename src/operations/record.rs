@@ -51,6 +51,8 @@ pub enum Kind {
         /// How.
         form: Form,
     },
+    /// Everything of a tenant becomes a compressed file of JSON lines.
+    Tenant,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
         match self {
             Self::Import { .. } => "import",
             Self::Export { .. } => "export",
+            Self::Tenant => "tenant-export",
         }
     }
 }

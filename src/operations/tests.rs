@@ -56,7 +56,7 @@ impl Bench {
     }
 
     fn read(&self, id: OperationId, part: Part) -> String {
-        let path = self.operations.file(&admin(), TENANT, id, part).unwrap();
+        let path = self.operations.file(&admin(), (TENANT, id), part, Timestamp::now()).unwrap();
         fs::read_to_string(path).unwrap()
     }
 

@@ -178,4 +178,22 @@ impl People {
         }
         Ok(count)
     }
+
+    /// The links of people who are gone.
+    pub(super) fn links_of_nobody(&self) -> Result<Vec<Key>, AdminError> {
+        let (mut from, end) = (vec![prefix::ONE_TIME], after_prefix(&[prefix::ONE_TIME]));
+        let mut found = Vec::new();
+        loop {
+            let page = self.desk.store().range(&from, &end, SWEEP_AT_ONCE)?;
+            let Some((last, _)) = page.last() else { return Ok(found) };
+            from.clone_from(last);
+            from.push(0);
+            let known = records::read(&self.memory.records);
+            let is_gone = |bytes: &[u8]| match codec::decode::<Stored>(bytes).map(|link| link.purpose) {
+                Ok(Purpose::Activate(user) | Purpose::Reset(user)) => !known.users.contains_key(&user),
+                Ok(Purpose::SetUp) | Err(_) => false,
+            };
+            found.extend(page.into_iter().filter(|(_, bytes)| is_gone(bytes)).map(|(key, _)| key));
+        }
+    }
 }

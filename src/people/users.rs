@@ -13,7 +13,7 @@ use super::{
     FactorPolicy, People, User, UserState, check_networks, email_key, is_allowed, is_self, permission, policy_key,
     user_key,
 };
-use crate::access::{Action, Actor, ROLES, Resource, Role};
+use crate::access::{Action, Actor, Permission, ROLES, Resource, Role};
 use crate::ext::Timestamp;
 use crate::mail::{Address, SmtpAccountId, TenantId, UserId, printable};
 use crate::records::{self, Act, AdminError};
@@ -301,6 +301,22 @@ impl People {
         records::record(&mut batch, actor, act, now);
         let memory = Arc::clone(&self.memory);
         turn.commit(batch, move || drop(records::write(&memory.records).policies.insert(tenant, policy))).await?;
+        Ok(())
+    }
+
+    /// Forgets which roles of a tenant that is deleted must have a second factor, and the links of its people,
+    /// who were removed before.
+    ///
+    /// # Errors
+    /// If the actor may not.
+    pub async fn forget_tenant(&self, actor: &Actor, tenant: TenantId) -> Result<(), AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let turn = self.desk.turn().await;
+        let mut batch = Batch::new();
+        batch.remove(policy_key(Some(tenant)));
+        self.links_of_nobody()?.into_iter().for_each(|key| drop(batch.remove(key)));
+        let memory = Arc::clone(&self.memory);
+        turn.commit(batch, move || drop(records::write(&memory.records).policies.remove(&Some(tenant)))).await?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::key;
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{ERASE_ACT, History, history_key};
 use crate::ext::Timestamp;
-use crate::mail::{Address, Domain, QueueId, ReversePath};
+use crate::mail::{Address, Domain, QueueId, ReversePath, TenantId};
 use crate::records::{Act, AdminError, record};
 use crate::store::{Batch, CommitError, Key, prefix};
 
@@ -48,6 +48,39 @@ impl Queue {
                 forgotten += batch.changes.len();
                 self.store.commit(batch).await?;
             }
+        }
+    }
+
+    /// Removes history records of finished messages of some tenants: those accepted before the moment that
+    /// `before` names for their tenant. Reads every record that was accepted before `latest`; returns how many
+    /// went.
+    pub async fn forget_histories_of(
+        &self,
+        before: &(dyn Fn(TenantId) -> Option<Timestamp> + Sync),
+        latest: Timestamp,
+    ) -> Result<usize, CommitError> {
+        let end = first_of(latest);
+        let mut from: Key = vec![prefix::HISTORY];
+        let mut forgotten = 0;
+        loop {
+            let page = self.store.range(&from, &end, FORGOTTEN_AT_ONCE).map_err(refused)?;
+            let Some((last, _)) = page.last() else { return Ok(forgotten) };
+            from.clone_from(last);
+            from.push(0);
+            let mut batch = Batch::new();
+            for (own, bytes) in page {
+                let Ok(history) = History::from_bytes(&bytes) else { continue };
+                let is_over = before(history.tenant).is_some_and(|moment| history.accepted < moment);
+                let Some(id) = key::id_of(&own).filter(|_| is_over) else { continue };
+                if self.store.get(&key::message(id)).map_err(refused)?.is_none() {
+                    batch.remove(own);
+                }
+            }
+            if !batch.changes.is_empty() {
+                forgotten += batch.changes.len();
+                self.store.commit(batch).await?;
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -92,7 +125,7 @@ mod tests {
     use super::*;
     use crate::access::Role;
     use crate::events::{EventKind, MailEvent, Why};
-    use crate::mail::{Reply, TenantId};
+    use crate::mail::Reply;
     use crate::queue::tests::{Bench, WALL, all, delivered, message, peer};
     use crate::queue::{Onward, Outcome};
     use crate::store::Store as _;

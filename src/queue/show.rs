@@ -15,9 +15,9 @@ use super::verbs::RECORDS_MAX;
 use super::walk::{Budget, Meant, Walk};
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
-use crate::mail::{QueueId, SmtpAccountId};
+use crate::mail::{QueueId, SmtpAccountId, TenantId};
 use crate::records::AdminError;
-use crate::store::{StoreError, after_prefix};
+use crate::store::{Key, StoreError, after_prefix, prefix};
 
 /// Messages in one page, at most.
 pub const PAGE_MAX: usize = 1_000;
@@ -187,6 +187,21 @@ impl Queue {
     /// The history record of a message.
     pub fn history(&self, id: QueueId) -> Result<Option<History>, StoreError> {
         self.store.get(&history_key(id))?.map(|bytes| History::from_bytes(&bytes)).transpose()
+    }
+
+    /// What is kept of messages of a tenant, from `from` on, and where the next page begins. Blocks on the disk.
+    pub fn histories_of(
+        &self,
+        tenant: TenantId,
+        from: Option<QueueId>,
+        limit: usize,
+    ) -> Result<(Vec<(QueueId, History)>, Option<QueueId>), StoreError> {
+        let start = from.map_or_else(|| vec![prefix::HISTORY], history_key);
+        let page = self.store.range(&start, &after_prefix(&[prefix::HISTORY]), limit.saturating_add(1))?;
+        let next = page.get(limit).and_then(|(key, _)| key::id_of(key));
+        let read = |(key, bytes): &(Key, Vec<u8>)| Some((key::id_of(key)?, History::from_bytes(bytes).ok()?));
+        let own = page.iter().take(limit).filter_map(read).filter(|(_, history)| history.tenant == tenant);
+        Ok((own.collect(), next))
     }
 
     pub(super) fn lane_records_of(&self, id: QueueId) -> Result<LaneRecords, StoreError> {

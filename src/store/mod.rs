@@ -127,6 +127,8 @@ pub mod prefix {
     pub const CURSOR: u8 = b'k';
     /// records: the audit chains, one per tenant and one of the instance.
     pub const AUDIT: u8 = b'a';
+    /// tenancy: tenants that are to be deleted.
+    pub const TENANCY: u8 = b'E';
     /// people: `UserId` -> user.
     pub const USER: u8 = b'P';
     /// people: `KeyId` -> API key.

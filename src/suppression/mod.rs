@@ -18,7 +18,7 @@ use crate::access::{Action, Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
-use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec};
+use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
 pub use place::{Colour, Place};
 
@@ -430,6 +430,25 @@ impl Suppression {
         match self.change(actor, place.into(), gone, now).await?.removed {
             0 => Err(AdminError::Missing(format!("entry for {subject}"))),
             _ => Ok(()),
+        }
+    }
+
+    /// Removes every entry of every list of a tenant that is deleted; how many.
+    pub async fn forget_tenant(&self, actor: &Actor, tenant: TenantId) -> Result<u64, AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let own = [&[prefix::SUPPRESSION][..], &tenant.0.to_be_bytes()].concat();
+        let (end, mut removed) = (after_prefix(&own), 0_u64);
+        loop {
+            let rows = self.desk.store().range(&own, &end, PAGE_MAX)?;
+            if rows.is_empty() {
+                return Ok(removed);
+            }
+            let mut batch = Batch::new();
+            removed = removed.saturating_add(rows.len() as u64);
+            for (key, _) in rows {
+                batch.remove(key);
+            }
+            self.desk.turn().await.commit(batch, || {}).await?;
         }
     }
 

@@ -14,6 +14,7 @@ mod door;
 mod guard;
 mod health;
 mod identity;
+mod leaving;
 mod paging;
 mod problem;
 mod rate;
@@ -44,15 +45,14 @@ use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
+use crate::tenancy::Tenancy;
 use crate::vips::Vips;
 use crate::webhooks::Webhooks;
 
 pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
-    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DifferenceJson, DomainChangeJson,
-    DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson,
-    LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DeletionJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -102,6 +102,8 @@ pub struct Parts {
     pub gate: Arc<Gate>,
     /// Who is told what happened.
     pub webhooks: Arc<Webhooks>,
+    /// Tenants that leave.
+    pub tenancy: Arc<Tenancy>,
     /// What else people are told.
     pub about: About,
 }
@@ -151,6 +153,7 @@ fn router_with(parts: Parts, settings: &Settings, replays: Arc<replay::Replays>)
     let (parts, rates) = (Arc::new(parts), Arc::new(rate::Rates::new(settings.requests_per_minute_max)));
     let guarded = api::router(Arc::clone(&parts));
     let conditional = Arc::new(conditional::Conditional::new(guarded.clone()));
+    parts.operations.write_tenants_with(leaving::lines(Arc::downgrade(&parts)));
     let guarded = guarded
         .layer(middleware::from_fn_with_state(conditional, conditional::hold))
         .layer(middleware::from_fn_with_state(Arc::clone(&replays), replay::once))
@@ -194,6 +197,8 @@ pub async fn serve(
 
 #[cfg(test)]
 mod door_tests;
+#[cfg(test)]
+mod leaving_tests;
 #[cfg(test)]
 mod replay_tests;
 #[cfg(test)]

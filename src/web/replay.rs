@@ -178,7 +178,7 @@ async fn keep(answer: Response) -> (Kept, Response) {
     (kept, Response::from_parts(parts, Body::from(bytes)))
 }
 
-fn shows_a_secret(value: &Value) -> bool {
+pub(super) fn shows_a_secret(value: &Value) -> bool {
     match value {
         Value::Object(fields) => fields
             .iter()

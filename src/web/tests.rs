@@ -75,6 +75,11 @@ pub(super) async fn api_with(settings: Settings) -> Router {
 
 /// As after a start of the daemon with this store.
 pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Router {
+    router(parts_over(store).await, &settings)
+}
+
+/// The rooms over this store.
+pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let key = Arc::new(MasterKey::from_bytes([7; 32]));
     let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
     let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();
@@ -103,9 +108,31 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
     // Its files are for nobody to see; the folder goes with the process's temporary ones.
     let files = tempfile::tempdir().unwrap().keep();
     let operations = crate::operations::Operations::open(store.clone(), suppression.clone(), &files).unwrap();
-    let parts = Parts {
-        operations: Arc::new(operations),
-        breaker: Arc::new(Breaker::open(store.clone(), accounts.clone(), Default::default()).unwrap()),
+    let operations = Arc::new(operations);
+    let breaker = Arc::new(Breaker::open(store.clone(), accounts.clone(), Default::default()).unwrap());
+    let delivery = Delivery::open(store.clone()).unwrap();
+    let people = People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap();
+    let people = Arc::new(people);
+    let hooks = Arc::new(Webhooks::open(webhooks(store.clone(), key.clone())).unwrap());
+    let tenancy = crate::tenancy::Parts {
+        store: store.clone(),
+        accounts: accounts.clone(),
+        domains: domains.clone(),
+        vips: vips.clone(),
+        people: people.clone(),
+        routes: routes.clone(),
+        webhooks: hooks.clone(),
+        suppression: suppression.clone(),
+        operations: operations.clone(),
+        queue: queue.clone(),
+        breaker: breaker.clone(),
+        delivery: delivery.clone(),
+        further: Vec::new(),
+    };
+    Parts {
+        operations,
+        breaker,
+        tenancy: Arc::new(crate::tenancy::Tenancy::open(tenancy).unwrap()),
         accounts,
         vips,
         domains,
@@ -121,25 +148,22 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
             crate::delivery::Pacing::open(store.clone(), &Default::default(), crate::queue::QueueTime(0)).unwrap(),
         ),
         tls_policies: Arc::new(crate::delivery::TlsPolicies::open(store.clone()).unwrap()),
-        people: Arc::new(
-            People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap(),
-        ),
+        people,
         routes,
         backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
         queue,
-        delivery: Delivery::open(store.clone()).unwrap(),
+        delivery,
         store: store.clone(),
         blobs: store.clone(),
         gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
-        webhooks: Arc::new(Webhooks::open(webhooks(store, key)).unwrap()),
+        webhooks: hooks,
         about: About {
             hostname: Domain::parse("mx.example.com").unwrap(),
             tls_ports: vec![465],
             starttls_ports: vec![587],
             started: Timestamp(1_795_342_500_000),
         },
-    };
-    router(parts, &settings)
+    }
 }
 
 fn request(method: &str, path: &str, body: Option<Value>) -> Request<Body> {

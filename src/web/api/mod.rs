@@ -66,7 +66,7 @@ pub use smtp_accounts::{
 pub use status::StatusJson;
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
-pub use tenants::{LimitsJson, NewTenantJson, TenantChangeJson, TenantJson};
+pub use tenants::{DeletionJson, LimitsJson, NewDeletionJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use tls::{NewTlsRuleJson, StsPolicyJson, TlsPolicyJson, TlsRuleJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipChangeJson, VipJson};
@@ -89,6 +89,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(backup::take))
         .routes(routes!(tenants::list, tenants::add))
         .routes(routes!(tenants::show, tenants::change, tenants::remove))
+        .routes(routes!(tenants::ask_deletion, tenants::undo_deletion))
         .routes(routes!(suppressions::list, suppressions::add, suppressions::change))
         .routes(routes!(suppressions::show, suppressions::remove))
         .routes(routes!(audit::list))
@@ -110,6 +111,7 @@ fn operation_routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(operations::import))
         .routes(routes!(operations::export))
+        .routes(routes!(operations::export_tenant))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))

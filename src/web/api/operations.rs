@@ -16,7 +16,7 @@ use super::suppressions::{Asked, Asking};
 use super::{Answer, Shared, tenant_called};
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::operations::{Form, Operation, OperationId, Part, State as Standing};
+use crate::operations::{Form, Kind, Operation, OperationId, Part, State as Standing};
 use crate::suppression::{Colour, Reason};
 use crate::web::Parts;
 use crate::web::paging::{PageJson, Paging};
@@ -32,7 +32,7 @@ pub struct OperationJson {
     pub id: String,
     /// Whose.
     pub tenant: String,
-    /// `import`, `export`.
+    /// `import`, `export`, `tenant-export`.
     pub kind: String,
     /// `black`, `white`.
     #[schema(value_type = String)]
@@ -166,6 +166,25 @@ pub(super) async fn export(
 }
 
 #[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/export",
+    operation_id = "tenants_export",
+    tag = "operations",
+    summary = "Begin: an export of everything that is kept of a tenant.",
+    params(("tenant" = String, Path)),
+    responses((status = 202, body = OperationJson, description = "it will be made"))
+)]
+pub(super) async fn export_tenant(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(tenant): Path<String>,
+) -> Result<(StatusCode, Json<OperationJson>), Problem> {
+    let tenant = tenant_called(&parts, &actor, &tenant)?;
+    let operation = parts.operations.export_tenant(&actor, tenant.id, Timestamp::now()).await?;
+    Ok((StatusCode::ACCEPTED, Json(json(&parts, operation))))
+}
+
+#[utoipa::path(
     get,
     path = "/tenants/{tenant}/operations",
     operation_id = "operations_list",
@@ -234,7 +253,7 @@ pub(super) async fn cancel(
     tag = "operations",
     summary = "Fetch: what an export made.",
     params(("tenant" = String, Path), ("operation" = String, Path)),
-    responses((status = 200, content_type = "text/csv", body = String, description = "the file"))
+    responses((status = 200, content((String = "text/csv"), (String = "application/zstd")), description = "the file: CSV of a list, compressed lines of JSON of a tenant"))
 )]
 pub(super) async fn result(
     State(parts): State<Shared>,
@@ -263,7 +282,9 @@ pub(super) async fn rejected(
 
 async fn file(parts: &Parts, actor: &Actor, (tenant, id): (&str, &str), part: Part) -> Result<Response, Problem> {
     let tenant = tenant_called(parts, actor, tenant)?;
-    let path = parts.operations.file(actor, tenant.id, read_id(id)?, part)?;
+    let (id, now) = (read_id(id)?, Timestamp::now());
+    let path = parts.operations.file(actor, (tenant.id, id), part, now)?;
+    let is_whole = parts.operations.get(actor, tenant.id, id)?.kind == Kind::Tenant;
     let unread = |error| {
         let detail = "the file could not be read; the log has the details";
         Problem::inner(StatusCode::INTERNAL_SERVER_ERROR, "failed", detail, error)
@@ -277,7 +298,12 @@ async fn file(parts: &Parts, actor: &Actor, (tenant, id): (&str, &str), part: Pa
     });
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/csv; charset=utf-8"));
-    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"list.csv\""));
+    let (kind, name) = if is_whole {
+        ("application/zstd", "attachment; filename=\"tenant.jsonl.zst\"")
+    } else {
+        ("text/csv; charset=utf-8", "attachment; filename=\"list.csv\"")
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static(name));
     Ok(response)
 }

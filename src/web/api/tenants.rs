@@ -1,4 +1,4 @@
-//! `/tenants`: who sends through this instance.
+//! `/tenants`: who sends through this instance, and who leaves it.
 //!
 //! Easy to get wrong: removing a tenant asks every room that keeps something for it first; its mail
 //! would otherwise be owed for nobody.
@@ -14,6 +14,7 @@ use crate::access::{Actor, Permission, Resource};
 use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
 use crate::ext::Timestamp;
 use crate::records::AdminError;
+use crate::tenancy::{Deletion, GRACE};
 use crate::vips::Owner;
 use crate::web::Parts;
 use crate::web::body::JsonBody;
@@ -41,6 +42,36 @@ pub struct TenantJson {
     pub default_vip: Option<String>,
     /// When it was made.
     pub created: String,
+    /// Where its data may be kept, in the operator's words.
+    #[serde(default)]
+    pub region: String,
+    /// After how many days what is kept of its finished messages is forgotten; as the instance does if absent.
+    #[serde(default)]
+    pub retention_days: Option<u16>,
+    /// Its deletion, if one was asked for.
+    #[serde(default)]
+    pub deletion: Option<DeletionJson>,
+}
+
+/// A deletion of a tenant that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletionJson {
+    /// When it was asked for.
+    pub asked: String,
+    /// When its grace ends, and with it the time to take it back.
+    pub due: String,
+    /// Who asked, as the audit log names it.
+    pub by: String,
+}
+
+/// A deletion to be asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewDeletionJson {
+    /// Days within which it may be taken back, 0 to 90; 7 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 90)]
+    pub grace_days: Option<u16>,
 }
 
 /// Numbers of messages per hour and day.
@@ -94,9 +125,19 @@ pub struct TenantChangeJson {
     /// Address or id of its virtual IP for mail that does not come by SMTP; empty for none chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_vip: Option<String>,
+    /// Where its data may be kept, in the operator's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Days after which what is kept of its finished messages is forgotten; 0 is when the instance does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u16>,
 }
 
-fn json(parts: &Parts, tenant: Tenant) -> TenantJson {
+fn deletion_json(deletion: Deletion) -> DeletionJson {
+    DeletionJson { asked: deletion.asked.rfc3339(), due: deletion.due.rfc3339(), by: deletion.by }
+}
+
+fn json(parts: &Parts, actor: &Actor, tenant: Tenant) -> TenantJson {
     let (hourly, daily) = parts.accounts.tenant_usage(tenant.id, Timestamp::now());
     TenantJson {
         id: tenant.id.to_string(),
@@ -108,6 +149,9 @@ fn json(parts: &Parts, tenant: Tenant) -> TenantJson {
         may_move_to_shared: tenant.move_to_shared == MoveToShared::Permitted,
         default_vip: tenant.default_vip.map(|id| id.to_string()),
         created: tenant.created.rfc3339(),
+        region: tenant.region,
+        retention_days: tenant.retention_days,
+        deletion: parts.tenancy.deletion(actor, tenant.id).ok().flatten().map(deletion_json),
     }
 }
 
@@ -126,7 +170,7 @@ pub(super) async fn list(
     paging: Paging,
 ) -> Answer<PageJson<TenantJson>> {
     let page = paging.of(parts.accounts.tenants(&actor), |tenant| tenant.name.clone());
-    let rows = page.rows.into_iter().map(|tenant| json(&parts, tenant)).collect();
+    let rows = page.rows.into_iter().map(|tenant| json(&parts, &actor, tenant)).collect();
     Ok(Json(PageJson { rows, next: page.next }))
 }
 
@@ -145,7 +189,7 @@ pub(super) async fn add(
     JsonBody(asked): JsonBody<NewTenantJson>,
 ) -> Result<(StatusCode, Json<TenantJson>), Problem> {
     let tenant = parts.accounts.add_tenant(&actor, &asked.name, Timestamp::now()).await?;
-    Ok((StatusCode::CREATED, Json(json(&parts, tenant))))
+    Ok((StatusCode::CREATED, Json(json(&parts, &actor, tenant))))
 }
 
 #[utoipa::path(
@@ -164,7 +208,7 @@ pub(super) async fn show(
 ) -> Answer<TenantJson> {
     let tenant = tenant_called(&parts, &actor, &name)?;
     actor.require(Permission::Read(Resource::Tenant, tenant.id)).map_err(AdminError::from)?;
-    Ok(Json(json(&parts, tenant)))
+    Ok(Json(json(&parts, &actor, tenant)))
 }
 
 #[utoipa::path(
@@ -185,6 +229,10 @@ pub(super) async fn change(
 ) -> Answer<TenantJson> {
     let mut tenant = tenant_called(&parts, &actor, &name)?;
     let (id, now, accounts) = (tenant.id, Timestamp::now(), &parts.accounts);
+    if asked.suspended == Some(false) && parts.tenancy.is_leaving(id) {
+        let detail = "a deletion was asked for: take it back first, and it sends again if it did before";
+        return Err(AdminError::Invalid(detail.to_owned()).into());
+    }
     if let Some(suspended) = asked.suspended {
         let sending = if suspended { Sending::Suspended } else { Sending::Allowed };
         tenant = accounts.set_sending(&actor, id, sending, now).await?;
@@ -200,11 +248,17 @@ pub(super) async fn change(
         let permission = if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden };
         tenant = accounts.set_move_to_shared(&actor, id, permission, now).await?;
     }
+    if let Some(region) = &asked.region {
+        tenant = accounts.set_region(&actor, id, region, now).await?;
+    }
+    if let Some(days) = asked.retention_days {
+        tenant = accounts.set_retention(&actor, id, (days > 0).then_some(days), now).await?;
+    }
     if let Some(vip) = asked.default_vip {
         let vip = if vip.is_empty() { None } else { Some(vip_called(&parts, &actor, &vip)?) };
         tenant = accounts.set_default_vip(&actor, id, vip.as_ref(), now).await?;
     }
-    Ok(Json(json(&parts, tenant)))
+    Ok(Json(json(&parts, &actor, tenant)))
 }
 
 #[utoipa::path(
@@ -256,4 +310,47 @@ fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>
         held.push(format!("{users} people and {keys} API keys"));
     }
     Ok(held)
+}
+
+#[utoipa::path(
+    post,
+    path = "/tenants/{tenant}/deletion",
+    operation_id = "tenants_delete",
+    tag = "tenants",
+    summary = "Ask: that a tenant and everything kept of it is deleted after a grace period.",
+    params(("tenant" = String, Path)),
+    request_body = NewDeletionJson,
+    responses((status = 202, body = TenantJson, description = "its sending is suspended; it is deleted when the grace is over and its mail is done"))
+)]
+pub(super) async fn ask_deletion(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+    JsonBody(asked): JsonBody<NewDeletionJson>,
+) -> Result<(StatusCode, Json<TenantJson>), Problem> {
+    let tenant = tenant_called(&parts, &actor, &name)?;
+    let grace = asked.grace_days.map_or(GRACE, |days| std::time::Duration::from_secs(u64::from(days) * 86_400));
+    parts.tenancy.ask(&actor, tenant.id, grace, Timestamp::now()).await?;
+    let tenant = tenant_called(&parts, &actor, &name)?;
+    Ok((StatusCode::ACCEPTED, Json(json(&parts, &actor, tenant))))
+}
+
+#[utoipa::path(
+    delete,
+    path = "/tenants/{tenant}/deletion",
+    operation_id = "tenants_delete_undo",
+    tag = "tenants",
+    summary = "Take back: a deletion, within its grace.",
+    params(("tenant" = String, Path)),
+    responses((status = 200, body = TenantJson, description = "done"))
+)]
+pub(super) async fn undo_deletion(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+) -> Answer<TenantJson> {
+    let tenant = tenant_called(&parts, &actor, &name)?;
+    parts.tenancy.undo(&actor, tenant.id, Timestamp::now()).await?;
+    let tenant = tenant_called(&parts, &actor, &name)?;
+    Ok(Json(json(&parts, &actor, tenant)))
 }
