@@ -319,6 +319,27 @@ pub enum DomainCommand {
         /// The domain
         domain: Domain,
     },
+    /// Show every record of a domain as it should be and as DNS has it now
+    Records {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+    },
+    /// Print the records of a domain as lines of a zone file
+    Zone {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+    },
+    /// Judge a domain by the rules of Gmail, Yahoo and Microsoft for whoever sends much
+    Readiness {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+    },
     /// Let a tenant send as a domain without a record in its DNS
     Trust {
         /// The tenant

@@ -9,7 +9,8 @@ use super::output::{Colour, Table, or_dash, print, print_json, read, when};
 use super::{Session, rows};
 use crate::mail::Domain;
 use crate::web::{
-    DomainChangeJson, DomainJson, INSTANCE_NAME, NewDomainJson, RecordJson, TenantJson, VerificationJson,
+    DomainChangeJson, DomainJson, INSTANCE_NAME, InspectionJson, NewDomainJson, ReadinessJson, RecordJson, TenantJson,
+    VerificationJson,
 };
 
 /// Carries out one of them.
@@ -56,6 +57,21 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             let domain = session.client.get(&one(tenant, domain)).await?;
             session.show(&domain, facts)
         }
+        DomainCommand::Records { tenant, domain } => {
+            let seen = session.client.get(&format!("{}/records", one(tenant, domain))).await?;
+            session.show(&seen, inspected)
+        }
+        DomainCommand::Zone { tenant, domain } => {
+            let mut text = Vec::new();
+            session.client.download(&format!("{}/zone", one(tenant, domain)), &mut text).await?;
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let lines = Value::from(text.clone());
+            session.show(&lines, |_, _: Value| text)
+        }
+        DomainCommand::Readiness { tenant, domain } => {
+            let judged = session.client.get(&format!("{}/readiness", one(tenant, domain))).await?;
+            session.show(&judged, readiness)
+        }
         DomainCommand::Trust { tenant, domain, revoke } => {
             let change = DomainChangeJson { trusted: Some(!revoke), ..DomainChangeJson::default() };
             let domain = session.client.patch(&one(tenant, domain), &change).await?;
@@ -72,6 +88,28 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             session.done(&answer, &format!("domain {domain} removed, its keys are erased"))
         }
     }
+}
+
+fn inspected(session: &Session, seen: InspectionJson) -> String {
+    let mut table = Table::new(&["WHAT", "NAME", "VERDICT", "FOUND"]);
+    for record in &seen.records {
+        let found = or_dash(record.found.first().cloned());
+        table.row([record.what.clone(), record.name.clone(), record.verdict.clone(), found]);
+    }
+    let mut text = table.text(session.colour, "there are none");
+    for record in seen.records.iter().filter(|record| record.verdict != "found") {
+        let advice = record.advice.as_ref().map(|advice| format!(" ({advice})")).unwrap_or_default();
+        text.push_str(&format!("\n{} {}{advice}\n  {}\n", record.kind, record.name, record.expected));
+    }
+    text
+}
+
+fn readiness(session: &Session, judged: ReadinessJson) -> String {
+    let mut table = Table::new(&["RULE", "STANDS", "ASKED BY", "WHY"]);
+    for rule in judged.rules {
+        table.row([rule.rule, rule.stand, rule.asked_by.join(", "), rule.detail]);
+    }
+    table.text(session.colour, "there are no rules")
 }
 
 fn path(tenant: &str) -> String {

@@ -143,7 +143,7 @@ fn mechanism(address: &IpAddr) -> String {
 }
 
 /// What the world sees of a virtual IP.
-fn public_addresses(vip: &Vip) -> Vec<IpAddr> {
+pub(super) fn public_addresses(vip: &Vip) -> Vec<IpAddr> {
     let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
     let ipv6 = vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6);
     ipv4.into_iter().chain(ipv6).filter(|address| !address.is_loopback()).collect()

@@ -22,8 +22,16 @@ use crate::store::StoreError;
 /// whole queue, so this room calls it on a blocking thread only.
 pub type SelectorUsage = Arc<dyn Fn() -> Result<HashSet<String>, StoreError> + Send + Sync>;
 
-/// How often [`Domains::run`] looks for something to do.
+/// How often [`Domains::run`] looks for old selectors, for which the queue is read.
 const KEPT_EVERY: Duration = Duration::from_secs(600);
+/// How often it looks for domains to look up.
+const LOOKED_EVERY: Duration = Duration::from_secs(60);
+/// A domain that has waited for less than this is looked up most often.
+const SOON: Duration = Duration::from_secs(3600);
+/// One that has waited for less than this, less often.
+const LATER: Duration = Duration::from_secs(24 * 3600);
+/// One that has waited for longer than this is looked up as one that waits for nothing.
+const LONG: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Domains looked up at the same time.
 const LOOKUPS_AT_ONCE: usize = 8;
 
@@ -98,8 +106,13 @@ impl Domains {
     /// Does what is due: looks domains up again, notes which old selectors no message names any
     /// more, and forgets those that are gone from DNS too.
     pub async fn keep(&self, now: Timestamp) {
+        self.note_unnamed(&Actor::system("domain verification"), now).await;
+        self.look_again(now).await;
+    }
+
+    /// Looks domains up again whose time has come.
+    async fn look_again(&self, now: Timestamp) {
         let actor = Actor::system("domain verification");
-        self.note_unnamed(&actor, now).await;
         let due: Vec<(TenantId, Domain)> = {
             let memory = records::read(&self.memory);
             let entries = memory.values().flat_map(|own| own.values());
@@ -118,18 +131,37 @@ impl Domains {
     /// Calls [`Domains::keep`] while the daemon lives.
     pub async fn run(&self, shutdown: Shutdown) {
         let never = tokio::sync::Notify::new();
-        crate::background::periodically(KEPT_EVERY, &never, &shutdown, || self.keep(Timestamp::now())).await;
+        let kept = crate::background::periodically(KEPT_EVERY, &never, &shutdown, || self.keep(Timestamp::now()));
+        let looked =
+            crate::background::periodically(LOOKED_EVERY, &never, &shutdown, || self.look_again(Timestamp::now()));
+        tokio::join!(kept, looked);
     }
 
-    /// Whether it is time to look a domain up. One that waits for something is looked up more often.
+    /// Whether it is time to look a domain up. One that waits for something is looked up more often, the more so
+    /// the shorter it has waited: somebody has just published the record, and is looking.
     fn is_due(&self, record: &SendingDomain, now: Timestamp) -> bool {
-        let is_calm =
-            matches!(record.state, State::Verified(_)) && record.absent_since.is_none() && record.next_keys.is_none();
-        let again = if is_calm { self.settings.verified_again } else { self.settings.pending_again };
+        let again = self.looked_up_after(record, now);
         match record.last_check {
-            None => now.since(record.added) >= again.min(self.settings.pending_again) || now < record.added,
+            None => now.since(record.added) >= again || now < record.added,
             // A check in the future was made by a clock that has since been set back.
             Some(last) => now.since(last) >= again || now < last,
+        }
+    }
+
+    fn looked_up_after(&self, record: &SendingDomain, now: Timestamp) -> Duration {
+        let settings = &self.settings;
+        let waits_since = match record.state {
+            State::Verified(_) => record.absent_since,
+            State::Pending => Some(record.added),
+            State::Unverified(since) => Some(since),
+        };
+        match waits_since.map(|since| now.since(since)) {
+            None if record.next_keys.is_some() => settings.pending_again,
+            None => settings.verified_again,
+            Some(waited) if waited < SOON => settings.first_again,
+            Some(waited) if waited < LATER => settings.pending_again,
+            Some(waited) if waited < LONG => settings.later_again,
+            Some(_) => settings.verified_again,
         }
     }
 

@@ -7,15 +7,20 @@
 //! Easy to get wrong: a failed lookup never unverifies; only a proven absence of 7 days does.
 
 mod advice;
+mod inspection;
 mod keeping;
+mod readiness;
 mod record;
 mod resealing;
+mod spf;
 mod verbs;
 mod verification;
 
 pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
+pub use inspection::{Inspected, Purpose, Verdict};
 pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
-pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, State, Subdomains, Trust};
+pub use readiness::{AddressNames, Item, Rule, Stand, Traffic};
+pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, Standing, State, Subdomains, Trust};
 pub use resealing::reseal;
 pub use verbs::{Verification, make_instance_key};
 pub use verification::{Finding, Findings, Turn};
@@ -64,8 +69,12 @@ impl Signer {
 pub struct Settings {
     /// A verified domain is looked up again after this long. Default 24 h.
     pub verified_again: Duration,
-    /// A domain that waits for its record is looked up again after this long. Default 1 h.
+    /// A domain that has waited for its record for less than an hour is looked up again after this long. Default 5 min.
+    pub first_again: Duration,
+    /// One that has waited for less than a day. Default 1 h.
     pub pending_again: Duration,
+    /// One that has waited for less than a week; later it is looked up as a verified one. Default 6 h.
+    pub later_again: Duration,
     /// How long its record must be proven absent before a domain is unverified. Default 7 days.
     pub absent_max: Duration,
     /// How long an old selector's record stays after the last queued message that names it. Default 7 days.
@@ -77,7 +86,9 @@ impl Default for Settings {
         let day = Duration::from_secs(24 * 3600);
         Self {
             verified_again: day,
+            first_again: Duration::from_secs(300),
             pending_again: Duration::from_secs(3600),
+            later_again: Duration::from_secs(6 * 3600),
             absent_max: day * 7,
             retired_wait: day * 7,
         }

@@ -4,6 +4,7 @@
 //! replaced their sealed form leaves the record in the same batch.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -19,6 +20,37 @@ use crate::store::{Key as StoreKey, prefix};
 pub const INSTANCE: TenantId = TenantId(0);
 /// Random octets in a selector, written in base 32 after a letter.
 const SELECTOR_OCTETS: usize = 5;
+
+/// How long a record must be proven absent before people are warned: time to mend what was an oversight.
+pub const WARNING_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// How a domain stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for its record.
+    Pending,
+    /// It may be used.
+    Verified,
+    /// It may be used, but its record has been gone for a day.
+    Warning,
+    /// It may not be used any more: its record was gone for too long.
+    Suspended,
+    /// It may be used because the operator says so.
+    Trusted,
+}
+
+impl Standing {
+    /// One word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Verified => "verified",
+            Self::Warning => "warning",
+            Self::Suspended => "suspended",
+            Self::Trusted => "trusted",
+        }
+    }
+}
 
 /// One sending domain of one tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +199,24 @@ impl SendingDomain {
                 at: now,
                 unnamed_since: None,
             });
+        }
+    }
+
+    /// The names of all its keys in DNS, the RSA one in use first.
+    pub fn key_names(&self) -> Vec<String> {
+        let pairs = std::iter::once(&self.keys).chain(&self.next_keys);
+        pairs.flat_map(|pair| [&pair.rsa, &pair.ed25519]).map(|key| self.key_name(&key.selector)).collect()
+    }
+
+    /// How it stands, in one word for people. A proven absence is told of after [`WARNING_AFTER`], and takes a
+    /// domain out of use only much later.
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        match (self.state, self.absent_since) {
+            (State::Verified(_), Some(since)) if now.since(since) >= WARNING_AFTER => Standing::Warning,
+            (State::Verified(_), _) => Standing::Verified,
+            _ if self.trust == Trust::ByOperator => Standing::Trusted,
+            (State::Pending, _) => Standing::Pending,
+            (State::Unverified(_), _) => Standing::Suspended,
         }
     }
 

@@ -585,3 +585,106 @@ async fn play(acts: Vec<(u8, usize, usize)>) {
         }
     }
 }
+
+fn shared_vip() -> Vip {
+    Vip {
+        id: VipId(1),
+        ipv4: Some(Ipv4Addr::new(192, 0, 2, 7)),
+        ipv6: None,
+        public_ipv4: None,
+        public_ipv6: None,
+        ehlo: domain("mx.example.com"),
+        owner: Owner::Shared,
+    }
+}
+
+#[tokio::test]
+async fn each_record_is_shown_as_it_should_be_and_as_it_is() {
+    let room = Room::new();
+    let record = room.add(SHOP, "shop.example").await;
+    let vips = [shared_vip()];
+    let verdict = |seen: &[Inspected], purpose| {
+        let of = |seen: &&Inspected| seen.purpose == purpose;
+        seen.iter().find(of).map(|seen| seen.verdict)
+    };
+    let look = async || {
+        let name = domain("shop.example");
+        room.domains.inspect(&room.actor, (SHOP, &name), &vips).await.unwrap()
+    };
+    let seen = look().await;
+    assert!(seen.iter().all(|seen| seen.verdict == Verdict::Missing && seen.found.is_empty()), "{seen:?}");
+    room.publish(&record.keys, &record);
+    room.answer("shop.example", Ok(vec!["other".into(), "v=spf1 ip4:192.0.2.0/24 -all".into()]));
+    room.answer("_dmarc.shop.example", Ok(vec!["v=DMARC1; p=reject".into()]));
+    room.answer("default._bimi.shop.example", Err(LookupError::Temporary("timeout".into())));
+    let seen = look().await;
+    for purpose in [Purpose::Ownership, Purpose::Dkim, Purpose::Spf, Purpose::Dmarc] {
+        assert_eq!(verdict(&seen, purpose), Some(Verdict::Found), "{purpose:?}");
+    }
+    assert_eq!(verdict(&seen, Purpose::Bimi), Some(Verdict::Unknown), "no answer proves nothing");
+    room.answer("shop.example", Ok(vec!["v=spf1 ip4:198.51.100.1 -all".into()]));
+    room.answer("_dmarc.shop.example", Ok(vec!["v=DMARC1; p=none".into(), "v=DMARC1; p=reject".into()]));
+    room.answer(&record.key_name(&record.keys.rsa.selector), Ok(vec!["v=DKIM1; p=AAAA".into()]));
+    let seen = look().await;
+    for purpose in [Purpose::Ownership, Purpose::Spf, Purpose::Dmarc] {
+        assert_eq!(verdict(&seen, purpose), Some(Verdict::Different), "{purpose:?}");
+    }
+    let spf = seen.iter().find(|seen| seen.purpose == Purpose::Spf).unwrap();
+    assert!(spf.advice.as_ref().unwrap().contains("ip4:192.0.2.7"), "{spf:?}");
+    let stranger = Actor::of("s", crate::access::Role::TenantOwner(OTHER));
+    assert!(room.domains.inspect(&stranger, (SHOP, &domain("shop.example")), &vips).await.is_err());
+}
+
+#[tokio::test]
+async fn dmarc_of_a_name_above_counts_below() {
+    let room = Room::new();
+    room.add(SHOP, "news.shop.example").await;
+    room.answer("_dmarc.shop.example", Ok(vec!["v=DMARC1; p=quarantine".into()]));
+    let seen = room.domains.inspect(&room.actor, (SHOP, &domain("news.shop.example")), &[]).await.unwrap();
+    let dmarc = seen.iter().find(|seen| seen.purpose == Purpose::Dmarc).unwrap();
+    assert_eq!(dmarc.verdict, Verdict::Found);
+    assert!(dmarc.advice.as_ref().unwrap().contains("shop.example"));
+}
+
+#[tokio::test]
+async fn a_domain_that_waits_is_looked_up_often_at_first_and_less_often_later() {
+    let room = Room::new();
+    room.add(SHOP, "shop.example").await;
+    let minutes = |count: u64| START.plus(Duration::from_secs(60 * count));
+    let checked = |at: Timestamp| room.get(SHOP, "shop.example").last_check == Some(at);
+    for (at, is_due) in [
+        (4, false),
+        (5, true),
+        (9, false),
+        (10, true),
+        (60, true),
+        (61, false),
+        (120, true),
+        (24 * 60, true),
+        (25 * 60, false),
+        (30 * 60, true),
+        (8 * 24 * 60, true),
+        (9 * 24 * 60 - 1, false),
+        (9 * 24 * 60, true),
+    ] {
+        room.domains.keep(minutes(at)).await;
+        assert_eq!(checked(minutes(at)), is_due, "after {at} minutes");
+    }
+}
+
+#[tokio::test]
+async fn a_domain_stands_at_warning_after_a_day_and_is_suspended_after_seven() {
+    let room = Room::new();
+    room.add_verified(SHOP, "shop.example").await;
+    let standing = |now| room.get(SHOP, "shop.example").standing(now);
+    assert_eq!(standing(START), Standing::Verified);
+    room.unpublish();
+    room.verify(SHOP, "shop.example", START).await;
+    assert_eq!(standing(START.plus(DAY - Duration::from_secs(1))), Standing::Verified);
+    assert_eq!(standing(START.plus(DAY)), Standing::Warning);
+    assert!(room.signs_as(SHOP, "shop.example").is_ok(), "its mail is still sent");
+    room.verify(SHOP, "shop.example", START.plus(DAY * 7)).await;
+    assert_eq!(standing(START.plus(DAY * 7)), Standing::Suspended);
+    assert!(room.signs_as(SHOP, "shop.example").is_err());
+    assert_eq!(room.add(SHOP, "new.example").await.standing(START), Standing::Pending);
+}

@@ -34,6 +34,10 @@ pub struct DomainJson {
     pub domain: String,
     /// `pending`, `verified`, `unverified`, or `trusted` by the operator.
     pub state: String,
+    /// `pending`, `verified`, `warning` (its record has been gone for a day), `suspended` (for so long that it
+    /// may not be used any more), `trusted`.
+    #[serde(default)]
+    pub standing: String,
     /// When it was verified or lost its verification.
     pub since: Option<String>,
     /// Since when its record is proven absent, while it is still verified.
@@ -127,11 +131,11 @@ pub struct FoundJson {
     pub detail: Option<String>,
 }
 
-fn owner(parts: &Parts, actor: &Actor, text: &str) -> Result<TenantId, Problem> {
+pub(super) fn owner(parts: &Parts, actor: &Actor, text: &str) -> Result<TenantId, Problem> {
     if text == INSTANCE_NAME { Ok(INSTANCE) } else { Ok(tenant_called(parts, actor, text)?.id) }
 }
 
-fn name(field: &str, text: &str) -> Result<Domain, Problem> {
+pub(super) fn name(field: &str, text: &str) -> Result<Domain, Problem> {
     Domain::parse(text).map_err(|error| Problem::field(field, error.to_string()))
 }
 
@@ -177,6 +181,7 @@ fn one_json(parts: &Parts, status: Status) -> DomainJson {
         },
         domain: domain.domain.to_string(),
         state: state.to_owned(),
+        standing: domain.standing(Timestamp::now()).word().to_owned(),
         since: since.map(Timestamp::rfc3339),
         absent_since: domain.absent_since.map(Timestamp::rfc3339),
         covers_subdomains: domain.subdomains == Subdomains::Covered,

@@ -12,6 +12,7 @@ mod keys;
 mod messages;
 mod operations;
 mod queue;
+mod readiness;
 mod routes;
 mod session;
 mod sites;
@@ -54,6 +55,7 @@ pub use messages::{
 };
 pub use operations::OperationJson;
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
+pub use readiness::{InspectedJson, InspectionJson, ReadinessJson, ReadinessRuleJson};
 pub use routes::{NewRouteJson, RouteChangeJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
 pub use sites::{
@@ -124,6 +126,9 @@ fn accounts_and_domains() -> OpenApiRouter<Shared> {
         .routes(routes!(domains::list, domains::add))
         .routes(routes!(domains::show, domains::change, domains::remove))
         .routes(routes!(domains::verify))
+        .routes(routes!(readiness::records))
+        .routes(routes!(readiness::zone))
+        .routes(routes!(readiness::readiness))
         .routes(routes!(domains::rotate, domains::cancel_rotation))
         .routes(routes!(smtp_accounts::list, smtp_accounts::add))
         .routes(routes!(smtp_accounts::show, smtp_accounts::change, smtp_accounts::remove))

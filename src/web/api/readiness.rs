@@ -1,0 +1,207 @@
+//! `/tenants/{tenant}/domains/{domain}/records`, `/zone`, `/readiness`: what DNS holds beside what should be there.
+//!
+//! Each asks DNS at that moment and changes nothing.
+
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::domains::{name, owner};
+use super::{Answer, Shared};
+use crate::access::Actor;
+use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, Traffic, Verdict, domain_records};
+use crate::ext::Timestamp;
+use crate::mail::TenantId;
+use crate::vips::Vip;
+use crate::web::Parts;
+use crate::web::problem::Problem;
+
+/// Every record of a domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InspectionJson {
+    /// Each as it should be and as it is.
+    pub records: Vec<InspectedJson>,
+}
+
+/// One record as it should be and as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InspectedJson {
+    /// `ownership`, `dkim`, `spf`, `dmarc`, `mx`, `bimi`.
+    pub what: String,
+    /// Its full name, without the last dot.
+    pub name: String,
+    /// `TXT` or `MX`.
+    pub kind: String,
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: Vec<String>,
+    /// `found`, `missing`, `different`, `unknown` if DNS did not answer.
+    pub verdict: String,
+    /// Whether nothing is sent without it.
+    pub required: bool,
+    /// Why it should be there.
+    pub purpose: String,
+    /// What to do.
+    pub advice: Option<String>,
+}
+
+/// How a domain stands against the rules for whoever sends much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReadinessJson {
+    /// Whether no rule is failing.
+    pub ready: bool,
+    /// Each rule.
+    pub rules: Vec<ReadinessRuleJson>,
+}
+
+/// One rule and how it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReadinessRuleJson {
+    /// `spf`, `dkim`, `dmarc`, `alignment`, `reverse-name`, `tls`, `one-click`, `complaints`.
+    pub rule: String,
+    /// Who asks it: `gmail`, `yahoo`, `microsoft`.
+    pub asked_by: Vec<String>,
+    /// `met`, `warning`, `failing`, `unknown`, `up-to-sender`.
+    pub stand: String,
+    /// Why, and what to do.
+    pub detail: String,
+}
+
+fn inspected(seen: Inspected) -> InspectedJson {
+    let what = match seen.purpose {
+        Purpose::Ownership => "ownership",
+        Purpose::Dkim => "dkim",
+        Purpose::Spf => "spf",
+        Purpose::Dmarc => "dmarc",
+        Purpose::Exchanger => "mx",
+        Purpose::Bimi => "bimi",
+    };
+    let verdict = match seen.verdict {
+        Verdict::Found => "found",
+        Verdict::Missing => "missing",
+        Verdict::Different => "different",
+        Verdict::Unknown => "unknown",
+    };
+    InspectedJson {
+        what: what.to_owned(),
+        name: seen.expected.name,
+        kind: seen.expected.kind.to_owned(),
+        expected: seen.expected.value,
+        found: seen.found,
+        verdict: verdict.to_owned(),
+        required: seen.expected.need == Need::Required,
+        purpose: seen.expected.purpose,
+        advice: seen.advice,
+    }
+}
+
+fn rule(item: Item) -> ReadinessRuleJson {
+    let rule = match item.rule {
+        Rule::Spf => "spf",
+        Rule::Dkim => "dkim",
+        Rule::Dmarc => "dmarc",
+        Rule::Alignment => "alignment",
+        Rule::ReverseName => "reverse-name",
+        Rule::Tls => "tls",
+        Rule::OneClick => "one-click",
+        Rule::Complaints => "complaints",
+    };
+    let stand = match item.stand {
+        Stand::Met => "met",
+        Stand::Warning => "warning",
+        Stand::Failing => "failing",
+        Stand::Unknown => "unknown",
+        Stand::UpToSender => "up-to-sender",
+    };
+    ReadinessRuleJson {
+        rule: rule.to_owned(),
+        asked_by: item.asked_by.iter().map(|name| (*name).to_owned()).collect(),
+        stand: stand.to_owned(),
+        detail: item.detail,
+    }
+}
+
+fn serving(parts: &Parts, tenant: TenantId) -> Vec<Vip> {
+    parts.vips.all().iter().filter(|vip| vip.serves(tenant)).cloned().collect()
+}
+
+/// What was counted of a tenant's SMTP accounts within a day.
+fn traffic(parts: &Parts, tenant: TenantId) -> Traffic {
+    let actor = Actor::system("readiness of a domain");
+    let now = Timestamp::now();
+    let accounts = parts.accounts.smtp_accounts(&actor, tenant).unwrap_or_default();
+    let figures = accounts.iter().filter_map(|account| parts.breaker.picture(&actor, account.id, now).ok());
+    figures.fold(Traffic::default(), |sum, picture| Traffic {
+        delivered: sum.delivered.saturating_add(picture.figures.delivered),
+        complaints: sum.complaints.saturating_add(picture.figures.complaints),
+    })
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/domains/{domain}/records",
+    operation_id = "domains_records",
+    tag = "domains",
+    summary = "Inspect: every record of a domain, as it should be and as DNS has it now.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = InspectionJson, description = "done"))
+)]
+pub(super) async fn records(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, domain)): Path<(String, String)>,
+) -> Answer<InspectionJson> {
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
+    let seen = parts.domains.inspect(&actor, (tenant, &domain), &serving(&parts, tenant)).await?;
+    Ok(Json(InspectionJson { records: seen.into_iter().map(inspected).collect() }))
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/domains/{domain}/zone",
+    operation_id = "domains_zone",
+    tag = "domains",
+    summary = "Fetch: the records of a domain as lines of a zone file.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, content_type = "text/dns", body = String, description = "to be put into the zone (RFC 1035 s5)"))
+)]
+pub(super) async fn zone(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, domain)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
+    let record = parts.domains.get(&actor, tenant, &domain)?;
+    let mut text = format!("; {domain}: records for sending by this service\n");
+    for line in domain_records(&record, &serving(&parts, tenant)) {
+        text.push_str(&format!("; {}\n{}\n", line.purpose, line.zone_line()));
+    }
+    let kind = (header::CONTENT_TYPE, "text/dns; charset=utf-8".to_owned());
+    let name = (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{domain}.zone\""));
+    Ok(([kind, name], text).into_response())
+}
+
+#[utoipa::path(
+    get,
+    path = "/tenants/{tenant}/domains/{domain}/readiness",
+    operation_id = "domains_readiness",
+    tag = "domains",
+    summary = "Judge: a domain by the rules of Gmail, Yahoo and Microsoft for whoever sends much.",
+    params(("tenant" = String, Path), ("domain" = String, Path)),
+    responses((status = 200, body = ReadinessJson, description = "done"))
+)]
+pub(super) async fn readiness(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((tenant, domain)): Path<(String, String)>,
+) -> Answer<ReadinessJson> {
+    let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
+    let vips = serving(&parts, tenant);
+    let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic(&parts, tenant)).await?;
+    let ready = items.iter().all(|item| item.stand != Stand::Failing);
+    Ok(Json(ReadinessJson { ready, rules: items.into_iter().map(rule).collect() }))
+}
