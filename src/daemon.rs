@@ -11,6 +11,7 @@ mod prepare;
 mod process;
 mod readiness;
 mod rooms;
+mod watches;
 mod world;
 
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ use crate::seal::MasterKey;
 use crate::store::{Health, Store};
 use crate::submission::{self, GivenSocket};
 use crate::suppression::Suppression;
+use crate::tenancy::Tenancy;
 use crate::vips::Vips;
 use crate::web::{self, Monitor, Readiness};
 use crate::webhooks::Webhooks;
@@ -159,11 +161,12 @@ impl Daemon {
         if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {
             tracing::warn!(%error, "the instance's own key could not be made; notices may leave unsigned");
         }
+        let tenancy = rooms.tenancy()?;
         let state = State::new(&rooms, Arc::clone(&world.certificates), started);
         let daemon = Self::around(&config, &rooms, &world, state);
-        daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log));
+        daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log, Arc::clone(&tenancy)));
         administrators::welcome(&rooms.people, &daemon.admin).await;
-        daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started));
+        daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started, tenancy));
         daemon.state.enter(Phase::Serving);
         Ok(daemon)
     }
@@ -196,7 +199,12 @@ impl Daemon {
     }
 
     /// What runs behind the doors: housekeeping, consumers of events, watchers.
-    fn start_rest(&self, config: &Config, rooms: &Rooms, (archive, mail_log): (Arc<Archive>, MailLog)) {
+    fn start_rest(
+        &self,
+        config: &Config,
+        rooms: &Rooms,
+        (archive, mail_log, tenancy): (Arc<Archive>, MailLog, Arc<Tenancy>),
+    ) {
         let shutdown = || self.rest.shutdown().clone();
         let (queue, stop) = (Arc::clone(&self.queue), shutdown());
         self.rest.vital("queue", async move { queue.keep(&stop).await });
@@ -207,7 +215,7 @@ impl Daemon {
         self.rest.vital("certificates", Arc::clone(&self.certificates).watch(CERTIFICATE_POLL, shutdown()));
         self.rest.vital("people", administrators::persist(Arc::clone(&rooms.people), shutdown()));
         self.rest.vital("accounts", persist_accounts(Arc::clone(&self.accounts), shutdown()));
-        let (tenancy, stop) = (Arc::clone(&rooms.tenancy), shutdown());
+        let stop = shutdown();
         self.rest.vital("tenancy", async move { tenancy.run(stop).await });
         let (intake, stop) = (Arc::clone(&rooms.intake), shutdown());
         self.rest.vital("intake", async move { intake.keep(&stop).await });
@@ -220,7 +228,11 @@ impl Daemon {
             MailLog::Shown => LogLine::new(Arc::clone(&self.store), format),
             MailLog::Silent => LogLine::to(Arc::clone(&self.store), format, Box::new(std::io::sink())),
         };
-        let consumers: Vec<Arc<dyn Consumer>> = vec![Arc::new(log_line)];
+        let notifications = Arc::clone(&rooms.notifications);
+        let consumers: Vec<Arc<dyn Consumer>> =
+            vec![Arc::new(log_line), Arc::clone(&notifications) as Arc<dyn Consumer>];
+        let (watches, stop) = (watches::watches(rooms), shutdown());
+        self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
         let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
         let names = consumers.iter().map(|consumer| consumer.name()).chain([tally.name()]).collect();
         let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
@@ -257,8 +269,14 @@ impl Daemon {
     }
 
     /// What the world may knock at, and delivery.
-    fn start_doors(&self, config: Config, rooms: &Rooms, world: World, given: (PathBuf, ClientTls, Timestamp)) {
-        let (drafts_folder, tls, started) = given;
+    fn start_doors(
+        &self,
+        config: Config,
+        rooms: &Rooms,
+        world: World,
+        given: (PathBuf, ClientTls, Timestamp, Arc<Tenancy>),
+    ) {
+        let (drafts_folder, tls, started, tenancy) = given;
         let suppression = Arc::clone(&self.suppression);
         let parts = delivery::Parts {
             queue: Arc::clone(&self.queue),
@@ -311,7 +329,8 @@ impl Daemon {
         };
         self.flow.vital("submission", submission::run(parts, self.flow.shutdown().clone()));
         let (settings, stop) = (config.web, self.rest.shutdown().clone());
-        let (parts, certificates, name) = (rooms.for_web(about, sending), Arc::clone(&self.certificates), hostname);
+        let (parts, certificates, name) =
+            (rooms.for_web(tenancy, about, sending), Arc::clone(&self.certificates), hostname);
         let doors = (world.socket, world.admin, Arc::new(move || certificates.server_config(&name)) as web::TlsNow);
         self.rest.vital("admin", async move { web::serve(parts, &settings, doors, stop).await });
         if let Some(listener) = world.monitor {

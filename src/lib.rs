@@ -27,6 +27,7 @@ pub mod store; // durable records and message bodies
 pub mod accounts; // tenants, SMTP accounts, limits
 pub mod domains; // sending domains and their keys
 pub mod events; // the append-only log of what happened
+pub mod notifications; // what people should know without looking
 pub mod operations; // imports and exports of lists
 pub mod people; // who administers: users, sessions, API keys
 pub mod records; // what the rooms of records share: load, change, audit

@@ -22,7 +22,9 @@ impl Breaker {
         let turn = self.desk.turn().await;
         let mut batch = Batch::new();
         for account in accounts {
-            [WATCH, PAUSE, WAIVER].iter().for_each(|kind| drop(batch.remove(key(*kind, *account))));
+            for kind in [WATCH, PAUSE, WAIVER] {
+                batch.remove(key(kind, *account));
+            }
         }
         let is_own = |scope: &LimitScope| match scope {
             LimitScope::Class(_) => false,
@@ -30,7 +32,9 @@ impl Breaker {
             LimitScope::Account(account) => accounts.contains(account),
         };
         let mut overrides = records::lock(&self.memory).overrides.clone();
-        overrides.iter().filter(|set| is_own(&set.scope)).for_each(|set| drop(batch.remove(limits_key(&set.scope))));
+        for set in overrides.iter().filter(|set| is_own(&set.scope)) {
+            batch.remove(limits_key(&set.scope));
+        }
         overrides.retain(|set| !is_own(&set.scope));
         let (memory, pauses, gone) = (Arc::clone(&self.memory), Arc::clone(&self.pauses), accounts.to_vec());
         turn.commit(batch, move || {

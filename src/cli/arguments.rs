@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::delivery::Delivery;
+use super::notification::Notification;
 use super::tls::Tls;
 use crate::mail::Domain;
 
@@ -115,6 +116,9 @@ pub enum Command {
     /// Endpoints that are told what happened to a tenant's mail
     #[command(subcommand)]
     Webhook(Webhook),
+    /// What you should know without looking for it
+    #[command(subcommand)]
+    Notification(Notification),
     /// What a reply of a receiving server means: its class, and what is done about it
     Classify(Classify),
     /// Sealed copies of everything, taken while the daemon serves

@@ -61,13 +61,7 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             let seen = session.client.get(&format!("{}/records", one(tenant, domain))).await?;
             session.show(&seen, inspected)
         }
-        DomainCommand::Zone { tenant, domain } => {
-            let mut text = Vec::new();
-            session.client.download(&format!("{}/zone", one(tenant, domain)), &mut text).await?;
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let lines = Value::from(text.clone());
-            session.show(&lines, |_, _: Value| text)
-        }
+        DomainCommand::Zone { tenant, domain } => zone(session, tenant, domain).await,
         DomainCommand::Readiness { tenant, domain } => {
             let judged = session.client.get(&format!("{}/readiness", one(tenant, domain))).await?;
             session.show(&judged, readiness)
@@ -88,6 +82,14 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             session.done(&answer, &format!("domain {domain} removed, its keys are erased"))
         }
     }
+}
+
+async fn zone(session: &Session, tenant: &str, domain: &Domain) -> Result<(), Fault> {
+    let mut text = Vec::new();
+    session.client.download(&format!("{}/zone", one(tenant, domain)), &mut text).await?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lines = Value::from(text.clone());
+    session.show(&lines, |_, _: Value| text)
 }
 
 fn inspected(session: &Session, seen: InspectionJson) -> String {

@@ -16,6 +16,7 @@ mod domain;
 mod init;
 mod key;
 mod masterkey;
+mod notification;
 mod output;
 mod page;
 mod queue;
@@ -154,6 +155,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Site(command) => site::run(&session, command).await,
             Command::Tls(command) => tls::run(&session, command).await,
             Command::Webhook(command) => webhook::run(&session, command).await,
+            Command::Notification(command) => notification::run(&session, command).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),
         }
     })

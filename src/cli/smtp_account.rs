@@ -37,19 +37,7 @@ pub async fn run(session: &Session, command: &SmtpAccount) -> Result<(), Fault> 
             let list = session.client.get(&format!("{}/logins", path(login))).await?;
             session.show(&list, logins)
         }
-        SmtpAccount::Rotate { login, finish: false, overlap } => {
-            let overlap = overlap.map(|hours| format!("?old_valid_hours={hours}")).unwrap_or_default();
-            let made = session.client.post(&format!("{}/rotate{overlap}", path(login)), &()).await?;
-            session.show(&made, |_, made: NewPasswordJson| {
-                let until = made.account.old_password_until.as_ref();
-                let until = until.map_or_else(|| "the next rotation".to_owned(), |until| when(until, session.now));
-                let kept = format!(
-                    "The old password works until {until}, or until: postern smtp-account rotate {} --finish\n",
-                    made.account.login
-                );
-                with_password(&made, None) + &kept
-            })
-        }
+        SmtpAccount::Rotate { login, finish: false, overlap } => rotate(session, login, *overlap).await,
         SmtpAccount::Rotate { login, finish: true, .. } => {
             let account = session.client.post(&format!("{}/finish-rotation", path(login)), &()).await?;
             session.show(&account, |_, account: SmtpAccountJson| {
@@ -104,6 +92,21 @@ async fn keep_to(session: &Session, login: &str, hourly: Option<Ceiling>, daily:
 async fn apply(session: &Session, login: &str, change: &SmtpAccountChangeJson, said: &str) -> Result<(), Fault> {
     let account = session.client.patch(&path(login), change).await?;
     session.show(&account, |_, account: SmtpAccountJson| format!("SMTP account {} {said}\n", account.login))
+}
+
+/// Makes a new password beside the old one.
+async fn rotate(session: &Session, login: &str, overlap: Option<u32>) -> Result<(), Fault> {
+    let overlap = overlap.map(|hours| format!("?old_valid_hours={hours}")).unwrap_or_default();
+    let made = session.client.post(&format!("{}/rotate{overlap}", path(login)), &()).await?;
+    session.show(&made, |session, made: NewPasswordJson| {
+        let until = made.account.old_password_until.as_ref();
+        let until = until.map_or_else(|| "the next rotation".to_owned(), |until| when(until, session.now));
+        let kept = format!(
+            "The old password works until {until}, or until: postern smtp-account rotate {} --finish\n",
+            made.account.login
+        );
+        with_password(&made, None) + &kept
+    })
 }
 
 /// Changes what was given and shows the account.

@@ -17,6 +17,7 @@ use crate::ext::Timestamp;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
 use crate::net::{ClientTls, Poster};
+use crate::notifications::{self, Notifications};
 use crate::operations::Operations;
 use crate::people::People;
 use crate::pipeline::{self, Pipeline};
@@ -53,7 +54,7 @@ pub(super) struct Rooms {
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
     pub(super) webhooks: Arc<Webhooks>,
-    pub(super) tenancy: Arc<Tenancy>,
+    pub(super) notifications: Arc<Notifications>,
 }
 
 impl Rooms {
@@ -100,33 +101,11 @@ impl Rooms {
         let intake = Arc::new(Intake::new(parts));
         let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
-        let parts = webhooks::Parts {
-            log: EventLog::new(records()).with_archive(Arc::clone(&folders.archive)),
-            bell: bell.clone(),
-            key,
-            post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), config.webhooks.reach)),
-            names: names(&accounts),
-            clock: Arc::new(Timestamp::now),
-            settings: config.webhooks,
-        };
-        let webhooks = Arc::new(Webhooks::open(parts).map_err(unreadable("webhooks"))?);
+        let sources = (records(), bell.clone(), &accounts);
+        let webhooks = webhooks(config, key, sources, (world, folders, tls)).map_err(unreadable("webhooks"))?;
         let people = Arc::new(people);
-        let parts = tenancy::Parts {
-            store: records(),
-            accounts: Arc::clone(&accounts),
-            domains: Arc::clone(&domains),
-            vips: Arc::clone(&vips),
-            people: Arc::clone(&people),
-            routes: Arc::clone(&routes),
-            webhooks: Arc::clone(&webhooks),
-            suppression: Arc::clone(&suppression),
-            operations: Arc::clone(&operations),
-            queue: Arc::clone(&queue),
-            breaker: Arc::clone(&breaker),
-            delivery: Arc::clone(&delivery),
-            further: Vec::new(),
-        };
-        let tenancy = Arc::new(Tenancy::open(parts).map_err(unreadable("deletions of tenants"))?);
+        let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
+        let notifications = Arc::new(notifications);
         Ok(Self {
             store,
             blobs,
@@ -148,8 +127,35 @@ impl Rooms {
             bell,
             gate: Arc::new(Gate::new(config.gate)),
             webhooks,
-            tenancy,
+            notifications,
         })
+    }
+
+    /// What removes tenants: it knows every room that keeps something of one.
+    pub(super) fn tenancy(&self) -> Result<Arc<Tenancy>, StartError> {
+        let told = Arc::clone(&self.notifications);
+        let rooms = self.clone();
+        let parts = tenancy::Parts {
+            store: rooms.store,
+            accounts: rooms.accounts,
+            domains: rooms.domains,
+            vips: rooms.vips,
+            people: rooms.people,
+            routes: rooms.routes,
+            webhooks: rooms.webhooks,
+            suppression: rooms.suppression,
+            operations: rooms.operations,
+            queue: rooms.queue,
+            breaker: rooms.breaker,
+            delivery: rooms.delivery,
+            further: vec![Arc::new(move |tenant| {
+                let told = Arc::clone(&told);
+                Box::pin(async move { told.forget_tenant(tenant).await })
+            })],
+        };
+        let opened = Tenancy::open(parts);
+        let unreadable = |error| StartError::Unavailable(format!("the deletions of tenants cannot be read: {error}"));
+        opened.map(Arc::new).map_err(unreadable)
     }
 
     /// Writes an event for each record that could not be read. They were logged; nothing waits for this.
@@ -166,7 +172,7 @@ impl Rooms {
             self.tls_policies.damaged(),
             self.operations.damaged(),
             self.webhooks.damaged(),
-            self.tenancy.damaged(),
+            self.notifications.damaged(),
         ];
         if let Err(error) = records::report(&*self.store, &rooms.concat(), now).await {
             tracing::warn!(%error, "events about damaged records were not recorded");
@@ -174,7 +180,7 @@ impl Rooms {
     }
 
     /// What the admin API is built from.
-    pub(super) fn for_web(&self, about: web::About, sending: web::SendingLimits) -> web::Parts {
+    pub(super) fn for_web(&self, tenancy: Arc<Tenancy>, about: web::About, sending: web::SendingLimits) -> web::Parts {
         let rooms = self.clone();
         web::Parts {
             accounts: rooms.accounts,
@@ -196,7 +202,8 @@ impl Rooms {
             blobs: rooms.blobs,
             gate: rooms.gate,
             webhooks: rooms.webhooks,
-            tenancy: rooms.tenancy,
+            tenancy,
+            notifications: rooms.notifications,
             about,
         }
     }
@@ -227,6 +234,36 @@ fn pipeline(
     let hold_max = config.submission.session.hold_max;
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
     Pipeline::new(parts, settings)
+}
+
+fn webhooks(
+    config: &Config,
+    key: Arc<MasterKey>,
+    (store, bell, accounts): (Arc<dyn Store>, events::Bell, &Arc<Accounts>),
+    (world, folders, tls): (&World, &Folders, &ClientTls),
+) -> Result<Arc<Webhooks>, StoreError> {
+    let parts = webhooks::Parts {
+        log: EventLog::new(store).with_archive(Arc::clone(&folders.archive)),
+        bell,
+        key,
+        post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), config.webhooks.reach)),
+        names: names(accounts),
+        clock: Arc::new(Timestamp::now),
+        settings: config.webhooks,
+    };
+    Webhooks::open(parts).map(Arc::new)
+}
+
+/// Whose a virtual IP is, and what it is called.
+fn whose_vip(vips: &Arc<Vips>) -> notifications::VipLookup {
+    let vips = Arc::clone(vips);
+    Arc::new(move |id| match vips.get(id) {
+        Some(vip) => match vip.owner {
+            Owner::Tenant(tenant) => (tenant, vip.ehlo.to_string()),
+            Owner::Shared => (notifications::INSTANCE, vip.ehlo.to_string()),
+        },
+        None => (notifications::INSTANCE, id.to_string()),
+    })
 }
 
 /// What people call things, in what webhooks are told.

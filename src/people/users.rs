@@ -314,7 +314,9 @@ impl People {
         let turn = self.desk.turn().await;
         let mut batch = Batch::new();
         batch.remove(policy_key(Some(tenant)));
-        self.links_of_nobody()?.into_iter().for_each(|key| drop(batch.remove(key)));
+        for key in self.links_of_nobody()? {
+            batch.remove(key);
+        }
         let memory = Arc::clone(&self.memory);
         turn.commit(batch, move || drop(records::write(&memory.records).policies.remove(&Some(tenant)))).await?;
         Ok(())

@@ -47,7 +47,7 @@ pub use record::{
 pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
 pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
-pub use show::{Listed, PAGE_MAX, Page, Shown, WhyLine};
+pub use show::{Histories, Listed, PAGE_MAX, Page, Shown, WhyLine};
 pub use verbs::Changed;
 
 use crate::events;

@@ -22,6 +22,9 @@ use crate::store::{Key, StoreError, after_prefix, prefix};
 /// Messages in one page, at most.
 pub const PAGE_MAX: usize = 1_000;
 
+/// What is kept of some messages, and where the next ones begin.
+pub type Histories = (Vec<(QueueId, History)>, Option<QueueId>);
+
 /// One message in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -190,12 +193,7 @@ impl Queue {
     }
 
     /// What is kept of messages of a tenant, from `from` on, and where the next page begins. Blocks on the disk.
-    pub fn histories_of(
-        &self,
-        tenant: TenantId,
-        from: Option<QueueId>,
-        limit: usize,
-    ) -> Result<(Vec<(QueueId, History)>, Option<QueueId>), StoreError> {
+    pub fn histories_of(&self, tenant: TenantId, from: Option<QueueId>, limit: usize) -> Result<Histories, StoreError> {
         let start = from.map_or_else(|| vec![prefix::HISTORY], history_key);
         let page = self.store.range(&start, &after_prefix(&[prefix::HISTORY]), limit.saturating_add(1))?;
         let next = page.get(limit).and_then(|(key, _)| key::id_of(key));

@@ -129,6 +129,8 @@ pub mod prefix {
     pub const AUDIT: u8 = b'a';
     /// tenancy: tenants that are to be deleted.
     pub const TENANCY: u8 = b'E';
+    /// notifications: tenant and id -> notification; who has read which.
+    pub const NOTIFICATION: u8 = b'Y';
     /// people: `UserId` -> user.
     pub const USER: u8 = b'P';
     /// people: `KeyId` -> API key.

@@ -80,7 +80,23 @@ pub fn document() -> Value {
             }
         }
     }
+    without_whole_defaults(&mut document["components"]["schemas"]);
     document
+}
+
+/// A field that is an object has no default of its own: those of its fields say it, and makers of clients
+/// cannot read another.
+fn without_whole_defaults(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("default").is_some_and(Value::is_object) && !fields.contains_key("properties") {
+                fields.remove("default");
+            }
+            fields.values_mut().for_each(without_whole_defaults);
+        }
+        Value::Array(values) => values.iter_mut().for_each(without_whole_defaults),
+        _ => {}
+    }
 }
 
 /// What the layers around every handler add to an operation: see `replay` and `conditional`.

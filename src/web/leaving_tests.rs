@@ -33,11 +33,11 @@ async fn furnished() -> (Arc<MemoryStore>, Parts, Router, BTreeSet<Vec<u8>>) {
     make(&api, "/tenants/leaves/suppressions", json!({"subject": "no@x.example", "reason": "manual"})).await;
     let white = format!("/tenants/leaves/suppressions?list=white&smtp_account={login}");
     make(&api, &white, json!({"subject": "yes@x.example", "reason": "manual"})).await;
-    let hook = json!({"name": "h", "url": "https://hooks.example/in", "kinds": ["message.delivered"]});
+    let hook = json!({"name": "h", "url": "https://hooks.example/in", "events": ["message.delivered"]});
     make(&api, "/tenants/leaves/webhooks", hook).await;
     let vip = json!({"ipv4": "192.0.2.7", "ehlo": "leaves.example", "tenant": "leaves"});
     make(&api, "/vips", vip).await;
-    make(&api, "/routes", json!({"tenant": "leaves", "host": "relay.example", "port": 587})).await;
+    make(&api, "/routes", json!({"tenant": "leaves", "host": "relay.example", "port": 587, "tls": "starttls"})).await;
     make(&api, &format!("/smtp-accounts/{login}/pause"), json!({"reason": "looks wrong"})).await;
     (store, parts, api, before)
 }
@@ -174,7 +174,10 @@ async fn an_export_holds_what_every_room_has_and_no_secret() {
     }
     assert!(text.contains("leaves.example") && text.contains("no@x.example") && !text.contains("stays"));
     for line in &lines {
-        assert!(!super::replay::shows_a_secret(&line["row"]), "{line}");
+        let mut row = line["row"].clone();
+        // How many there are, and none of them.
+        assert!(row.as_object_mut().unwrap().remove("recovery_codes").is_none_or(|count| count.is_number()));
+        assert!(!super::replay::shows_a_secret(&row), "{line}");
     }
     let support = Actor::of("s", Role::Support(tenant));
     let refused = parts.operations.file(&support, (tenant, id), crate::operations::Part::Result, Timestamp::now());

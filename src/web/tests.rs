@@ -73,6 +73,56 @@ pub(super) async fn api_with(settings: Settings) -> Router {
     api_over(Arc::new(MemoryStore::new()), settings).await
 }
 
+fn intake(
+    store: Arc<MemoryStore>,
+    (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
+    (routes, queue): (&Arc<Routes>, &Arc<Queue>),
+) -> Arc<crate::intake::Intake> {
+    let stages = crate::pipeline::Parts::of_rooms(accounts.clone(), domains.clone(), suppression.clone(), vips.clone());
+    let spill_folder = std::env::temp_dir();
+    let pipeline =
+        crate::pipeline::Pipeline::new(stages, crate::pipeline::Settings { spill_folder, ..Default::default() });
+    Arc::new(crate::intake::Intake::new(crate::intake::Parts {
+        pipeline: Arc::new(pipeline),
+        routes: routes.clone(),
+        queue: queue.clone(),
+        store,
+    }))
+}
+
+fn notifications(store: Arc<MemoryStore>) -> Arc<crate::notifications::Notifications> {
+    let of_instance = Arc::new(|vip: crate::mail::VipId| (crate::notifications::INSTANCE, vip.to_string()));
+    Arc::new(crate::notifications::Notifications::open(store, of_instance).unwrap())
+}
+
+fn leaving_parts(
+    store: Arc<MemoryStore>,
+    (accounts, domains, vips, people): (&Arc<Accounts>, &Arc<Domains>, &Arc<Vips>, &Arc<People>),
+    (routes, hooks, suppression, operations): (
+        &Arc<Routes>,
+        &Arc<Webhooks>,
+        &Arc<Suppression>,
+        &Arc<crate::operations::Operations>,
+    ),
+    (queue, breaker, delivery): (&Arc<Queue>, &Arc<Breaker>, &Arc<Delivery>),
+) -> crate::tenancy::Parts {
+    crate::tenancy::Parts {
+        store,
+        accounts: accounts.clone(),
+        domains: domains.clone(),
+        vips: vips.clone(),
+        people: people.clone(),
+        routes: routes.clone(),
+        webhooks: hooks.clone(),
+        suppression: suppression.clone(),
+        operations: operations.clone(),
+        queue: queue.clone(),
+        breaker: breaker.clone(),
+        delivery: delivery.clone(),
+        further: Vec::new(),
+    }
+}
+
 /// As after a start of the daemon with this store.
 pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Router {
     router(parts_over(store).await, &settings)
@@ -95,16 +145,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let suppression = Arc::new(Suppression::open(store.clone()));
     let routes = Arc::new(Routes::open(store.clone(), key.clone()).unwrap());
     let queue = Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap());
-    let stages = crate::pipeline::Parts::of_rooms(accounts.clone(), domains.clone(), suppression.clone(), vips.clone());
-    let spill_folder = std::env::temp_dir();
-    let pipeline =
-        crate::pipeline::Pipeline::new(stages, crate::pipeline::Settings { spill_folder, ..Default::default() });
-    let intake = crate::intake::Parts {
-        pipeline: Arc::new(pipeline),
-        routes: routes.clone(),
-        queue: queue.clone(),
-        store: store.clone(),
-    };
+    let intake = intake(store.clone(), (&accounts, &domains, &suppression, &vips), (&routes, &queue));
     // Its files are for nobody to see; the folder goes with the process's temporary ones.
     let files = tempfile::tempdir().unwrap().keep();
     let operations = crate::operations::Operations::open(store.clone(), suppression.clone(), &files).unwrap();
@@ -114,30 +155,19 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let people = People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap();
     let people = Arc::new(people);
     let hooks = Arc::new(Webhooks::open(webhooks(store.clone(), key.clone())).unwrap());
-    let tenancy = crate::tenancy::Parts {
-        store: store.clone(),
-        accounts: accounts.clone(),
-        domains: domains.clone(),
-        vips: vips.clone(),
-        people: people.clone(),
-        routes: routes.clone(),
-        webhooks: hooks.clone(),
-        suppression: suppression.clone(),
-        operations: operations.clone(),
-        queue: queue.clone(),
-        breaker: breaker.clone(),
-        delivery: delivery.clone(),
-        further: Vec::new(),
-    };
+    let people_and_means = (&accounts, &domains, &vips, &people);
+    let rest = (&routes, &hooks, &suppression, &operations);
+    let leaving = leaving_parts(store.clone(), people_and_means, rest, (&queue, &breaker, &delivery));
     Parts {
         operations,
         breaker,
-        tenancy: Arc::new(crate::tenancy::Tenancy::open(tenancy).unwrap()),
+        notifications: notifications(store.clone()),
+        tenancy: Arc::new(crate::tenancy::Tenancy::open(leaving).unwrap()),
         accounts,
         vips,
         domains,
         suppression,
-        intake: Arc::new(crate::intake::Intake::new(intake)),
+        intake,
         sending: super::SendingLimits {
             message_bytes_max: 100_000,
             header_bytes_max: 20_000,

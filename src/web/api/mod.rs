@@ -10,6 +10,7 @@ mod breaker;
 mod domains;
 mod keys;
 mod messages;
+mod notifications;
 mod operations;
 mod queue;
 mod readiness;
@@ -53,6 +54,7 @@ pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 pub use messages::{
     AttachmentJson, BatchJson, BatchResultJson, BatchSentJson, NewMessageJson, SentJson, SentRecipientJson,
 };
+pub use notifications::{NotificationJson, NotificationsReadJson, ReadNotificationsJson};
 pub use operations::OperationJson;
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use readiness::{InspectedJson, InspectionJson, ReadinessJson, ReadinessRuleJson};
@@ -94,6 +96,8 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(tenants::ask_deletion, tenants::undo_deletion))
         .routes(routes!(suppressions::list, suppressions::add, suppressions::change))
         .routes(routes!(suppressions::show, suppressions::remove))
+        .routes(routes!(notifications::list))
+        .routes(routes!(notifications::read))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
         .routes(routes!(vips::list, vips::add))

@@ -1,0 +1,289 @@
+//! What people should know without looking for it: a domain that fails, an address that is listed, a webhook that
+//! was disabled, a paused SMTP account, a limit that is near. Per tenant and of the instance, each read or not by
+//! whoever asks.
+//!
+//! Recipe: it consumes the event log, and [`Notifications::run`] asks the watches now and then; [`Notifications::list`]
+//! and [`Notifications::mark`] are for people. Easy to get wrong: the same trouble is told once in
+//! [`TOLD_AGAIN`], however often it is met, and a flood of troubles pushes out the oldest, never memory.
+
+mod heard;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::access::{Actor, Permission, Resource};
+use crate::background::Shutdown;
+use crate::ext::{self, Timestamp};
+use crate::mail::{TenantId, VipId, printable};
+use crate::records::{self, AdminError, Damage, Desk};
+use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
+
+/// Whose notifications those of the instance are. Random tenant ids never become this one in practice.
+pub const INSTANCE: TenantId = TenantId(0);
+/// Notifications kept of one tenant, at most.
+pub const KEPT_MAX: usize = 500;
+/// How long one is kept.
+pub const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// The same trouble is told again after this.
+pub const TOLD_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// Characters of what is told, at most.
+const TEXT_CHARACTERS_MAX: usize = 300;
+/// How often watches are asked.
+const WATCHED_EVERY: Duration = Duration::from_secs(5 * 60);
+
+/// Names a notification: the milliseconds it was made at, then random octets.
+pub type NotificationId = [u8; 16];
+
+/// What it is about. Append new variants at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kind {
+    /// A sending domain or its return-path is failing, or has failed.
+    DomainFailing,
+    /// A receiver says that an address is listed.
+    AddressListed,
+    /// A webhook gets nothing more.
+    WebhookDisabled,
+    /// An SMTP account is paused.
+    AccountPaused,
+    /// A limit is nearly reached.
+    QuotaNear,
+    /// A virtual IP is not on this host.
+    AddressMissing,
+    /// A record could not be read.
+    RecordDamaged,
+}
+
+impl Kind {
+    /// One word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::DomainFailing => "domain-failing",
+            Self::AddressListed => "address-listed",
+            Self::WebhookDisabled => "webhook-disabled",
+            Self::AccountPaused => "account-paused",
+            Self::QuotaNear => "quota-near",
+            Self::AddressMissing => "address-missing",
+            Self::RecordDamaged => "record-damaged",
+        }
+    }
+}
+
+/// Something to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// To whom; [`INSTANCE`] is whoever runs it.
+    pub tenant: TenantId,
+    /// What it is about.
+    pub kind: Kind,
+    /// The thing: a name or an id.
+    pub subject: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// One notification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notification {
+    /// Its id.
+    pub id: NotificationId,
+    /// To whom.
+    pub tenant: TenantId,
+    /// When it was met.
+    pub at: Timestamp,
+    /// What it is about.
+    pub kind: Kind,
+    /// The thing.
+    pub subject: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// A notification as somebody sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// It.
+    pub notification: Notification,
+    /// Whether whoever asks has read it.
+    pub is_read: bool,
+}
+
+/// Whether those that were read are shown too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All.
+    All,
+    /// Only those that were not read.
+    Unread,
+}
+
+/// Which are marked as read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// All there are.
+    All,
+    /// These.
+    These(Vec<NotificationId>),
+}
+
+/// Looks for troubles that no event tells of.
+pub type Watch = Arc<dyn Fn(Timestamp) -> Vec<News> + Send + Sync>;
+/// Whose a virtual IP is, and what it is called.
+pub type VipLookup = Arc<dyn Fn(VipId) -> (TenantId, String) + Send + Sync>;
+
+type All = BTreeMap<(TenantId, NotificationId), Notification>;
+
+/// All notifications, in memory.
+pub struct Notifications {
+    desk: Desk,
+    all: Arc<RwLock<All>>,
+    vips: VipLookup,
+    damaged: Vec<Damage>,
+}
+
+impl Notifications {
+    /// Reads them.
+    pub fn open(store: Arc<dyn Store>, vips: VipLookup) -> Result<Self, StoreError> {
+        let (stored, damaged) = records::load::<Notification>(&*store, &[prefix::NOTIFICATION, b'n'])?;
+        let all = stored.into_iter().map(|(_, one)| ((one.tenant, one.id), one)).collect();
+        Ok(Self { desk: Desk::new(store), all: Arc::new(RwLock::new(all)), vips, damaged })
+    }
+
+    /// Records that could not be read at open.
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    /// Those of a tenant, or of the instance, newest first.
+    pub fn list(&self, actor: &Actor, tenant: TenantId, which: Which) -> Result<Vec<Shown>, AdminError> {
+        actor.require(permission(tenant))?;
+        let read = self.read_by(actor, tenant)?;
+        let all = records::read(&self.all);
+        let own = all.range(bounds(tenant)).rev().map(|(_, one)| one);
+        let shown = own.map(|one| Shown { is_read: read.contains(&one.id), notification: one.clone() });
+        Ok(shown.filter(|shown| which == Which::All || !shown.is_read).collect())
+    }
+
+    /// Marks some as read by whoever asks; how many were not before. It is nobody else's matter, so it is not
+    /// in the audit log.
+    pub async fn mark(&self, actor: &Actor, tenant: TenantId, marked: Marked) -> Result<usize, AdminError> {
+        actor.require(permission(tenant))?;
+        let turn = self.desk.turn().await;
+        let mut read = self.read_by(actor, tenant)?;
+        let known: BTreeSet<NotificationId> =
+            records::read(&self.all).range(bounds(tenant)).map(|((_, id), _)| *id).collect();
+        read.retain(|id| known.contains(id));
+        let before = read.len();
+        match marked {
+            Marked::All => read = known,
+            Marked::These(ids) => read.extend(ids.into_iter().filter(|id| known.contains(id))),
+        }
+        let mut batch = Batch::new();
+        batch.set(read_key(tenant, actor), codec::encode(&read));
+        turn.commit(batch, || ()).await?;
+        Ok(read.len() - before)
+    }
+
+    /// Tells of something, unless it was told within [`TOLD_AGAIN`] before or after.
+    pub async fn tell(&self, news: News, at: Timestamp) -> Result<(), AdminError> {
+        let News { tenant, kind, subject, text } = news;
+        let turn = self.desk.turn().await;
+        let is_near = |other: Timestamp| at.since(other) < TOLD_AGAIN && other.since(at) < TOLD_AGAIN;
+        let (is_told, gone) = {
+            let all = records::read(&self.all);
+            let own: Vec<&Notification> = all.range(bounds(tenant)).map(|(_, one)| one).collect();
+            let is_same = |one: &&Notification| one.kind == kind && one.subject == subject && is_near(one.at);
+            let excess = own.len().saturating_sub(KEPT_MAX - 1);
+            let gone = own.iter().enumerate().filter(|(place, one)| *place < excess || at.since(one.at) > KEPT);
+            (own.iter().any(is_same), gone.map(|(_, one)| one.id).collect::<Vec<_>>())
+        };
+        if is_told {
+            return Ok(());
+        }
+        let text = printable(&text.chars().take(TEXT_CHARACTERS_MAX).collect::<String>());
+        let one = Notification { id: new_id(at), tenant, at, kind, subject, text };
+        let mut batch = Batch::new();
+        batch.set(key(tenant, one.id), codec::encode(&one));
+        for id in &gone {
+            batch.remove(key(tenant, *id));
+        }
+        let all = Arc::clone(&self.all);
+        turn.commit(batch, move || {
+            let mut all = records::write(&all);
+            for id in gone {
+                all.remove(&(tenant, id));
+            }
+            all.insert((tenant, one.id), one);
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Asks the watches while the daemon lives.
+    pub async fn run(&self, watches: Vec<Watch>, shutdown: Shutdown) {
+        let never = tokio::sync::Notify::new();
+        crate::background::periodically(WATCHED_EVERY, &never, &shutdown, || async {
+            let now = Timestamp::now();
+            for news in watches.iter().flat_map(|watch| watch(now)) {
+                if let Err(error) = self.tell(news, now).await {
+                    tracing::warn!(%error, "a notification could not be written");
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Forgets what a tenant that is deleted was told.
+    pub async fn forget_tenant(&self, tenant: TenantId) -> Result<(), AdminError> {
+        let turn = self.desk.turn().await;
+        let mut batch = Batch::new();
+        for kind in [b'n', b'r'] {
+            let own = [&[prefix::NOTIFICATION, kind][..], &tenant.0.to_be_bytes()].concat();
+            let mut from = own.clone();
+            loop {
+                let page = self.desk.store().range(&from, &after_prefix(&own), KEPT_MAX)?;
+                let Some((last, _)) = page.last() else { break };
+                from = [&last[..], &[0]].concat();
+                page.into_iter().for_each(|(key, _)| batch.changes.push(crate::store::Change::Remove(key)));
+            }
+        }
+        let all = Arc::clone(&self.all);
+        turn.commit(batch, move || records::write(&all).retain(|(of, _), _| *of != tenant)).await?;
+        Ok(())
+    }
+
+    fn read_by(&self, actor: &Actor, tenant: TenantId) -> Result<BTreeSet<NotificationId>, AdminError> {
+        let bytes = self.desk.store().get(&read_key(tenant, actor))?;
+        Ok(bytes.map(|bytes| codec::decode(&bytes)).transpose()?.unwrap_or_default())
+    }
+}
+
+fn permission(tenant: TenantId) -> Permission {
+    if tenant == INSTANCE { Permission::ReadInstance } else { Permission::Read(Resource::Tenant, tenant) }
+}
+
+fn bounds(tenant: TenantId) -> std::ops::RangeInclusive<(TenantId, NotificationId)> {
+    (tenant, [0; 16])..=(tenant, [u8::MAX; 16])
+}
+
+fn new_id(at: Timestamp) -> NotificationId {
+    let mut octets = ext::random_bytes::<16>();
+    octets[..6].copy_from_slice(&at.0.to_be_bytes()[2..]);
+    octets
+}
+
+fn key(tenant: TenantId, id: NotificationId) -> Key {
+    [&[prefix::NOTIFICATION, b'n'][..], &tenant.0.to_be_bytes(), &id].concat()
+}
+
+/// Who has read what: by a digest of the name, so that the store shows no name.
+fn read_key(tenant: TenantId, actor: &Actor) -> Key {
+    let digest = Sha256::digest(actor.name.as_bytes());
+    [&[prefix::NOTIFICATION, b'r'][..], &tenant.0.to_be_bytes(), digest.get(..16).unwrap_or_default()].concat()
+}
+
+#[cfg(test)]
+mod tests;
