@@ -53,7 +53,20 @@ use crate::webhooks::Webhooks;
 pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
-    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DeletionJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DeletionJson, DifferenceJson,
+    DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, InspectedJson,
+    InspectionJson, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson,
+    MadeWebhookJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson,
+    NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson,
+    NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson, OperationJson,
+    PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, ReadNotificationsJson,
+    ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
+    RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson,
+    SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson,
+    SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson,
+    SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson,
+    TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson,
+    WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
