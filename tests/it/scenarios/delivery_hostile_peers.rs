@@ -198,7 +198,7 @@ async fn a_354_without_any_recipient_is_ended_with_a_lone_dot_and_nothing_is_del
 async fn a_message_refused_after_the_dot_bounces_with_the_whole_reply() {
     let script = Script::polite().always(".", Act::SayRaw(b"554-5.7.1 We think\r\n554 5.7.1 this is spam\r\n"));
     let MailEvent::Bounced { why, detail, peer, .. } = verdict(script).await else { panic!() };
-    assert_eq!((why, detail.as_str()), (Why::Content, "554 5.7.1 We think this is spam (after final dot)"));
+    assert_eq!((why, detail.as_str()), (Why::Content, "554-5.7.1 We think\n554 5.7.1 this is spam (after final dot)"));
     assert_eq!(peer.unwrap().host, "mx.shop.example");
 }
 
