@@ -21,6 +21,12 @@ use tokio_rustls::client::TlsStream;
 use super::dane::{DanePins, DaneVerifier};
 use crate::mail::printable;
 
+/// Octets kept of what TLS says is wrong: a certificate for another name is told with all its names, of
+/// which a peer may have thousands, and the text is kept with each recipient.
+const REASON_OCTETS_MAX: usize = 300;
+/// What stands where the rest was cut off.
+const CUT: &str = " [...]";
+
 /// How much a handshake insists on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verify {
@@ -74,7 +80,7 @@ impl HandshakeError {
             Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => HandshakeFault::Certificate,
             _ => HandshakeFault::Other,
         };
-        Self { reason: printable(&error.to_string()), kind }
+        Self { reason: told(&error.to_string()), kind }
     }
 }
 
@@ -207,8 +213,19 @@ impl ClientTls {
         self.verifier
             .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
             .map(|_| Proof::Root)
-            .map_err(|error| printable(&error.to_string()))
+            .map_err(|error| told(&error.to_string()))
     }
+}
+
+/// A reason as it is kept: printable, and cut off with a mark if it is long.
+fn told(reason: &str) -> String {
+    let mut text = printable(reason);
+    if text.len() > REASON_OCTETS_MAX {
+        let end = (0..=REASON_OCTETS_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(CUT);
+    }
+    text
 }
 
 fn connector(provider: &Arc<CryptoProvider>, verifier: Arc<dyn ServerCertVerifier>) -> Result<TlsConnector, String> {
@@ -257,5 +274,29 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_certificate_of_many_names_says_is_cut_with_a_mark() {
+        let names: Vec<String> = (0..5_000).map(|number| format!("host-{number}.\u{e9}.peer.example")).collect();
+        let named = rcgen::generate_simple_self_signed(
+            (0..200).map(|number| format!("host-{number}.peer.example")).collect::<Vec<_>>(),
+        )
+        .unwrap();
+        let chain = [named.cert.der().clone()];
+        let tls = ClientTls::with_roots(vec![chain[0].clone()]).unwrap();
+        let asked = ServerName::try_from("mx.other.example").unwrap();
+        let reason = tls.would_verify(&asked, &chain).unwrap_err();
+        assert!(reason.starts_with("invalid peer certificate: certificate not valid for name"), "{reason}");
+        assert!(reason.ends_with(CUT) && reason.len() <= REASON_OCTETS_MAX + CUT.len(), "{}", reason.len());
+        let error = rustls::Error::General(names.join(" "));
+        let failed = HandshakeError::of(&std::io::Error::other(error));
+        assert!(failed.reason.ends_with(CUT) && failed.reason.len() <= REASON_OCTETS_MAX + CUT.len());
+        assert_eq!(told("received fatal alert: BadCertificate"), "received fatal alert: BadCertificate");
     }
 }
