@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::shaping::LOGIN_MARK;
 use crate::access::{Actor, Forbidden, Permission};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
@@ -237,7 +238,11 @@ impl Delivery {
             return Ok(());
         }
         let scopes = match site {
-            Some(site) => vec![Scope::Site(site.to_owned())],
+            // A login at a relay is meant by the relay's name too.
+            Some(site) => std::iter::once(site)
+                .chain(site.split_once(LOGIN_MARK).map(|(relay, _)| relay))
+                .map(|name| Scope::Site(name.to_owned()))
+                .collect(),
             None => {
                 vec![Scope::All, Scope::Lane(lane.clone()), Scope::Domain(lane.next_hop.clone()), Scope::Vip(lane.vip)]
             }
@@ -332,6 +337,9 @@ mod tests {
         delivery.suspend(&actor, Scope::Site("mx.example".to_owned()), ("x", None), NOW).await.unwrap();
         assert!(delivery.suspension(&lane(), Some("mx.example"), NOW).is_err());
         assert!(delivery.suspension(&lane(), Some("other.example"), NOW).is_ok());
+        delivery.suspend(&actor, Scope::Site("relay.example:587".to_owned()), ("x", None), NOW).await.unwrap();
+        assert!(delivery.suspension(&lane(), Some("relay.example:587/route"), NOW).is_err(), "a login there");
+        assert!(delivery.suspension(&lane(), Some("relay.example:25/route"), NOW).is_ok());
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
 use super::settle::{Screen, record_outcomes, share_fate};
-use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance};
+use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance, is_called};
 use super::sharers::Sharers;
 use super::sources::{Sources, after, earlier};
 use super::transport::{Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
@@ -249,7 +249,7 @@ impl Dispatcher {
         let begun = self.begun;
         for site in self.wiring.delivery.take_resumed() {
             self.shaper.resume(&site);
-            self.fates.retain(|path, _| *path.site != *site);
+            self.fates.retain(|path, _| !is_called(&path.site, &site));
         }
         let due = self.wiring.queue.some_lanes(LANES_PER_PASS);
         let count = due.len();

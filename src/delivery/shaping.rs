@@ -25,7 +25,9 @@ mod simulation;
 
 pub use controller::{Controller, Park, Said, Signal, Step};
 pub use gate::Quota;
-pub use limits::{Bound, Knob, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED};
+pub use limits::{
+    Bound, Knob, LOGIN_MARK, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED, is_called,
+};
 pub use pacer::{Answer, Ask, Hold, Memory, Pacer, Permit, Picture};
 pub use providers::{Provider, Providers};
 pub use warmup::{Day, Judged, LADDER, Warmup};
@@ -179,7 +181,7 @@ impl Shaper {
 
     /// Ends the pause of every path of a site, because an operator said so.
     pub fn resume(&mut self, site: &str) {
-        for (_, state) in self.paths.iter_mut().filter(|(path, _)| &*path.site == site) {
+        for (_, state) in self.paths.iter_mut().filter(|(path, _)| is_called(&path.site, site)) {
             state.pause = None;
             state.failures = 0;
         }

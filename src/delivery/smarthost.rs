@@ -9,11 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::client::Client;
+use super::shaping::LOGIN_MARK;
 use super::transport::{Families, Host, Job, Login, NoSite, Report, Site, Standing, TlsUse, Transport};
 use crate::events::Why;
+use crate::ext::base32;
 use crate::mail::Domain;
 use crate::net::{LookupError, Resolver};
-use crate::routing::{Lane, RelayTls, Routes, TransportName};
+use crate::routing::{Lane, RelayTls, Route, Routes, TransportName};
 
 /// Through one configured relay.
 pub struct Smarthost {
@@ -59,6 +61,16 @@ impl Smarthost {
     }
 }
 
+/// `host:port`; with a login `host:port/route`, since what a relay says to one login, and how much it takes
+/// from it, is not about the others. See [`super::shaping::is_called`].
+fn site_name(route: &Route) -> String {
+    let relay = format!("{}:{}", route.host, route.port);
+    match route.login {
+        None => relay,
+        Some(_) => format!("{relay}{LOGIN_MARK}{}", base32(&route.id.to_be_bytes())),
+    }
+}
+
 #[async_trait]
 impl Transport for Smarthost {
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
@@ -80,7 +92,7 @@ impl Transport for Smarthost {
             RelayTls::None => TlsUse::Never,
         };
         Ok(Site {
-            name: format!("{}:{}", route.host, route.port).into(),
+            name: site_name(&route).into(),
             provider: None,
             hosts: vec![Host {
                 name: route.host.clone(),
@@ -102,5 +114,30 @@ impl Transport for Smarthost {
 
     async fn attempt(&self, job: Job) -> Report {
         self.client.drain(job).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shaping::is_called;
+    use super::*;
+    use crate::routing::{RelayLogin, RouteScope};
+
+    fn route(id: u64, user: Option<&str>) -> Route {
+        let login = user.map(|user| RelayLogin { user: user.to_owned(), sealed_password: vec![1, 2, 3] });
+        let (host, port) = ("relay.example".to_owned(), 587);
+        Route { id, scope: RouteScope::Instance, host, port, tls: RelayTls::Starttls, login }
+    }
+
+    #[test]
+    fn each_login_at_a_relay_is_a_site_of_its_own() {
+        let (one, other) = (site_name(&route(1, Some("a"))), site_name(&route(2, Some("b"))));
+        assert_ne!(one, other, "a revoked password of one is not the other's");
+        assert_eq!(site_name(&route(3, None)), "relay.example:587");
+        for name in [&one, &other] {
+            assert!(is_called(name, "relay.example:587"), "{name}: what is set for the relay holds for it");
+            assert!(is_called(name, name) && !is_called(name, "relay.example:25") && !is_called(name, "relay"));
+        }
+        assert!(!is_called(&one, &other) && !is_called("relay.example:587", &one));
     }
 }

@@ -217,6 +217,14 @@ impl Layers<'_> {
     }
 }
 
+/// Stands between the relay and the route in the name of a site that is a login at a relay.
+pub const LOGIN_MARK: char = '/';
+
+/// Whether people mean `site` by `name`: its own name, or that of the relay it is a login at.
+pub fn is_called(site: &str, name: &str) -> bool {
+    site == name || site.split_once(LOGIN_MARK).is_some_and(|(relay, _)| relay == name)
+}
+
 /// How special a scope is, `None` if it is about something else.
 fn rank(scope: &Scope, site: &str, part: &Part) -> Option<u8> {
     let is_right_part = match (part, &scope.target, scope.tenant) {
@@ -227,7 +235,7 @@ fn rank(scope: &Scope, site: &str, part: &Part) -> Option<u8> {
     };
     let by_target = match &scope.target {
         Target::Every => 1,
-        Target::Site(own) if own == site => 4,
+        Target::Site(own) if is_called(site, own) => 4,
         Target::Site(_) => return None,
         Target::Domain(_) => 4,
     };
@@ -282,6 +290,15 @@ mod tests {
         }
         assert_eq!(value(&overrides, 1).origin, Origin::Operator(scope(gmail(), Some(1), None)));
         assert_eq!(value(&overrides, 3).value, 22);
+    }
+
+    #[test]
+    fn limits_of_a_relay_hold_for_each_login_there() {
+        let relay = Target::Site("relay.example:587".to_owned());
+        let overrides = [over(scope(relay, None, None), 3)];
+        let layers = Layers { default: set(Knob::Connections, 7), provider: None, overrides: &overrides };
+        let of = |site| layers.resolve(site, VipId(1), &Part::Whole).unwrap().value(Knob::Connections);
+        assert_eq!([of("relay.example:587"), of("relay.example:587/abc"), of("relay.example:25/abc")], [3, 3, 7]);
     }
 
     #[test]
