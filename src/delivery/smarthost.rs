@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sha2::{Digest as _, Sha256};
 
 use super::client::Client;
 use super::shaping::LOGIN_MARK;
@@ -71,6 +72,21 @@ fn site_name(route: &Route) -> String {
     }
 }
 
+/// Which idle connections may serve a route: those opened for it and logged in as it says now. Nothing of
+/// the password can be read from it: it goes in as it is sealed.
+fn realm(route: &Route) -> u64 {
+    let mut hash = Sha256::new_with_prefix(route.id.to_be_bytes());
+    if let Some(login) = &route.login {
+        hash.update([1]);
+        hash.update(login.user.len().to_be_bytes());
+        hash.update(&login.user);
+        hash.update(&login.sealed_password);
+    }
+    let octets: [u8; 8] = hash.finalize().first_chunk().copied().unwrap_or_default();
+    // 0 is for no relay.
+    u64::from_be_bytes(octets).max(1)
+}
+
 #[async_trait]
 impl Transport for Smarthost {
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
@@ -103,7 +119,7 @@ impl Transport for Smarthost {
                 standing: Standing::Proven,
             }],
             port: route.port,
-            realm: route.id,
+            realm: realm(&route),
             login,
         })
     }
@@ -139,5 +155,28 @@ mod tests {
             assert!(is_called(name, name) && !is_called(name, "relay.example:25") && !is_called(name, "relay"));
         }
         assert!(!is_called(&one, &other) && !is_called("relay.example:587", &one));
+    }
+
+    #[test]
+    fn a_changed_login_is_served_by_no_connection_of_the_old_one() {
+        let before = route(1, Some("a"));
+        let of = |user: &str, sealed_password: Vec<u8>| {
+            let login = Some(RelayLogin { user: user.to_owned(), sealed_password });
+            realm(&Route { login, ..before.clone() })
+        };
+        let realms = [
+            realm(&before),
+            of("b", vec![1, 2, 3]),
+            of("a", vec![1, 2, 4]),
+            // Not told apart by where the user's name ends.
+            of("a\u{1}", vec![2, 3]),
+            realm(&Route { login: None, ..before.clone() }),
+            realm(&Route { id: 2, ..before.clone() }),
+            0,
+        ];
+        for (number, one) in realms.iter().enumerate() {
+            assert!(!realms[..number].contains(one), "{number}");
+        }
+        assert_eq!(of("a", vec![1, 2, 3]), realm(&before));
     }
 }

@@ -128,7 +128,7 @@ pub struct Site {
     pub hosts: Vec<Host>,
     /// The port.
     pub port: u16,
-    /// Whether connections from one login may be used for another: the route's id, or 0.
+    /// Connections serve others of the same realm only: made of the route's id and login, or 0.
     pub realm: u64,
     /// The login, for relays.
     pub login: Option<Arc<Login>>,
