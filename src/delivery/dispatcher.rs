@@ -391,7 +391,7 @@ impl Dispatcher {
     /// Starts it if the pace allows; the site has said yes.
     fn start_paced(&mut self, candidate: &Candidate, now: Instant) -> bool {
         let (lane, queue_now) = (&candidate.lane, self.wiring.queue.now());
-        let has_idle = self.pool.has(pool_keys(&candidate.site, &candidate.source).into_iter());
+        let has_idle = self.pool.has(pool_keys(&candidate.site, &candidate.source).into_iter(), &lane.next_hop);
         let ask = Ask {
             path: &candidate.pace,
             tenant: lane.tenant,
@@ -429,8 +429,8 @@ impl Dispatcher {
 
     fn start(&mut self, candidate: &Candidate, permit: Permit, now: Instant) {
         let (settled, outcomes) = mpsc::channel(8);
-        let keys = pool_keys(&candidate.site, &candidate.source);
-        let idle = self.pool.take(keys.into_iter(), &self.settings, now);
+        let keys = pool_keys(&candidate.site, &candidate.source).into_iter();
+        let idle = self.pool.take((keys, &candidate.lane.next_hop), &self.settings, now);
         let progress = Arc::new(Progress::default());
         self.avoided.retain(|_, until| *until > now);
         let job = Job {

@@ -91,6 +91,8 @@ pub struct Connection {
     pub(super) opened: Instant,
     /// Transactions begun.
     pub(super) uses: usize,
+    /// Recipient domains offered so far; kept only for a peer that limits them.
+    domains: Vec<Domain>,
     /// The last transaction was not ended by a final dot: RSET goes before the next MAIL.
     pub(super) needs_reset: bool,
     /// What vouched for the peer's certificate.
@@ -169,6 +171,7 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         key: call.key.clone(),
         opened: Instant::now(),
         uses: 0,
+        domains: Vec::new(),
         needs_reset: false,
         proof: None,
         standing: call.standing,
@@ -229,6 +232,21 @@ impl Connection {
         self.uses < self.messages_max
             && mails_max.is_none_or(|most| self.uses < most)
             && now.duration_since(self.opened) < settings.connection_age_max
+    }
+
+    /// Whether recipients in `domain` may be offered too (`LIMITS RCPTDOMAINMAX`, RFC 9422 s4.3: so many
+    /// domains in one session).
+    pub fn takes_domain(&self, domain: &Domain) -> bool {
+        let most = self.extensions.limits.rcpt_domain_max.and_then(|most| usize::try_from(most).ok());
+        most.is_none_or(|most| self.domains.len() < most || self.domains.contains(domain))
+    }
+
+    /// Recipients in `domain` are offered from now on.
+    pub(super) fn note_domain(&mut self, domain: &Domain) {
+        let is_limited = self.extensions.limits.rcpt_domain_max.is_some();
+        if is_limited && !self.domains.contains(domain) {
+            self.domains.push(domain.clone());
+        }
     }
 
     /// Whether the peer has neither spoken nor hung up since it was last used.

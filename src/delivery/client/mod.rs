@@ -124,6 +124,7 @@ impl Client {
                     break ending;
                 }
             };
+            open.note_domain(&job.lane.next_hop);
             let before = open.uses;
             let most = at_most(job.permit.quota.messages).saturating_sub(report.transactions);
             let sent = deliver(&mut open, held, &mut job, &mut buffer, (is_kept, most)).await;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::connection::{Connection, PoolKey};
 use crate::delivery::Settings;
+use crate::mail::Domain;
 
 struct Idle {
     connection: Connection,
@@ -27,31 +28,35 @@ impl Pool {
         Self::default()
     }
 
-    /// A usable connection for one of `keys`, the earlier the better.
+    /// A usable connection for one of `keys`, the earlier the better, that takes recipients in `domain`.
     pub fn take(
         &mut self,
-        keys: impl Iterator<Item = PoolKey>,
+        (keys, domain): (impl Iterator<Item = PoolKey>, &Domain),
         settings: &Settings,
         now: Instant,
     ) -> Option<Connection> {
         for key in keys {
             let Some(kept) = self.idle.get_mut(&key) else { continue };
             // The latest first: it is the least likely to have been closed by the peer.
-            while let Some(Idle { mut connection, since }) = kept.pop() {
+            while let Some(at) = kept.iter().rposition(|idle| idle.connection.takes_domain(domain)) {
+                let Idle { mut connection, since } = kept.remove(at);
                 self.count = self.count.saturating_sub(1);
                 let is_recent = now.duration_since(since) < settings.connection_idle_max;
                 if is_recent && connection.is_fresh(settings, now) && connection.is_quiet() {
                     return Some(connection);
                 }
             }
-            self.idle.remove(&key);
+            if kept.is_empty() {
+                self.idle.remove(&key);
+            }
         }
         None
     }
 
-    /// Whether one is kept for one of `keys`; it may turn out to be closed.
-    pub fn has(&self, mut keys: impl Iterator<Item = PoolKey>) -> bool {
-        keys.any(|key| self.idle.get(&key).is_some_and(|kept| !kept.is_empty()))
+    /// Whether one is kept for one of `keys` that takes recipients in `domain`; it may turn out to be closed.
+    pub fn has(&self, mut keys: impl Iterator<Item = PoolKey>, domain: &Domain) -> bool {
+        let takes = |kept: &Vec<Idle>| kept.iter().any(|idle| idle.connection.takes_domain(domain));
+        keys.any(|key| self.idle.get(&key).is_some_and(takes))
     }
 
     /// Keeps a connection, or hands it back to be closed if there is no room or it has served enough.

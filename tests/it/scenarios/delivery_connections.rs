@@ -92,6 +92,22 @@ async fn an_idle_connection_is_used_again_and_a_dead_one_is_replaced_without_a_w
 }
 
 #[tokio::test]
+async fn a_connection_carries_no_more_recipient_domains_than_its_peer_takes() {
+    let script = Script::polite().offering(&["PIPELINING", "LIMITS RCPTDOMAINMAX=2"]);
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let zone = zone().mx("b.example", 10, "mx.c.example").mx("c.example", 10, "mx.c.example");
+    let zone = zone.mx("d.example", 10, "mx.c.example").ipv4("mx.c.example", LOCAL[0].parse().unwrap());
+    let outbound = Outbound::start("127.0.2.1", zone, settings(peer.address.port())).await;
+    // Two domains share a connection, the third gets another, and the first finds its own again.
+    for (to, connections) in [("a@b.example", 1), ("a@c.example", 1), ("a@d.example", 2), ("z@b.example", 2)] {
+        let id = outbound.owe(&[to]).await;
+        assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { .. }), "{to}");
+        assert!(until(|| outbound.queue.totals().lanes == 0).await);
+        assert_eq!(peer.connections(), connections, "{to}");
+    }
+}
+
+#[tokio::test]
 async fn mail_of_a_missing_virtual_ip_waits_and_leaves_by_no_other_address() {
     let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
     let outbound = Outbound::start("192.0.2.55", zone(), settings(peer.address.port())).await;
