@@ -21,6 +21,8 @@ pub(super) struct Place {
     pub(super) families: Families,
     /// Of the transport; see [`super::transport::Transport::revision`].
     revision: u64,
+    /// Of our settings: what was asked under the old ones does not answer under the new.
+    settings: u64,
 }
 
 /// What is known of a place.
@@ -40,6 +42,8 @@ enum Entry {
 #[derive(Default)]
 pub(super) struct Places {
     known: HashMap<Place, Entry>,
+    /// How often settings have changed.
+    settings: u64,
 }
 
 impl Places {
@@ -49,7 +53,7 @@ impl Places {
             ipv6: source.addresses.iter().any(std::net::IpAddr::is_ipv6),
         };
         let domain = (lane.transport == TransportName::Mx).then(|| lane.next_hop.clone());
-        let place = Place { transport: lane.transport, domain, families, revision };
+        let place = Place { transport: lane.transport, domain, families, revision, settings: self.settings };
         match self.known.get(&place) {
             Some(Entry::LookingUp) => Standing::LookingUp,
             Some(Entry::Known(found, until)) if now < *until => match found {
@@ -65,6 +69,9 @@ impl Places {
     }
 
     pub(super) fn learn(&mut self, place: Place, found: Result<Site, NoSite>, settings: &Settings, now: Instant) {
+        if place.settings != self.settings {
+            return;
+        }
         let kept = match &found {
             Err(NoSite::Deferred(..)) => settings.lookup_pause,
             _ => settings.site_kept,
@@ -90,8 +97,42 @@ impl Places {
         });
     }
 
-    /// Settings changed: everything is looked up anew; what is being looked up stays.
+    /// Settings changed: everything is looked up anew, also what is being looked up now.
     pub(super) fn forget_all(&mut self) {
-        self.known.retain(|_, entry| matches!(entry, Entry::LookingUp));
+        self.settings = self.settings.wrapping_add(1);
+        self.known.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::{Class, TenantId, VipId};
+
+    #[test]
+    fn what_was_asked_before_settings_changed_does_not_answer_after_it() {
+        let next_hop = Domain::parse("shop.example").unwrap();
+        let (vip, tenant, class) = (VipId(1), TenantId(1), Class::Transactional);
+        let lane = Lane { vip, tenant, class, transport: TransportName::Mx, next_hop };
+        let ehlo = Domain::parse("mx.example").unwrap();
+        let source = Source { vip, ehlo, addresses: vec![[127, 0, 0, 1].into()] };
+        let (now, settings, mut places) = (Instant::now(), Settings::default(), Places::default());
+        let site = || Site { name: "mx".into(), provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None };
+        let unknown = |places: &Places| match places.standing((&lane, 0), &source, now) {
+            Standing::Unknown(place) => place,
+            _ => panic!("it is known, or being looked up"),
+        };
+        let before = unknown(&places);
+        places.looking_up(before.clone());
+        places.forget_all();
+        let after = unknown(&places);
+        places.looking_up(after.clone());
+        places.learn(before.clone(), Ok(site()), &settings, now);
+        places.forget(&before);
+        assert!(matches!(places.standing((&lane, 0), &source, now), Standing::LookingUp));
+        places.learn(after, Ok(site()), &settings, now);
+        assert!(matches!(places.standing((&lane, 0), &source, now), Standing::At(_)));
+        places.forget_all();
+        unknown(&places);
     }
 }
