@@ -23,15 +23,17 @@ const CLOCK_MIN: Timestamp = Timestamp(1_767_225_600_000);
 const CLOCK_MAX: Timestamp = Timestamp(4_102_444_800_000);
 /// Free inodes below this share of all are warned about, in percent.
 const INODES_FREE_PERCENT_MIN: u64 = 5;
+/// What to do where something is missing that is there from the first day.
+const MADE_BY_INIT: &str = "postern init makes it, or see the daemon's log";
 
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     let mut found = vec![clock(Timestamp::now(), is_synchronised())];
     found.push(match config.master_key.path(std::env::var_os("CREDENTIALS_DIRECTORY").as_deref().map(Path::new)) {
-        Ok(path) => private("master key", &path, 0o077, "chmod 600"),
+        Ok(path) => private("master key", &path, 0o077, (MADE_BY_INIT, "chmod 600")),
         Err(text) => Finding::warn("master key", text, "not checked; it comes from systemd"),
     });
-    found.push(private("data folder", &config.data, 0o027, "chmod 700"));
-    found.push(private("socket", &config.web.socket, 0o007, "restart the daemon; it makes the socket anew with mode"));
+    found.push(private("data folder", &config.data, 0o027, (MADE_BY_INIT, "chmod 700")));
+    found.push(socket(&config.web.socket));
     found.extend(disk(config));
     found.extend(certificates(config));
     found
@@ -65,19 +67,23 @@ fn clock(now: Timestamp, is_synchronised: Option<bool>) -> Finding {
     }
 }
 
-/// `denied` are mode bits nobody may have.
-fn private(check: &str, path: &Path, denied: u32, remedy: &str) -> Finding {
+fn socket(path: &Path) -> Finding {
+    let missing = "the daemon makes it: systemctl start postern, or see its log";
+    private("socket", path, 0o007, (missing, "restart the daemon; it makes the socket anew with mode"))
+}
+
+/// `denied` are mode bits nobody may have; the remedies are for a path that is not there, and for one
+/// that is open to others.
+fn private(check: &str, path: &Path, denied: u32, (missing, open): (&str, &str)) -> Finding {
     let shown = path.display();
     match fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Finding::warn(check, format!("{shown} cannot be looked at"), "run doctor as root")
         }
-        Err(error) => {
-            Finding::fail(check, format!("{shown}: {error}"), "postern init makes it, or see the daemon's log")
-        }
+        Err(error) => Finding::fail(check, format!("{shown}: {error}"), missing),
         Ok(found) if found.mode() & denied != 0 => {
             let mode = found.mode() & 0o777;
-            Finding::fail(check, format!("{shown} is open to others (mode {mode:o})"), format!("{remedy} {shown}"))
+            Finding::fail(check, format!("{shown} is open to others (mode {mode:o})"), format!("{open} {shown}"))
         }
         Ok(_) => Finding::ok(check, format!("{shown} is private")),
     }
@@ -202,12 +208,21 @@ mod tests {
         let path = folder.path().join("master.key");
         fs::write(&path, "x").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let open = private("master key", &path, 0o077, "chmod 600");
+        let open = private("master key", &path, 0o077, (MADE_BY_INIT, "chmod 600"));
         assert_eq!(open.grade, Grade::Fail);
         assert!(open.remedy.unwrap().starts_with("chmod 600 /"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(private("master key", &path, 0o077, "chmod 600").grade, Grade::Ok);
-        assert_eq!(private("master key", &folder.path().join("none"), 0o077, "").grade, Grade::Fail);
+        assert_eq!(private("master key", &path, 0o077, (MADE_BY_INIT, "chmod 600")).grade, Grade::Ok);
+        assert_eq!(private("master key", &folder.path().join("none"), 0o077, ("", "")).grade, Grade::Fail);
+    }
+
+    #[test]
+    fn a_socket_that_is_not_there_is_made_by_the_daemon_and_not_by_init() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = socket(&folder.path().join("admin.sock"));
+        assert_eq!(found.grade, Grade::Fail);
+        let remedy = found.remedy.unwrap();
+        assert!(remedy.contains("start postern") && !remedy.contains("init"), "{remedy}");
     }
 
     #[test]
