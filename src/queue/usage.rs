@@ -1,4 +1,4 @@
-//! Whether a virtual IP or a tenant still has mail here: exact, however long the queue is.
+//! Whether a virtual IP, a relay or a tenant still has mail here: exact, however long the queue is.
 //!
 //! Easy to get wrong: a held recipient has no due key, and a notice owed leaves by the virtual IP its
 //! message was accepted for; so the records decide, and the index only makes "yes" quick.
@@ -7,6 +7,7 @@ use super::Queue;
 use super::key;
 use super::record::{LaneRecord, QueuedMessage, RecipientState};
 use crate::mail::{TenantId, VipId};
+use crate::routing::{Lane, TransportName};
 use crate::store::{Key, StoreError, after_prefix, prefix};
 
 /// Records read at once.
@@ -21,7 +22,14 @@ impl Queue {
             return Ok(true);
         }
         let is_own = |bytes: &[u8]| QueuedMessage::from_bytes(bytes).is_ok_and(|message| message.vip == vip);
-        Ok(self.any(prefix::MESSAGE, &is_own)? || self.any(prefix::LANE, &|bytes| leaves_by(bytes, vip))?)
+        Ok(self.any(prefix::MESSAGE, &is_own)? || self.any(prefix::LANE, &|bytes| is_open_lane(bytes, |lane| lane.vip == vip))?)
+    }
+
+    /// Whether mail that is not settled goes by a relay. Blocks on the disk: reads every lane record if the
+    /// answer is no.
+    pub fn has_mail_by(&self, route: u64) -> Result<bool, StoreError> {
+        let transport = TransportName::Smarthost(route);
+        self.any(prefix::LANE, &|bytes| is_open_lane(bytes, |lane| lane.transport == transport))
     }
 
     /// Whether a tenant has mail that is not retired. Blocks on the disk: reads every message record
@@ -45,8 +53,9 @@ impl Queue {
     }
 }
 
-fn leaves_by(bytes: &[u8], vip: VipId) -> bool {
+/// Whether a lane record is of such a lane and somebody in it is still to be served.
+fn is_open_lane(bytes: &[u8], is_wanted: impl Fn(&Lane) -> bool) -> bool {
     let Ok(record) = LaneRecord::from_bytes(bytes) else { return false };
     let is_open = |state: RecipientState| !matches!(state, RecipientState::Done(_));
-    record.lane.vip == vip && record.recipients.iter().any(|recipient| is_open(recipient.state))
+    is_wanted(&record.lane) && record.recipients.iter().any(|recipient| is_open(recipient.state))
 }

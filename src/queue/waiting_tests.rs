@@ -166,3 +166,19 @@ async fn held_mail_and_owed_notices_count_as_mail_of_their_virtual_ip_and_tenant
     bench.queue.drop_notice(&notice, WALL).await.unwrap();
     holds(false);
 }
+
+#[tokio::test]
+async fn a_route_has_mail_until_nobody_in_its_lanes_waits_or_is_held() {
+    let bench = Bench::new().await;
+    let mut new = message(&["a@one.example"]);
+    let id = new.id;
+    new.recipients[0].lane.as_mut().unwrap().transport = crate::routing::TransportName::Smarthost(7);
+    bench.queue.enqueue(new, WALL).await.unwrap();
+    owed(&bench, &["b@two.example"]).await;
+    let has = || (bench.queue.has_mail_by(7).unwrap(), bench.queue.has_mail_by(8).unwrap());
+    assert_eq!(has(), (true, false));
+    bench.queue.hold(&Actor::local(0), id, &[], WALL).await.unwrap();
+    assert_eq!(has(), (true, false), "held mail goes that way once it is released");
+    bench.queue.cancel(&Actor::local(0), id, &[], WALL).await.unwrap();
+    assert_eq!(has(), (false, false));
+}

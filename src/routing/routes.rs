@@ -192,7 +192,8 @@ impl Routes {
         Ok(changed)
     }
 
-    /// Removes one. Mail queued for it is the caller's check.
+    /// Removes one. That no mail is queued for it is the caller's check
+    /// ([`crate::queue::Queue::has_mail_by`]): it would go no other way.
     pub async fn remove(&self, actor: &Actor, id: u64, now: Timestamp) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
         let turn = self.desk.turn().await;

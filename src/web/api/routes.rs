@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
-use super::{Answer, Shared, require_instance, tenant_called, tenant_name};
+use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name};
 use crate::access::Actor;
 use crate::ext::{self, Timestamp};
 use crate::mail::Domain;
@@ -205,7 +205,15 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path(route): Path<String>,
 ) -> Result<StatusCode, Problem> {
+    require_instance(&actor)?;
     let id = known(&parts, &route)?;
+    let queue = parts.queue.clone();
+    if off_workers(move || Ok(queue.has_mail_by(id)?)).await? {
+        return Err(Problem::in_use(
+            "mail that goes by it is not settled yet and could go no other way; send it by another relay (postern route \
+             set), wait, or cancel that mail (postern queue list, postern queue cancel)",
+        ));
+    }
     parts.routes.remove(&actor, id, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

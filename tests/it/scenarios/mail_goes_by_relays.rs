@@ -64,6 +64,12 @@ impl World {
 
     /// The command line, with a password in a file.
     fn postern(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.command(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Output {
         let password = self.running.folder.path().join("password");
         std::fs::write(&password, "secret\n").unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
@@ -71,9 +77,7 @@ impl World {
         if arguments.contains(&"--user") {
             command.arg("--password-file").arg(&password);
         }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
+        command.output().unwrap()
     }
 
     /// Hands a message of the shop in; its queue id.
@@ -248,6 +252,10 @@ async fn what_is_wrong_with_a_relay_makes_mail_wait_is_told_and_is_mended_in_pla
     assert_eq!(why, Why::OurConfiguration);
     assert!(told.contains("535-5.7.8 wrong password\n535 5.7.8 ask your admin (after AUTH)"), "{told}");
     assert!(good.taken().is_empty());
+    // Its mail could go no other way.
+    let refused = world.command(&["route", "remove", &route]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && told.contains("postern route set"), "{told}");
     set(&["--user", "you"]);
     world.mended(first).await;
     assert_eq!(good.taken().len(), 1, "once");
@@ -282,5 +290,7 @@ async fn what_is_wrong_with_a_relay_makes_mail_wait_is_told_and_is_mended_in_pla
         world.mended(id).await;
     }
     assert_eq!(good.taken().len(), 5, "each once");
+    assert!(until(|| world.running.daemon.queue.totals().lanes == 0).await);
+    world.postern(&["route", "remove", &route]);
     world.running.stop().await;
 }
