@@ -6,6 +6,7 @@
 //! first, while what they report to (queue, events) still runs; only then the rest is stopped.
 
 mod administrators;
+mod files;
 mod log;
 mod prepare;
 mod process;
@@ -44,6 +45,7 @@ use crate::vips::Vips;
 use crate::web::{self, Monitor, Readiness};
 use crate::webhooks::Webhooks;
 
+pub use files::{Look, look};
 pub use prepare::prepare;
 pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, serve};
 

@@ -43,6 +43,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{self, Config};
+use crate::daemon;
 use crate::ext::Timestamp;
 use crate::trial;
 use arguments::{Arguments, Command, Everywhere};
@@ -121,8 +122,16 @@ fn load(path: &Path) -> Result<Config, Fault> {
     })
 }
 
+/// The file itself, then the files it names that the daemon cannot start without.
 fn check(path: &Path) -> Result<(), Fault> {
-    load(path)?;
+    let config = load(path)?;
+    let look = daemon::look(&config);
+    for line in &look.unseen {
+        eprintln!("postern: not looked at: {line}");
+    }
+    if !look.problems.is_empty() {
+        return Err(Fault::Configuration(look.problems.join("\npostern: ")));
+    }
     output::print(&format!("{} is fine\n", path.display()));
     Ok(())
 }

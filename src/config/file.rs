@@ -15,6 +15,9 @@ use super::Problem;
 use super::settings::{self, Presence, SETTINGS, Setting};
 use super::value::Value;
 
+/// Octets of a key that is quoted; no setting's is as long.
+const KEY_OCTETS_MAX: usize = 100;
+
 /// A file that was read: what it sets, and what is wrong with it so far.
 pub(super) struct File {
     path: PathBuf,
@@ -43,7 +46,7 @@ impl File {
         for error in &errors {
             let line = error.span().map(|span| lines.of(span.start));
             file.unclear_from = file.unclear_from.min(line.unwrap_or(0));
-            file.problem(line, "", error.message().to_owned());
+            file.problem(line, "", told(error, text));
         }
         file.walk("", table.get_ref(), &lines);
         // A file that is not TOML is read only in part: what seems missing may be there.
@@ -152,6 +155,16 @@ impl File {
                 (setting.key, value)
             })
             .collect()
+    }
+}
+
+/// What is wrong with the TOML; a key that is there twice is named.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().to_owned();
+    let key = error.span().and_then(|span| text.get(span)).filter(|key| key.len() <= KEY_OCTETS_MAX);
+    match key {
+        Some(key) if message == "duplicate key" => format!("{message}: {key}"),
+        _ => message,
     }
 }
 

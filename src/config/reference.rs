@@ -16,6 +16,7 @@ It holds what a machine needs to start.
 Tenants, virtual IPs, domains, SMTP accounts, routes and suppression lists are records, managed by the `postern` command while the daemon runs.
 
 `postern check` reads the file without starting anything, prints every problem with its line, and exits with 78 if there is one.
+If there is none, it looks at the master key, the certificates and the roots the file names, as the daemon would at its start.
 Unknown keys are problems, so that a misspelt setting is never silently ignored.
 
 `systemctl reload postern` (SIGHUP) reads the file again.

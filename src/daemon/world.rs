@@ -155,7 +155,7 @@ pub(super) fn with_other_key(store: &dyn Store, key: MasterKey) -> Result<Arc<Ma
     Ok(Arc::new(key))
 }
 
-fn certificates(config: &Config) -> Result<Arc<Certificates>, StartError> {
+pub(super) fn certificates(config: &Config) -> Result<Arc<Certificates>, StartError> {
     let folder = config.certificates.display();
     let certificates = Certificates::open(&config.certificates, &config.hostname)
         .map_err(|error| StartError::Configuration(format!("the certificate folder {folder}: {error}")))?;

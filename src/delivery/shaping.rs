@@ -26,7 +26,8 @@ mod simulation;
 pub use controller::{Controller, Park, Said, Signal, Step};
 pub use gate::Quota;
 pub use limits::{
-    Bound, Knob, LOGIN_MARK, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED, is_called,
+    Bound, Knob, LOGIN_MARK, LimitSet, Origin, Override, Part, Resolved, Scope as LimitScope, Target, UNLIMITED,
+    is_called,
 };
 pub use pacer::{Answer, Ask, Hold, Memory, Pacer, Permit, Picture};
 pub use providers::{Provider, Providers};

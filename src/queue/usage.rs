@@ -22,7 +22,8 @@ impl Queue {
             return Ok(true);
         }
         let is_own = |bytes: &[u8]| QueuedMessage::from_bytes(bytes).is_ok_and(|message| message.vip == vip);
-        Ok(self.any(prefix::MESSAGE, &is_own)? || self.any(prefix::LANE, &|bytes| is_open_lane(bytes, |lane| lane.vip == vip))?)
+        Ok(self.any(prefix::MESSAGE, &is_own)?
+            || self.any(prefix::LANE, &|bytes| is_open_lane(bytes, |lane| lane.vip == vip))?)
     }
 
     /// Whether mail that is not settled goes by a relay. Blocks on the disk: reads every lane record if the
