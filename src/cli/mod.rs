@@ -81,7 +81,7 @@ where
     let ended = match &arguments.command {
         Command::Serve(options) => {
             let root = if options.allow_root { config::RootPolicy::Allow } else { config::RootPolicy::Refuse };
-            return crate::daemon::serve(&arguments.everywhere.config, root);
+            return daemon::serve(&arguments.everywhere.config, root);
         }
         Command::Try(options) => {
             let afterwards = if options.once { trial::Afterwards::Exit } else { trial::Afterwards::Stay };
