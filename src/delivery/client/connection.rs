@@ -46,6 +46,8 @@ pub struct PoolKey {
     pub vip: VipId,
     /// What TLS meant when it was opened: mail that demands more never gets this connection.
     pub tls: TlsUse,
+    /// Whether the host was proved to be its domain's: what one domain proved, another did not.
+    pub standing: Standing,
     /// The name that was proved, if one was: one address may have many names.
     pub named: Option<Arc<str>>,
     /// Whose login, 0 for none.
@@ -55,8 +57,6 @@ pub struct PoolKey {
 /// Where and how to connect.
 pub(super) struct Call<'a> {
     pub(super) host: &'a str,
-    /// Whether the host is proved to be its domain's.
-    pub(super) standing: Standing,
     /// Who demands TLS, if a policy does.
     pub(super) policy: Option<&'a Arc<str>>,
     pub(super) source: IpAddr,
@@ -97,7 +97,6 @@ pub struct Connection {
     pub(super) needs_reset: bool,
     /// What vouched for the peer's certificate.
     proof: Option<Proof>,
-    standing: Standing,
     /// Messages it may carry.
     messages_max: usize,
     rules: Arc<Rules>,
@@ -174,7 +173,6 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         domains: Vec::new(),
         needs_reset: false,
         proof: None,
-        standing: call.standing,
         messages_max: call.messages_max,
         rules: Arc::clone(&tools.settings.replies),
         provider: call.provider.cloned(),
@@ -218,7 +216,7 @@ impl Connection {
     /// Whether the peer is one of the domain's, beyond doubt, and nobody else reads along
     /// (RFC 8689 s4.2.1, steps 2 to 4).
     pub(super) fn is_proven(&self) -> bool {
-        self.proof.is_some() && self.standing == Standing::Proven
+        self.proof.is_some() && self.key.standing == Standing::Proven
     }
 
     /// Whether mail that asks for TLS all the way may go this way.

@@ -54,11 +54,13 @@ fn targets<'a>(hosts: impl Iterator<Item = &'a Host>, site: &Site, source: &Sour
     let mut found = Vec::new();
     for host in hosts {
         for address in host.addresses.iter().filter(|address| source.towards(**address).is_some()) {
+            let is_named = host.tls.proves_name() || host.standing == Standing::Proven;
             let key = PoolKey {
                 address: SocketAddr::new(*address, site.port),
                 vip: source.vip,
                 tls: host.tls.clone(),
-                named: host.tls.proves_name().then(|| host.name.as_str().into()),
+                standing: host.standing,
+                named: is_named.then(|| host.name.as_str().into()),
                 realm: site.realm,
             };
             found.push(Target { host, key });
@@ -202,7 +204,6 @@ impl Client {
             let Some(source) = job.source.towards(address.ip()) else { continue };
             let call = Call {
                 host: &target.host.name,
-                standing: target.host.standing,
                 policy: target.host.policy.as_ref(),
                 source,
                 key: target.key,
@@ -462,4 +463,35 @@ async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: boo
 async fn settle_alike(job: &Job, held: Held, outcome: &Outcome) {
     let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
     job.hand.settle(held, outcomes).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::TlsUse;
+    use crate::mail::{Domain, VipId};
+
+    fn site(host: &str, standing: Standing) -> Site {
+        let host = Host {
+            name: host.to_owned(),
+            preference: 10,
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            tls: TlsUse::Opportunistic,
+            policy: None,
+            standing,
+        };
+        Site { name: "one".into(), provider: None, hosts: vec![host], port: 25, realm: 0, login: None }
+    }
+
+    #[test]
+    fn what_was_proved_for_one_domain_serves_no_other_at_the_same_address() {
+        let ehlo = Domain::parse("mx.shop.example").unwrap();
+        let source = Source { vip: VipId(1), ehlo, addresses: vec!["192.0.2.9".parse().unwrap()] };
+        let key = |name, standing| pool_keys(&site(name, standing), &source).remove(0);
+        let proven = key("mx.one.example", Standing::Proven);
+        assert_eq!(proven, key("mx.one.example", Standing::Proven));
+        assert_ne!(proven, key("mx.one.example", Standing::Claimed));
+        assert_ne!(proven, key("mx.two.example", Standing::Proven));
+        assert_eq!(key("mx.one.example", Standing::Claimed), key("mx.two.example", Standing::Claimed));
+    }
 }
