@@ -52,17 +52,23 @@ impl Queue {
     ///
     /// On `Err` the outcomes are kept and their commit is repeated by [`Queue::keep`]; nothing of
     /// this claim is handed out again before. [`CommitError::Conflict`] means the claim was given
-    /// back already.
-    pub async fn settle(&self, claim: Claim, outcomes: Vec<(u16, Outcome)>, now: Timestamp) -> Result<(), CommitError> {
-        if self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_none() {
-            return Err(CommitError::Conflict);
-        }
+    /// back already. The outcomes are kept also if the future is dropped, even before its first poll.
+    pub fn settle(
+        &self,
+        claim: Claim,
+        outcomes: Vec<(u16, Outcome)>,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send + '_ {
+        let is_claimed = self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_some();
         let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
-        let mut unrecorded = Unrecorded { queue: self, settlement: Some(settlement) };
-        let Some(settlement) = &unrecorded.settlement else { return Ok(()) };
-        self.write_settlement(settlement).await?;
-        unrecorded.settlement = None;
-        Ok(())
+        // Outside the future: an attempt may be aborted between here and the first poll.
+        let mut unrecorded = Unrecorded { queue: self, settlement: is_claimed.then_some(settlement) };
+        async move {
+            let Some(settlement) = &unrecorded.settlement else { return Err(CommitError::Conflict) };
+            self.write_settlement(settlement).await?;
+            drop(unrecorded.settlement.take());
+            Ok(())
+        }
     }
 
     /// Records what is final among the outcomes, while the attempt goes on with others of the claim: a

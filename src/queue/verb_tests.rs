@@ -287,3 +287,35 @@ async fn a_settlement_abandoned_by_its_caller_is_still_recorded() {
     assert_eq!(bench.queue.owed_notices(5).unwrap().len(), 1);
     assert!(bench.store.get(&key::lane_record(id, 0)).unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_settlement_dropped_before_its_first_poll_is_still_recorded() {
+    let (bench, _) = bench_with(&["a@one.example"]).await;
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &delivered());
+    drop(bench.queue.settle(claim, outcomes, WALL));
+    assert_eq!(bench.queue.totals().unrecorded, 1);
+    bench.queue.do_chores(WALL).await;
+    bench.assert_empty();
+    assert!(bench.mail_events().iter().any(|event| matches!(event, MailEvent::Delivered { .. })));
+}
+
+#[tokio::test]
+async fn who_is_held_during_the_attempt_does_not_expire_by_it() {
+    let (bench, id) = bench_with(&["a@one.example"]).await;
+    bench.pass(100 * 3_600_000);
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &deferred());
+    bench.queue.hold(&admin(), id, &[], WALL).await.unwrap();
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    let why = bench.queue.why(&admin(), id).unwrap();
+    assert!(why[0].sentence.starts_with("held by an operator"), "{why:?}");
+    assert!(!bench.mail_events().iter().any(|event| matches!(event, MailEvent::Expired { .. })));
+    // Released, it is tried once more, and then it may expire.
+    bench.queue.release_hold(&admin(), id, &[], WALL).await.unwrap();
+    bench.pass(100 * 3_600_000);
+    let claim = bench.claim_all().remove(0);
+    let outcomes = all(&claim, &deferred());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    assert!(bench.mail_events().iter().any(|event| matches!(event, MailEvent::Expired { .. })));
+}

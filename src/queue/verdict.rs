@@ -179,7 +179,10 @@ impl Judgement {
             }
             Outcome::Bounced { .. } => self.give_up(verdict, recipient, Ending::Bounced),
             Outcome::Suppressed => recipient.state = RecipientState::Done(Ending::Suppressed),
-            Outcome::Deferred { .. } if self.expired => self.give_up(verdict, recipient, Ending::Expired),
+            // Held or paused while it was being tried: it waits for people, and never expires meanwhile.
+            Outcome::Deferred { .. } if self.expired && recipient.state == RecipientState::Waiting => {
+                self.give_up(verdict, recipient, Ending::Expired);
+            }
             Outcome::Deferred { .. } => {
                 verdict.counts[1] += 1;
                 let wanted = recipient.notify.delay
