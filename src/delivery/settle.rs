@@ -50,7 +50,9 @@ impl Screen {
 
     fn screen(&self, claim: Claim) -> Option<Claim> {
         let now = Timestamp::now();
-        if now.since(claim.message.accepted) < SCREENED_AT_ACCEPTANCE || claim.message.source == NOTICE {
+        // By the queue's clock: with a wall clock set back all mail would seem to be new.
+        let age = self.queue.now().since(claim.message.accepted_at);
+        if age < SCREENED_AT_ACCEPTANCE || claim.message.source == NOTICE {
             return Some(claim);
         }
         let mut outcomes = Vec::new();
