@@ -138,9 +138,15 @@ impl Committer {
                 Ok(Work::Close) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(work) => {
                     let closing = gather(inbox, work, &mut group);
-                    self.note_writing(Some(Instant::now()));
-                    self.commit_group(&mut group);
-                    self.note_writing(None);
+                    // A checkpoint that is merely slow is no write that hangs.
+                    match self.wait_for_room() {
+                        Ok(()) => {
+                            self.note_writing(Some(Instant::now()));
+                            self.commit_group(&mut group);
+                            self.note_writing(None);
+                        }
+                        Err(error) => answer_all(&mut group, &error),
+                    }
                     if closing {
                         return;
                     }
@@ -160,10 +166,6 @@ impl Committer {
     fn commit_group(&mut self, group: &mut Vec<Work>) {
         if let Some(why) = self.shared.stop_reason() {
             answer_all(group, &CommitError::Stopped(why));
-            return;
-        }
-        if let Err(error) = self.wait_for_room() {
-            answer_all(group, &error);
             return;
         }
         assert!(!self.shared.faults.committer_panics.swap(false, Ordering::AcqRel), "a test asked for this panic");
@@ -193,6 +195,9 @@ impl Committer {
         while self.shared.records.is_full() {
             if let Some(why) = self.shared.stop_reason() {
                 return Err(CommitError::Stopped(why));
+            }
+            if self.shared.flush_bell.is_closing() {
+                return Err(CommitError::Stopped("the store is being closed".to_owned()));
             }
             if self.shared.checkpoint_waits.load(Ordering::Acquire) {
                 return Err(CommitError::Full("the records' checkpoint waits for room on the disk".to_owned()));
