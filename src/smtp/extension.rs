@@ -24,6 +24,17 @@ pub struct Offer<'a> {
     pub hold_max: Duration,
     /// Whether TLS protects the session already.
     pub security: Security,
+    /// What the session is for.
+    pub duty: Duty,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Mail of those who log in (RFC 6409).
+    Submission,
+    /// Mail from anybody to ourselves: nobody logs in, nothing is passed on.
+    Reception,
 }
 
 /// Whether TLS protects a session.
@@ -38,6 +49,9 @@ pub enum Security {
 impl Offer<'_> {
     /// Writes the whole reply to EHLO.
     pub fn write(&self, now: Timestamp, out: &mut Vec<u8>) {
+        if self.duty == Duty::Reception {
+            return self.write_reception(out);
+        }
         let hold = self.hold_max.as_secs();
         // RFC 4865 s4: the longest interval in seconds and the latest moment, no fraction needed.
         let until = now.plus(self.hold_max).rfc3339();
@@ -51,6 +65,22 @@ impl Offer<'_> {
             "250-{name}\r\n250-PIPELINING\r\n250-SIZE {size}\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
              250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n250-DSN\r\n250-{secured}\r\n\
              250-LIMITS RCPTMAX={recipients}\r\n250 FUTURERELEASE {hold} {until}Z\r\n",
+            name = self.name,
+            size = self.message_bytes_max,
+            recipients = self.recipients_max,
+        );
+        out.extend_from_slice(lines.as_bytes());
+    }
+
+    /// Neither AUTH nor what only makes sense for mail that goes on (DSN, FUTURERELEASE, REQUIRETLS).
+    fn write_reception(&self, out: &mut Vec<u8>) {
+        let secured = match self.security {
+            Security::Plain => "250-STARTTLS\r\n",
+            Security::Tls => "",
+        };
+        let lines = format!(
+            "250-{name}\r\n250-PIPELINING\r\n250-SIZE {size}\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
+             250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n{secured}250 LIMITS RCPTMAX={recipients}\r\n",
             name = self.name,
             size = self.message_bytes_max,
             recipients = self.recipients_max,
@@ -180,6 +210,7 @@ mod tests {
             recipients_max: 7,
             hold_max: Duration::from_secs(604_800),
             security: Security::Tls,
+            duty: Duty::Submission,
         };
         offer.write(Timestamp(1_795_342_500_123), &mut bytes);
         let text = String::from_utf8(bytes).unwrap();
@@ -195,7 +226,7 @@ mod tests {
         for (security, starttls, mechanisms) in [(Security::Plain, true, 0), (Security::Tls, false, 2)] {
             let mut bytes = Vec::new();
             let hold_max = Duration::ZERO;
-            Offer { name: "a", message_bytes_max: 1, recipients_max: 1, hold_max, security }
+            Offer { name: "a", message_bytes_max: 1, recipients_max: 1, hold_max, security, duty: Duty::Submission }
                 .write(Timestamp(0), &mut bytes);
             let found = extensions(&String::from_utf8(bytes).unwrap());
             assert_eq!((found.starttls, found.mechanisms.len()), (starttls, mechanisms));

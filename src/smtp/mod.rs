@@ -13,6 +13,6 @@ mod session;
 
 pub use command::{Command, CommandError, InitialResponse, MailCommand, Mechanism, decode_xtext, encode_xtext};
 pub use data::{BareLineEnds, DataFault, DataLimits, DataReader, DotStuffer, Progress};
-pub use extension::{Extensions, Offer, PeerLimits, Security};
+pub use extension::{Duty, Extensions, Offer, PeerLimits, Security};
 pub use reply::{MalformedReply, REPLY_LINE_OCTETS_MAX, REPLY_LINES_MAX, REPLY_OCTETS_MAX, ReplyParser, write_reply};
 pub use session::{Credentials, LINE_OCTETS_MAX, LoginAnswer, Session, Settings, Step};

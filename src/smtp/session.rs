@@ -13,7 +13,7 @@ use crate::ext::Timestamp;
 use crate::mail::{Domain, Envelope, ForwardPath, Hold, Reply, ReversePath, Smtputf8};
 
 use super::command::{Command, MailCommand};
-use super::extension::{Offer, Security};
+use super::extension::{Duty, Offer, Security};
 use super::reply::write_reply;
 
 pub use auth::Credentials;
@@ -104,6 +104,7 @@ pub struct Session {
     settings: Arc<Settings>,
     name: Domain,
     security: Security,
+    duty: Duty,
     helo: Option<Helo>,
     exchange: Option<Exchange>,
     is_logged_in: bool,
@@ -147,6 +148,7 @@ impl Session {
             settings,
             name,
             security,
+            duty: Duty::Submission,
             helo: None,
             exchange: None,
             is_logged_in: false,
@@ -156,6 +158,11 @@ impl Session {
             idle_commands: 0,
             login_failures: 0,
         }
+    }
+
+    /// A session that takes mail for ourselves, from whoever comes.
+    pub fn receiving(settings: Arc<Settings>, name: Domain) -> Self {
+        Self { duty: Duty::Reception, ..Self::new(settings, name, Security::Plain) }
     }
 
     /// Writes the greeting (RFC 5321 s4.2).
@@ -232,6 +239,9 @@ impl Session {
                 Step::Next
             }
             Command::StartTls => self.starttls(out),
+            Command::Auth { .. } if self.duty == Duty::Reception => {
+                self.wrong("502 5.5.1 Nobody logs in here; mail is submitted at another port", out)
+            }
             Command::Auth { mechanism, initial } => self.begin_login(mechanism, initial, out),
             Command::Mail(mail) => self.mail(mail, now, out),
             Command::Rcpt(path) => self.rcpt(path, out),
@@ -244,6 +254,9 @@ impl Session {
             Command::Noop => self.idle("250 2.0.0 OK", out),
             Command::Vrfy => self.idle("252 2.5.0 Not verified here; send it and see", out),
             Command::Expn => self.idle("502 5.5.1 Lists are not expanded here", out),
+            Command::Help if self.duty == Duty::Reception => {
+                self.idle("214 2.0.0 Notices about our own mail are taken here, and nothing is passed on", out)
+            }
             Command::Help => self.idle("214 2.0.0 Log in under TLS, then MAIL, RCPT, DATA (RFC 5321, RFC 6409)", out),
             Command::Quit => {
                 say(out, "221 2.0.0 Bye");
@@ -259,6 +272,7 @@ impl Session {
             recipients_max: self.settings.recipients_max,
             hold_max: self.settings.hold_max,
             security: self.security,
+            duty: self.duty,
         }
     }
 
@@ -272,16 +286,19 @@ impl Session {
 
     /// The handshake succeeded: everything said in the clear is forgotten (RFC 3207 s4.2).
     pub fn secured(&mut self) {
-        let (errors, login_failures) = (self.errors, self.login_failures);
+        let (errors, login_failures, duty) = (self.errors, self.login_failures, self.duty);
         *self = Self::new(Arc::clone(&self.settings), self.name.clone(), Security::Tls);
-        (self.errors, self.login_failures) = (errors, login_failures);
+        (self.errors, self.login_failures, self.duty) = (errors, login_failures, duty);
     }
 
     fn mail(&mut self, mail: MailCommand, now: Timestamp, out: &mut Vec<u8>) -> Step {
         if self.transaction.is_some() {
             return self.wrong("503 5.5.1 A message is being handed in; send RSET to give it up", out);
         }
-        if !self.is_logged_in {
+        if self.duty == Duty::Reception && self.helo.is_none() {
+            return self.wrong("503 5.5.1 Send EHLO first", out);
+        }
+        if self.duty == Duty::Submission && !self.is_logged_in {
             let what = match self.security {
                 Security::Plain => "530 5.7.0 Send STARTTLS, then log in",
                 Security::Tls => "530 5.7.0 Log in first",
@@ -291,6 +308,9 @@ impl Session {
         if mail.size.is_some_and(|size| size > self.settings.message_bytes_max) {
             let max = self.settings.message_bytes_max;
             return self.wrong(&format!("552 5.3.4 The message is too large; the limit is {max} octets"), out);
+        }
+        if self.duty == Duty::Reception && mail.parameters.hold.is_some() {
+            return self.wrong("555 5.5.4 Mail is not held here", out);
         }
         // RFC 4865 s4: over the advertised limits the command is refused.
         let is_held_too_long = match mail.parameters.hold {

@@ -5,23 +5,28 @@
 
 use crate::accounts::Sender;
 use crate::mail::{ForwardPath, Refusal, Reply, ReversePath};
-use crate::vips::Vip;
+use crate::vips::{Vip, Vips};
 
-use super::listener::Door;
+use super::Submitting;
 
 /// Whether `sender`, logged in on `vip`, may hand in mail of `path` now.
-pub(super) fn reverse_path(door: &Door, sender: &Sender, vip: &Vip, path: &ReversePath) -> Result<(), Refusal> {
-    door.accounts.may_send(sender.tenant, Some(sender.account))?;
+pub(super) fn reverse_path(
+    (submitting, vips): (&Submitting, &Vips),
+    sender: &Sender,
+    vip: &Vip,
+    path: &ReversePath,
+) -> Result<(), Refusal> {
+    submitting.accounts.may_send(sender.tenant, Some(sender.account))?;
     // The virtual IP may have been removed or given to somebody else since the login.
-    if !door.vips.get(vip.id).is_some_and(|now| now.serves(sender.tenant)) {
+    if !vips.get(vip.id).is_some_and(|now| now.serves(sender.tenant)) {
         let reply = Reply::enhanced(451, 7, 1, "This address no longer serves this login; connect again");
         return Err(Refusal::with_cause(reply, format!("virtual IP {} no longer serves the tenant", vip.id)));
     }
     match &path.0 {
         None => Ok(()),
         Some(address) => {
-            (door.may_send_from)(sender.tenant, address.domain())?;
-            door.accounts.may_send_as(sender.account, address)
+            (submitting.may_send_from)(sender.tenant, address.domain())?;
+            submitting.accounts.may_send_as(sender.account, address)
         }
     }
 }

@@ -16,17 +16,17 @@ use tracing::{debug, info, warn};
 use crate::accounts::{Login, LoginAttempt, Sender};
 use crate::ext::Timestamp;
 use crate::gate::{Shortage, Work};
-use crate::mail::{Refusal, Reply, ReversePath, SmtpAccountId, printable};
+use crate::mail::{ForwardPath, Refusal, Reply, ReversePath, SmtpAccountId, printable};
 use crate::metrics::LOGINS;
 use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step, write_reply};
 use crate::vips::Vip;
 
-use super::authorize;
 use super::counts::Place;
 use super::line::{Front, LineReader};
 use super::listener::{Door, PortMode};
 use super::message::Incoming;
 use super::wire::Wire;
+use super::{Duty, Submitting, authorize};
 
 /// Room in the input buffer while commands are read.
 const COMMAND_READ_OCTETS: usize = 4096;
@@ -89,7 +89,10 @@ impl Connection {
             PortMode::TlsFirst => Security::Tls,
             PortMode::Starttls => Security::Plain,
         };
-        let session = Session::new(Arc::clone(&door.session), vip.ehlo.clone(), security);
+        let session = match &door.duty {
+            Duty::Submission(_) => Session::new(Arc::clone(&door.session), vip.ehlo.clone(), security),
+            Duty::Reception(_) => Session::receiving(Arc::clone(&door.session), vip.ehlo.clone()),
+        };
         Self {
             door,
             wire,
@@ -207,7 +210,7 @@ impl Connection {
                 Ok(self.session.sender_checked(answer, &mut self.out))
             }
             Step::CheckRecipient(path) => {
-                let answer = authorize::forward_path(&path).map_err(|refusal| self.told(&refusal));
+                let answer = self.check_recipient(&path).map_err(|refusal| self.told(&refusal));
                 Ok(self.session.recipient_checked(answer, &mut self.out))
             }
             Step::ReadData => Box::pin(self.read_data()).await,
@@ -235,10 +238,15 @@ impl Connection {
         }
     }
 
+    fn check_recipient(&self, path: &ForwardPath) -> Result<(), Refusal> {
+        match &self.door.duty {
+            Duty::Submission(_) => authorize::forward_path(path),
+            Duty::Reception(reception) => (reception.recipient)(self.peer.ip().to_canonical(), path, Timestamp::now()),
+        }
+    }
+
     fn check_sender(&self, path: &ReversePath) -> Result<(), Refusal> {
-        let Some(login) = &self.sender else {
-            return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
-        };
+        let tenant = self.tenant();
         if let Err(shortage) = self.door.gate.admit(Work::Message) {
             let (code, what) = match shortage {
                 Shortage::Memory => (1, "Too busy for more mail; try again in a minute"),
@@ -246,11 +254,19 @@ impl Connection {
             };
             return Err(Refusal::with_cause(Reply::enhanced(452, 3, code, what), shortage.words()));
         }
-        if !self.door.drafts.has_room(login.sender.tenant, 1) {
+        if !self.door.drafts.has_room(tenant, 1) {
             let reply = Reply::enhanced(452, 3, 1, "Too much mail is being handed in; try again in a minute");
             return Err(Refusal::with_cause(reply, "drafts_bytes_max or drafts_bytes_per_tenant_max reached"));
         }
-        authorize::reverse_path(&self.door, &login.sender, &self.vip, path)
+        match &self.door.duty {
+            Duty::Submission(submitting) => {
+                let Some(login) = &self.sender else {
+                    return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
+                };
+                authorize::reverse_path((submitting, &self.door.vips), &login.sender, &self.vip, path)
+            }
+            Duty::Reception(reception) => (reception.sender)(path),
+        }
     }
 
     /// Logs a refusal's cause; gives the reply, which is all that the peer sees.
@@ -274,7 +290,11 @@ impl Connection {
             vip: &vip,
             tls: &tls,
         };
-        let answer = match door.accounts.authenticate(&attempt, Timestamp::now()).await {
+        let Duty::Submission(Submitting { accounts, .. }) = &door.duty else {
+            // The session asks for no login then.
+            return Ok(self.session.login_checked(LoginAnswer::Unavailable, &mut self.out));
+        };
+        let answer = match accounts.authenticate(&attempt, Timestamp::now()).await {
             Login::Accepted(sender) => {
                 let Some(place) = door.by_account.take(sender.account) else {
                     info!(login = printable(&sender.login), "sessions_per_account_max reached");
@@ -346,7 +366,7 @@ impl Connection {
         loop {
             let deadline = self.command_deadline();
             // A stranger is looked at again now and then: room may have run short meanwhile.
-            let is_stranger = !self.session.is_logged_in();
+            let is_stranger = self.is_stranger();
             let pause = if is_stranger { self.door.settings.login_timeout_short / 2 } else { Duration::MAX };
             let look = Instant::now().checked_add(pause).unwrap_or(deadline);
             match self.read_until_moment(deadline.min(look)).await {
@@ -357,12 +377,17 @@ impl Connection {
         }
     }
 
+    /// Whether it should have logged in by and by.
+    fn is_stranger(&self) -> bool {
+        matches!(self.door.duty, Duty::Submission(_)) && !self.session.is_logged_in()
+    }
+
     /// When the peer has been silent for too long.
     fn command_deadline(&self) -> Instant {
         let settings = &self.door.settings;
         // One command has one deadline, however slowly its octets drip.
         let mut deadline = self.asked + settings.command_timeout;
-        if !self.session.is_logged_in() {
+        if self.is_stranger() {
             deadline = deadline.min(self.begun + self.patient_with(settings.login_timeout));
         }
         deadline.min(match self.session.is_in_transaction() {

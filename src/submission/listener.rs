@@ -17,7 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::accounts::Accounts;
 use crate::background::{Shutdown, Tasks};
 use crate::gate::{Gate, Work};
 use crate::mail::SmtpAccountId;
@@ -29,7 +28,7 @@ use crate::vips::{Vip, Vips};
 use super::connection::Connection;
 use super::counts::{Counts, Octets, Place, network_of};
 use super::wire::Wire;
-use super::{Accept, Parts, SenderRule, Settings};
+use super::{Duty, Parts, Settings};
 
 /// Connections the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -79,9 +78,7 @@ pub(super) struct Door {
     pub(super) settings: Arc<Settings>,
     pub(super) session: Arc<smtp::Settings>,
     pub(super) gate: Arc<Gate>,
-    pub(super) accounts: Arc<Accounts>,
-    pub(super) may_send_from: SenderRule,
-    pub(super) accept: Accept,
+    pub(super) duty: Duty,
     pub(super) vips: Arc<Vips>,
     pub(super) certificates: Arc<Certificates>,
     pub(super) drafts_folder: PathBuf,
@@ -100,17 +97,7 @@ pub(super) struct Door {
 type Spot = (SocketAddr, PortMode);
 
 pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts {
-        settings: mut changes,
-        gate,
-        accounts,
-        may_send_from,
-        accept,
-        vips,
-        certificates,
-        drafts_folder,
-        given_sockets,
-    } = parts;
+    let Parts { settings: mut changes, gate, duty, vips, certificates, drafts_folder, given_sockets } = parts;
     let settings = changes.borrow_and_update().clone();
     let door = Door {
         session: Arc::new(settings.session.clone()),
@@ -120,9 +107,7 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
         in_total: Counts::new(settings.sessions_max),
         settings,
         gate,
-        accounts,
-        may_send_from,
-        accept,
+        duty,
         vips,
         certificates,
         drafts_folder,
@@ -232,6 +217,13 @@ fn wanted(door: &Door, given: &[SocketAddr]) -> Vec<Spot> {
         .chain(settings.starttls_ports.iter().map(|port| (*port, PortMode::Starttls)));
     let ports: Vec<(u16, PortMode)> = ports.collect();
     let mut spots = Vec::new();
+    if let Duty::Reception(reception) = &door.duty {
+        if !(reception.is_open)() {
+            return spots;
+        }
+        let more = reception.addresses.iter().filter(|spot| spot.ip().is_unspecified() || net::is_present(spot.ip()));
+        spots.extend(more.map(|spot| (*spot, PortMode::Starttls)));
+    }
     for address in door.vips.all().iter().flat_map(Vip::addresses).filter(|address| net::is_present(*address)) {
         for (port, mode) in &ports {
             let spot = SocketAddr::new(address, *port);
@@ -313,7 +305,11 @@ impl Drop for Places {
 /// Gives the connection a task of its own, or tells it why not.
 fn admit(door: &Arc<Door>, stream: TcpStream, peer: SocketAddr, mode: PortMode) {
     let Ok(local) = stream.local_addr() else { return };
-    let Some(vip) = door.vips.by_address(local.ip()) else {
+    let at_host = || match &door.duty {
+        Duty::Submission(_) => None,
+        Duty::Reception(reception) => Some(reception.at_host()),
+    };
+    let Some(vip) = door.vips.by_address(local.ip()).or_else(at_host) else {
         debug!(%local, "no virtual IP has that address");
         metrics::counter!(SESSIONS_REFUSED, "reason" => "no-virtual-ip").increment(1);
         return refuse(&stream, mode, "421 4.3.2 No service on this address\r\n");

@@ -15,12 +15,12 @@ use crate::intake::{SmtpFacts, Source, Submission, Way};
 use crate::mail::{Body, Draft, Envelope, HeaderBlock, Refusal, Reply, TenantId};
 use crate::smtp::{DataFault, DataLimits, DataReader, Progress, Step};
 
-use super::Settings;
 use super::authorize;
 use super::connection::{Connection, End, TOO_SLOW};
 use super::counts::Reservation;
 use super::draft::Spilling;
 use super::listener::Door;
+use super::{Duty, Settings};
 
 /// Room in the input buffer while a message is read: a little over one TLS record.
 const DATA_READ_OCTETS: usize = 20 * 1024;
@@ -236,8 +236,8 @@ impl Connection {
         }
     }
 
-    /// Whose message is read. Nobody gets here without a login.
-    fn tenant(&self) -> TenantId {
+    /// Whose message is read. At a door for submission nobody gets here without a login.
+    pub(super) fn tenant(&self) -> TenantId {
         self.sender.as_ref().map_or(TenantId(0), |login| login.sender.tenant)
     }
 
@@ -271,12 +271,16 @@ impl Connection {
     }
 
     async fn accept(&self, envelope: Option<Envelope>, draft: Draft) -> Reply {
-        let (Some(envelope), Some(login)) = (envelope, &self.sender) else {
-            let lost = Reply::enhanced(451, 3, 0, "Something went wrong here; try again later");
-            return self.told(&Refusal::plain(lost));
+        let lost = || Refusal::plain(Reply::enhanced(451, 3, 0, "Something went wrong here; try again later"));
+        let Some(envelope) = envelope else { return self.told(&lost()) };
+        let submitting = match &self.door.duty {
+            Duty::Submission(submitting) => submitting,
+            Duty::Reception(reception) => return self.receive(reception, envelope, draft).await,
         };
+        let Some(login) = &self.sender else { return self.told(&lost()) };
         // Much time may have passed since MAIL: a suspension or a removed virtual IP counts now.
-        if let Err(refusal) = authorize::reverse_path(&self.door, &login.sender, &self.vip, &envelope.reverse_path) {
+        let asked = (submitting, &*self.door.vips);
+        if let Err(refusal) = authorize::reverse_path(asked, &login.sender, &self.vip, &envelope.reverse_path) {
             return self.told(&refusal);
         }
         let facts = SmtpFacts { helo: self.session.helo().to_owned(), peer: self.peer, tls: self.wire.tls() };
@@ -288,7 +292,7 @@ impl Connection {
             class: login.sender.class,
             way: Way::Smtp(facts),
         };
-        match (self.door.accept)(Submission { envelope, draft, source }, Timestamp::now()).await {
+        match (submitting.accept)(Submission { envelope, draft, source }, Timestamp::now()).await {
             Ok(queue_id) => Reply::enhanced(250, 0, 0, format!("Queued as {queue_id}")),
             // The intake has written the event of it, which is a line of the mail log: once is enough.
             Err(refusal) => {

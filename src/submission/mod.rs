@@ -1,5 +1,6 @@
-//! The SMTP door (ports 465, 587, 2525): listeners on every present virtual IP, one task for each
-//! session, which drives a [`crate::smtp::Session`] and hands whole messages to the intake.
+//! The SMTP doors: submission (ports 465, 587, 2525), and reception of what comes back (port 25): listeners on
+//! every present virtual IP, one task for each session, which drives a [`crate::smtp::Session`] and hands whole
+//! messages to whoever takes them.
 //!
 //! Recipe: build [`Parts`], optionally with [`inherited_sockets`], and await [`run`]; it returns
 //! when the shutdown token is cancelled and the sessions have ended or their grace is over.
@@ -13,6 +14,7 @@ mod draft;
 mod line;
 mod listener;
 mod message;
+mod reception;
 mod wire;
 
 use std::path::PathBuf;
@@ -36,6 +38,7 @@ use crate::vips::Vips;
 #[doc(hidden)]
 pub use line::{Front, LineReader};
 pub use listener::{GivenSocket, PortMode, inherited_sockets};
+pub use reception::{Arrival, Reception};
 
 /// What the operator may set for the door. Defaults in parentheses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,18 +122,34 @@ pub type SenderRule = Arc<dyn Fn(TenantId, &Domain) -> Result<(), Refusal> + Sen
 /// Takes responsibility for a message: `Ok` means that it survives a power cut.
 pub type Accept = Arc<dyn Fn(Submission, Timestamp) -> BoxFuture<'static, Result<QueueId, Refusal>> + Send + Sync>;
 
-/// What the door is built from.
-pub struct Parts {
-    /// Limits and ports, followed as they change: a session keeps those it began with, ports stay.
-    pub settings: watch::Receiver<Arc<Settings>>,
-    /// Whether there is room for a session or a message now.
-    pub gate: Arc<Gate>,
+/// What a door is for.
+#[derive(Clone)]
+pub enum Duty {
+    /// Mail of those who log in.
+    Submission(Submitting),
+    /// What comes back to ourselves.
+    Reception(Reception),
+}
+
+/// Whom a door for submission asks.
+#[derive(Clone)]
+pub struct Submitting {
     /// Checks logins.
     pub accounts: Arc<Accounts>,
     /// Decides who may use which domain in MAIL: the domains room.
     pub may_send_from: SenderRule,
     /// Takes the messages: the intake.
     pub accept: Accept,
+}
+
+/// What the door is built from.
+pub struct Parts {
+    /// Limits and ports, followed as they change: a session keeps those it began with, ports stay.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// Whether there is room for a session or a message now.
+    pub gate: Arc<Gate>,
+    /// What the door is for.
+    pub duty: Duty,
     /// Where to listen.
     pub vips: Arc<Vips>,
     /// What to show there.

@@ -59,7 +59,7 @@ fn play(path: &Path) -> Result<(), String> {
         }
         rest = after;
     }
-    let door = Door::start(settings);
+    let door = if port == "reception" { Door::start_for_reception(settings) } else { Door::start(settings) };
     let client = Client::connect(if port == "tls" { door.tls_port } else { door.starttls_port });
     let mut player = Player { door, client };
     if port == "tls" {
@@ -149,6 +149,9 @@ impl Player {
 
     /// What was accepted, and how.
     fn check(&self, word: &str, argument: &str) -> Result<(), String> {
+        if word == "ARRIVED" {
+            return same(argument, &self.door.arrived.lock().unwrap().len().to_string());
+        }
         let accepted = self.door.accepted.lock().unwrap();
         if word == "ACCEPTED" {
             return same(argument, &accepted.len().to_string());

@@ -14,7 +14,7 @@ use postern::intake::Submission;
 use postern::mail::{Class, Domain, QueueId, Refusal, Reply};
 use postern::net::Certificates;
 use postern::store::MemoryStore;
-use postern::submission::{self, GivenSocket, PortMode};
+use postern::submission::{self, Arrival, GivenSocket, PortMode};
 use postern::vips::{NewVip, Owner, Vips};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -32,6 +32,7 @@ pub struct Door {
     pub login: String,
     pub password: String,
     pub accepted: Arc<Mutex<Vec<Submission>>>,
+    pub arrived: Arc<Mutex<Vec<Arrival>>>,
     pub accounts: Arc<Accounts>,
     pub vips: Arc<Vips>,
     pub stop: Shutdown,
@@ -65,8 +66,17 @@ impl Door {
         Self::start_on(settings, IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
+    /// A door for what comes back: it takes mail to `tag@bounce.example`.
+    pub fn start_for_reception(settings: submission::Settings) -> Self {
+        Self::start_as(settings, IpAddr::V4(Ipv4Addr::LOCALHOST), For::Reception)
+    }
+
     /// With a virtual IP at `address`; the given sockets are on 127.0.0.1 all the same.
     pub fn start_on(settings: submission::Settings, address: IpAddr) -> Self {
+        Self::start_as(settings, address, For::Submission)
+    }
+
+    fn start_as(settings: submission::Settings, address: IpAddr, what: For) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(MemoryStore::new());
@@ -96,13 +106,19 @@ impl Door {
         });
         let ((tls, tls_port), (starttls, starttls_port)) = (listen(), listen());
         let accepted = Arc::new(Mutex::new(Vec::new()));
+        let arrived = Arc::new(Mutex::new(Vec::new()));
         let drafts_folder = folder.path().to_owned();
         let parts = submission::Parts {
             settings: tokio::sync::watch::channel(Arc::new(settings)).1,
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
-            accounts: Arc::clone(&accounts),
-            may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
-            accept: keep(&accepted),
+            duty: match what {
+                For::Submission => submission::Duty::Submission(submission::Submitting {
+                    accounts: Arc::clone(&accounts),
+                    may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
+                    accept: keep(&accepted),
+                }),
+                For::Reception => submission::Duty::Reception(reception(&arrived)),
+            },
             vips: Arc::clone(&vips),
             certificates: certificates(),
             drafts_folder: drafts_folder.clone(),
@@ -125,6 +141,7 @@ impl Door {
             login,
             password,
             accepted,
+            arrived,
             accounts,
             vips,
             stop,
@@ -164,6 +181,40 @@ impl Drop for Door {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// What a door is for.
+enum For {
+    Submission,
+    Reception,
+}
+
+/// Takes mail to `tag@bounce.example`, but not what has the subject `refuse`.
+fn reception(arrived: &Arc<Mutex<Vec<Arrival>>>) -> submission::Reception {
+    let arrived = Arc::clone(arrived);
+    submission::Reception {
+        is_open: Arc::new(|| true),
+        addresses: Vec::new(),
+        hostname: Domain::parse(NAME).unwrap(),
+        sender: Arc::new(|_| Ok(())),
+        recipient: Arc::new(|_, path, _| match path.address.to_string().as_str() {
+            "tag@bounce.example" => Ok(()),
+            other if other.ends_with("@bounce.example") => {
+                Err(Refusal::plain(Reply::enhanced(550, 1, 1, "There is no such address here")))
+            }
+            _ => Err(Refusal::plain(Reply::enhanced(550, 7, 1, "This server takes no mail for that domain"))),
+        }),
+        accept: Arc::new(move |arrival, _| {
+            let arrived = Arc::clone(&arrived);
+            Box::pin(async move {
+                if arrival.draft.header.text("Subject").as_deref() == Some("refuse") {
+                    return Err(Refusal::with_cause(Reply::enhanced(451, 3, 0, "Try again later"), "by subject"));
+                }
+                arrived.lock().unwrap().push(arrival);
+                Ok(())
+            })
+        }),
     }
 }
 
