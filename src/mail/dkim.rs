@@ -316,6 +316,7 @@ const SIGNED: &[(&str, bool)] = &[
     ("List-Id", false),
     ("List-Unsubscribe", false),
     ("List-Unsubscribe-Post", false),
+    ("X-Postern-Trace", false),
 ];
 
 #[cfg(test)]

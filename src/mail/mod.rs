@@ -16,6 +16,8 @@ mod mailbox;
 mod masks;
 mod message;
 mod mime;
+mod proof;
+pub mod returned;
 mod spill;
 mod status;
 
@@ -39,5 +41,6 @@ pub use mime::{
     LINE_OCTETS_MAX, MediaType, PART_FIELDS_MAX, PART_HEADER_OCTETS_MAX, Stretch, has_long_line, repair_base64,
     repair_quoted_printable, split_entity, split_multipart, split_part, to_base64, to_quoted_printable,
 };
+pub use proof::{SIGNATURES_MAX, proven_domains, signature_keys};
 pub use spill::BodyWriter;
 pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable, printable_lines};
