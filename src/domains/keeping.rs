@@ -126,6 +126,12 @@ impl Domains {
             }
         });
         futures_util::stream::iter(checks).for_each_concurrent(LOOKUPS_AT_ONCE, |check| check).await;
+        let checks = self.returns_due(now).into_iter().map(|(tenant, domain)| async move {
+            if let Err(error) = self.verify_return_path(actor, (tenant, &domain), now).await {
+                tracing::warn!(%tenant, %domain, %error, "a return-path could not be looked up again");
+            }
+        });
+        futures_util::stream::iter(checks).for_each_concurrent(LOOKUPS_AT_ONCE, |check| check).await;
     }
 
     /// Calls [`Domains::keep`] while the daemon lives.

@@ -12,6 +12,7 @@ mod keeping;
 mod readiness;
 mod record;
 mod resealing;
+mod return_path;
 mod spf;
 mod verbs;
 mod verification;
@@ -22,6 +23,7 @@ pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
 pub use readiness::{AddressNames, Item, Rule, Stand, Traffic};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, Standing, State, Subdomains, Trust};
 pub use resealing::reseal;
+pub use return_path::{Expectations, Expected, RecordState, ReturnPath, USUAL_LABEL};
 pub use verbs::{Verification, make_instance_key};
 pub use verification::{Finding, Findings, Turn};
 
@@ -103,6 +105,8 @@ pub struct Domains {
     settings: Settings,
     memory: Arc<RwLock<Memory>>,
     usage: OnceLock<SelectorUsage>,
+    returns: Arc<RwLock<return_path::ReturnPaths>>,
+    expectations: OnceLock<Expectations>,
     damaged: Vec<Damage>,
 }
 
@@ -172,8 +176,12 @@ impl Domains {
             let domain = entry.record.domain.clone();
             memory.entry(entry.record.tenant).or_default().insert(domain, Arc::new(entry));
         }
+        let (paths, more) = records::load::<ReturnPath>(&*store, &[prefix::RETURN_PATH])?;
+        damaged.extend(more);
+        let paths = return_path::ReturnPaths::of(paths.into_iter().map(|(_, path)| path).collect());
         let (desk, memory) = (Desk::new(store), Arc::new(RwLock::new(memory)));
-        Ok(Self { desk, key, resolver, settings, memory, usage: OnceLock::new(), damaged })
+        let (returns, expectations) = (Arc::new(RwLock::new(paths)), OnceLock::new());
+        Ok(Self { desk, key, resolver, settings, memory, usage: OnceLock::new(), returns, expectations, damaged })
     }
 
     /// Records that could not be read at open.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::advice::{DnsRecord, domain_records};
 use super::record::{KeyPair, SendingDomain, State, Subdomains, Trust, store_key};
 use super::verification::{self, Findings, Turn};
-use super::{Domains, Entry, INSTANCE, missing};
+use super::{Domains, Entry, INSTANCE, missing, return_path};
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
@@ -221,9 +221,11 @@ impl Domains {
         let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
         let mut batch = Batch::new();
         batch.if_equals(store_key(tenant, domain), codec::encode(&record)).remove(store_key(tenant, domain));
+        batch.remove(return_path::key(tenant, domain));
         records::record(&mut batch, actor, act_on("domain.remove", &record), now);
-        let (memory, name) = (Arc::clone(&self.memory), domain.clone());
+        let (memory, name, returns) = (Arc::clone(&self.memory), domain.clone(), Arc::clone(&self.returns));
         turn.commit(batch, move || {
+            records::write(&returns).forget(tenant, &name);
             if let Some(own) = records::write(&memory).get_mut(&tenant) {
                 own.remove(&name);
             }
