@@ -162,6 +162,7 @@ impl Intake {
             Way::Smtp(_) => (SOURCE_SMTP, None),
             Way::Http(_) => (SOURCE_API, None),
             Way::Notice { about } => (SOURCE_NOTICE, Some(about)),
+            Way::Report => (SOURCE_NOTICE, None),
         };
         NewMessage {
             id,
@@ -183,6 +184,7 @@ impl Intake {
             signatures: prepared.signatures,
             recipients: recipients.collect(),
             labels: prepared.labels,
+            return_path: prepared.return_path,
             notice_about,
             beside: Batch::new(),
         }

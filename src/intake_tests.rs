@@ -31,6 +31,7 @@ async fn bench() -> Bench {
             counts.fetch_add(1, Ordering::SeqCst);
             Ok(())
         }),
+        marks: Arc::new(|_, _, _| None),
         uncount: Arc::new(move |_, _| {
             takes_back.fetch_sub(1, Ordering::SeqCst);
         }),

@@ -69,6 +69,7 @@ impl Room {
                 source: "smtp".to_owned(),
                 size_bytes: 1,
             }),
+            returns: None,
         };
         let mut batch = Batch::new();
         batch.set(history_key(id), history.to_bytes());

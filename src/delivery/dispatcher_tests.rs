@@ -72,6 +72,7 @@ fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
         signatures: Vec::new(),
         recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane) }],
         labels: Default::default(),
+        return_path: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use board::{Delivery, Scope, Suspension};
-pub use client::{Client, Connection, Pool};
+pub use client::{Client, Connection, Pool, ReturnAddress};
 pub use mx::{DomainRule, DomainTls, KeptPolicy, Mx, Parts as MxParts, StsMode, StsPolicy, TlsPolicies};
 pub use outcome::{Phase, Verdict, classify};
 pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
@@ -80,6 +80,8 @@ pub struct Parts {
     pub tls: Arc<ClientTls>,
     /// The operators' hand.
     pub delivery: Arc<Delivery>,
+    /// `Feedback::return_address`: what is said in MAIL of mail that has return-paths.
+    pub return_path: ReturnAddress,
     /// The pace of what leaves.
     pub pacing: Arc<Pacing>,
     /// TLS policies of recipient domains.
@@ -91,8 +93,8 @@ pub struct Parts {
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
     let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, .. } = parts;
-    let Parts { delivery, pacing, tls_policies, settings, .. } = parts;
-    let client = Arc::new(Client::new(dialer, tls.clone()));
+    let Parts { delivery, pacing, tls_policies, return_path, settings, .. } = parts;
+    let client = Arc::new(Client::new(dialer, tls.clone(), return_path));
     let mx = Arc::new(Mx::new(MxParts {
         resolver: resolver.clone(),
         vips: vips.clone(),

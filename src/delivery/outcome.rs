@@ -40,6 +40,11 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The phase of that [`Phase::name`].
+    pub fn described(name: &str) -> Option<Self> {
+        (0..=Self::FinalDot as u8).map(Self::from_number).find(|phase| phase.name() == name)
+    }
+
     /// As people read it: "the peer closed the connection after `...`".
     pub fn name(self) -> &'static str {
         match self {

@@ -51,6 +51,7 @@ async fn queue_with_a_message() -> Arc<Queue> {
         signatures: Vec::new(),
         recipients: vec![recipient],
         labels: Default::default(),
+        return_path: None,
         notice_about: None,
         beside: Default::default(),
     };

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Address, Class, Labels, QueueId, ReversePath, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Address, Class, Domain, Labels, Notify, QueueId, ReversePath, SmtpAccountId, TenantId, VipId};
 use crate::store::{Key, StoreError, codec, prefix};
 
 /// Addresses and header facts of one message.
@@ -30,6 +30,21 @@ pub struct History {
     pub labels: Labels,
     /// How it came in; `None` in records of the first shape, which did not say.
     pub entry: Option<Entry>,
+    /// What is needed when something comes back; `None` if it had no return-path of ours.
+    pub returns: Option<Returns>,
+}
+
+/// What its client asked to be told, of a message with a return-path of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returns {
+    /// The name of its return-paths.
+    pub name: Domain,
+    /// `ENVID=`.
+    pub envid: Option<String>,
+    /// `NOTIFY=`, by recipient number.
+    pub notify: Vec<Notify>,
+    /// `ORCPT=`, by recipient number.
+    pub orcpt: Vec<Option<String>>,
 }
 
 /// How a message came in: what its first event says, for whoever sees a later one.
@@ -59,6 +74,37 @@ struct FirstHistory {
     recipients: Vec<Address>,
 }
 
+/// As it was stored second: without what is needed when something comes back.
+#[derive(Serialize, Deserialize)]
+struct SecondHistory {
+    tenant: TenantId,
+    accepted: Timestamp,
+    reverse_path: ReversePath,
+    header_from: String,
+    subject: String,
+    message_id: String,
+    recipients: Vec<Address>,
+    labels: Labels,
+    entry: Option<Entry>,
+}
+
+impl From<SecondHistory> for History {
+    fn from(second: SecondHistory) -> Self {
+        Self {
+            tenant: second.tenant,
+            accepted: second.accepted,
+            reverse_path: second.reverse_path,
+            header_from: second.header_from,
+            subject: second.subject,
+            message_id: second.message_id,
+            recipients: second.recipients,
+            labels: second.labels,
+            entry: second.entry,
+            returns: None,
+        }
+    }
+}
+
 impl From<FirstHistory> for History {
     fn from(first: FirstHistory) -> Self {
         Self {
@@ -71,6 +117,7 @@ impl From<FirstHistory> for History {
             recipients: first.recipients,
             labels: Labels::default(),
             entry: None,
+            returns: None,
         }
     }
 }
@@ -78,12 +125,12 @@ impl From<FirstHistory> for History {
 impl History {
     /// Reads what [`History::to_bytes`], [`HistoryRef::to_bytes`] or an earlier release wrote.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        codec::decode_second::<FirstHistory, Self>(bytes)
+        codec::decode_third::<FirstHistory, SecondHistory, Self>(bytes)
     }
 
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
-        codec::encode_second(self)
+        codec::encode_third(self)
     }
 }
 
@@ -108,12 +155,14 @@ pub struct HistoryRef<'a> {
     pub labels: &'a Labels,
     /// How it came in.
     pub entry: Option<Entry>,
+    /// What is needed when something comes back.
+    pub returns: Option<Returns>,
 }
 
 impl HistoryRef<'_> {
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
-        codec::encode_second(self)
+        codec::encode_third(self)
     }
 }
 
@@ -145,6 +194,25 @@ mod tests {
         assert_eq!(read.labels, Labels::default());
         assert_eq!(read.entry, None);
         read.labels.tag("order").unwrap();
+        assert_eq!(read.returns, None);
+        let second = SecondHistory {
+            tenant: read.tenant,
+            accepted: read.accepted,
+            reverse_path: read.reverse_path.clone(),
+            header_from: read.header_from.clone(),
+            subject: read.subject.clone(),
+            message_id: read.message_id.clone(),
+            recipients: read.recipients.clone(),
+            labels: read.labels.clone(),
+            entry: None,
+        };
+        assert_eq!(History::from_bytes(&codec::encode_second(&second)).unwrap(), read);
+        read.returns = Some(Returns {
+            name: Domain::parse("bounce.shop.example").unwrap(),
+            envid: Some("x".to_owned()),
+            notify: vec![Notify::NEVER],
+            orcpt: vec![None],
+        });
         read.entry = Some(Entry {
             account: Some(SmtpAccountId(3)),
             vip: VipId(4),
@@ -163,6 +231,7 @@ mod tests {
             recipients: read.recipients.iter().collect(),
             labels: &read.labels,
             entry: read.entry.clone(),
+            returns: read.returns.clone(),
         };
         assert_eq!(of_ref.to_bytes(), read.to_bytes());
         assert!(History::from_bytes(&[9, 1]).is_err(), "a later form is refused, not guessed");

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub use archive::Archive;
 pub use driver::drive;
 pub use exact::{Tally, Urgency, drive_exactly};
-pub use facts::{Entry, History, HistoryRef, history_key};
+pub use facts::{Entry, History, HistoryRef, Returns, history_key};
 pub use log_line::{LogFormat, LogLine};
 pub use reader::{EventLog, Page, Reader};
 pub use trail::Trail;

@@ -141,6 +141,7 @@ fn history() -> History {
         recipients: vec![Address::parse("a@one.example").unwrap(), Address::parse("b@one.example").unwrap()],
         labels: Default::default(),
         entry: None,
+        returns: None,
     }
 }
 

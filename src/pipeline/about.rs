@@ -39,6 +39,8 @@ pub enum Way {
         /// The message it reports.
         about: QueueId,
     },
+    /// The same about something that is not owed any more: what came back, a letter to the postmaster.
+    Report,
 }
 
 /// What the Received field needs (RFC 5321 s4.4).
@@ -77,6 +79,8 @@ pub struct About {
     pub counted: Counted,
     /// `labels`: what the sender attached for itself.
     pub labels: Labels,
+    /// `returns`: the name at which each recipient has a return-path of its own.
+    pub return_path: Option<Domain>,
     /// `suppressed`: numbers of recipients never to be mailed, ascending.
     pub suppressed: Vec<u16>,
     /// `encoding`: what octets the final bytes hold.
@@ -93,12 +97,26 @@ impl About {
         let (signer, suppressed, octets, signatures) = (None, Vec::new(), Octets::Eight, Vec::new());
         let counted = Counted::No;
         let (header_octets, labels) = (Octets::Seven, Labels::default());
-        Self { id, now, source, envelope, signer, counted, labels, suppressed, octets, header_octets, signatures }
+        let return_path = None;
+        Self {
+            id,
+            now,
+            source,
+            envelope,
+            signer,
+            counted,
+            labels,
+            return_path,
+            suppressed,
+            octets,
+            header_octets,
+            signatures,
+        }
     }
 
     /// Whether it is a notice of ours.
     pub fn is_notice(&self) -> bool {
-        matches!(self.source.way, Way::Notice { .. })
+        matches!(self.source.way, Way::Notice { .. } | Way::Report)
     }
 }
 

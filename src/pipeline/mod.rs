@@ -11,6 +11,7 @@ mod encoding;
 mod identity;
 mod labels;
 mod limits;
+mod returns;
 mod rewrite;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -39,8 +40,8 @@ use crate::domains::{Domains, Signer};
 use crate::ext::Timestamp;
 use crate::mail::dkim::Algorithms;
 use crate::mail::{
-    Address, Domain, Draft, Envelope, HeaderDialect, Labels, Refusal, Sealed, SmtpAccountId, Smtputf8, TenantId, VipId,
-    printable,
+    Address, Domain, Draft, Envelope, HeaderDialect, Labels, QueueId, Refusal, Sealed, SmtpAccountId, Smtputf8,
+    TenantId, VipId, printable,
 };
 use crate::suppression::Suppression;
 use crate::vips::Vips;
@@ -84,6 +85,20 @@ pub type DialectsLookup = Arc<dyn Fn(SmtpAccountId) -> Vec<HeaderDialect> + Send
 /// Takes back what [`Count`] counted.
 pub type Uncount = Arc<dyn Fn(TenantId, Option<SmtpAccountId>) + Send + Sync>;
 
+/// What a message gets so that what comes back about it is known; `None` if its domain has no return-path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The name at which each recipient has a return-path of its own.
+    pub return_path: Domain,
+    /// The value of its trace field.
+    pub trace: String,
+    /// The address by which its only recipient unsubscribes.
+    pub unsubscribe: Address,
+}
+
+/// The marks of a message of a tenant, signed by the domain.
+pub type MarksLookup = Arc<dyn Fn(TenantId, &Domain, QueueId) -> Option<Marks> + Send + Sync>;
+
 /// What the stages ask of the rooms that keep records.
 #[derive(Clone)]
 pub struct Parts {
@@ -101,6 +116,8 @@ pub struct Parts {
     pub sender: SenderLookup,
     /// `Accounts::dialects`.
     pub dialects: DialectsLookup,
+    /// `Domains::return_name`, and the tags of `Feedback`.
+    pub marks: MarksLookup,
 }
 
 /// What the configuration file may set.
@@ -192,6 +209,8 @@ pub struct Prepared {
     pub suppressed: Vec<u16>,
     /// What the sender attached for itself.
     pub labels: Labels,
+    /// The name at which each recipient has a return-path of its own.
+    pub return_path: Option<Domain>,
 }
 
 /// The ordered stages.
@@ -221,6 +240,7 @@ impl Parts {
             uncount: Arc::new(move |tenant, account| takes_back.uncount(tenant, account)),
             sender: Arc::new(move |account, address| narrows.may_send_as(account, address)),
             dialects: Arc::new(move |account| reads.dialects(account)),
+            marks: Arc::new(|_, _, _| None),
         }
     }
 }
@@ -239,6 +259,7 @@ impl Pipeline {
             Box::new(limits::Limits { count: parts.count }),
             Box::new(suppressed::Suppressed { contains: parts.suppressed }),
             Box::new(complete::Complete),
+            Box::new(returns::Returns { marks: parts.marks }),
             Box::new(encoding::Encoding {
                 spill_folder: settings.spill_folder,
                 rewrite_kib: Arc::new(Semaphore::new(rewrite_kib_max as usize)),
@@ -295,6 +316,7 @@ impl Pipeline {
             signatures: about.signatures,
             suppressed: about.suppressed,
             labels: about.labels,
+            return_path: about.return_path,
         })
     }
 

@@ -10,6 +10,7 @@ fn parts() -> Parts {
         name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, address| Ok(address.local_part() == "no")),
         count: Arc::new(|_, _, _| Ok(())),
+        marks: Arc::new(|_, _, _| None),
         uncount: Arc::new(|_, _| {}),
         sender: Arc::new(|_, _| Ok(())),
         dialects: Arc::new(|_| Vec::new()),

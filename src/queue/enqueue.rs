@@ -190,6 +190,12 @@ impl AppendHistory for Batch {
                 source: message.source.clone(),
                 size_bytes: message.message.length(),
             }),
+            returns: message.return_path.as_ref().map(|name| events::Returns {
+                name: name.clone(),
+                envid: message.parameters.envid.clone(),
+                notify: message.recipients.iter().map(|recipient| recipient.notify).collect(),
+                orcpt: message.recipients.iter().map(|recipient| recipient.orcpt.clone()).collect(),
+            }),
         };
         self.set(history_key(message.id), history.to_bytes());
     }
@@ -250,6 +256,7 @@ fn split(
         signatures: message.signatures,
         lanes: 0,
         recipients: u16::try_from(message.recipients.len()).unwrap_or(u16::MAX),
+        return_path: message.return_path,
     };
     (queued, message.recipients, message.message)
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::events::{Peer, Why};
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, BodyId, Class, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, SmtpAccountId,
+    Address, BodyId, Class, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, SmtpAccountId,
     TenantId, VipId,
 };
 use crate::routing::Lane;
@@ -60,6 +60,8 @@ pub struct NewMessage {
     pub recipients: Vec<NewRecipient>,
     /// What the sender attached for itself; kept with the history.
     pub labels: Labels,
+    /// The name at which each recipient has a return-path of its own; without one the reverse-path is said.
+    pub return_path: Option<Domain>,
     /// The message this one is a notice about, if it is one; set done in the same batch.
     pub notice_about: Option<QueueId>,
     /// Conditions and changes of whoever hands it in, for the same batch: if one of those does not hold,
@@ -120,6 +122,9 @@ pub struct QueuedMessage {
     pub lanes: u16,
     /// How many recipients.
     pub recipients: u16,
+    /// The name at which each recipient has a return-path of its own, in a transaction of its own; without one
+    /// the client's reverse-path is said.
+    pub return_path: Option<Domain>,
 }
 
 /// The state of one recipient within its lane record.

@@ -105,6 +105,7 @@ impl Queue {
             message_id: String::new(),
             recipients,
             labels: history.labels.clone().without_metadata(),
+            returns: None,
             ..history
         };
         let mut batch = Batch::new();

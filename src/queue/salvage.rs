@@ -85,6 +85,7 @@ impl Queue {
             signatures: envelope.signatures,
             recipients,
             labels: Default::default(),
+            return_path: None,
             notice_about: None,
             beside: Default::default(),
         };

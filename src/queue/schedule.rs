@@ -134,6 +134,7 @@ mod tests {
             signatures: Vec::new(),
             lanes: 1,
             recipients: 1,
+            return_path: None,
         }
     }
 

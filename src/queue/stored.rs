@@ -1,7 +1,8 @@
 //! The stored forms of messages, of what lies beside their bodies, of lane records and owed notices.
 //!
-//! Of messages the second knows REQUIRETLS, of the others when each recipient was tried last; the
-//! first forms, without that, are still read.
+//! Of messages the second knows REQUIRETLS and the third return-paths, of the others the second knows when each
+//! recipient was tried last; earlier forms are still read. Beside a body no return-path is kept: mail that is
+//! salvaged goes out with its client's reverse-path.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,12 +20,12 @@ use crate::store::{StoreError, codec};
 impl QueuedMessage {
     /// As it is stored.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        codec::encode_second(self)
+        codec::encode_third(self)
     }
 
     /// Reads what this or an earlier release stored.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        codec::decode_second::<FirstMessage, Self>(bytes)
+        codec::decode_third::<FirstMessage, SecondMessage, Self>(bytes)
     }
 }
 
@@ -87,6 +88,25 @@ struct FirstMessage {
     recipients: u16,
 }
 
+/// As it was stored second: with REQUIRETLS, without return-paths.
+#[derive(Serialize, Deserialize)]
+struct SecondMessage {
+    tenant: TenantId,
+    account: Option<SmtpAccountId>,
+    vip: VipId,
+    class: Class,
+    source: String,
+    reverse_path: ReversePath,
+    parameters: MailParameters,
+    needs_8bit: Needs8bit,
+    size_bytes: u64,
+    accepted: Timestamp,
+    accepted_at: QueueTime,
+    signatures: Vec<String>,
+    lanes: u16,
+    recipients: u16,
+}
+
 #[derive(Serialize, Deserialize)]
 struct FirstEnvelope {
     tenant: TenantId,
@@ -135,6 +155,29 @@ impl From<FirstMessage> for QueuedMessage {
             signatures: first.signatures,
             lanes: first.lanes,
             recipients: first.recipients,
+            return_path: None,
+        }
+    }
+}
+
+impl From<SecondMessage> for QueuedMessage {
+    fn from(second: SecondMessage) -> Self {
+        Self {
+            tenant: second.tenant,
+            account: second.account,
+            vip: second.vip,
+            class: second.class,
+            source: second.source,
+            reverse_path: second.reverse_path,
+            parameters: second.parameters,
+            needs_8bit: second.needs_8bit,
+            size_bytes: second.size_bytes,
+            accepted: second.accepted,
+            accepted_at: second.accepted_at,
+            signatures: second.signatures,
+            lanes: second.lanes,
+            recipients: second.recipients,
+            return_path: None,
         }
     }
 }
@@ -297,8 +340,27 @@ mod tests {
         assert_eq!(read.parameters.require_tls, RequireTls::NotAsked);
         assert_eq!((read.size_bytes, read.lanes, read.recipients), (7, 10, 11));
         let parameters = MailParameters { require_tls: RequireTls::Asked, ..read.parameters.clone() };
-        let asked = QueuedMessage { parameters, ..read };
+        let return_path = Some(Domain::parse("bounce.shop.example").unwrap());
+        let asked = QueuedMessage { parameters, return_path, ..read };
         assert_eq!(QueuedMessage::from_bytes(&asked.to_bytes()).unwrap(), asked);
+        let second = SecondMessage {
+            tenant: asked.tenant,
+            account: asked.account,
+            vip: asked.vip,
+            class: asked.class,
+            source: asked.source.clone(),
+            reverse_path: asked.reverse_path.clone(),
+            parameters: asked.parameters.clone(),
+            needs_8bit: asked.needs_8bit,
+            size_bytes: asked.size_bytes,
+            accepted: asked.accepted,
+            accepted_at: asked.accepted_at,
+            signatures: asked.signatures.clone(),
+            lanes: asked.lanes,
+            recipients: asked.recipients,
+        };
+        let read = QueuedMessage::from_bytes(&codec::encode_second(&second)).unwrap();
+        assert_eq!(read, QueuedMessage { return_path: None, ..asked });
         let first = FirstEnvelope {
             tenant,
             account: None,

@@ -118,6 +118,7 @@ pub(super) fn message(to: &[&str]) -> NewMessage {
         signatures: vec!["a._domainkey.shop.example".into()],
         recipients: to.iter().map(recipient).collect(),
         labels: Default::default(),
+        return_path: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -141,6 +141,10 @@ pub mod prefix {
     pub const ONE_TIME: u8 = b'o';
     /// webhooks: endpoints, lanes, requests to be made again, attempts.
     pub const WEBHOOK: u8 = b'W';
+    /// domains: tenant and domain -> the return-path of a sending domain.
+    pub const RETURN_PATH: u8 = b'F';
+    /// feedback: the key of tags, what came back, letters, what is owed onward.
+    pub const FEEDBACK: u8 = b'f';
     /// web: what was answered to requests with an `Idempotency-Key`; intake: messages with an `X-Idempotency-Key`.
     pub const REPLAY: u8 = b'i';
 }

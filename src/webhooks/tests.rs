@@ -150,6 +150,7 @@ impl World {
                 source: "smtp".to_owned(),
                 size_bytes: 9,
             }),
+            returns: None,
         };
         batch.set(history_key(id), history.to_bytes());
         let accepted = Accepted {

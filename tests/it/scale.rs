@@ -100,6 +100,7 @@ fn message(number: usize, (tenant, vip): (TenantId, VipId), when: When) -> NewMe
         signatures: vec!["s1a2b3._domainkey.shop.test".into(), "s1a2b3-ed._domainkey.shop.test".into()],
         recipients: vec![NewRecipient { address, notify: Notify::default(), orcpt: None, lane: Some(lane) }],
         labels: Default::default(),
+        return_path: None,
         notice_about: None,
         beside: Default::default(),
     }

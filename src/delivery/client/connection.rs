@@ -21,7 +21,7 @@ use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
-use crate::mail::{Domain, Reply, Severity, VipId, printable};
+use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, Proof, Verify};
 use crate::queue::Outcome;
 use crate::smtp::{Extensions, ReplyParser};
@@ -69,8 +69,12 @@ pub(super) struct Call<'a> {
     pub(super) messages_max: usize,
 }
 
+/// The return-path of ours for a recipient of a message, at a name.
+pub type ReturnAddress = Arc<dyn Fn(QueueId, u16, &Domain) -> Address + Send + Sync>;
+
 /// What connecting needs.
 pub(super) struct Tools<'a> {
+    pub(super) return_path: &'a ReturnAddress,
     pub(super) dialer: &'a dyn Dialer,
     pub(super) tls: &'a ClientTls,
     pub(super) settings: &'a Settings,
@@ -101,6 +105,8 @@ pub struct Connection {
     messages_max: usize,
     rules: Arc<Rules>,
     provider: Option<Arc<str>>,
+    /// Makes return-paths.
+    pub(super) return_path: ReturnAddress,
     /// What the peer said about our pace or address since it was last taken.
     pub(super) heard: Vec<Signal>,
 }
@@ -176,6 +182,7 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         messages_max: call.messages_max,
         rules: Arc::clone(&tools.settings.replies),
         provider: call.provider.cloned(),
+        return_path: Arc::clone(tools.return_path),
         heard: Vec::new(),
     };
     if *tls == TlsUse::Implicit {

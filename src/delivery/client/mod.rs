@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-pub use connection::{Connection, PoolKey};
+pub use connection::{Connection, PoolKey, ReturnAddress};
 pub use pool::Pool;
 
 use self::body::{Loaded, Text};
@@ -40,6 +40,7 @@ const BROKEN_MAX: usize = 2;
 pub struct Client {
     dialer: Arc<dyn Dialer>,
     tls: Arc<ClientTls>,
+    return_path: ReturnAddress,
 }
 
 /// One address to try.
@@ -95,9 +96,9 @@ enum Sent {
 }
 
 impl Client {
-    /// A client that dials with `dialer` and secures with `tls`.
-    pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>) -> Self {
-        Self { dialer, tls }
+    /// A client that dials with `dialer`, secures with `tls` and says `return_path`s.
+    pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>, return_path: ReturnAddress) -> Self {
+        Self { dialer, tls, return_path }
     }
 
     /// Drains claims until there are none, the turn is over, or the site fails.
@@ -192,7 +193,13 @@ impl Client {
         let mut candidates = need.candidates(job)?;
         // What failed lately goes last; the sort keeps the order otherwise.
         candidates.sort_by_key(|target| job.avoid.contains(&target.key.address));
-        let tools = Tools { dialer: &*self.dialer, tls: &self.tls, settings: &job.settings, progress: &job.progress };
+        let tools = Tools {
+            return_path: &self.return_path,
+            dialer: &*self.dialer,
+            tls: &self.tls,
+            settings: &job.settings,
+            progress: &job.progress,
+        };
         let mut unmet = None;
         let mut last = Failure {
             phase: Phase::Start,

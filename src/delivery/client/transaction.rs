@@ -104,7 +104,8 @@ pub(super) fn demands_tls(claim: &Claim) -> bool {
 }
 
 fn needs_smtputf8(claim: &Claim) -> bool {
-    let reverse = claim.message.reverse_path.0.as_ref();
+    // A return-path of ours is ASCII.
+    let reverse = claim.message.reverse_path.0.as_ref().filter(|_| claim.message.return_path.is_none());
     claim.message.parameters.smtputf8 == Smtputf8::Needed
         || reverse.is_some_and(crate::mail::Address::needs_smtputf8)
         || claim.record.recipients.iter().any(|recipient| is_waiting(recipient) && recipient.address.needs_smtputf8())
@@ -131,7 +132,9 @@ pub(super) async fn send(
     // Before anything else: where the transaction before this one ended says nothing about this one.
     progress.step(Phase::Mail);
     let rcpt_max = connection.extensions.limits.rcpt_max.and_then(|most| usize::try_from(most).ok());
-    let count = round.limit.min(rcpt_max.unwrap_or(usize::MAX)).min(round.pending.len());
+    // A return-path names one recipient, so each has a transaction of its own.
+    let own = if round.held.claim().is_some_and(|claim| claim.message.return_path.is_some()) { 1 } else { round.limit };
+    let count = round.limit.min(own).min(rcpt_max.unwrap_or(usize::MAX)).min(round.pending.len());
     let rest = round.pending.split_off(count);
     let batch = std::mem::replace(&mut round.pending, rest);
     connection.uses = connection.uses.saturating_add(1);
@@ -224,9 +227,9 @@ async fn ask_together(
     if has_reset {
         lines.push_str("RSET\r\n");
     }
-    mail_line(&mut lines, claim, connection);
+    mail_line(&mut lines, (claim, batch), connection);
     for recipient in batch.iter().filter_map(|index| claim.record.recipients.get(*index)) {
-        rcpt_line(&mut lines, recipient, &connection.extensions);
+        rcpt_line(&mut lines, (claim, recipient), &connection.extensions);
     }
     lines.push_str("DATA\r\n");
     connection.out.extend_from_slice(lines.as_bytes());
@@ -256,7 +259,7 @@ async fn ask_one_by_one(
         step(connection, "RSET\r\n", (Phase::Mail, timeouts.mail), progress).await?;
     }
     let mut line = String::with_capacity(128);
-    mail_line(&mut line, claim, connection);
+    mail_line(&mut line, (claim, batch), connection);
     let mail = step(connection, &line, (Phase::Mail, timeouts.mail), progress).await?;
     let is_refused = mail.code.0 / 100 != 2;
     answers.mail = Some(mail);
@@ -265,7 +268,7 @@ async fn ask_one_by_one(
     }
     for recipient in batch.iter().filter_map(|index| claim.record.recipients.get(*index)) {
         line.clear();
-        rcpt_line(&mut line, recipient, &connection.extensions);
+        rcpt_line(&mut line, (claim, recipient), &connection.extensions);
         let reply = step(connection, &line, (Phase::Rcpt, timeouts.rcpt), progress).await?;
         answers.recipients.push(reply);
     }
@@ -359,10 +362,16 @@ async fn write(connection: &mut Connection, bytes: &[u8], patience: Duration) ->
     Err(connection.failure(Phase::Body, trouble))
 }
 
-fn mail_line(line: &mut String, claim: &Claim, connection: &Connection) {
+fn mail_line(line: &mut String, (claim, batch): (&Claim, &[usize]), connection: &Connection) {
     let (parameters, extensions) = (&claim.message.parameters, &connection.extensions);
+    let recipient = batch.first().and_then(|place| claim.record.recipients.get(*place));
     // Writing to a String cannot fail.
-    let _ = write!(line, "MAIL FROM:{}", claim.message.reverse_path);
+    let _ = match (&claim.message.return_path, recipient) {
+        (Some(name), Some(recipient)) => {
+            write!(line, "MAIL FROM:<{}>", (connection.return_path)(claim.queue_id, recipient.number, name))
+        }
+        _ => write!(line, "MAIL FROM:{}", claim.message.reverse_path),
+    };
     if extensions.takes_size {
         let _ = write!(line, " SIZE={}", claim.message.size_bytes);
     }
@@ -389,10 +398,12 @@ fn mail_line(line: &mut String, claim: &Claim, connection: &Connection) {
     line.push_str("\r\n");
 }
 
-fn rcpt_line(line: &mut String, recipient: &QueuedRecipient, extensions: &Extensions) {
+fn rcpt_line(line: &mut String, (claim, recipient): (&Claim, &QueuedRecipient), extensions: &Extensions) {
     let _ = write!(line, "RCPT TO:<{}>", recipient.address);
     if extensions.dsn {
-        if let Some(wanted) = notify_words(recipient.notify) {
+        // Failures are wanted at a return-path of ours; whether the client is told is decided when one comes.
+        let failure = recipient.notify.failure || claim.message.return_path.is_some();
+        if let Some(wanted) = notify_words(Notify { failure, ..recipient.notify }) {
             let _ = write!(line, " NOTIFY={wanted}");
         }
         let orcpt = recipient.orcpt.as_deref().and_then(|orcpt| orcpt.split_once(';'));

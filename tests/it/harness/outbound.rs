@@ -114,6 +114,9 @@ impl Outbound {
                 dialer: Arc::new(BoundDialer),
                 tls: tls.clone(),
                 delivery,
+                return_path: Arc::new(|id, number, name| {
+                    postern::mail::Address::parse(&format!("{id}-{number}@{name}")).unwrap()
+                }),
                 pacing: pacing.clone(),
                 tls_policies,
                 settings: receiver.clone(),
@@ -177,6 +180,7 @@ impl Outbound {
             signatures: Vec::new(),
             recipients: to.iter().map(recipient).collect(),
             labels: Default::default(),
+            return_path: None,
             notice_about: None,
             beside: Default::default(),
         }
