@@ -7,7 +7,9 @@
 //! Easy to get wrong: an entry that cannot be read still suppresses; mailing it would be the harm. A whitelist
 //! never outweighs a recipient who complained or unsubscribed.
 
+mod feed;
 mod place;
+mod rules;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
+pub use feed::{Feed, Suppresses};
 pub use place::{Colour, Place};
+pub use rules::{DAYS_MAX, HARD_BOUNCES_MAX, Rules, Scope};
 
 /// Entries in one page of [`Suppression::list`] or one call of [`Suppression::add_many`], at most.
 pub const PAGE_MAX: usize = 1000;
