@@ -11,12 +11,13 @@ mod log;
 mod prepare;
 mod process;
 mod readiness;
+mod returning;
 mod rooms;
 mod watches;
 mod world;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::delivery::{self, Delivery};
 use crate::domains::Domains;
 use crate::events::{self, Archive, Consumer, LogLine, Tally};
 use crate::ext::Timestamp;
+use crate::feedback::Feedback;
 use crate::metrics;
 use crate::net::{CERTIFICATE_POLL, Certificates, ClientTls, Dialer, Resolver};
 use crate::people::People;
@@ -114,6 +116,8 @@ pub struct Daemon {
     pub breaker: Arc<Breaker>,
     /// Sending domains.
     pub domains: Arc<Domains>,
+    /// What came back.
+    pub feedback: Arc<Feedback>,
     /// Suppression lists.
     pub suppression: Arc<Suppression>,
     /// Relays.
@@ -168,6 +172,7 @@ impl Daemon {
         let daemon = Self::around(&config, &rooms, &world, state);
         daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log, Arc::clone(&tenancy)));
         administrators::welcome(&rooms.people, &daemon.admin).await;
+        daemon.start_returning(&config, &rooms, &folders.drafts);
         daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started, tenancy));
         daemon.state.enter(Phase::Serving);
         Ok(daemon)
@@ -180,6 +185,7 @@ impl Daemon {
             accounts: rooms.accounts,
             breaker: rooms.breaker,
             domains: rooms.domains,
+            feedback: rooms.feedback,
             suppression: rooms.suppression,
             routes: rooms.routes,
             queue: rooms.queue,
@@ -231,8 +237,11 @@ impl Daemon {
             MailLog::Silent => LogLine::to(Arc::clone(&self.store), format, Box::new(std::io::sink())),
         };
         let notifications = Arc::clone(&rooms.notifications);
-        let consumers: Vec<Arc<dyn Consumer>> =
-            vec![Arc::new(log_line), Arc::clone(&notifications) as Arc<dyn Consumer>];
+        let consumers: Vec<Arc<dyn Consumer>> = vec![
+            Arc::new(log_line),
+            Arc::clone(&notifications) as Arc<dyn Consumer>,
+            Arc::new(returning::feed(&self.suppression, &config.delivery.replies)),
+        ];
         let (watches, stop) = (watches::watches(rooms), shutdown());
         self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
         let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
@@ -270,6 +279,16 @@ impl Daemon {
         });
     }
 
+    /// The door for what comes back, and what goes on from there.
+    fn start_returning(&self, config: &Config, rooms: &Rooms, drafts: &Path) {
+        if let Some(door) = returning::door(config, rooms, (&self.certificates, drafts)) {
+            self.flow.vital("feedback", submission::run(door, self.flow.shutdown().clone()));
+        }
+        let (feedback, intake) = (Arc::clone(&rooms.feedback), Arc::clone(&rooms.intake));
+        let stop = self.flow.shutdown().clone();
+        self.flow.vital("onward", async move { feedback.run(intake, stop).await });
+    }
+
     /// What the world may knock at, and delivery.
     fn start_doors(
         &self,
@@ -293,6 +312,7 @@ impl Daemon {
             dialer: world.dialer,
             tls: Arc::new(tls),
             delivery: Arc::clone(&self.delivery),
+            return_path: returning::return_address(&rooms.feedback),
             pacing: Arc::clone(&rooms.pacing),
             tls_policies: Arc::clone(&rooms.tls_policies),
             settings: self.delivery_settings.subscribe(),
@@ -321,9 +341,11 @@ impl Daemon {
         let parts = submission::Parts {
             settings: self.submission_settings.subscribe(),
             gate: Arc::clone(&rooms.gate),
-            accounts: Arc::clone(&self.accounts),
-            may_send_from: rooms.sender_rule(),
-            accept: rooms.accept(),
+            duty: submission::Duty::Submission(submission::Submitting {
+                accounts: Arc::clone(&self.accounts),
+                may_send_from: rooms.sender_rule(),
+                accept: rooms.accept(),
+            }),
             vips: Arc::clone(&self.vips),
             certificates: Arc::clone(&self.certificates),
             drafts_folder,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::records::AdminError;
 use crate::seal::{MasterKey, SealError};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
-use crate::{domains, people, routing, webhooks};
+use crate::{domains, feedback, people, routing, webhooks};
 
 /// Each key, sealed under the other.
 #[derive(Serialize, Deserialize)]
@@ -121,6 +121,7 @@ async fn reseal_all(store: &dyn Store, new: &MasterKey, both: &MasterKey) -> Res
         routing::reseal(store, new, both).await?,
         people::reseal(store, new, both).await?,
         webhooks::reseal(store, new, both).await?,
+        feedback::reseal(store, new, both).await?,
     ];
     for part in parts {
         values += part.0;

@@ -39,6 +39,7 @@ pub mod webhooks; // who is told what happened
 // flow: one message's life
 pub mod breaker; // pauses SMTP accounts whose mail goes wrong
 pub mod delivery; // tries to pay what is owed
+pub mod feedback; // what comes back: return-paths, notices, complaints
 pub mod intake; // the only way mail gets in
 pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed

@@ -69,6 +69,9 @@ pub const SITES_PARKED: &str = "postern_sites_parked";
 /// Requests to webhooks, label `result`: `taken`, `failed`.
 pub const WEBHOOK_REQUESTS: &str = "postern_webhook_requests_total";
 
+/// What came to the port of return-paths, label `kind`: what it was.
+pub const FEEDBACK: &str = "postern_feedback_total";
+
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
 /// When this process started.
@@ -125,6 +128,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (SITES_SLOWED, Kind::Gauge, "Pairs of site and virtual IP that get less than their limits allow"),
     (WEBHOOK_REQUESTS, Kind::Counter, "Requests made to webhooks, by result"),
     (SITES_PARKED, Kind::Gauge, "Pairs of site and virtual IP that are paused because the address is listed"),
+    (FEEDBACK, Kind::Counter, "What came to the port of return-paths, by kind"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
     (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),

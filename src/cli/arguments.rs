@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::delivery::Delivery;
+use super::mailbox::Mailbox;
 use super::notification::Notification;
 use super::tls::Tls;
 use crate::mail::Domain;
@@ -113,6 +114,9 @@ pub enum Command {
     /// What is demanded of TLS towards recipient domains, and by whom
     #[command(subcommand)]
     Tls(Tls),
+    /// Letters to postmaster, abuse and fbl of this server
+    #[command(subcommand)]
+    Mailbox(Mailbox),
     /// Endpoints that are told what happened to a tenant's mail
     #[command(subcommand)]
     Webhook(Webhook),
@@ -362,6 +366,25 @@ pub enum DomainCommand {
         domain: Domain,
         /// Covered or not
         cover: Cover,
+    },
+    /// The name below the domain to which notices about its mail come; prints the DNS records to publish
+    ReturnPath {
+        /// The tenant
+        tenant: String,
+        /// The domain
+        domain: Domain,
+        /// A name below the domain; bounce below it if not given
+        #[arg(long)]
+        name: Option<Domain>,
+        /// Show it as it is
+        #[arg(long, conflicts_with_all = ["name", "verify", "off"])]
+        status: bool,
+        /// Look for its records in DNS now
+        #[arg(long, conflicts_with_all = ["name", "off"])]
+        verify: bool,
+        /// Remove it: mail is sent with the client's reverse-path
+        #[arg(long, conflicts_with = "name")]
+        off: bool,
     },
     /// Remove a domain and erase its keys
     Remove {

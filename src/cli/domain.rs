@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::arguments::{Cover, DomainCommand};
 use super::client::{Fault, encoded};
 use super::output::{Colour, Table, or_dash, print, print_json, read, when};
-use super::{Session, rows};
+use super::{Session, return_path, rows};
 use crate::mail::Domain;
 use crate::web::{
     DomainChangeJson, DomainJson, INSTANCE_NAME, InspectionJson, NewDomainJson, ReadinessJson, RecordJson, TenantJson,
@@ -76,6 +76,10 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             let change = DomainChangeJson { covers_subdomains, ..DomainChangeJson::default() };
             let domain = session.client.patch(&one(tenant, domain), &change).await?;
             session.show(&domain, facts)
+        }
+        DomainCommand::ReturnPath { tenant, domain, name, status, verify, off } => {
+            let asked = return_path::Asked { name: name.as_ref(), status: *status, verify: *verify, off: *off };
+            return_path::run(session, &format!("{}/return-path", one(tenant, domain)), &asked).await
         }
         DomainCommand::Remove { tenant, domain } => {
             let answer = session.client.delete(&one(tenant, domain)).await?;

@@ -15,11 +15,13 @@ mod doctor;
 mod domain;
 mod init;
 mod key;
+mod mailbox;
 mod masterkey;
 mod notification;
 mod output;
 mod page;
 mod queue;
+mod return_path;
 mod route;
 mod site;
 mod smtp_account;
@@ -163,6 +165,7 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,
             Command::Site(command) => site::run(&session, command).await,
             Command::Tls(command) => tls::run(&session, command).await,
+            Command::Mailbox(command) => mailbox::run(&session, command).await,
             Command::Webhook(command) => webhook::run(&session, command).await,
             Command::Notification(command) => notification::run(&session, command).await,
             _ => Err(Fault::Failed("this command needs no daemon".to_owned())),

@@ -6,7 +6,9 @@ use super::arguments::{ListName, Suppression};
 use super::client::{Fault, encoded};
 use super::output::{Table, when};
 use super::{Session, rows, transfer};
-use crate::web::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson};
+use crate::web::{
+    NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson,
+};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> {
@@ -42,6 +44,23 @@ pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> 
             let form = [("form", hashed.then_some("hashed"))];
             transfer::export(session, tenant, file, &query(list, &form)).await
         }
+        Suppression::Rules { tenant, hard_bounces, scope, hard_bounce_days, complaint_days, unsubscribe_days } => {
+            let scope = scope.as_deref().map(|word| serde_json::from_value(word.into())).transpose();
+            let scope = scope.map_err(|error: serde_json::Error| Fault::Failed(format!("--scope: {error}")))?;
+            let change = SuppressionRulesChangeJson {
+                hard_bounces: *hard_bounces,
+                scope,
+                hard_bounce_days: *hard_bounce_days,
+                complaint_days: *complaint_days,
+                unsubscribe_days: *unsubscribe_days,
+            };
+            let path = format!("/tenants/{}/suppression-rules", encoded(tenant));
+            let shown = match change == SuppressionRulesChangeJson::default() {
+                true => session.client.get(&path).await?,
+                false => session.client.patch(&path, &change).await?,
+            };
+            session.show(&shown, |_, rules: SuppressionRulesJson| rules_text(&rules))
+        }
         Suppression::Operations { tenant } => transfer::list(session, tenant).await,
         Suppression::Cancel { tenant, operation } => transfer::cancel(session, tenant, operation).await,
         Suppression::List { tenant, beginning, reason, list } => {
@@ -50,6 +69,22 @@ pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> 
             session.show(&list, table)
         }
     }
+}
+
+fn rules_text(rules: &SuppressionRulesJson) -> String {
+    let scope = serde_json::to_value(rules.scope).unwrap_or_default();
+    let whose = match scope.as_str() {
+        Some("account") => "the SMTP account that sent the message",
+        _ => "all of the tenant's mail",
+    };
+    let good = |days: u32| if days == 0 { "for ever".to_owned() } else { format!("{days} days") };
+    format!(
+        "Stopped after  {} hard bounces\nStopped for    {whose}\nHard bounces   {}\nComplaints     {}\nUnsubscribed   {}\n",
+        rules.hard_bounces,
+        good(rules.hard_bounce_days),
+        good(rules.complaint_days),
+        good(rules.unsubscribe_days),
+    )
 }
 
 fn new(

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use super::file::File;
 use super::secret::SecretPlace;
 use super::settings::{Applied, SETTINGS, Setting};
-use super::{Config, Log, LogFormat, Problem, RootPolicy};
+use super::{Config, Feedback, FeedbackDoor, Log, LogFormat, Problem, RootPolicy};
 use crate::delivery::{MxTls, PrivateAddresses};
+use crate::mail::Address;
 use crate::mail::dkim::Algorithms;
 use crate::net::{DnsSettings, Reach, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
-use crate::{accounts, breaker, delivery, domains, gate, pipeline, queue, smtp, store, submission, web};
+use crate::{accounts, breaker, delivery, domains, feedback, gate, pipeline, queue, smtp, store, submission, web};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -33,6 +34,7 @@ fn build(path: &Path, file: &File) -> Config {
         master_key: SecretPlace::parse(&file.text("secrets.master_key")),
         backup_key: SecretPlace::parse(&file.text("secrets.backup_key")),
         submission: submission(file),
+        feedback: feedback(file),
         pipeline: pipeline(file),
         store: store::Settings {
             folder: file.path("data").join("store"),
@@ -117,6 +119,48 @@ fn submission(file: &File) -> submission::Settings {
         ..submission::Settings::default()
     }
 }
+
+/// The door has the limits of the one for submission, but for those that are its own.
+fn feedback(file: &File) -> Feedback {
+    let message_bytes_max = file.count("feedback.message_bytes_max");
+    let room = message_bytes_max.saturating_mul(2).max(FEEDBACK_ROOM);
+    Feedback {
+        room: feedback::Settings {
+            tag_age_max: file.span("feedback.tag_age_max"),
+            letters_max: file.size("feedback.letters_max"),
+            letters_per_hour_max: file.small("feedback.letters_per_hour_max"),
+            forward_to: Address::parse(&file.text("feedback.forward_to")).ok(),
+        },
+        door: match file.text("feedback.door").as_str() {
+            "on" => FeedbackDoor::On,
+            "off" => FeedbackDoor::Off,
+            _ => FeedbackDoor::Auto,
+        },
+        submission: submission::Settings {
+            tls_ports: Vec::new(),
+            starttls_ports: file.ports("feedback.ports"),
+            session: smtp::Settings {
+                message_bytes_max,
+                recipients_max: FEEDBACK_RECIPIENTS,
+                errors_max: FEEDBACK_ERRORS,
+                ..smtp::Settings::default()
+            },
+            drafts_bytes_max: room,
+            drafts_bytes_per_tenant_max: room,
+            sessions_max: file.size("feedback.sessions_max"),
+            sessions_per_peer_max: file.size("feedback.sessions_per_peer_max"),
+            ..submission::Settings::default()
+        },
+        listen: file.addresses("feedback.listen"),
+    }
+}
+
+/// Bytes of messages that come in at one moment, at least.
+const FEEDBACK_ROOM: u64 = 64 << 20;
+/// Recipients of one notice (RFC 5321 s4.5.3.1.8 asks for 100).
+const FEEDBACK_RECIPIENTS: usize = 100;
+/// Refused commands in one session.
+const FEEDBACK_ERRORS: u32 = 10;
 
 fn dns(file: &File) -> DnsSettings {
     DnsSettings {
@@ -218,6 +262,11 @@ fn ports(file: &File, config: &Config) {
             "submission.tls_ports",
             "no port is left to log in at; give at least one here or in submission.starttls_ports".to_owned(),
         );
+    }
+    for port in &config.feedback.submission.starttls_ports {
+        if config.submission.starttls_ports.contains(port) || config.submission.tls_ports.contains(port) {
+            file.refuse("feedback.ports", format!("port {port} is a submission port too"));
+        }
     }
     if let Some(monitor) = config.monitor
         && config

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::mail::{Domain, printable};
 use crate::net::DnsSettings;
-use crate::{accounts, breaker, delivery, domains, pipeline, queue, store, submission, web};
+use crate::{accounts, breaker, delivery, domains, feedback, pipeline, queue, store, submission, web};
 
 pub use reference::{example, reference};
 pub use secret::SecretPlace;
@@ -59,6 +59,8 @@ pub struct Config {
     pub backup_key: SecretPlace,
     /// For `submission`.
     pub submission: submission::Settings,
+    /// For `feedback` and its door.
+    pub feedback: Feedback,
     /// For `pipeline`.
     pub pipeline: pipeline::Settings,
     /// For `store`; its folder is within the data folder.
@@ -97,6 +99,30 @@ pub enum RootPolicy {
     Refuse,
     /// The operator said so.
     Allow,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// For `feedback`.
+    pub room: feedback::Settings,
+    /// When its door is open.
+    pub door: FeedbackDoor,
+    /// Ports and limits of the door.
+    pub submission: submission::Settings,
+    /// Where it listens besides the virtual IPs.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// When the door for what comes back is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedbackDoor {
+    /// As soon as a domain has a return-path.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Logging.

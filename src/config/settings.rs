@@ -53,6 +53,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("tls", "Certificates of the submission ports."),
     ("secrets", "Where secrets are; never the secrets themselves."),
     ("submission", "The door clients log in at, on every virtual IP."),
+    ("feedback", "The door for what comes back: return-paths, postmaster, abuse and fbl."),
     ("pipeline", "What is done to a message before it is owed."),
     ("accounts", "How failed logins slow those who try."),
     ("breaker", "When an SMTP account is paused because its mail goes wrong."),

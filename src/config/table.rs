@@ -7,7 +7,9 @@ use super::settings::{Applied, Presence, Setting};
 use super::value::Kind;
 
 use Applied::{AtStart, OnReload};
-use Kind::{Addresses, Choice, Count, Flag, Group, Loopback, Name, Path, PathOrNone, Ports, Secret, Size, Span};
+use Kind::{
+    Addresses, Choice, Count, Flag, Group, Loopback, Mailbox, Name, Path, PathOrNone, Ports, Secret, Size, Span,
+};
 use Presence::{Rare, Required, Shown};
 
 const MINUTE: u64 = 60;
@@ -143,6 +145,39 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("submission.client_address", Choice(&["hide", "show"]) => "\"hide\"", Rare OnReload,
         "Whether the Received field of a message names the address of the client that handed it in.",
         "Whoever must trace mail to machines of their own from the mail alone."),
+    setting!("feedback.door", Choice(&["auto", "on", "off"]) => "\"auto\"", Shown AtStart,
+        "Whether `feedback.ports` are open: `auto` as soon as some domain has a return-path (`postern domain return-path`), \
+         always, or never. Nothing is ever passed on from here.",
+        "Whoever wants mail to postmaster before any return-path is set, or takes notices elsewhere."),
+    setting!("feedback.ports", Ports => "[25]", Shown AtStart,
+        "The ports on every virtual IP. Other servers only ever come to 25.",
+        "Whoever forwards port 25 to another one, or has another mail server on this machine."),
+    setting!("feedback.listen", Addresses => "[]", Rare AtStart,
+        "Addresses with ports to listen at besides the virtual IPs.",
+        "Whoever's MX leads to an address of this machine that is no virtual IP's."),
+    setting!("feedback.message_bytes_max", Size(64 * KIB, 64 * MIB) => "\"10 MiB\"", Rare AtStart,
+        "The largest message taken here, as advertised by SIZE. Notices may carry the whole message they are about.",
+        "Whoever has very little memory."),
+    setting!("feedback.sessions_max", Count(1, 100_000) => "200", Rare AtStart,
+        "Sessions at one moment; more are answered 421, and the notice comes later.",
+        "Whoever sends very much mail."),
+    setting!("feedback.sessions_per_peer_max", Count(1, 10_000) => "20", Rare AtStart,
+        "Sessions of one address (or one IPv6 /64) at one moment; more are answered 421.",
+        "Whoever gets notices through one relay."),
+    setting!("feedback.tag_age_max", Span(DAY, 365 * DAY) => "\"30d\"", Rare AtStart,
+        "How old a return-path may be; what comes to an older one is refused. More than `events.history_kept` does not help: \
+         nothing is known of the message any more.",
+        "Whoever gets complaints about old mail."),
+    setting!("feedback.forward_to", Mailbox => "\"\"", Shown AtStart,
+        "Where mail to postmaster, abuse and fbl is forwarded to, as an attachment; it is kept here too. Not an address \
+         whose mail comes here.",
+        "Whoever reads a mailbox rather than `postern mailbox`."),
+    setting!("feedback.letters_max", Count(10, 100_000) => "1000", Rare AtStart,
+        "Letters to postmaster, abuse and fbl that are kept; the oldest goes when another comes. Of each, 64 KiB.",
+        "Whoever has little disk."),
+    setting!("feedback.letters_per_hour_max", Count(10, 100_000) => "200", Rare AtStart,
+        "Letters taken within an hour, and a tenth of that from one network (/24, /48); more are answered 452.",
+        "Whoever gets many by hand."),
     setting!("pipeline.signatures", Choice(&["both", "rsa"]) => "\"both\"", Rare OnReload,
         "DKIM signatures of a message: RSA-2048 and Ed25519, or RSA-2048 alone.",
         "Whoever must save CPU: receivers that check Ed25519 check RSA too."),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use crate::mail::Domain;
+use crate::mail::{Address, Domain};
 
 /// What a setting may be.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Secret,
     /// A name of a Unix group; may be empty.
     Group,
+    /// A mail address; may be empty.
+    Mailbox,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `true` or `false`.
@@ -63,6 +65,7 @@ impl Kind {
             Self::PathOrNone => "an absolute path, or empty for none".to_owned(),
             Self::Secret => "an absolute path, or `credential:NAME` for a systemd credential".to_owned(),
             Self::Group => "the name of a Unix group, or empty".to_owned(),
+            Self::Mailbox => "a mail address, or empty".to_owned(),
             Self::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
                 words.join(" or ")
@@ -125,6 +128,11 @@ impl Kind {
                     Err(format!("{text:?} is not a name of a group"))
                 }
             }
+            Self::Mailbox if text.is_empty() => Ok(Value::Text(String::new())),
+            Self::Mailbox => match Address::parse(text) {
+                Ok(address) => Ok(Value::Text(address.to_string())),
+                Err(error) => Err(format!("{text:?} is not a mail address: {error}")),
+            },
             Self::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
             Self::Choice(words) => Err(format!("must be one of {}, not {text:?}", words.join(", "))),
             Self::Span(least, most) => read_unit(text, SPAN_UNITS, "a duration such as \"5m\" (units s, m, h, d)")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StartError;
+use super::returning;
 use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
@@ -14,6 +15,7 @@ use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
 use crate::events::EventLog;
 use crate::ext::Timestamp;
+use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
 use crate::net::{ClientTls, Poster};
@@ -55,6 +57,7 @@ pub(super) struct Rooms {
     pub(super) gate: Arc<Gate>,
     pub(super) webhooks: Arc<Webhooks>,
     pub(super) notifications: Arc<Notifications>,
+    pub(super) feedback: Arc<Feedback>,
 }
 
 impl Rooms {
@@ -78,11 +81,10 @@ impl Rooms {
         let delivery = Delivery::open(records()).map_err(unreadable("suspensions"))?;
         let suppression = Arc::new(Suppression::open(records()));
         let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
-        let resolver = Arc::clone(&world.resolver);
-        let domains =
-            Domains::open(records(), Arc::clone(&key), resolver, config.domains).map_err(unreadable("domains"))?;
-        let domains = Arc::new(domains);
+        let domains = Domains::open(records(), Arc::clone(&key), Arc::clone(&world.resolver), config.domains);
+        let domains = Arc::new(domains.map_err(unreadable("domains"))?);
         let bell = events::Bell::default();
+        let feedback = returning::open(config, (records(), &key), (&domains, &vips, world), &bell).await?;
         let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
         let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips, &breaker));
         let queue =
@@ -91,7 +93,8 @@ impl Rooms {
         domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let tls_policies = Arc::new(TlsPolicies::open(records()).map_err(unreadable("TLS policies"))?);
-        let pipeline = Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips)));
+        let pipeline =
+            Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
         let parts = intake::Parts {
             pipeline: Arc::clone(&pipeline),
             routes: Arc::clone(&routes),
@@ -128,6 +131,7 @@ impl Rooms {
             gate: Arc::new(Gate::new(config.gate)),
             webhooks,
             notifications,
+            feedback,
         })
     }
 
@@ -204,6 +208,7 @@ impl Rooms {
             webhooks: rooms.webhooks,
             tenancy,
             notifications: rooms.notifications,
+            feedback: rooms.feedback,
             about,
         }
     }
@@ -228,9 +233,12 @@ fn pipeline(
     config: &Config,
     drafts: &Path,
     (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
+    feedback: &Arc<Feedback>,
 ) -> Pipeline {
+    let marks = returning::marks(domains, feedback);
     let (accounts, domains) = (Arc::clone(accounts), Arc::clone(domains));
     let parts = pipeline::Parts::of_rooms(accounts, domains, Arc::clone(suppression), Arc::clone(vips));
+    let parts = pipeline::Parts { marks, ..parts };
     let hold_max = config.submission.session.hold_max;
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
     Pipeline::new(parts, settings)

@@ -321,6 +321,7 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
         ("operation", "0".repeat(26)),
         ("webhook", text(&webhook["webhook"]["id"])),
         ("attempt", "0".repeat(26)),
+        ("letter", "0".repeat(20)),
     ];
     let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit", "webhooks"];
     let scopes: Vec<String> = scopes.iter().map(|scope| format!("{scope}:write")).collect();

@@ -36,6 +36,7 @@ use crate::breaker::Breaker;
 use crate::delivery::{Delivery, Pacing, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
+use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::Intake;
 use crate::mail::Domain;
@@ -55,18 +56,19 @@ pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
     BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DeletionJson, DifferenceJson,
     DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, InspectedJson,
-    InspectionJson, KeyChangeJson, KeyJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson,
+    InspectionJson, KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson,
     MadeWebhookJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson,
-    NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson,
-    NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson, OperationJson,
-    PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, ReadNotificationsJson,
-    ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson,
-    RetiredJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson, SentRecipientJson, ServerJson,
-    SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson,
-    SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson, StsPolicyJson,
-    SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson,
-    TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson,
-    WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson,
+    NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson,
+    OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson,
+    ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson,
+    ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson,
+    SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson,
+    SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson,
+    StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson,
+    SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson,
+    UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
+    WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -120,6 +122,8 @@ pub struct Parts {
     pub tenancy: Arc<Tenancy>,
     /// What people should know.
     pub notifications: Arc<Notifications>,
+    /// What came back, and letters.
+    pub feedback: Arc<Feedback>,
     /// What else people are told.
     pub about: About,
 }

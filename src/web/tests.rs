@@ -65,6 +65,23 @@ fn webhooks(store: Arc<MemoryStore>, key: Arc<MasterKey>) -> webhooks::Parts {
     }
 }
 
+async fn feedback(
+    store: &Arc<MemoryStore>,
+    (domains, vips): (&Arc<Domains>, &Arc<Vips>),
+    key: &MasterKey,
+) -> Arc<crate::feedback::Feedback> {
+    let parts = crate::feedback::Parts {
+        store: store.clone(),
+        domains: domains.clone(),
+        vips: vips.clone(),
+        resolver: Arc::new(EmptyDns),
+        judge: Arc::new(|_| crate::events::Why::Other),
+        hostname: Domain::parse("mx.example.com").unwrap(),
+        bell: crate::events::Bell::default(),
+    };
+    Arc::new(crate::feedback::Feedback::open(parts, key, Default::default()).await.unwrap())
+}
+
 async fn api() -> Router {
     api_with(Settings { body_bytes_max: 4096, ..Settings::default() }).await
 }
@@ -150,6 +167,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let files = tempfile::tempdir().unwrap().keep();
     let operations = crate::operations::Operations::open(store.clone(), suppression.clone(), &files).unwrap();
     let operations = Arc::new(operations);
+    let feedback = feedback(&store, (&domains, &vips), &key).await;
     let breaker = Arc::new(Breaker::open(store.clone(), accounts.clone(), Default::default()).unwrap());
     let delivery = Delivery::open(store.clone()).unwrap();
     let people = People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap();
@@ -187,6 +205,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
         blobs: store.clone(),
         gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
         webhooks: hooks,
+        feedback,
         about: About {
             hostname: Domain::parse("mx.example.com").unwrap(),
             tls_ports: vec![465],

@@ -83,6 +83,26 @@ pub enum Suppression {
         #[command(flatten)]
         list: ListName,
     },
+    /// Show, or set, when what happens to mail puts a recipient on the list
+    Rules {
+        /// The tenant
+        tenant: String,
+        /// Hard bounces before an address is stopped: 1 to 3
+        #[arg(long, value_name = "COUNT")]
+        hard_bounces: Option<u8>,
+        /// Whose list: tenant, or account for the one that sent the message
+        #[arg(long, value_name = "WORD", value_parser = ["tenant", "account"])]
+        scope: Option<String>,
+        /// Days an entry for hard bounces is good for; 0 for ever
+        #[arg(long, value_name = "DAYS")]
+        hard_bounce_days: Option<u32>,
+        /// The same for complaints
+        #[arg(long, value_name = "DAYS")]
+        complaint_days: Option<u32>,
+        /// The same for those who unsubscribed
+        #[arg(long, value_name = "DAYS")]
+        unsubscribe_days: Option<u32>,
+    },
     /// List imports and exports of a tenant, newest first
     Operations {
         /// The tenant

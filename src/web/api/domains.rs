@@ -61,7 +61,7 @@ pub struct DomainJson {
 pub struct RecordJson {
     /// Its full name, without the last dot.
     pub name: String,
-    /// `TXT`, `A`, `AAAA`, `PTR`.
+    /// `TXT`, `MX`, `A`, `AAAA`, `PTR`.
     pub kind: String,
     /// Its value in one piece.
     pub value: String,
@@ -201,16 +201,23 @@ fn records(parts: &Parts, domain: &SendingDomain) -> Vec<RecordJson> {
         let key = keys.iter().find(|key| domain.key_name(&key.selector) == record.name);
         key.map(|key| key.published == Published::Yes)
     };
-    let one = |record: DnsRecord| RecordJson {
-        published: published(&record),
-        zone_line: record.zone_line(),
-        required: record.need == Need::Required,
-        name: record.name,
-        kind: record.kind.to_owned(),
-        value: record.value,
-        purpose: record.purpose,
-    };
-    domains::domain_records(domain, &vips).into_iter().map(one).collect()
+    let all = domains::domain_records(domain, &vips);
+    all.iter().map(|record| RecordJson::of(record, published(record))).collect()
+}
+
+impl RecordJson {
+    /// A record, and whether it was found.
+    pub(super) fn of(record: &DnsRecord, published: Option<bool>) -> Self {
+        Self {
+            published,
+            zone_line: record.zone_line(),
+            required: record.need == Need::Required,
+            name: record.name.clone(),
+            kind: record.kind.to_owned(),
+            value: record.value.clone(),
+            purpose: record.purpose.clone(),
+        }
+    }
 }
 
 fn found(prefix: &str, findings: &Findings) -> [FoundJson; 2] {

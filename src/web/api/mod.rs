@@ -9,16 +9,19 @@ mod backup;
 mod breaker;
 mod domains;
 mod keys;
+mod mailbox;
 mod messages;
 mod notifications;
 mod operations;
 mod queue;
 mod readiness;
+mod return_paths;
 mod routes;
 mod session;
 mod sites;
 mod smtp_accounts;
 mod status;
+mod suppression_rules;
 mod suppressions;
 mod suspensions;
 mod tenants;
@@ -51,6 +54,7 @@ pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
 pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
+pub use mailbox::LetterJson;
 pub use messages::{
     AttachmentJson, BatchJson, BatchResultJson, BatchSentJson, NewMessageJson, SentJson, SentRecipientJson,
 };
@@ -58,6 +62,7 @@ pub use notifications::{NotificationJson, NotificationsReadJson, ReadNotificatio
 pub use operations::OperationJson;
 pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
 pub use readiness::{InspectedJson, InspectionJson, ReadinessJson, ReadinessRuleJson};
+pub use return_paths::{NewReturnPathJson, ReturnPathJson};
 pub use routes::{NewRouteJson, RouteChangeJson, RouteJson};
 pub use session::{CodeJson, ConfirmJson, EnrolmentJson, LoginJson, RecoveryCodesJson, RedeemJson, SessionJson};
 pub use sites::{
@@ -68,6 +73,7 @@ pub use smtp_accounts::{
     LoginSeenJson, NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson,
 };
 pub use status::StatusJson;
+pub use suppression_rules::{SuppressionRulesChangeJson, SuppressionRulesJson};
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{DeletionJson, LimitsJson, NewDeletionJson, NewTenantJson, TenantChangeJson, TenantJson};
@@ -98,6 +104,9 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(suppressions::show, suppressions::remove))
         .routes(routes!(notifications::list))
         .routes(routes!(notifications::read))
+        .routes(routes!(suppression_rules::show, suppression_rules::change))
+        .routes(routes!(mailbox::list))
+        .routes(routes!(mailbox::show, mailbox::remove))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
         .routes(routes!(vips::list, vips::add))
@@ -133,6 +142,8 @@ fn accounts_and_domains() -> OpenApiRouter<Shared> {
         .routes(routes!(readiness::records))
         .routes(routes!(readiness::zone))
         .routes(routes!(readiness::readiness))
+        .routes(routes!(return_paths::show, return_paths::set, return_paths::remove))
+        .routes(routes!(return_paths::verify))
         .routes(routes!(domains::rotate, domains::cancel_rotation))
         .routes(routes!(smtp_accounts::list, smtp_accounts::add))
         .routes(routes!(smtp_accounts::show, smtp_accounts::change, smtp_accounts::remove))
