@@ -90,7 +90,7 @@ macro_rules! tests {
 
 tests! {
     lines command session data stuffing xtext address ids dkim_record header from pipeline notice
-    media_type encodings rewrite tree reply ehlo stored routes sealed operations journal archive config
+    media_type encodings rewrite tree reply ehlo returned tags stored routes sealed operations journal archive config
     certificates
 }
 

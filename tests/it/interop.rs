@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -73,6 +74,7 @@ fn delivers_into(peer: &Peer, test: &str) {
     several_recipients_share_a_transaction(&arrived);
     foreign_verifiers_pass(&shop, &arrived);
     python_reads_the_notice(peer, &arrived, shop.folder.path());
+    its_later_bounce_stops_the_address(peer, &shop);
     println!("{}: {} messages in {} copies", peer.name, cases.0.len(), arrived.copies());
 }
 
@@ -323,6 +325,60 @@ fn check_verdicts(lines: &[Vec<String>], has_ed25519: bool, messages: &[PathBuf]
             fs::read_to_string(path).unwrap_or_default()
         );
     }
+}
+
+/// Where the peer forwards what it took, and is refused.
+const REFUSES: &str = "127.0.1.9:25";
+const LATER: &str = "later@peer.test";
+
+/// With a return-path: mail the peer takes, forwards, and cannot get rid of comes back as a notice of its own
+/// making; we read it, and the address is stopped.
+fn its_later_bounce_stops_the_address(peer: &Peer, shop: &Shop) {
+    let listener = TcpListener::bind(REFUSES).unwrap();
+    thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(refuse_everybody(stream))));
+    shop.instance.tool(&["domain", "return-path", "shop", "shop.test"]);
+    shop.instance.tool(&["domain", "return-path", "shop", "shop.test", "--verify"]);
+    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    while TcpStream::connect((VIP, 25)).is_err() {
+        assert!(Instant::now() < deadline, "the door for what comes back did not open");
+        thread::sleep(Duration::from_millis(100));
+    }
+    shop.submit(&[LATER], &format!("From: Shop <{SENDER}>\r\nTo: {LATER}\r\nSubject: later\r\n\r\nhello\r\n"));
+    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    loop {
+        let list = shop.instance.tool(&["suppression", "list", "shop", "--json"]);
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        let rows = list.as_array().or_else(|| list["rows"].as_array()).unwrap_or_else(|| panic!("{list}"));
+        if let Some(entry) = rows.iter().find(|entry| entry["subject"] == LATER) {
+            assert_eq!(entry["reason"], "hard_bounce", "{entry}");
+            println!("{}: {}", peer.name, entry["note"]);
+            return;
+        }
+        let log = fs::read_to_string(kept_folder().unwrap().join(peer.name).join("log")).unwrap_or_default();
+        let letters = shop.instance.tool(&["mailbox", "list"]);
+        assert!(Instant::now() < deadline, "{}: no bounce was understood\n{letters}\n{log}", peer.name);
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A mail server without mailboxes.
+fn refuse_everybody(stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    stream.write_all(b"220 mx.gone.test ESMTP\r\n")?;
+    let mut line = String::new();
+    while lines.read_line(&mut line)? > 0 {
+        let answer: &[u8] = match line.get(..4).map(str::to_ascii_uppercase).as_deref() {
+            Some("EHLO" | "HELO") => b"250 mx.gone.test\r\n",
+            Some("RCPT") => b"550 5.1.1 nobody lives here\r\n",
+            Some("DATA") => b"503 5.5.1 no recipients\r\n",
+            Some("QUIT") => b"221 2.0.0 bye\r\n",
+            _ => b"250 2.0.0 ok\r\n",
+        };
+        stream.write_all(answer)?;
+        line.clear();
+    }
+    Ok(())
 }
 
 /// What Python's email package finds in messages.

@@ -11,6 +11,7 @@ mod message;
 mod mime;
 mod peer;
 mod records;
+mod returned;
 mod words;
 
 /// One target.
@@ -44,6 +45,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tree", run: mime::tree, rounds: 2_000 },
     Target { name: "reply", run: peer::reply, rounds: 6_000 },
     Target { name: "ehlo", run: peer::ehlo, rounds: 6_000 },
+    Target { name: "returned", run: returned::returned, rounds: 2_000 },
+    Target { name: "tags", run: returned::tags, rounds: 4_000 },
     Target { name: "stored", run: records::stored, rounds: 6_000 },
     Target { name: "routes", run: records::routes, rounds: 3_000 },
     Target { name: "sealed", run: records::sealed, rounds: 3_000 },

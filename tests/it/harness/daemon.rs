@@ -76,6 +76,7 @@ pub fn config(folder: &Path, zone: &ZoneServer, mx_port: u16) -> Config {
     // Free ports are not for the file: a test binds its own sockets and hands them over.
     config.submission.tls_ports.clear();
     config.submission.starttls_ports.clear();
+    config.feedback.submission.starttls_ports.clear();
     config.monitor = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     config
 }
@@ -89,7 +90,25 @@ impl Running {
 
     /// Starts in a folder that is there already.
     pub async fn start_in(folder: Arc<TempDir>, zone: Arc<ZoneServer>, mx_port: u16) -> Self {
-        let (config, bind) = (config(folder.path(), &zone, mx_port), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let config = config(folder.path(), &zone, mx_port);
+        Self::start_with(config, folder, zone).await
+    }
+
+    /// Starts in a new folder, with a door for what comes back.
+    pub async fn start_with_feedback(zone: Zone, mx_port: u16) -> (Self, SocketAddr) {
+        let zone = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
+        let (folder, zone) = (new_folder(), Arc::new(zone));
+        let mut config = config(folder.path(), &zone, mx_port);
+        // Free at this moment; the daemon keeps trying should somebody else take it meanwhile.
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        config.feedback.door = postern::config::FeedbackDoor::On;
+        config.feedback.listen = vec![free];
+        config.feedback.room.forward_to = Some(postern::mail::Address::parse("ops@there.test").unwrap());
+        (Self::start_with(config, folder, zone).await, free)
+    }
+
+    async fn start_with(config: Config, folder: Arc<TempDir>, zone: Arc<ZoneServer>) -> Self {
+        let bind = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let socket = |mode| {
             let listener = TcpListener::bind(bind).unwrap();
             listener.set_nonblocking(true).unwrap();

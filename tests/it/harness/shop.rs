@@ -39,6 +39,10 @@ impl Shop {
             .mx("peer.test", 10, "mx.peer.test")
             .mx("shop.test", 10, "mx.peer.test")
             .ipv4("mx.peer.test", peer)
+            .mx("bounce.shop.test", 10, VIP_NAME)
+            .txt("bounce.shop.test", "v=spf1 -all")
+            .mx("gone.test", 10, "mx.gone.test")
+            .ipv4("mx.gone.test", Ipv4Addr::new(127, 0, 1, 9))
             .ipv4(VIP_NAME, VIP)
             .ptr(VIP.into(), VIP_NAME);
         let zone = runtime.block_on(ZoneServer::bind(DNS.parse().unwrap(), records.clone())).unwrap();
