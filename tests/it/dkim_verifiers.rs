@@ -85,6 +85,7 @@ async fn sign_samples() -> Signed {
         name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
+        marks: Arc::new(|_, _, _| None),
         uncount: Arc::new(|_, _| {}),
         sender: Arc::new(|_, _| Ok(())),
         dialects: Arc::new(|_| Vec::new()),

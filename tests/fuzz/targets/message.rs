@@ -107,6 +107,7 @@ static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
         name_signer: Arc::new(|_, _| None),
         suppressed: Arc::new(|_, _, _| Ok(false)),
         count: Arc::new(|_, _, _| Ok(())),
+        marks: Arc::new(|_, _, _| None),
         uncount: Arc::new(|_, _| {}),
         sender: Arc::new(|_, _| Ok(())),
         dialects: Arc::new(|_| Vec::new()),

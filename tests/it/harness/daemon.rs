@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use postern::access::Actor;
 use postern::accounts::{Limits, NewSmtpAccount};
-use postern::config::{self, Config};
+use postern::config::{self, Config, FeedbackDoor};
 use postern::daemon::{Daemon, Overrides};
 use postern::domains::Trust;
 use postern::ext::Timestamp;
-use postern::mail::{Class, Domain, TenantId};
+use postern::mail::{Address, Class, Domain, TenantId};
 use postern::net::{Certificates, Zone, ZoneServer};
 use postern::seal::MasterKey;
 use postern::submission::{GivenSocket, PortMode};
@@ -101,9 +101,9 @@ impl Running {
         let mut config = config(folder.path(), &zone, mx_port);
         // Free at this moment; the daemon keeps trying should somebody else take it meanwhile.
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        config.feedback.door = postern::config::FeedbackDoor::On;
+        config.feedback.door = FeedbackDoor::On;
         config.feedback.listen = vec![free];
-        config.feedback.room.forward_to = Some(postern::mail::Address::parse("ops@there.test").unwrap());
+        config.feedback.room.forward_to = Some(Address::parse("ops@there.test").unwrap());
         (Self::start_with(config, folder, zone).await, free)
     }
 

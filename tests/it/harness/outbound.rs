@@ -114,9 +114,7 @@ impl Outbound {
                 dialer: Arc::new(BoundDialer),
                 tls: tls.clone(),
                 delivery,
-                return_path: Arc::new(|id, number, name| {
-                    postern::mail::Address::parse(&format!("{id}-{number}@{name}")).unwrap()
-                }),
+                return_path: Arc::new(|id, number, name| Address::parse(&format!("{id}-{number}@{name}")).unwrap()),
                 pacing: pacing.clone(),
                 tls_policies,
                 settings: receiver.clone(),
