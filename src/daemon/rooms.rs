@@ -12,7 +12,7 @@ use crate::backup::{self, Backup};
 use crate::breaker::Breaker;
 use crate::config::Config;
 use crate::delivery::{Delivery, Pacing, TlsPolicies};
-use crate::domains::Domains;
+use crate::domains::{Domains, SelectorUsage};
 use crate::events::EventLog;
 use crate::ext::Timestamp;
 use crate::feedback::Feedback;
@@ -89,8 +89,7 @@ impl Rooms {
         let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips, &breaker));
         let queue =
             Arc::new(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept));
-        let named = Arc::clone(&queue);
-        domains.ask_usage_of(Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect())));
+        domains.ask_usage_of(selectors_in_use(&queue));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let tls_policies = Arc::new(TlsPolicies::open(records()).map_err(unreadable("TLS policies"))?);
         let pipeline =
@@ -272,6 +271,12 @@ fn whose_vip(vips: &Arc<Vips>) -> notifications::VipLookup {
         },
         None => (notifications::INSTANCE, id.to_string()),
     })
+}
+
+/// Which selectors mail that is owed names.
+fn selectors_in_use(queue: &Arc<Queue>) -> SelectorUsage {
+    let named = Arc::clone(queue);
+    Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect()))
 }
 
 /// What people call things, in what webhooks are told.
