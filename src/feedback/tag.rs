@@ -192,7 +192,7 @@ mod tests {
             let address = tags(1).address(tagged, &domain("bounce.shop.example"));
             prop_assert!(address.local_part().len() <= 64);
             let mixed: String = address.local_part().chars().enumerate()
-                .map(|(at, letter)| if folding >> (at % 64) & 1 == 1 { letter.to_ascii_uppercase() } else { letter })
+                .map(|(at, letter)| if (folding >> (at % 64)) & 1 == 1 { letter.to_ascii_uppercase() } else { letter })
                 .collect();
             let again = Address::parse(&format!("{mixed}@BOUNCE.shop.example")).unwrap();
             prop_assert_eq!(tags(1).read(&again, (NOW, 30 * DAY)), Ok(tagged));
