@@ -111,14 +111,7 @@ impl Door {
         let parts = submission::Parts {
             settings: tokio::sync::watch::channel(Arc::new(settings)).1,
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
-            duty: match what {
-                For::Submission => submission::Duty::Submission(submission::Submitting {
-                    accounts: Arc::clone(&accounts),
-                    may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
-                    accept: keep(&accepted),
-                }),
-                For::Reception => submission::Duty::Reception(reception(&arrived)),
-            },
+            duty: what.duty(&accounts, (&accepted, &arrived)),
             vips: Arc::clone(&vips),
             certificates: certificates(),
             drafts_folder: drafts_folder.clone(),
@@ -188,6 +181,23 @@ impl Drop for Door {
 enum For {
     Submission,
     Reception,
+}
+
+impl For {
+    fn duty(
+        self,
+        accounts: &Arc<Accounts>,
+        (accepted, arrived): (&Arc<Mutex<Vec<Submission>>>, &Arc<Mutex<Vec<Arrival>>>),
+    ) -> submission::Duty {
+        match self {
+            Self::Submission => submission::Duty::Submission(submission::Submitting {
+                accounts: Arc::clone(accounts),
+                may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
+                accept: keep(accepted),
+            }),
+            Self::Reception => submission::Duty::Reception(reception(arrived)),
+        }
+    }
 }
 
 /// Takes mail to `tag@bounce.example`, but not what has the subject `refuse`.
