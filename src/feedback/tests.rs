@@ -205,7 +205,7 @@ async fn a_failure_notice_is_an_event_of_its_own_once_and_the_client_is_told() {
         recipients: vec![0],
         reporter: "mx.there.example".to_owned(),
         why: Why::RecipientGone,
-        detail: "550 5.1.1 <<recipient>>: Recipient address rejected: User unknown".to_owned(),
+        detail: "550 5.1.1 <recipient>: Recipient address rejected: User unknown".to_owned(),
     };
     assert_eq!(room.events(), [expected]);
     assert_eq!(room.owed(), 1);
