@@ -92,7 +92,8 @@ fn suppresses(rules: &ReplyRules, detail: &str) -> bool {
         Some((said, phase)) => (said, phase.strip_suffix(')').and_then(Phase::described)),
         None => (detail, Some(Phase::Rcpt)),
     };
-    let (Ok(reply), Some(phase)) = (read_reply(said), phase) else { return false };
+    // The trail has a reply's lines as they were said.
+    let (Ok(reply), Some(phase)) = (read_reply(&said.replace('\n', " / ")), phase) else { return false };
     rules.judge(&reply, phase, None).action == Action::Suppress
 }
 
@@ -136,4 +137,29 @@ pub(super) fn door(
 async fn accept(feedback: Arc<Feedback>, arrival: Arrival, now: Timestamp) -> Result<(), crate::mail::Refusal> {
     let Arrival { envelope, draft, helo, peer, vip } = arrival;
     feedback.accept(feedback::Arrival { envelope, draft, helo, peer, vip }, now).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_one_recipient_for_good_suppresses() {
+        let rules = ReplyRules::built_in();
+        for (detail, expected) in [
+            ("550 5.1.1 <recipient> no such user (after RCPT)", true),
+            (
+                "550-5.1.1 The email account that you tried to reach\n550-5.1.1 does not exist.\n550 5.1.1 gsmtp (after RCPT)",
+                true,
+            ),
+            ("550 5.1.1 came back later", true),
+            ("550 5.1.1 no such user (after MAIL)", false),
+            ("552 5.2.2 mailbox full (after RCPT)", false),
+            ("550 5.7.1 Client host blocked using Spamhaus (after RCPT)", false),
+            ("450 4.2.1 later (after RCPT)", false),
+            ("no reply in time after RCPT", false),
+        ] {
+            assert_eq!(suppresses(&rules, detail), expected, "{detail}");
+        }
+    }
 }

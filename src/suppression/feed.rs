@@ -146,7 +146,7 @@ impl Feed {
             reason: hit.reason,
             origin: if hit.reason == Reason::HardBounce { Origin::System } else { Origin::Recipient },
             added: now,
-            note: shortened(&format!("{}; message {}", hit.note, hit.id)),
+            note: shortened(&format!("{}; message {}", hit.note.replace('\n', " "), hit.id)),
             expires: rules.expires(hit.reason, now),
             by: BY.to_owned(),
         };
