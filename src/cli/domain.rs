@@ -62,20 +62,15 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             session.show(&seen, inspected)
         }
         DomainCommand::Zone { tenant, domain } => zone(session, tenant, domain).await,
-        DomainCommand::Readiness { tenant, domain } => {
-            let judged = session.client.get(&format!("{}/readiness", one(tenant, domain))).await?;
-            session.show(&judged, readiness)
-        }
+        DomainCommand::Readiness { tenant, domain } => ready(session, tenant, domain).await,
         DomainCommand::Trust { tenant, domain, revoke } => {
             let change = DomainChangeJson { trusted: Some(!revoke), ..DomainChangeJson::default() };
-            let domain = session.client.patch(&one(tenant, domain), &change).await?;
-            session.show(&domain, facts)
+            changed(session, tenant, domain, &change).await
         }
         DomainCommand::Subdomains { tenant, domain, cover } => {
             let covers_subdomains = Some(matches!(cover, Cover::Covered));
             let change = DomainChangeJson { covers_subdomains, ..DomainChangeJson::default() };
-            let domain = session.client.patch(&one(tenant, domain), &change).await?;
-            session.show(&domain, facts)
+            changed(session, tenant, domain, &change).await
         }
         DomainCommand::ReturnPath { tenant, domain, name, status, verify, off } => {
             let asked = return_path::Asked { name: name.as_ref(), status: *status, verify: *verify, off: *off };
@@ -86,6 +81,11 @@ pub async fn run(session: &Session, command: &DomainCommand) -> Result<(), Fault
             session.done(&answer, &format!("domain {domain} removed, its keys are erased"))
         }
     }
+}
+
+async fn changed(session: &Session, tenant: &str, domain: &Domain, change: &DomainChangeJson) -> Result<(), Fault> {
+    let domain = session.client.patch(&one(tenant, domain), change).await?;
+    session.show(&domain, facts)
 }
 
 async fn zone(session: &Session, tenant: &str, domain: &Domain) -> Result<(), Fault> {
@@ -108,6 +108,11 @@ fn inspected(session: &Session, seen: InspectionJson) -> String {
         text.push_str(&format!("\n{} {}{advice}\n  {}\n", record.kind, record.name, record.expected));
     }
     text
+}
+
+async fn ready(session: &Session, tenant: &str, domain: &Domain) -> Result<(), Fault> {
+    let judged = session.client.get(&format!("{}/readiness", one(tenant, domain))).await?;
+    session.show(&judged, readiness)
 }
 
 fn readiness(session: &Session, judged: ReadinessJson) -> String {
