@@ -31,8 +31,8 @@ pub struct Door {
     pub starttls_port: SocketAddr,
     pub login: String,
     pub password: String,
-    pub accepted: Arc<Mutex<Vec<Submission>>>,
-    pub arrived: Arc<Mutex<Vec<Arrival>>>,
+    pub accepted: Kept<Submission>,
+    pub arrived: Kept<Arrival>,
     pub accounts: Arc<Accounts>,
     pub vips: Arc<Vips>,
     pub stop: Shutdown,
@@ -111,7 +111,7 @@ impl Door {
         let parts = submission::Parts {
             settings: tokio::sync::watch::channel(Arc::new(settings)).1,
             gate: Arc::new(postern::gate::Gate::new(postern::gate::Settings::default())),
-            duty: what.duty(&accounts, (&accepted, &arrived)),
+            duty: what.duty(&accounts, &accepted, &arrived),
             vips: Arc::clone(&vips),
             certificates: certificates(),
             drafts_folder: drafts_folder.clone(),
@@ -177,6 +177,9 @@ impl Drop for Door {
     }
 }
 
+/// What a door took, in its order.
+type Kept<T> = Arc<Mutex<Vec<T>>>;
+
 /// What a door is for.
 enum For {
     Submission,
@@ -184,11 +187,7 @@ enum For {
 }
 
 impl For {
-    fn duty(
-        self,
-        accounts: &Arc<Accounts>,
-        (accepted, arrived): (&Arc<Mutex<Vec<Submission>>>, &Arc<Mutex<Vec<Arrival>>>),
-    ) -> submission::Duty {
+    fn duty(self, accounts: &Arc<Accounts>, accepted: &Kept<Submission>, arrived: &Kept<Arrival>) -> submission::Duty {
         match self {
             Self::Submission => submission::Duty::Submission(submission::Submitting {
                 accounts: Arc::clone(accounts),
@@ -201,7 +200,7 @@ impl For {
 }
 
 /// Takes mail to `tag@bounce.example`, but not what has the subject `refuse`.
-fn reception(arrived: &Arc<Mutex<Vec<Arrival>>>) -> submission::Reception {
+fn reception(arrived: &Kept<Arrival>) -> submission::Reception {
     let arrived = Arc::clone(arrived);
     submission::Reception {
         is_open: Arc::new(|| true),
@@ -236,7 +235,7 @@ fn own_domain_only(domain: &Domain) -> Result<(), Refusal> {
 }
 
 /// An intake that keeps messages, refuses those with the subject `refuse`, and is slow with `slow`.
-fn keep(accepted: &Arc<Mutex<Vec<Submission>>>) -> submission::Accept {
+fn keep(accepted: &Kept<Submission>) -> submission::Accept {
     let accepted = Arc::clone(accepted);
     Arc::new(move |submission, now| {
         let accepted = Arc::clone(&accepted);
