@@ -14,7 +14,7 @@ mod tag;
 mod verdict;
 
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
 use crate::domains::{Domains, INSTANCE};
@@ -98,7 +98,8 @@ pub struct Feedback {
     tags: Tags,
     settings: RwLock<Settings>,
     mailbox: Mailbox,
-    intake: OnceLock<Arc<Intake>>,
+    /// Not held: the intake's pipeline asks this room for marks.
+    intake: OnceLock<Weak<Intake>>,
     owed: tokio::sync::Notify,
 }
 

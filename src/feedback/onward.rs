@@ -4,6 +4,7 @@
 //! Easy to get wrong: what is owed has the id of the message that pays it, so that a crash between paying and
 //! forgetting pays once; and what came by the null reverse-path and is itself forwarded is never forwarded again.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -77,8 +78,8 @@ enum Paid {
 
 impl Feedback {
     /// Pays what is owed and forgets what is too old to matter, until `shutdown`.
-    pub async fn run(&self, intake: std::sync::Arc<Intake>, shutdown: Shutdown) {
-        let _ = self.intake.set(intake);
+    pub async fn run(&self, intake: Arc<Intake>, shutdown: Shutdown) {
+        let _ = self.intake.set(Arc::downgrade(&intake));
         let mut forgot = None::<std::time::Instant>;
         loop {
             let has_more = match self.pay_round().await {
@@ -152,7 +153,7 @@ impl Feedback {
             Ok(None) => {}
             Err(_) => return Paid::Later,
         }
-        let Some(intake) = self.intake.get() else { return Paid::Later };
+        let Some(intake) = self.intake.get().and_then(Weak::upgrade) else { return Paid::Later };
         match intake.accept_as(id, submission, now).await {
             Ok(_) => Paid::Yes,
             Err(refusal) if refusal.reply.severity() == Severity::Permanent => {
