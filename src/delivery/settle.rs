@@ -50,8 +50,8 @@ impl Screen {
 
     fn screen(&self, claim: Claim) -> Option<Claim> {
         let now = Timestamp::now();
-        // By the queue's clock: with a wall clock set back all mail would seem to be new.
-        let age = self.queue.now().since(claim.message.accepted_at);
+        // By both clocks: with a wall clock set back all mail would seem to be new.
+        let age = now.since(claim.message.accepted).max(self.queue.now().since(claim.message.accepted_at));
         if age < SCREENED_AT_ACCEPTANCE || claim.message.source == NOTICE {
             return Some(claim);
         }
