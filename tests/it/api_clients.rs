@@ -82,6 +82,7 @@ async fn a_fuzzer_that_reads_the_document_finds_no_failing_check() {
     let (running, address, key) = served().await;
     let settings = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/api-client/schemathesis.toml");
     let mut command = Command::new(folder.join("bin/st"));
+    // One worker: several in one Python 3.11 stumble over each other's syntax trees ("recursion depth mismatch").
     command
         .args([
             "--config-file",
@@ -92,7 +93,7 @@ async fn a_fuzzer_that_reads_the_document_finds_no_failing_check() {
             &format!("{address}/api/v1"),
         ])
         .args(["--header", &format!("Authorization: Bearer {key}"), "--tls-verify", "false"])
-        .args(["--phases", "examples,fuzzing", "--max-examples", EXAMPLES_MAX, "--workers", "4", "--seed", "1"])
+        .args(["--phases", "examples,fuzzing", "--max-examples", EXAMPLES_MAX, "--workers", "1", "--seed", "1"])
         .args(["--no-shrink", "--no-color", "--generation-database", "none", "--request-timeout", "40"])
         .args(["--generation-with-security-parameters", "false"]);
     // It keeps what it found beside itself.

@@ -205,7 +205,7 @@ impl Arrived {
             if files.len() >= expected {
                 thread::sleep(Duration::from_secs(1));
                 let arrived = Self::read(&files_in_maildirs(mailboxes));
-                assert_eq!(arrived.copies(), expected, "a copy too many: {:?}", arrived.0.keys());
+                assert_eq!(arrived.copies(), expected, "a copy too many:\n{}", arrived.repeated());
                 return arrived;
             }
             let seen = Self::read(&files);
@@ -229,6 +229,12 @@ impl Arrived {
             found.entry((mailbox.into_owned(), subject)).or_default().push(copy);
         }
         Self(found)
+    }
+
+    /// The headers of whatever arrived more than once.
+    fn repeated(&self) -> String {
+        let several = self.0.values().filter(|copies| copies.len() > 1);
+        several.flatten().map(|copy| format!("{}\n{}\n", copy.path.display(), copy.header)).collect()
     }
 
     fn copies(&self) -> usize {

@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -197,7 +197,8 @@ struct Ceiling {
 impl Ceiling {
     /// Makes one, or says why not.
     fn make(bytes: u64) -> Result<Self, String> {
-        let name = format!("postern-test-{}", std::process::id());
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("postern-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let roots = [(Path::new("/sys/fs/cgroup/memory"), true), (Path::new("/sys/fs/cgroup"), false)];
         let (root, is_first_version) = roots
             .into_iter()
