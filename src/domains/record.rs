@@ -208,7 +208,7 @@ impl SendingDomain {
         pairs.flat_map(|pair| [&pair.rsa, &pair.ed25519]).map(|key| self.key_name(&key.selector)).collect()
     }
 
-    /// How it stands, in one word for people. A proven absence is told of after [`WARNING_AFTER`], and takes a
+    /// How it stands, in one word for people. A proven absence is told of after `WARNING_AFTER`, and takes a
     /// domain out of use only much later.
     pub fn standing(&self, now: Timestamp) -> Standing {
         match (self.state, self.absent_since) {

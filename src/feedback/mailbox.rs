@@ -47,7 +47,7 @@ pub struct Letter {
     pub subject: String,
     /// How long it was.
     pub size_bytes: u64,
-    /// Its beginning, at most [`LETTER_OCTETS_MAX`] octets.
+    /// Its beginning, at most `LETTER_OCTETS_MAX` octets.
     pub octets: Vec<u8>,
 }
 

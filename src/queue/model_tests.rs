@@ -238,11 +238,16 @@ impl World {
             None => false,
         };
         let names: Vec<Name> = outcomes.iter().map(|(number, _)| (id, *number)).collect();
+        let is_deferred = matches!(outcome, Some(Outcome::Deferred { .. }));
         for name in names.iter().filter(|_| ended) {
+            // Who was held during the attempt waits for an operator's word, however late it is.
+            if is_deferred && self.fates[name] == Fate::Held {
+                continue;
+            }
             self.fates.insert(*name, Fate::Done);
-        }
-        if matches!(outcome, Some(Outcome::Deferred { .. })) && ended {
-            self.late.extend(&names);
+            if is_deferred {
+                self.late.insert(*name);
+            }
         }
         if self.bench.queue.settle(claim, outcomes, self.wall).await.is_err() {
             self.unsure.extend(&names);
