@@ -63,6 +63,8 @@ pub enum Resource {
     Messages,
     /// Who is told what happens to its mail.
     Webhooks,
+    /// What happened to its mail, in numbers.
+    Statistics,
 }
 
 /// Reading or changing.
@@ -401,6 +403,7 @@ impl Resource {
             Self::Audit => "audit",
             Self::Messages => "messages",
             Self::Webhooks => "webhooks",
+            Self::Statistics => "statistics",
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::pipeline::Pipeline;
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::seal::MasterKey;
+use crate::search::Search;
 use crate::store::{Health, Store};
 use crate::submission::{self, GivenSocket};
 use crate::suppression::Suppression;
@@ -136,6 +137,8 @@ pub struct Daemon {
     pub people: Arc<People>,
     /// Who is told what happened.
     pub webhooks: Arc<Webhooks>,
+    /// Which messages fit.
+    pub search: Arc<Search>,
     /// The local socket.
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
@@ -194,6 +197,7 @@ impl Daemon {
             admin: world.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
             people: rooms.people,
             webhooks: rooms.webhooks,
+            search: rooms.search,
             socket: config.web.socket.clone(),
             delivery: rooms.delivery,
             certificates: Arc::clone(&world.certificates),
@@ -245,7 +249,11 @@ impl Daemon {
         let (watches, stop) = (watches::watches(rooms), shutdown());
         self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
         let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
-        let names = consumers.iter().map(|consumer| consumer.name()).chain([tally.name()]).collect();
+        let counting: Arc<dyn Tally> = Arc::clone(&rooms.statistics) as Arc<dyn Tally>;
+        let names = consumers.iter().map(|consumer| consumer.name()).chain([tally.name(), counting.name()]).collect();
+        let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
+        self.rest.vital("statistics", async move { events::drive_exactly(&*store, &counting, &bell, &stop).await });
+        self.rest.vital("old statistics", Arc::clone(&rooms.statistics).keep_short(shutdown()));
         let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
         self.rest.vital("breaker", async move { events::drive_exactly(&*store, &tally, &bell, &stop).await });
         let (breaker, queue, stop) = (Arc::clone(&self.breaker), Arc::clone(&self.queue), shutdown());
@@ -258,6 +266,7 @@ impl Daemon {
         self.rest.vital("history", async move { archive.run(store, names, retention, &stop).await });
         let (webhooks, stop) = (Arc::clone(&rooms.webhooks), shutdown());
         self.rest.spawn("webhooks", async move { webhooks.run(stop).await });
+        self.rest.spawn("search", Arc::clone(&rooms.search).run(shutdown()));
         let (gate, stop) = (Arc::clone(&rooms.gate), shutdown());
         self.rest.spawn("gate", async move {
             periodically(RELIEVE, &Notify::new(), &stop, || async {

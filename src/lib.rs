@@ -32,6 +32,8 @@ pub mod operations; // imports and exports of lists
 pub mod people; // who administers: users, sessions, API keys
 pub mod records; // what the rooms of records share: load, change, audit
 pub mod routing; // recipient -> lane
+pub mod search; // which messages fit, over an index of them
+pub mod statistics; // what happened to recipients, in numbers
 pub mod suppression; // recipients a tenant never mails
 pub mod vips; // virtual IPs
 pub mod webhooks; // who is told what happened

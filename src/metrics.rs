@@ -71,6 +71,8 @@ pub const WEBHOOK_REQUESTS: &str = "postern_webhook_requests_total";
 
 /// What came to the port of return-paths, label `kind`: what it was.
 pub const FEEDBACK: &str = "postern_feedback_total";
+/// How far the search index is behind the event log.
+pub const SEARCH_BEHIND: &str = "postern_search_behind_seconds";
 
 /// 1 while mail is accepted, else 0: what `/health/ready` says.
 pub const READY: &str = "postern_ready";
@@ -129,6 +131,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (WEBHOOK_REQUESTS, Kind::Counter, "Requests made to webhooks, by result"),
     (SITES_PARKED, Kind::Gauge, "Pairs of site and virtual IP that are paused because the address is listed"),
     (FEEDBACK, Kind::Counter, "What came to the port of return-paths, by kind"),
+    (SEARCH_BEHIND, Kind::Gauge, "How far the search index is behind the event log, in seconds"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
     (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),

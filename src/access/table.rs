@@ -16,6 +16,7 @@ pub const RESOURCES: &[Resource] = &[
     Resource::Audit,
     Resource::Messages,
     Resource::Webhooks,
+    Resource::Statistics,
 ];
 
 /// Names of the roles, most powerful first, each with what it is for.
@@ -41,6 +42,7 @@ pub(super) fn reach(role: Role, resource: Resource) -> Option<Action> {
         | Resource::Queue
         | Resource::Messages
         | Resource::Webhooks => [Some(Write), Some(Write), Some(Write), Some(Read), Some(Read)],
+        Resource::Statistics => [Some(Read); 5],
         Resource::Audit => [Some(Read), Some(Read), None, None, Some(Read)],
     };
     match role {

@@ -8,9 +8,11 @@ mod breaker;
 mod copies;
 mod domains;
 mod lists;
+mod messages;
 mod people;
 mod site;
 mod smtp_accounts;
+mod statistics;
 mod vips;
 mod webhooks;
 
@@ -28,9 +30,11 @@ pub use breaker::{Breaker, BreakerLimits, BreakerScope};
 pub use copies::{Backup, MasterKey, Restore, Store};
 pub use domains::{Cover, DomainCommand};
 pub use lists::{ListName, Suppression};
+pub use messages::{Messages, MessagesSearch};
 pub use people::{Audit, Key, User};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
 pub use smtp_accounts::{MailClass, SmtpAccount, SmtpAccountAdd, SmtpAccountSet};
+pub use statistics::{Stats, StatsBy};
 pub use vips::{Vip, VipAdd, VipSet};
 pub use webhooks::{Webhook, WebhookAdd, WebhookName, WebhookReplay, WebhookSet};
 
@@ -98,6 +102,11 @@ pub enum Command {
     /// Mail that is still owed: where it is and why
     #[command(subcommand)]
     Queue(Queue),
+    /// Finding messages, and everything about one
+    #[command(subcommand)]
+    Messages(Messages),
+    /// What happened to recipients, in numbers: per hour or day, by domain, provider, account, tag
+    Stats(Stats),
     /// Suspend delivery of some mail, see what is suspended, resume it
     #[command(subcommand)]
     Delivery(Delivery),

@@ -17,6 +17,7 @@ mod init;
 mod key;
 mod mailbox;
 mod masterkey;
+mod messages;
 mod notification;
 mod output;
 mod page;
@@ -26,6 +27,7 @@ mod route;
 mod site;
 mod smtp_account;
 mod snippets;
+mod statistics;
 mod status;
 mod store;
 mod suppression;
@@ -159,6 +161,8 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Audit(command) => audit::run(&session, command).await,
             Command::Breaker(command) => breaker::run(&session, command).await,
             Command::Suppression(command) => suppression::run(&session, command).await,
+            Command::Messages(command) => messages::run(&session, command).await,
+            Command::Stats(asked) => statistics::run(&session, asked).await,
             Command::Queue(command) => queue::run(&session, command).await,
             Command::Delivery(command) => delivery::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,

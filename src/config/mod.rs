@@ -71,6 +71,10 @@ pub struct Config {
     pub delivery: delivery::Settings,
     /// How long past events are kept.
     pub history_kept: Duration,
+    /// For `search`.
+    pub search: crate::search::Settings,
+    /// For `statistics`.
+    pub statistics: crate::statistics::Settings,
     /// For `webhooks`.
     pub webhooks: crate::webhooks::Settings,
     /// For `accounts`.

@@ -63,6 +63,8 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("dns", "Who is asked for names."),
     ("store", "The records and bodies on disk."),
     ("events", "What happened to each message."),
+    ("search", "Finding messages."),
+    ("statistics", "What happened to recipients, in numbers."),
     ("webhooks", "Endpoints that are told what happened."),
     ("admin", "The admin API: the local socket the command line talks to, and a port with TLS."),
     ("monitor", "Health and metrics for machines."),

@@ -288,6 +288,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "How long the trail of a message can be shown: who handed it in, every try and every reply, in compressed files of \
          one day each.",
         "Whoever must keep records longer, or may not keep them so long."),
+    setting!("search.messages_kept", Span(DAY, 3650 * DAY) => "\"15d\"", Shown AtStart,
+        "How long messages can be found and shown, with their addresses, unless a tenant says otherwise \
+         (`postern tenant set NAME --retention-days`); at most as long as `events.history_kept`. Statistics are kept longer.",
+        "Whoever must answer questions about older mail, or may not keep addresses so long."),
+    setting!("statistics.hours_kept", Span(2 * DAY, 3650 * DAY) => "\"62d\"", Shown AtStart,
+        "How long counts of single hours are kept.",
+        "Whoever compares hours of longer ago, or has very many tenants and little disk."),
+    setting!("statistics.days_kept", Span(2 * DAY, 36500 * DAY) => "\"1096d\"", Shown AtStart,
+        "How long counts of single days are kept; they outlive what was kept of each message.",
+        "Whoever compares years, or may not keep figures so long."),
     setting!("webhooks.private_addresses", Choice(&["refuse", "allow"]) => "\"refuse\"", Rare AtStart,
         "Whether webhooks may lead to loopback, private or link-local addresses. Whoever may set a webhook can then \
          make this machine speak to anything in its own network.",

@@ -26,6 +26,8 @@ use crate::pipeline::{self, Pipeline};
 use crate::queue::{self, Queue};
 use crate::routing::Routes;
 use crate::seal::MasterKey;
+use crate::search::{self, Search};
+use crate::statistics::{self, Statistics};
 use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::tenancy::{self, Tenancy};
@@ -58,6 +60,8 @@ pub(super) struct Rooms {
     pub(super) webhooks: Arc<Webhooks>,
     pub(super) notifications: Arc<Notifications>,
     pub(super) feedback: Arc<Feedback>,
+    pub(super) statistics: Arc<Statistics>,
+    pub(super) search: Arc<Search>,
 }
 
 impl Rooms {
@@ -108,6 +112,8 @@ impl Rooms {
         let people = Arc::new(people);
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
         let notifications = Arc::new(notifications);
+        let statistics = Arc::new(statistics(records(), config));
+        let search = search(config, (&queue, &bell, &accounts), records(), folders)?;
         Ok(Self {
             store,
             blobs,
@@ -131,6 +137,8 @@ impl Rooms {
             webhooks,
             notifications,
             feedback,
+            statistics,
+            search,
         })
     }
 
@@ -208,6 +216,8 @@ impl Rooms {
             tenancy,
             notifications: rooms.notifications,
             feedback: rooms.feedback,
+            statistics: rooms.statistics,
+            search: rooms.search,
             about,
         }
     }
@@ -286,6 +296,46 @@ fn names(accounts: &Arc<Accounts>) -> webhooks::Names {
         tenant: Arc::new(move |id| tenants.tenant(id).map_or_else(|| id.to_string(), |tenant| tenant.name)),
         account: Arc::new(move |id| logins.smtp_account(id).map_or_else(|| id.to_string(), |account| account.login)),
     }
+}
+
+/// The index of messages; each tenant says how long its own are kept.
+fn search(
+    config: &Config,
+    (queue, bell, accounts): (&Arc<Queue>, &events::Bell, &Arc<Accounts>),
+    store: Arc<dyn Store>,
+    folders: &Folders,
+) -> Result<Arc<Search>, StartError> {
+    let (queue, accounts) = (Arc::clone(queue), Arc::clone(accounts));
+    let providers = Arc::clone(&config.delivery.providers);
+    let parts = search::Parts {
+        log: EventLog::new(store).with_archive(Arc::clone(&folders.archive)),
+        bell: bell.clone(),
+        provider_of: Arc::new(move |host| {
+            providers.of_hosts(std::iter::once(host)).map(|provider| provider.name.to_string())
+        }),
+        days_kept: Arc::new(move |tenant| accounts.tenant(tenant)?.retention_days),
+        forget: Arc::new(move |ids| {
+            let queue = Arc::clone(&queue);
+            Box::pin(async move { queue.forget(&ids).await })
+        }),
+        settings: config.search,
+    };
+    let search = Search::open(parts, &folders.search);
+    search.map(Arc::new).map_err(|error| StartError::Unavailable(error.to_string()))
+}
+
+/// What happened to recipients, with the providers that delivery knows.
+fn statistics(store: Arc<dyn Store>, config: &Config) -> Statistics {
+    let (providers, named) = (Arc::clone(&config.delivery.providers), Arc::clone(&config.delivery.providers));
+    Statistics::open(statistics::Parts {
+        store,
+        provider_of: Arc::new(move |host, domain| {
+            let of_host = host.and_then(|host| providers.of_hosts(std::iter::once(host)));
+            of_host.or_else(|| providers.of_domain(domain)).map(|provider| provider.name.to_string())
+        }),
+        is_known_domain: Arc::new(move |domain| named.of_domain(domain).is_some()),
+        settings: config.statistics,
+    })
 }
 
 fn backup_places(config: &Config) -> backup::Places {

@@ -23,6 +23,8 @@ use crate::web;
 const DRAFTS: &str = "drafts";
 /// Files of imports and exports.
 const OPERATIONS: &str = "operations";
+/// The index of messages.
+const SEARCH: &str = "search";
 /// Past events.
 pub(super) const HISTORY: &str = "history";
 
@@ -81,6 +83,8 @@ pub(super) struct Folders {
     pub(super) archive: Arc<Archive>,
     /// Of imports and exports.
     pub(super) operations: PathBuf,
+    /// Of the index of messages.
+    pub(super) search: PathBuf,
 }
 
 impl Folders {
@@ -98,7 +102,9 @@ impl Folders {
         let archive = Archive::open(&history).map_err(|error| failed(&history, error))?;
         let operations = config.data.join(OPERATIONS);
         prepare_folder(&operations)?;
-        Ok(Self { drafts, archive: Arc::new(archive), operations })
+        let search = config.data.join(SEARCH);
+        prepare_folder(&search)?;
+        Ok(Self { drafts, archive: Arc::new(archive), operations, search })
     }
 }
 

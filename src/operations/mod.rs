@@ -28,6 +28,7 @@ use crate::records::{self, Act, AdminError, Damage};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 use crate::suppression::{Place, Suppression};
 
+pub use csv::write_line as csv_line;
 pub use import::{IMPORT_BYTES_MAX, Upload};
 pub use record::{Form, Kind, Operation, OperationId, State};
 pub use tenant::Lines;

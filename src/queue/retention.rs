@@ -84,6 +84,21 @@ impl Queue {
         }
     }
 
+    /// Removes the history records of these messages, as far as they are finished; returns of which.
+    pub async fn forget(&self, ids: &[QueueId]) -> Result<Vec<QueueId>, CommitError> {
+        let (mut batch, mut forgotten) = (Batch::new(), Vec::new());
+        for id in ids {
+            if self.store.get(&key::message(*id)).map_err(refused)?.is_none() {
+                batch.remove(history_key(*id));
+                forgotten.push(*id);
+            }
+        }
+        if !forgotten.is_empty() {
+            self.store.commit(batch).await?;
+        }
+        Ok(forgotten)
+    }
+
     /// Overwrites the addresses and header facts of a finished message; its events name numbers, and
     /// what peers said is in them without the message's addresses. A notice about the message is a
     /// message of its own.

@@ -145,6 +145,8 @@ pub mod prefix {
     pub const RETURN_PATH: u8 = b'F';
     /// feedback: the key of tags, what came back, letters, what is owed onward.
     pub const FEEDBACK: u8 = b'f';
+    /// statistics: counts of hours and days.
+    pub const STATISTICS: u8 = b'G';
     /// web: what was answered to requests with an `Idempotency-Key`; intake: messages with an `X-Idempotency-Key`.
     pub const REPLAY: u8 = b'i';
 }

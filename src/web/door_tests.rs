@@ -324,7 +324,8 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
         ("letter", "0".repeat(20)),
     ];
     let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit", "webhooks"];
-    let scopes: Vec<String> = scopes.iter().map(|scope| format!("{scope}:write")).collect();
+    let scopes = scopes.iter().map(|scope| format!("{scope}:write"));
+    let scopes: Vec<String> = scopes.chain(["statistics:read".to_owned()]).collect();
     let (_, mine) = call(&api, "POST", "/keys", json!({"tenant": "shop", "scopes": scopes})).await;
     let mut askers = vec![("key".to_owned(), Sent::key(&mine["text"]))];
     for role in ROLES {
@@ -340,8 +341,19 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
             continue; // One's own: there is nobody else's thing to name.
         }
         let mut filled = of_rival(&path, &names);
-        if ["/users", "/keys", "/smtp-accounts", "/audit", "/audit/verify", "/queue", "/second-factor-policy"]
-            .contains(&path.as_str())
+        if [
+            "/users",
+            "/keys",
+            "/smtp-accounts",
+            "/audit",
+            "/statistics",
+            "/statistics/csv",
+            "/messages",
+            "/audit/verify",
+            "/queue",
+            "/second-factor-policy",
+        ]
+        .contains(&path.as_str())
         {
             filled.push_str("?tenant=rival");
         }

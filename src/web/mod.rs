@@ -45,6 +45,8 @@ use crate::operations::Operations;
 use crate::people::People;
 use crate::queue::Queue;
 use crate::routing::Routes;
+use crate::search::Search;
+use crate::statistics::Statistics;
 use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
 use crate::tenancy::Tenancy;
@@ -54,21 +56,7 @@ use crate::webhooks::Webhooks;
 pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
-    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, DeletionJson, DifferenceJson,
-    DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, INSTANCE_NAME, InspectedJson,
-    InspectionJson, KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson,
-    MadeWebhookJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson,
-    NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson,
-    NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson,
-    OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson,
-    ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson,
-    ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SentJson,
-    SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson,
-    SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatusJson, StayJson,
-    StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson,
-    SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson,
-    UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
-    WebhookProgressJson, WebhookWindowJson,
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, CountsJson, DeletionJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, MessageAttemptJson, MessageJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson, NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SearchJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -124,6 +112,10 @@ pub struct Parts {
     pub notifications: Arc<Notifications>,
     /// What came back, and letters.
     pub feedback: Arc<Feedback>,
+    /// Which messages fit.
+    pub search: Arc<Search>,
+    /// What happened to recipients, in numbers.
+    pub statistics: Arc<Statistics>,
     /// What else people are told.
     pub about: About,
 }

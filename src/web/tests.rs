@@ -140,6 +140,27 @@ fn leaving_parts(
     }
 }
 
+fn search(store: &Arc<MemoryStore>) -> Arc<crate::search::Search> {
+    let parts = crate::search::Parts {
+        log: crate::events::EventLog::new(store.clone()),
+        bell: crate::events::Bell::default(),
+        provider_of: Arc::new(|_| None),
+        days_kept: Arc::new(|_| None),
+        forget: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
+        settings: Default::default(),
+    };
+    Arc::new(crate::search::Search::open(parts, &tempfile::tempdir().unwrap().keep()).unwrap())
+}
+
+fn statistics(store: &Arc<MemoryStore>) -> Arc<crate::statistics::Statistics> {
+    Arc::new(crate::statistics::Statistics::open(crate::statistics::Parts {
+        store: store.clone(),
+        provider_of: Arc::new(|_, _| None),
+        is_known_domain: Arc::new(|_| false),
+        settings: Default::default(),
+    }))
+}
+
 /// As after a start of the daemon with this store.
 pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Router {
     router(parts_over(store).await, &settings)
@@ -204,6 +225,8 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
         store: store.clone(),
         blobs: store.clone(),
         gate: Arc::new(crate::gate::Gate::new(crate::gate::Settings::default())),
+        search: search(&store),
+        statistics: statistics(&store),
         webhooks: hooks,
         feedback,
         about: About {

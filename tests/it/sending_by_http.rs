@@ -32,7 +32,7 @@ async fn shop(running: &Running) {
 }
 
 /// One request over the local socket: status, whether it was answered before, body.
-async fn ask(running: &Running, method: &str, path: &str, key: Option<&str>, body: Value) -> (u16, bool, Value) {
+pub async fn ask(running: &Running, method: &str, path: &str, key: Option<&str>, body: Value) -> (u16, bool, Value) {
     let stream = tokio::net::UnixStream::connect(&running.daemon.socket).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let driver = tokio::spawn(connection);

@@ -27,6 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("suppression", &["mail", "access", "store", "events", "records"]),
     ("notifications", &["mail", "access", "store", "events", "records"]),
     ("operations", &["mail", "access", "store", "events", "records", "suppression"]),
+    ("statistics", &["mail", "access", "store", "events", "records"]),
+    ("search", &["mail", "access", "store", "events", "records", "statistics"]),
     ("webhooks", &["mail", "access", "net", "store", "events", "records"]),
     ("domains", &["mail", "access", "store", "events", "records", "net", "vips"]),
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
@@ -105,6 +107,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tenancy",
             "notifications",
             "feedback",
+            "statistics",
+            "search",
         ],
     ),
     ("sink", &[]),
@@ -138,6 +142,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("rcgen", &["net", "sink"]),
     // delivery: its data files of providers and replies.
+    ("tantivy", &["search"]),
     ("toml", &["config", "delivery"]),
 ];
 

@@ -8,6 +8,7 @@ mod audit;
 mod backup;
 mod breaker;
 mod domains;
+mod found;
 mod keys;
 mod mailbox;
 mod messages;
@@ -20,6 +21,7 @@ mod routes;
 mod session;
 mod sites;
 mod smtp_accounts;
+mod statistics;
 mod status;
 mod suppression_rules;
 mod suppressions;
@@ -53,6 +55,7 @@ pub use breaker::{
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
+pub use found::{FoundMessageJson, MessageAttemptJson, MessageJson, SearchJson};
 pub use keys::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 pub use mailbox::LetterJson;
 pub use messages::{
@@ -72,6 +75,7 @@ pub use sites::{
 pub use smtp_accounts::{
     LoginSeenJson, NewPasswordJson, NewSmtpAccountJson, ServerJson, SmtpAccountChangeJson, SmtpAccountJson,
 };
+pub use statistics::{CountsJson, StatisticsJson, StatisticsRowJson};
 pub use status::StatusJson;
 pub use suppression_rules::{SuppressionRulesChangeJson, SuppressionRulesJson};
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
@@ -120,6 +124,8 @@ fn guarded() -> OpenApiRouter<Shared> {
         .merge(site_routes())
         .merge(webhook_routes())
         .merge(breaker_routes())
+        .merge(statistics_routes())
+        .merge(message_routes())
 }
 
 fn operation_routes() -> OpenApiRouter<Shared> {
@@ -215,6 +221,18 @@ fn breaker_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(breaker::waive, breaker::end_waiver))
         .routes(routes!(breaker::limits, breaker::set_limits))
         .routes(routes!(breaker::clear_limits))
+}
+
+fn message_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(found::search))
+        .routes(routes!(found::show))
+        .routes(routes!(found::standing))
+        .routes(routes!(found::rebuild))
+}
+
+fn statistics_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(statistics::show)).routes(routes!(statistics::csv))
 }
 
 fn queue_routes() -> OpenApiRouter<Shared> {

@@ -16,7 +16,7 @@ use crate::access::Actor;
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, VipId};
-use crate::queue::{Changed, Filter, Listed, RecipientState, Shown};
+use crate::queue::{Changed, Filter, Listed, RecipientState, Shown, WhyLine};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{self, PageJson, Paging};
@@ -142,7 +142,7 @@ pub struct QueueChangeJson {
 /// Recipients shown in a row, at most.
 const ROW_RECIPIENTS_MAX: usize = 3;
 
-fn read_id(text: &str) -> Result<QueueId, Problem> {
+pub(super) fn read_id(text: &str) -> Result<QueueId, Problem> {
     text.parse()
         .map_err(|_| Problem::field("id", format!("{text:?} is not a queue id; postern queue list prints them")))
 }
@@ -215,6 +215,11 @@ pub(super) async fn show(
     let id = read_id(&id)?;
     let queue = parts.queue.clone();
     let (shown, why) = off_workers(move || Ok((queue.show(&actor, id)?, queue.why(&actor, id)?))).await?;
+    Ok(Json(json(&parts, shown, why)))
+}
+
+/// Everything known of a message.
+pub(super) fn json(parts: &Parts, shown: Shown, why: Vec<WhyLine>) -> QueuedJson {
     let recipients = why.into_iter().map(|line| RecipientJson {
         state: state_of(&shown, line.recipient).to_owned(),
         number: line.recipient,
@@ -235,13 +240,13 @@ pub(super) async fn show(
     let vip = message.map(|message| message.vip).or(at_first.map(|facts| facts.vip));
     let signatures = message.map(|message| &message.signatures).or(at_first.map(|facts| &facts.signatures));
     let history = shown.history.as_ref();
-    Ok(Json(QueuedJson {
-        id: id.to_string(),
-        tenant: tenant.map(|tenant| tenant_name(&parts, tenant)),
+    QueuedJson {
+        id: shown.id.to_string(),
+        tenant: tenant.map(|tenant| tenant_name(parts, tenant)),
         accepted: accepted.map(Timestamp::rfc3339),
         retired: shown.message.is_none(),
         size_bytes: message.map(|message| message.size_bytes).or(at_first.map(|facts| facts.size_bytes)),
-        vip: vip.map(|vip| vip_name(&parts, vip)),
+        vip: vip.map(|vip| vip_name(parts, vip)),
         reverse_path: history.map(|history| history.reverse_path.to_string()),
         header_from: history.map(|history| history.header_from.clone()),
         subject: history.map(|history| history.subject.clone()),
@@ -252,10 +257,10 @@ pub(super) async fn show(
         recipients,
         damaged: shown.damaged.clone(),
         events: shown.events.iter().map(event).collect(),
-    }))
+    }
 }
 
-fn vip_name(parts: &Parts, id: VipId) -> String {
+pub(super) fn vip_name(parts: &Parts, id: VipId) -> String {
     parts.vips.get(id).map_or_else(|| format!("{id} (removed)"), |vip| vip.ehlo.to_string())
 }
 
@@ -390,7 +395,7 @@ pub(super) async fn why(
     let id = read_id(&id)?;
     let queue = parts.queue.clone();
     let (shown, why) = off_workers(move || Ok((queue.show(&actor, id)?, queue.why(&actor, id)?))).await?;
-    let one = |line: crate::queue::WhyLine| RecipientJson {
+    let one = |line: WhyLine| RecipientJson {
         state: state_of(&shown, line.recipient).to_owned(),
         number: line.recipient,
         address: line.address,

@@ -1,0 +1,378 @@
+//! Counts events exactly once: what was counted and the place in the log are one commit.
+//!
+//! An event names a message; whose it is and where it goes stands in its history record. Easy to get wrong:
+//! nothing may be counted before every lookup of the page has succeeded, or a page that is read again counts
+//! twice; and which domain gets a row of its own must follow from the events alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::counts::{Counts, Said, Status};
+use super::rows::{self, Bucket, Face, Labels, OTHER, Span};
+use super::{ProviderOf, Statistics};
+use crate::events::{Accepted, Event, EventKind, History, MailEvent, Retry, Tally, Urgency, history_key};
+use crate::ext::Timestamp;
+use crate::mail::{QueueId, SmtpAccountId, TenantId, VipId};
+use crate::records;
+use crate::store::{Batch, Change, Key, Store, StoreError, after_prefix, codec};
+
+/// Domains with a row of their own in an hour of one tenant, at most; those of known providers come on top.
+pub const DOMAINS_PER_HOUR_MAX: usize = 250;
+/// Domains with a row of their own in a day of one tenant, at most; those of known providers come on top.
+pub const DOMAINS_PER_DAY_MAX: usize = 500;
+/// Tags with a row of their own in an hour or a day of one tenant, at most.
+pub const TAGS_MAX: usize = 100;
+/// Rows of an hour or a day of one tenant, after which nothing gets a further row but the one for the rest.
+pub const ROWS_MAX: usize = 2_000;
+/// Messages remembered, at most, so that later events of one need no lookup.
+const KNOWN_MAX: usize = 20_000;
+/// Recipients of remembered messages, at most.
+const KNOWN_RECIPIENTS_MAX: usize = 500_000;
+/// So many changed rows are stored at once.
+const CHANGED_MAX: usize = 20_000;
+/// Rows kept in memory after they were stored, at most.
+const ROWS_KEPT_MAX: usize = 100_000;
+/// Mail that is not a tenant's own: notices about it.
+const NOTICE: &str = "notice";
+
+/// What is counted of a message.
+struct Known {
+    tenant: TenantId,
+    account: Option<SmtpAccountId>,
+    vip: VipId,
+    accepted: Timestamp,
+    tags: Vec<String>,
+    /// Each once.
+    domains: Vec<String>,
+    /// By recipient number: which of them.
+    recipients: Vec<u16>,
+}
+
+/// One thing to be counted in one row.
+struct Fact {
+    labels: Labels,
+    tenant: TenantId,
+    at: Timestamp,
+    counted: Counts,
+}
+
+/// The rows of one hour or day.
+#[derive(Default)]
+struct Open {
+    rows: HashMap<Key, Counts>,
+    domains: HashSet<String>,
+    tags: HashSet<String>,
+}
+
+/// What was counted and is not stored yet, and what is near it.
+#[derive(Default)]
+pub(super) struct Memory {
+    open: HashMap<Bucket, Open>,
+    changed: HashSet<(Bucket, Key)>,
+    known: HashMap<QueueId, Option<Arc<Known>>>,
+    known_recipients: usize,
+}
+
+#[async_trait]
+impl Tally for Statistics {
+    fn name(&self) -> &'static str {
+        super::CURSOR
+    }
+
+    fn take(&self, events: &[Event]) -> Result<Urgency, Retry> {
+        let mut memory = records::lock(&self.memory);
+        let facts = facts(&mut memory, (&*self.store, &self.provider_of), events)?;
+        for fact in &facts {
+            for span in [Span::Hour, Span::Day] {
+                let bucket = Bucket { span, number: span.number(fact.at), tenant: fact.tenant };
+                open(&mut memory, &*self.store, bucket)?;
+            }
+        }
+        for fact in facts {
+            for span in [Span::Hour, Span::Day] {
+                memory.count(span, &fact, &self.is_known_domain);
+            }
+        }
+        Ok(if memory.changed.len() >= CHANGED_MAX { Urgency::Now } else { Urgency::WhenDue })
+    }
+
+    async fn keep(&self, mut batch: Batch) -> Result<(), Retry> {
+        let changed = {
+            let mut memory = records::lock(&self.memory);
+            let changed = std::mem::take(&mut memory.changed);
+            for (bucket, key) in &changed {
+                if let Some(counts) = memory.open.get(bucket).and_then(|open| open.rows.get(key)) {
+                    batch.changes.push(Change::Set(key.clone(), codec::encode(counts)));
+                }
+            }
+            changed
+        };
+        let committed = self.store.commit(batch).await;
+        let mut memory = records::lock(&self.memory);
+        match committed {
+            Ok(()) => memory.let_go(),
+            Err(error) => {
+                memory.changed.extend(changed);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Memory {
+    /// Counts a fact in its hour or day; that is open.
+    fn count(&mut self, span: Span, fact: &Fact, is_known_domain: &super::IsKnownDomain) {
+        let bucket = Bucket { span, number: span.number(fact.at), tenant: fact.tenant };
+        let Some(open) = self.open.get_mut(&bucket) else { return };
+        let key = open.place(bucket, &fact.labels, is_known_domain);
+        open.rows.entry(key.clone()).or_default().add(&fact.counted);
+        self.changed.insert((bucket, key));
+    }
+
+    /// Forgets rows of past hours and days, which will hardly change again, and all if there are many.
+    fn let_go(&mut self) {
+        let newest = |span: Span| {
+            self.open.keys().filter(|bucket| bucket.span == span).map(|bucket| bucket.number).max().unwrap_or_default()
+        };
+        let (hour, day) = (newest(Span::Hour), newest(Span::Day));
+        let changed: HashSet<Bucket> = self.changed.iter().map(|(bucket, _)| *bucket).collect();
+        self.open.retain(|bucket, _| {
+            let newest = if bucket.span == Span::Hour { hour } else { day };
+            bucket.number >= newest || changed.contains(bucket)
+        });
+        let rows: usize = self.open.values().map(|open| open.rows.len()).sum();
+        if rows > ROWS_KEPT_MAX {
+            self.open.retain(|bucket, _| changed.contains(bucket));
+        }
+    }
+
+    fn remember(&mut self, id: QueueId, known: Option<Known>) -> Option<Arc<Known>> {
+        let recipients = known.as_ref().map_or(0, |known| known.recipients.len());
+        if self.known.len() >= KNOWN_MAX || self.known_recipients.saturating_add(recipients) > KNOWN_RECIPIENTS_MAX {
+            self.known.clear();
+            self.known_recipients = 0;
+        }
+        self.known_recipients = self.known_recipients.saturating_add(recipients);
+        let known = known.map(Arc::new);
+        self.known.insert(id, known.clone());
+        known
+    }
+}
+
+impl Open {
+    /// The row a fact is counted in: its own while there is room, else that of the rest.
+    fn place(&mut self, bucket: Bucket, labels: &Labels, is_known_domain: &super::IsKnownDomain) -> Key {
+        let own = bucket.row(labels);
+        if self.rows.contains_key(&own) {
+            return own;
+        }
+        let (values, most) = match (labels.face, bucket.span) {
+            (Face::Destination, Span::Hour) => (&mut self.domains, DOMAINS_PER_HOUR_MAX),
+            (Face::Destination, Span::Day) => (&mut self.domains, DOMAINS_PER_DAY_MAX),
+            (Face::Tag, _) => (&mut self.tags, TAGS_MAX),
+        };
+        let is_full = self.rows.len() >= ROWS_MAX;
+        let is_welcome = labels.value == OTHER
+            || values.contains(&labels.value)
+            || values.len() < most
+            || (labels.face == Face::Destination && is_known_domain(&labels.value));
+        if is_welcome && !is_full {
+            if labels.value != OTHER {
+                values.insert(labels.value.clone());
+            }
+            return own;
+        }
+        let rest = bucket.row(&Labels { value: OTHER.to_owned(), ..labels.clone() });
+        if !is_full || self.rows.contains_key(&rest) {
+            return rest;
+        }
+        let provider = if labels.face == Face::Destination { OTHER.to_owned() } else { String::new() };
+        bucket.row(&Labels { face: labels.face, account: None, vip: VipId(0), provider, value: OTHER.to_owned() })
+    }
+}
+
+/// Reads the rows of an hour or day, unless they are in memory.
+fn open(memory: &mut Memory, store: &dyn Store, bucket: Bucket) -> Result<(), Retry> {
+    if memory.open.contains_key(&bucket) {
+        return Ok(());
+    }
+    let mut open = Open::default();
+    let all = bucket.key();
+    let read = store.range(&all, &after_prefix(&all), usize::MAX).map_err(|error| Retry(error.to_string()))?;
+    for (key, bytes) in read {
+        let (Some((_, labels)), Ok(counts)) = (rows::read(&key), codec::decode::<Counts>(&bytes)) else {
+            records::set_aside(&key, "counts of statistics");
+            continue;
+        };
+        if labels.value != OTHER {
+            let values = if labels.face == Face::Destination { &mut open.domains } else { &mut open.tags };
+            values.insert(labels.value);
+        }
+        open.rows.insert(key, counts);
+    }
+    memory.open.insert(bucket, open);
+    Ok(())
+}
+
+/// What the events are to be counted as. Changes nothing that counts.
+fn facts(
+    memory: &mut Memory,
+    (store, provider_of): (&dyn Store, &ProviderOf),
+    events: &[Event],
+) -> Result<Vec<Fact>, Retry> {
+    let mut facts = Vec::new();
+    for event in events {
+        let EventKind::Mail(id, told) = &event.kind else { continue };
+        if let MailEvent::Accepted(accepted) = told {
+            if let Some(known) = known(memory, store, *id, Some(accepted))? {
+                injected(&known, (accepted, event.at), provider_of, &mut facts);
+            }
+        } else if let Some(said) = Said::by(told)
+            && let Some(known) = known(memory, store, *id, None)?
+        {
+            ended(&known, (&said, event.at), provider_of, &mut facts);
+        }
+    }
+    Ok(facts)
+}
+
+/// What is known of a message; `None` if it is a notice, or if its history is gone.
+fn known(
+    memory: &mut Memory,
+    store: &dyn Store,
+    id: QueueId,
+    accepted: Option<&Accepted>,
+) -> Result<Option<Arc<Known>>, Retry> {
+    if let Some(known) = memory.known.get(&id) {
+        return Ok(known.clone());
+    }
+    let read = store.get(&history_key(id));
+    let history = match read.and_then(|bytes| bytes.map(|bytes| History::from_bytes(&bytes)).transpose()) {
+        Ok(history) => history,
+        // It stays damaged: the other mail is counted.
+        Err(StoreError::Damaged(_)) => None,
+        Err(error @ StoreError::Failed(_)) => return Err(Retry(error.to_string())),
+    };
+    let known = match (history, accepted) {
+        (Some(history), _) => Known::of(&history),
+        (None, Some(accepted)) => Known::without_history(accepted),
+        (None, None) => None,
+    };
+    Ok(memory.remember(id, known))
+}
+
+impl Known {
+    fn of(history: &History) -> Option<Self> {
+        let entry = history.entry.as_ref();
+        if entry.is_some_and(|entry| entry.source == NOTICE) {
+            return None;
+        }
+        let (mut domains, mut places): (Vec<String>, HashMap<&str, u16>) = (Vec::new(), HashMap::new());
+        let mut recipients = Vec::with_capacity(history.recipients.len());
+        for address in &history.recipients {
+            let domain = address.domain().as_str();
+            let place = *places.entry(domain).or_insert_with(|| {
+                // An erased address has no domain any more.
+                domains.push(if domain == ERASED_DOMAIN { OTHER.to_owned() } else { domain.to_owned() });
+                u16::try_from(domains.len().saturating_sub(1)).unwrap_or(u16::MAX)
+            });
+            recipients.push(place);
+        }
+        Some(Self {
+            tenant: history.tenant,
+            account: entry.and_then(|entry| entry.account),
+            vip: entry.map_or(VipId(0), |entry| entry.vip),
+            accepted: history.accepted,
+            tags: history.labels.tags().to_vec(),
+            domains,
+            recipients,
+        })
+    }
+
+    /// Of what its acceptance alone says, where the record is damaged or was forgotten.
+    fn without_history(accepted: &Accepted) -> Option<Self> {
+        if accepted.source == NOTICE {
+            return None;
+        }
+        Some(Self {
+            tenant: accepted.tenant,
+            account: accepted.account,
+            vip: accepted.vip,
+            accepted: Timestamp(u64::MAX),
+            tags: Vec::new(),
+            domains: vec![OTHER.to_owned()],
+            recipients: vec![0; usize::from(accepted.recipients)],
+        })
+    }
+
+    /// How many of these recipients are in each domain, in the order of the domains.
+    fn by_domain(&self, recipients: impl Iterator<Item = u16>) -> BTreeMap<u16, u64> {
+        let mut counts = BTreeMap::new();
+        for number in recipients {
+            let place = self.recipients.get(usize::from(number)).copied().unwrap_or_default();
+            let count = counts.entry(place).or_insert(0_u64);
+            *count = count.saturating_add(1);
+        }
+        counts
+    }
+
+    fn domain(&self, place: u16) -> &str {
+        self.domains.get(usize::from(place)).map_or(OTHER, String::as_str)
+    }
+
+    fn labels(&self, face: Face, provider: &str, value: &str) -> Labels {
+        let (provider, value) = (provider.to_owned(), value.to_owned());
+        Labels { face, account: self.account, vip: self.vip, provider, value }
+    }
+
+    /// A row for each domain, and one for each tag; `domains` gives counts and provider.
+    fn tell(&self, at: Timestamp, domains: Vec<(u16, String, Counts)>, facts: &mut Vec<Fact>) {
+        let mut all = Counts::default();
+        domains.iter().for_each(|(_, _, counted)| all.add(counted));
+        let fact = |labels, counted| Fact { labels, tenant: self.tenant, at, counted };
+        for tag in &self.tags {
+            facts.push(fact(self.labels(Face::Tag, "", tag), all.clone()));
+        }
+        for (place, provider, counted) in domains {
+            facts.push(fact(self.labels(Face::Destination, &provider, self.domain(place)), counted));
+        }
+    }
+}
+
+/// As `queue` writes it over an address.
+const ERASED_DOMAIN: &str = "erased.invalid";
+
+fn injected(known: &Known, (accepted, at): (&Accepted, Timestamp), provider_of: &ProviderOf, facts: &mut Vec<Fact>) {
+    let by_domain = known.by_domain(0..accepted.recipients);
+    let domains = by_domain.into_iter().enumerate().map(|(row, (place, recipients))| {
+        let mut counted = Counts::default();
+        counted.count(Status::Injected, recipients);
+        if row == 0 {
+            (counted.messages, counted.bytes) = (1, accepted.size_bytes);
+        }
+        (place, provider_of(None, known.domain(place)).unwrap_or_else(|| OTHER.to_owned()), counted)
+    });
+    let domains = domains.collect();
+    known.tell(at, domains, facts);
+}
+
+fn ended(known: &Known, (said, at): (&Said<'_>, Timestamp), provider_of: &ProviderOf, facts: &mut Vec<Fact>) {
+    let domains = known.by_domain(said.recipients.iter().copied()).into_iter().map(|(place, recipients)| {
+        let mut counted = Counts::default();
+        counted.count(said.status, recipients);
+        if let Some(why) = said.why {
+            counted.count_class(why, said.status, recipients);
+        }
+        if said.status == Status::Ok && known.accepted.0 != u64::MAX {
+            let delay: Duration = at.since(known.accepted);
+            counted.count_delay(delay, recipients);
+        }
+        (place, provider_of(said.host, known.domain(place)).unwrap_or_else(|| OTHER.to_owned()), counted)
+    });
+    let domains = domains.collect();
+    known.tell(at, domains, facts);
+}
