@@ -313,6 +313,7 @@ fn search(
         provider_of: Arc::new(move |host| {
             providers.of_hosts(std::iter::once(host)).map(|provider| provider.name.to_string())
         }),
+        clock: Arc::new(Timestamp::now),
         days_kept: Arc::new(move |tenant| accounts.tenant(tenant)?.retention_days),
         forget: Arc::new(move |ids| {
             let queue = Arc::clone(&queue);

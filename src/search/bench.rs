@@ -126,6 +126,7 @@ async fn pages_of_ten_million_events() {
         log: EventLog::new(Arc::clone(&store)),
         bell: Bell::default(),
         provider_of: Arc::new(|host| host.split_once('.').map(|(_, rest)| rest.to_owned())),
+        clock: Arc::new(|| Timestamp(START)),
         days_kept: Arc::new(|_| None),
         forget: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
         settings: Settings { kept: Duration::from_secs(3_650 * 86_400) },

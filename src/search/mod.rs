@@ -65,6 +65,8 @@ pub struct Parts {
     pub provider_of: ProviderOf,
     /// Days a tenant has its messages kept, if it has its own word.
     pub days_kept: Arc<dyn Fn(TenantId) -> Option<u16> + Send + Sync>,
+    /// Tells the time by which messages are past theirs; a value in tests.
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Forgets histories.
     pub forget: Forget,
     /// How long messages are kept.

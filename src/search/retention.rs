@@ -21,7 +21,7 @@ impl Search {
         kept_writer: &mut Option<(String, Writer)>,
         (handle, shutdown): (&Handle, &Shutdown),
     ) -> Result<(), Failure> {
-        self.forget_before(kept_writer, (handle, shutdown), Timestamp::now())
+        self.forget_before(kept_writer, (handle, shutdown), (self.parts.clock)())
     }
 
     /// As [`Search::forget_past`], at `now`.

@@ -31,6 +31,7 @@ fn parts(store: &Arc<MemoryStore>) -> Parts {
         log: EventLog::new(Arc::clone(store) as Arc<dyn Store>),
         bell: Bell::default(),
         provider_of: Arc::new(|host| host.strip_prefix("mx.").map(|rest| rest.replace(".example", ""))),
+        clock: Arc::new(|| Timestamp(NOON)),
         days_kept: Arc::new(|tenant| (tenant == TenantId(2)).then_some(3)),
         forget: Arc::new(move |ids| {
             let store = Arc::clone(&forgetting);

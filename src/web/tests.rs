@@ -145,6 +145,7 @@ fn search(store: &Arc<MemoryStore>) -> Arc<crate::search::Search> {
         log: crate::events::EventLog::new(store.clone()),
         bell: crate::events::Bell::default(),
         provider_of: Arc::new(|_| None),
+        clock: Arc::new(Timestamp::now),
         days_kept: Arc::new(|_| None),
         forget: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
         settings: Default::default(),
