@@ -220,6 +220,7 @@ impl Daemon {
         let shutdown = || self.rest.shutdown().clone();
         let (queue, stop) = (Arc::clone(&self.queue), shutdown());
         self.rest.vital("queue", async move { queue.keep(&stop).await });
+        self.rest.vital("queue acts", Arc::clone(&self.queue).run_sweeps(shutdown()));
         let (pacing, stop) = (Arc::clone(&rooms.pacing), shutdown());
         self.rest.vital("pacing", async move { pacing.keep(&stop).await });
         let (domains, stop) = (Arc::clone(&self.domains), shutdown());
@@ -324,6 +325,9 @@ impl Daemon {
             return_path: returning::return_address(&rooms.feedback),
             pacing: Arc::clone(&rooms.pacing),
             tls_policies: Arc::clone(&rooms.tls_policies),
+            destinations: Arc::clone(&rooms.destinations),
+            tls_memory: Arc::clone(&rooms.tls_memory),
+            tracer: Arc::clone(&rooms.tracer),
             settings: self.delivery_settings.subscribe(),
         };
         self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));
@@ -358,6 +362,7 @@ impl Daemon {
             vips: Arc::clone(&self.vips),
             certificates: Arc::clone(&self.certificates),
             drafts_folder,
+            tracer: Arc::clone(&rooms.tracer),
             given_sockets: world.given_sockets,
         };
         self.flow.vital("submission", submission::run(parts, self.flow.shutdown().clone()));

@@ -17,7 +17,8 @@ pub mod seal; // secrets at rest, under the master key
 // words: pure
 pub mod access; // who may do what
 pub mod mail; // addresses, envelopes, messages, replies, notices, signatures
-pub mod smtp; // commands, replies and sessions of SMTP, both directions
+pub mod smtp;
+pub mod trace; // live sessions for whoever follows them // commands, replies and sessions of SMTP, both directions
 
 // world: the only code that opens files and sockets
 pub mod net; // DNS, dialling from a chosen address, TLS

@@ -45,6 +45,10 @@ pub const LOGINS: &str = "postern_smtp_logins_total";
 pub const OUTCOMES: &str = "postern_attempt_outcomes_total";
 /// Connections being worked on by delivery now.
 pub const ATTEMPTS: &str = "postern_delivery_connections";
+/// Attempts that made no progress and were ended by the watchdog, label `phase`.
+pub const STALLED: &str = "postern_delivery_stalled_total";
+/// Recipient domains that gave less TLS than ever before, label `to`: `plaintext`, `encrypted`.
+pub const TLS_DOWNGRADES: &str = "postern_tls_downgrades_total";
 /// Messages that are owed.
 pub const QUEUE_MESSAGES: &str = "postern_queue_messages";
 /// Addresses of virtual IPs that are not on this host.
@@ -119,6 +123,12 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (LOGINS, Kind::Counter, "Logins tried, by result"),
     (OUTCOMES, Kind::Counter, "Outcomes of attempts, once for each recipient, by outcome and class"),
     (ATTEMPTS, Kind::Gauge, "Connections that delivery works on now"),
+    (STALLED, Kind::Counter, "Attempts that made no progress and were ended by the watchdog, by phase"),
+    (
+        TLS_DOWNGRADES,
+        Kind::Counter,
+        "Recipient domains that gave less TLS than the best they ever gave, by what it came to",
+    ),
     (QUEUE_MESSAGES, Kind::Gauge, "Messages that are owed; counts up for a moment after a start"),
     (VIPS_MISSING, Kind::Gauge, "Addresses of virtual IPs that are not on this host; their mail waits"),
     (ACCOUNTS_PAUSED, Kind::Gauge, "SMTP accounts that are paused; their mail waits"),

@@ -462,7 +462,7 @@ impl Breaker {
         }
         for of in queue.found_paused() {
             let by = Actor::system("its SMTP account is paused");
-            if self.pause_of(of.1).is_some() {
+            if queue.is_paused(of.1) {
                 queue.pause_account(&by, of, Timestamp::now()).await?;
             } else {
                 queue.resume_account(&by, of, Timestamp::now()).await?;

@@ -10,6 +10,7 @@ mod domains;
 mod lists;
 mod messages;
 mod people;
+mod queue;
 mod site;
 mod smtp_accounts;
 mod statistics;
@@ -32,6 +33,7 @@ pub use domains::{Cover, DomainCommand};
 pub use lists::{ListName, Suppression};
 pub use messages::{Messages, MessagesSearch};
 pub use people::{Audit, Key, User};
+pub use queue::{Queue, QueueCommand, QueueFilter, QueueList, QueueMany, RecipientStanding};
 pub use site::{Classify, Site, SiteLimits, SiteScope};
 pub use smtp_accounts::{MailClass, SmtpAccount, SmtpAccountAdd, SmtpAccountSet};
 pub use statistics::{Stats, StatsBy};
@@ -76,6 +78,10 @@ pub enum Command {
     Init(Init),
     /// Whether the daemon runs, and what it has to do
     Status,
+    /// What happens at this moment: rates of the last minute, queue, providers; refreshed until interrupted
+    Top(Top),
+    /// Follow live sessions, in or out, line by line; logins and messages are never shown
+    Trace(Trace),
     /// Check everything that mail depends on, one line each, with a remedy
     Doctor(Doctor),
     /// Tenants: who sends through this machine
@@ -99,9 +105,13 @@ pub enum Command {
     /// Smarthosts: relays for mail that cannot go straight to its recipients' servers
     #[command(subcommand)]
     Route(Route),
-    /// Mail that is still owed: where it is and why
-    #[command(subcommand)]
-    Queue(Queue),
+    /// Mail that is still owed: list it, find it, act on one message or on all that fits
+    Queue(Box<QueueCommand>),
+    /// Say what each recipient of a message waits for; the same as `queue why`
+    Why {
+        /// The queue id
+        id: String,
+    },
     /// Finding messages, and everything about one
     #[command(subcommand)]
     Messages(Messages),
@@ -177,6 +187,47 @@ pub struct Init {
     /// Where records and mail are kept
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/postern")]
     pub data_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Show it once
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub every: u64,
+}
+
+#[derive(Args, Debug)]
+pub struct Trace {
+    /// Only sessions that go this way
+    #[arg(long, value_enum)]
+    pub direction: Option<TraceDirection>,
+    /// Of this tenant, once that is known
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+    /// On this virtual IP
+    #[arg(long, value_name = "VIP")]
+    pub vip: Option<String>,
+    /// With this peer
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer: Option<std::net::IpAddr>,
+    /// Towards a mail host or domain with this in its name
+    #[arg(long, value_name = "TEXT")]
+    pub to: Option<String>,
+    /// That name this address in MAIL or RCPT; followed from that line on
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+}
+
+/// Which way a session goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TraceDirection {
+    /// Clients hand mail in
+    In,
+    /// We deliver
+    Out,
 }
 
 #[derive(Args, Debug)]
@@ -334,7 +385,7 @@ pub enum Route {
 }
 
 #[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("scope").required(true).args(["all", "tenant", "to"]))]
+#[command(group = clap::ArgGroup::new("scope").required(true).args(["all", "tenant", "to", "on_demand"]))]
 pub struct RouteAdd {
     /// Host name or address of the relay
     pub host: String,
@@ -347,6 +398,9 @@ pub struct RouteAdd {
     /// Mail to this domain and the names below it
     #[arg(long, value_name = "DOMAIN")]
     pub to: Option<Domain>,
+    /// Only mail that `delivery reroute` sends there
+    #[arg(long)]
+    pub on_demand: bool,
     /// The relay's port
     #[arg(long, default_value_t = 587)]
     pub port: u16,
@@ -398,63 +452,4 @@ pub enum RouteTls {
     Opportunistic,
     /// No TLS; for relays on this host
     None,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Queue {
-    /// List queued messages, oldest first
-    List(QueueList),
-    /// Show a message: envelope, every recipient, everything that happened
-    Show {
-        /// The queue id
-        id: String,
-    },
-    /// Say in a sentence per recipient why a message is still here, and what will happen next
-    Why {
-        /// The queue id
-        id: String,
-    },
-    /// Try now instead of at the next due time
-    Retry(QueueTarget),
-    /// Do not try until released
-    Hold(QueueTarget),
-    /// End a hold
-    Release(QueueTarget),
-    /// Drop it for good; nobody is told
-    Cancel(QueueTarget),
-    /// Erase the addresses, subject and header facts kept of a finished message
-    Erase {
-        /// The queue id
-        id: String,
-    },
-    /// Let waiting mail leave by another virtual IP
-    Move {
-        /// The queue id
-        id: String,
-        /// The virtual IP's address or id; it must be shared and the tenant must permit it
-        #[arg(long, value_name = "VIP")]
-        to: String,
-    },
-}
-
-#[derive(Args, Debug)]
-pub struct QueueList {
-    /// Of this tenant only
-    #[arg(long, value_name = "NAME")]
-    pub tenant: Option<String>,
-    /// With a recipient in this domain
-    #[arg(long, value_name = "DOMAIN")]
-    pub to: Option<Domain>,
-    /// At most so many
-    #[arg(long, value_name = "MESSAGES", default_value_t = 50)]
-    pub limit: usize,
-}
-
-#[derive(Args, Debug)]
-pub struct QueueTarget {
-    /// The queue id
-    pub id: String,
-    /// Only this recipient, by number as `queue show` prints it; may be repeated
-    #[arg(long, value_name = "NUMBER")]
-    pub recipient: Vec<u16>,
 }

@@ -68,8 +68,13 @@ impl Client {
 
     /// GET of a list: all of its pages, up to `most` rows.
     pub async fn list(&self, path: &str, most: usize) -> Result<Value, Fault> {
+        self.list_from(path, None, most).await
+    }
+
+    /// GET of a list from a cursor on.
+    pub async fn list_from(&self, path: &str, from: Option<String>, most: usize) -> Result<Value, Fault> {
         let mut rows = Vec::new();
-        let mut cursor = None;
+        let mut cursor = from;
         loop {
             let wanted = most.saturating_sub(rows.len()).clamp(1, LIMIT_MAX);
             let mark = if path.contains('?') { '&' } else { '?' };

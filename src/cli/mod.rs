@@ -33,6 +33,8 @@ mod store;
 mod suppression;
 mod tenant;
 mod tls;
+mod top;
+mod trace;
 mod transfer;
 mod user;
 mod vip;
@@ -164,6 +166,9 @@ fn online(everywhere: &Everywhere, command: &Command) -> Result<(), Fault> {
             Command::Messages(command) => messages::run(&session, command).await,
             Command::Stats(asked) => statistics::run(&session, asked).await,
             Command::Queue(command) => queue::run(&session, command).await,
+            Command::Top(asked) => top::run(&session, asked).await,
+            Command::Trace(asked) => trace::run(&session, asked).await,
+            Command::Why { id } => queue::why(&session, id).await,
             Command::Delivery(command) => delivery::run(&session, command).await,
             Command::Route(command) => route::run(&session, command).await,
             Command::Backup(arguments::Backup::Make { file }) => backup::make(&session, file).await,

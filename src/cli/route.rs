@@ -49,6 +49,7 @@ fn new_route(add: &RouteAdd) -> Result<NewRouteJson, Fault> {
         all: add.all,
         tenant: add.tenant.clone(),
         to: add.to.clone(),
+        on_demand: add.on_demand,
         host: add.host.clone(),
         port: add.port,
         tls,
@@ -96,6 +97,9 @@ pub(super) fn read_password(path: &std::path::Path) -> Result<Zeroizing<String>,
 }
 
 fn scope(route: &RouteJson) -> String {
+    if route.on_demand {
+        return "mail that a destination rule sends here".to_owned();
+    }
     match (&route.tenant, &route.to) {
         (Some(tenant), _) => format!("mail of tenant {tenant}"),
         (None, Some(domain)) => format!("mail to {domain}"),

@@ -6,7 +6,7 @@ use super::client::{Fault, encoded};
 use super::output::{Table, when};
 use super::{Session, rows};
 use crate::mail::{Domain, printable};
-use crate::web::{NewTlsRuleJson, TlsPolicyJson, TlsRuleJson};
+use crate::web::{NewTlsRuleJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson};
 
 #[derive(Debug, Subcommand)]
 pub enum Tls {
@@ -24,7 +24,9 @@ pub enum Tls {
         /// The recipient domain
         domain: Domain,
     },
-    /// Show what was set for a recipient domain, and the MTA-STS policy kept for it
+    /// List mail hosts with which TLS fails, and until when they are spoken to in the clear
+    Failing,
+    /// Show what was set for a recipient domain, the MTA-STS policy kept for it, and the best TLS it ever gave
     Show {
         /// The recipient domain
         domain: Domain,
@@ -64,6 +66,7 @@ pub async fn run(session: &Session, command: &Tls) -> Result<(), Fault> {
             let answer = session.client.delete(&format!("/tls-rules/{}", encoded(domain.as_str()))).await?;
             session.done(&answer, &format!("nothing is set for {domain} any more"))
         }
+        Tls::Failing => session.show(&session.client.list("/tls-failing", usize::MAX).await?, failing),
         Tls::Show { domain } => {
             let shown = session.client.get(&format!("/tls-policies/{}", encoded(domain.as_str()))).await?;
             session.show(&shown, one)
@@ -80,6 +83,15 @@ fn table(session: &Session, list: serde_json::Value) -> String {
     table.text(session.colour, "nothing is set: delivery.tls and the domains' own policies decide")
 }
 
+fn failing(session: &Session, list: serde_json::Value) -> String {
+    let hosts: Vec<TlsFailingJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["HOST", "IN THE CLEAR UNTIL", "BECAUSE"]);
+    for known in hosts {
+        table.row([known.host, when(&known.until, session.now), printable(&known.reason)]);
+    }
+    table.text(session.colour, "TLS fails with no host")
+}
+
 fn one(session: &Session, known: TlsPolicyJson) -> String {
     let rule = known.rule.map_or_else(|| "nothing".to_owned(), |rule| format!("{} (by {})", rule.tls, rule.by));
     let mut text = format!("Domain   {}\nSet      {}\n", known.domain, printable(&rule));
@@ -94,6 +106,17 @@ fn one(session: &Session, known: TlsPolicyJson) -> String {
                 printable(&policy.mx.join(", ")),
             ));
         }
+    }
+    match known.seen {
+        None => text.push_str("Seen     no mail went there\n"),
+        Some(seen) => text.push_str(&format!(
+            "Seen     best {} ({}, since {}), last {}: {}\n",
+            seen.best,
+            printable(&seen.best_host),
+            when(&seen.since, session.now),
+            seen.last,
+            printable(&seen.last_words),
+        )),
     }
     text
 }

@@ -11,7 +11,7 @@ use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::breaker::Breaker;
 use crate::config::Config;
-use crate::delivery::{Delivery, Pacing, TlsPolicies};
+use crate::delivery::{Delivery, Destinations, Pacing, Pulse, TlsMemory, TlsPolicies};
 use crate::domains::{Domains, SelectorUsage};
 use crate::events::EventLog;
 use crate::ext::Timestamp;
@@ -31,6 +31,7 @@ use crate::statistics::{self, Statistics};
 use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::tenancy::{self, Tenancy};
+use crate::trace::Tracer;
 use crate::vips::{Owner, Vips};
 use crate::webhooks::{self, Webhooks};
 use crate::{events, records, submission, web};
@@ -55,6 +56,10 @@ pub(super) struct Rooms {
     pub(super) intake: Arc<Intake>,
     pub(super) pacing: Arc<Pacing>,
     pub(super) tls_policies: Arc<TlsPolicies>,
+    pub(super) destinations: Arc<Destinations>,
+    pub(super) tls_memory: Arc<TlsMemory>,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) tracer: Arc<Tracer>,
     pub(super) bell: events::Bell,
     pub(super) gate: Arc<Gate>,
     pub(super) webhooks: Arc<Webhooks>,
@@ -89,13 +94,13 @@ impl Rooms {
         let domains = Arc::new(domains.map_err(unreadable("domains"))?);
         let bell = events::Bell::default();
         let feedback = returning::open(config, (records(), &key), (&domains, &vips, world), &bell).await?;
-        let queue = Queue::open(records(), Arc::clone(&blobs), config.queue).await.map_err(unreadable("queue"))?;
-        let queue = queue.with_bell(bell.clone()).with_policy(policy(&accounts, &vips, &breaker));
-        let queue =
-            Arc::new(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept));
+        let policy = policy(&accounts, &vips, (&breaker, &delivery));
+        let queue = queue_over((records(), Arc::clone(&blobs)), (config, folders), bell.clone(), policy).await;
+        let queue = queue.map_err(unreadable("queue"))?;
         domains.ask_usage_of(selectors_in_use(&queue));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
-        let tls_policies = Arc::new(TlsPolicies::open(records()).map_err(unreadable("TLS policies"))?);
+        let (pacing, pulse) = watched(&queue, pacing);
+        let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
         let parts = intake::Parts {
@@ -130,8 +135,12 @@ impl Rooms {
             delivery,
             pipeline,
             intake,
-            pacing: Arc::new(pacing),
-            tls_policies,
+            pacing,
+            tls_policies: known.0,
+            destinations: known.1,
+            tls_memory: known.2,
+            pulse,
+            tracer: Arc::default(),
             bell,
             gate: Arc::new(Gate::new(config.gate)),
             webhooks,
@@ -181,6 +190,8 @@ impl Rooms {
             self.delivery.damaged(),
             self.pacing.damaged(),
             self.tls_policies.damaged(),
+            self.destinations.damaged(),
+            self.tls_memory.damaged(),
             self.operations.damaged(),
             self.webhooks.damaged(),
             self.notifications.damaged(),
@@ -209,6 +220,10 @@ impl Rooms {
             delivery: rooms.delivery,
             pacing: rooms.pacing,
             tls_policies: rooms.tls_policies,
+            destinations: rooms.destinations,
+            tls_memory: rooms.tls_memory,
+            pulse: rooms.pulse,
+            tracer: rooms.tracer,
             store: rooms.store,
             blobs: rooms.blobs,
             gate: rooms.gate,
@@ -289,6 +304,46 @@ fn selectors_in_use(queue: &Arc<Queue>) -> SelectorUsage {
     Arc::new(move || named.selectors_in_use().map(|names| names.into_iter().collect()))
 }
 
+async fn queue_over(
+    (store, blobs): (Arc<dyn Store>, Arc<dyn Blobs>),
+    (config, folders): (&Config, &Folders),
+    bell: events::Bell,
+    policy: queue::Policy,
+) -> Result<Arc<Queue>, StoreError> {
+    let queue = Queue::open(store, blobs, config.queue).await?.with_bell(bell).with_policy(policy);
+    let queue = queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept);
+    Ok(Arc::new(queue))
+}
+
+/// What is known of receivers: their TLS policies, rules about them, what TLS came to.
+type Receivers = (Arc<TlsPolicies>, Arc<Destinations>, Arc<TlsMemory>);
+
+fn receivers(store: &Arc<dyn Store>) -> Result<Receivers, StoreError> {
+    let policies = TlsPolicies::open(Arc::clone(store))?;
+    let (rules, memory) = (Destinations::open(Arc::clone(store))?, TlsMemory::open(Arc::clone(store))?);
+    Ok((Arc::new(policies), Arc::new(rules), Arc::new(memory)))
+}
+
+/// The queue knows sites by their names, and who watches it feels its pulse.
+fn watched(queue: &Queue, pacing: Pacing) -> (Arc<Pacing>, Arc<Pulse>) {
+    let pacing = Arc::new(pacing);
+    let (called, of) = (Arc::clone(&pacing), Arc::clone(&pacing));
+    queue.name_sites_with(queue::SiteNames {
+        called: Box::new(move |text| called.site_called(text)),
+        of: Box::new(move |domain| of.site_of(domain)),
+    });
+    let pulse = Arc::new(Pulse::new());
+    let (felt, asked) = (Arc::clone(&pulse), Arc::clone(&pacing));
+    queue.tell_beats_to(Box::new(move |beat| {
+        let provider = match beat {
+            queue::Beat::Tried { next_hop, .. } => asked.provider_of(next_hop),
+            queue::Beat::Accepted => None,
+        };
+        felt.feel(beat, provider, Timestamp::now());
+    }));
+    (pacing, pulse)
+}
+
 /// What people call things, in what webhooks are told.
 fn names(accounts: &Arc<Accounts>) -> webhooks::Names {
     let (tenants, logins) = (Arc::clone(accounts), Arc::clone(accounts));
@@ -359,11 +414,17 @@ fn breaker(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> 
 }
 
 /// What the queue asks of records it may not read itself.
-fn policy(accounts: &Arc<Accounts>, vips: &Arc<Vips>, breaker: &Arc<Breaker>) -> queue::Policy {
+fn policy(
+    accounts: &Arc<Accounts>,
+    vips: &Arc<Vips>,
+    (breaker, delivery): (&Arc<Breaker>, &Arc<Delivery>),
+) -> queue::Policy {
     let (tells, owner, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
-    let breaker = Arc::clone(breaker);
+    let (breaker, delivery) = (Arc::clone(breaker), Arc::clone(delivery));
     queue::Policy {
-        paused: Arc::new(move |account| breaker.why(account)),
+        paused: Arc::new(move |account| {
+            breaker.why(account).or_else(|| delivery.account_suspended(account, Timestamp::now()))
+        }),
         tells_delays: Arc::new(move |tenant| {
             tells.tenant(tenant).is_some_and(|tenant| tenant.delay_notices == DelayNotices::Always)
         }),

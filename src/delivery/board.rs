@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 use super::shaping::LOGIN_MARK;
 use crate::access::{Actor, Forbidden, Permission};
 use crate::ext::Timestamp;
-use crate::mail::{Domain, VipId};
+use crate::mail::{Domain, SmtpAccountId, TenantId, VipId};
+use crate::queue::{LaneWait, Queue};
 use crate::records::{self, Act, AdminError, Damage, Desk};
 use crate::routing::Lane;
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
@@ -41,6 +42,10 @@ pub enum Scope {
     Site(String),
     /// All mail of one virtual IP.
     Vip(VipId),
+    /// All mail of a tenant.
+    Tenant(TenantId),
+    /// All mail handed in with an SMTP account.
+    Account(SmtpAccountId),
 }
 
 impl std::fmt::Display for Scope {
@@ -53,6 +58,8 @@ impl std::fmt::Display for Scope {
             Self::Domain(domain) => write!(formatter, "mail to {domain}"),
             Self::Site(site) => write!(formatter, "mail to the site {site}"),
             Self::Vip(vip) => write!(formatter, "mail of virtual IP {vip}"),
+            Self::Tenant(tenant) => write!(formatter, "mail of tenant {tenant}"),
+            Self::Account(account) => write!(formatter, "mail of SMTP account {account}"),
         }
     }
 }
@@ -75,8 +82,12 @@ pub struct Suspension {
 impl Suspension {
     /// For people: what, until when, why.
     pub fn words(&self) -> String {
-        let until = self.until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
-        format!("{}{until}: {}", self.scope, self.reason)
+        format!("{}{}: {}", self.scope, self.ends(), self.reason)
+    }
+
+    /// Until when, if it ends by itself, for people.
+    fn ends(&self) -> String {
+        self.until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default()
     }
 
     fn has_ended(&self, now: Timestamp) -> bool {
@@ -96,9 +107,11 @@ pub(super) struct Suspended {
 #[derive(Default)]
 struct Board {
     suspended: HashMap<Scope, Suspension>,
-    waiting: HashMap<Lane, (u64, String)>,
+    waiting: HashMap<Lane, (u64, LaneWait)>,
     resumed: Vec<String>,
     pass: u64,
+    /// Records of suspensions that have ended are being removed.
+    forgets: bool,
 }
 
 /// The operator's hand on delivery.
@@ -169,15 +182,48 @@ impl Delivery {
         Ok(suspension)
     }
 
+    /// Why nothing of an SMTP account is sent now, for people; `None` if it is not suspended.
+    pub fn account_suspended(&self, account: SmtpAccountId, now: Timestamp) -> Option<String> {
+        let board = self.board();
+        if board.suspended.is_empty() {
+            return None;
+        }
+        let found = board.suspended.get(&Scope::Account(account)).filter(|one| !one.has_ended(now))?;
+        Some(format!("suspended by {}{}: {}", found.by, found.ends(), found.reason))
+    }
+
     /// Ends a suspension, and for a site its pause after failures too. Whether there was one.
     pub async fn resume(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
         actor.require(Permission::ManageInstance)?;
+        if let Scope::Account(_) = scope {
+            // Its record goes once its mail is let go on: see `forget_ended`.
+            return self.end_now(actor, scope, now).await;
+        }
         if let Scope::Site(site) = scope {
             self.board().resumed.push(site.clone());
         }
         let was_suspended = self.end(actor, scope, now).await?;
         self.nudge.notify_one();
         Ok(was_suspended)
+    }
+
+    /// Ends a suspension at this moment; its record stays. Whether there was one.
+    async fn end_now(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
+        let turn = self.desk.turn().await;
+        let found = self.board().suspended.get(scope).filter(|one| !one.has_ended(now)).cloned();
+        let Some(suspension) = found else { return Ok(false) };
+        let ended = Suspension { until: Some(now), ..suspension };
+        let mut batch = Batch::new();
+        batch.set(key(scope), codec::encode(&ended));
+        records::record(&mut batch, actor, Act::new("delivery.resume", scope.to_string()), now);
+        let (board, nudge) = (Arc::clone(&self.board), Arc::clone(&self.nudge));
+        turn.commit(batch, move || {
+            let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+            board.suspended.insert(ended.scope.clone(), ended);
+            nudge.notify_one();
+        })
+        .await?;
+        Ok(true)
     }
 
     async fn end(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
@@ -195,22 +241,37 @@ impl Delivery {
         Ok(!suspension.has_ended(now))
     }
 
-    /// Whether a suspension has ended whose record is still there.
-    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
-        self.board().suspended.values().any(|one| one.has_ended(now))
+    /// Whether a suspension has ended whose record is still there, and nobody sees to it yet: then
+    /// [`Delivery::forget_ended`] is to be called.
+    pub(super) fn begins_to_forget(&self, now: Timestamp) -> bool {
+        let mut board = self.board();
+        let begins = !board.forgets && board.suspended.values().any(|one| one.has_ended(now));
+        board.forgets |= begins;
+        begins
     }
 
-    /// Removes the records of suspensions that have ended by themselves.
-    pub(super) async fn forget_ended(&self, now: Timestamp) {
+    /// Removes the records of suspensions that have ended; mail that was held with an SMTP account is let go
+    /// on before its record goes, so that a crash forgets nobody. Blocks on the disk.
+    pub(super) async fn forget_ended(&self, queue: &Queue, now: Timestamp) {
         let ended: Vec<Scope> = {
             let board = self.board();
             board.suspended.values().filter(|one| one.has_ended(now)).map(|one| one.scope.clone()).collect()
         };
         for scope in ended {
-            if let Err(error) = self.end(&Actor::system("end of a suspension"), &scope, now).await {
+            let by = Actor::system("end of a suspension");
+            let let_go = match scope {
+                Scope::Account(account) => queue.resume_whole_account(&by, account, now).await,
+                _ => Ok(()),
+            };
+            let ended = match let_go {
+                Ok(()) => self.end(&by, &scope, now).await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
                 tracing::warn!(%scope, %error, "a suspension that has ended could not be removed yet");
             }
         }
+        self.board().forgets = false;
     }
 
     /// What is suspended now, the oldest first.
@@ -223,8 +284,8 @@ impl Delivery {
     }
 
     /// Why the lane waited when it was last looked at; `None` if nothing holds it.
-    pub fn why(&self, lane: &Lane) -> Option<String> {
-        self.board().waiting.get(lane).map(|(_, reason)| reason.clone())
+    pub fn why(&self, lane: &Lane) -> Option<LaneWait> {
+        self.board().waiting.get(lane).map(|(_, wait)| wait.clone())
     }
 
     pub(super) async fn nudged(&self) {
@@ -244,22 +305,22 @@ impl Delivery {
                 .map(|name| Scope::Site(name.to_owned()))
                 .collect(),
             None => {
-                vec![Scope::All, Scope::Lane(lane.clone()), Scope::Domain(lane.next_hop.clone()), Scope::Vip(lane.vip)]
+                let (domain, tenant) = (Scope::Domain(lane.next_hop.clone()), Scope::Tenant(lane.tenant));
+                vec![Scope::All, Scope::Lane(lane.clone()), domain, Scope::Vip(lane.vip), tenant]
             }
         };
         let found = scopes.iter().filter_map(|scope| board.suspended.get(scope)).find(|one| !one.has_ended(now));
         let Some(found) = found else { return Ok(()) };
-        let until = found.until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
         let left = found.until.map(|until| until.since(now));
-        Err(Suspended { reason: format!("suspended by {}{until}: {}", found.by, found.reason), left })
+        Err(Suspended { reason: format!("suspended by {}{}: {}", found.by, found.ends(), found.reason), left })
     }
 
-    /// The lane waits for `reason`, as of this pass.
-    pub(super) fn waits(&self, lane: &Lane, reason: String) {
+    /// The lane waits for that, as of this pass.
+    pub(super) fn waits(&self, lane: &Lane, wait: LaneWait) {
         let mut board = self.board();
         let pass = board.pass;
         if board.waiting.len() < REASONS_MAX || board.waiting.contains_key(lane) {
-            board.waiting.insert(lane.clone(), (pass, reason));
+            board.waiting.insert(lane.clone(), (pass, wait));
         }
     }
 
@@ -297,7 +358,7 @@ fn key(scope: &Scope) -> Key {
 mod tests {
     use super::*;
     use crate::events::{Event, EventKind};
-    use crate::mail::{Class, TenantId};
+    use crate::mail::Class;
     use crate::routing::TransportName;
     use crate::store::{MemoryStore, after_prefix};
 
@@ -326,7 +387,8 @@ mod tests {
     #[tokio::test]
     async fn a_suspension_holds_what_it_names_and_says_who_and_why() {
         let (delivery, actor) = (Delivery::open(Arc::new(MemoryStore::new())).unwrap(), Actor::local(0));
-        for scope in [Scope::All, Scope::Lane(lane()), Scope::Domain(lane().next_hop), Scope::Vip(VipId(1))] {
+        let domain = Scope::Domain(lane().next_hop);
+        for scope in [Scope::All, Scope::Lane(lane()), domain, Scope::Vip(VipId(1)), Scope::Tenant(TenantId(1))] {
             delivery.suspend(&actor, scope.clone(), ("they asked us to", None), NOW).await.unwrap();
             let reason = "suspended by uid 0 by local socket: they asked us to".to_owned();
             assert_eq!(delivery.suspension(&lane(), None, NOW), Err(Suspended { reason, left: None }));
@@ -357,7 +419,8 @@ mod tests {
         // From that moment on, whether or not anybody has removed the record.
         assert_eq!(delivery.suspension(&lane(), None, until), Ok(()));
         assert!(delivery.suspensions(&actor, until).unwrap().is_empty());
-        delivery.forget_ended(until).await;
+        let queue = Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap();
+        delivery.forget_ended(&queue, until).await;
         assert!(Delivery::open(store.clone()).unwrap().suspensions(&actor, NOW).unwrap().is_empty());
         let acts = acts(&store);
         assert!(acts[0].starts_with("delivery.suspend by uid 0 by local socket: all mail until "), "{acts:?}");

@@ -6,6 +6,7 @@
 //! that may not run now must never make it spin: every reason to wait has a moment or an event.
 
 mod ended;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
 use crate::mail::TenantId;
 use crate::metrics::ATTEMPTS;
-use crate::queue::{Outcome, Queue};
+use crate::queue::{LaneWait, Outcome, Queue, WaitsFor};
 use crate::routing::{Lane, TransportName};
 
 /// Lanes looked at in one pass, at most; the next pass goes on from there.
@@ -138,6 +139,11 @@ struct Candidate {
     path: Path,
     /// The same for the pace: the provider, where there is one.
     pace: Path,
+}
+
+/// A lane waits for a limit.
+fn limit(words: &str) -> LaneWait {
+    LaneWait::new(WaitsFor::Limit, words)
 }
 
 impl Dispatcher {
@@ -292,7 +298,7 @@ impl Dispatcher {
     }
 
     /// Where a due lane would go, `None` if something is under way for it, `Err` why it waits.
-    fn candidate(&mut self, lane: &Lane, ready: usize, now: Instant) -> Result<Option<Candidate>, String> {
+    fn candidate(&mut self, lane: &Lane, ready: usize, now: Instant) -> Result<Option<Candidate>, LaneWait> {
         self.suspended(lane, None, now)?;
         let source = self.sources.source(lane.vip, &self.settings, now);
         match &source {
@@ -302,17 +308,19 @@ impl Dispatcher {
                 self.waits = earlier(self.waits, after(now, self.settings.vip_check));
             }
         }
-        let source = source?;
-        self.sources.serves(lane.vip, lane.tenant)?;
+        let missing = |words: String| LaneWait::new(WaitsFor::VirtualIp, words);
+        let source = source.map_err(missing)?;
+        self.sources.serves(lane.vip, lane.tenant).map_err(missing)?;
+        let looked_up = || LaneWait::new(WaitsFor::Dns, "looking up where its mail goes");
         let site = match self.places.standing((lane, self.transport(lane).revision()), &source, now) {
             Standing::At(site) => site,
             Standing::Unknown(place) => {
                 if self.lookups < self.settings.lookups_max && self.has_descriptor(now) {
                     self.look_up(lane, place);
                 }
-                return Err("looking up where its mail goes".to_owned());
+                return Err(looked_up());
             }
-            Standing::LookingUp => return Err("looking up where its mail goes".to_owned()),
+            Standing::LookingUp => return Err(looked_up()),
             Standing::Nowhere(no_site) => {
                 self.fate(lane, no_site.outcome());
                 return Ok(None);
@@ -327,12 +335,12 @@ impl Dispatcher {
     }
 
     /// `Err` if an operator suspended the lane or its site.
-    fn suspended(&mut self, lane: &Lane, site: Option<&str>, now: Instant) -> Result<(), String> {
+    fn suspended(&mut self, lane: &Lane, site: Option<&str>, now: Instant) -> Result<(), LaneWait> {
         self.wiring.delivery.suspension(lane, site, Timestamp::now()).map_err(|suspended| {
             if let Some(left) = suspended.left {
                 self.waits = earlier(self.waits, after(now, left));
             }
-            suspended.reason
+            LaneWait::new(WaitsFor::Suspension, suspended.reason)
         })
     }
 
@@ -345,15 +353,15 @@ impl Dispatcher {
             return false;
         }
         if self.jobs >= self.settings.connections_max {
-            self.wiring.delivery.waits(lane, "all connections are in use".to_owned());
+            self.wiring.delivery.waits(lane, limit("all connections are in use"));
             return false;
         }
         if self.jobs_of_tenant.get(&lane.tenant).is_some_and(|jobs| *jobs >= self.settings.connections_per_tenant_max) {
-            self.wiring.delivery.waits(lane, "all connections its tenant may have are in use".to_owned());
+            self.wiring.delivery.waits(lane, limit("all connections its tenant may have are in use"));
             return false;
         }
         if !self.has_descriptor(now) {
-            self.wiring.delivery.waits(lane, "file descriptors run short".to_owned());
+            self.wiring.delivery.waits(lane, limit("file descriptors run short"));
             return false;
         }
         let messages = backlog.saturating_add(self.shaper.running(path));
@@ -361,7 +369,7 @@ impl Dispatcher {
             Admission::Admitted => self.start_paced(candidate, now),
             Admission::Enough => {
                 let reason = format!("as many connections to {} as it may have are in use", path.site);
-                self.wiring.delivery.waits(lane, reason);
+                self.wiring.delivery.waits(lane, limit(&reason));
                 self.sharers.ask(&candidate.pace, lane);
                 false
             }
@@ -371,7 +379,8 @@ impl Dispatcher {
                 if let Some((_, outcome)) = self.fates.get(path).filter(|_| is_long).cloned() {
                     self.fate(lane, outcome);
                 } else {
-                    self.wiring.delivery.waits(lane, format!("{} pauses: {reason}", path.site));
+                    let words = format!("{} pauses: {reason}", path.site);
+                    self.wiring.delivery.waits(lane, LaneWait::new(WaitsFor::Pause, words));
                 }
                 false
             }
@@ -422,7 +431,7 @@ impl Dispatcher {
             let detail = format!("not tried: {detail}");
             self.fate(lane, Outcome::Deferred { why: Why::PolicyOrReputation, detail, peer: None });
         } else {
-            self.wiring.delivery.waits(lane, detail);
+            self.wiring.delivery.waits(lane, LaneWait::new(hold.waits_for(), detail));
         }
         false
     }
@@ -432,13 +441,14 @@ impl Dispatcher {
         let keys = pool_keys(&candidate.site, &candidate.source).into_iter();
         let idle = self.pool.take((keys, &candidate.lane.next_hop), &self.settings, now);
         let progress = Arc::new(Progress::default());
+        let hand = self.hand(&candidate.lane, settled).watched(Arc::clone(&progress));
         self.avoided.retain(|_, until| *until > now);
         let job = Job {
             lane: candidate.lane.clone(),
             site: candidate.site.clone(),
             source: candidate.source.clone(),
             idle,
-            hand: self.hand(&candidate.lane, settled),
+            hand,
             avoid: Arc::new(self.avoided_of(&candidate.site)),
             settings: self.settings.clone(),
             stop: self.stop.clone(),
@@ -542,48 +552,6 @@ impl Dispatcher {
         for connection in connections {
             tokio::spawn(connection.quit(self.settings.timeouts.quit));
         }
-    }
-
-    /// Pool and watchdog.
-    fn tick(&mut self, now: Instant) {
-        let old = self.pool.sweep(&self.settings, now);
-        self.close(old);
-        self.shaper.forget_quiet(now);
-        self.wiring.pacing.forget_quiet(self.wiring.queue.now());
-        self.places.forget_old(now);
-        self.fates.retain(|_, (since, _)| now.duration_since(*since) < self.settings.shaping.pause_max);
-        let delivery = self.wiring.delivery.clone();
-        if delivery.has_ended(Timestamp::now()) {
-            tokio::spawn(async move { delivery.forget_ended(Timestamp::now()).await });
-        }
-        for running in self.running.values_mut() {
-            let Running::Job { lane, progress, steps, since, handle, .. } = running else { continue };
-            if progress.steps() != *steps {
-                (*steps, *since) = (progress.steps(), now);
-            } else if now.duration_since(*since) > self.settings.timeouts.stall {
-                let phase = progress.phase().name();
-                tracing::warn!(to = %lane.next_hop, phase, "an attempt made no progress and was aborted; its mail waits");
-                // Its claims are released as it is dropped.
-                handle.abort();
-            }
-        }
-    }
-
-    /// Running attempts finish within the grace period; what is left is aborted, which gives its
-    /// mail back.
-    async fn wind_up(mut self) {
-        self.stop.cancel();
-        let until = tokio::time::Instant::from_std(after(Instant::now(), self.settings.grace));
-        while let Ok(Some(ended)) = tokio::time::timeout_at(until, self.tasks.join_next_with_id()).await {
-            self.finished(ended, Instant::now());
-        }
-        let left = self.tasks.len();
-        if left > 0 {
-            tracing::warn!("{left} attempts did not finish in time; their mail was given back");
-        }
-        self.tasks.shutdown().await;
-        let quits = self.pool.drain().into_iter().map(|connection| connection.quit(Duration::from_millis(500)));
-        futures_util::future::join_all(quits).await;
     }
 }
 

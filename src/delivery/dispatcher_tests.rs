@@ -43,6 +43,24 @@ impl Transport for Faulty {
     }
 }
 
+/// Gets as far as the message text, and no further.
+struct Stuck;
+
+#[async_trait]
+impl Transport for Stuck {
+    async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
+        Ok(Site { name: "mx".into(), provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None })
+    }
+
+    async fn attempt(&self, mut job: Job) -> Report {
+        let held = job.hand.next_claim();
+        job.progress.step(crate::delivery::outcome::Phase::Body);
+        std::future::pending::<()>().await;
+        drop(held);
+        Report::default()
+    }
+}
+
 fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
     let lane = Lane {
         vip,
@@ -95,8 +113,11 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     panic!("not within a minute: {what}");
 }
 
-#[tokio::test]
-async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goes_on() {
+/// A loop over this transport, its queue, a virtual IP, and what stops it.
+async fn looping(
+    transport: Arc<dyn Transport>,
+    settings: Settings,
+) -> (Arc<Queue>, crate::mail::VipId, Shutdown, tokio::task::JoinHandle<()>, tokio::task::JoinHandle<()>) {
     let store = Arc::new(MemoryStore::new());
     let queue = Arc::new(Queue::open(store.clone(), store.clone(), crate::queue::Settings::default()).await.unwrap());
     let vips = Arc::new(Vips::open(store.clone()).unwrap());
@@ -109,14 +130,12 @@ async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goe
         owner: Owner::Shared,
     };
     let vip = vips.add(&Actor::local(0), new, Timestamp::now()).await.unwrap().id;
-    let settings = Settings { given_back_pause: Duration::from_millis(20), ..Settings::default() };
-    let (_sender, settings) = watch::channel(Arc::new(settings));
-    let faulty = Arc::new(Faulty(AtomicUsize::new(0)));
+    let (_, settings) = watch::channel(Arc::new(settings));
     let wiring = Wiring {
         queue: queue.clone(),
         screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _, _| Ok(false)) },
-        mx: faulty.clone(),
-        smarthost: faulty.clone(),
+        mx: transport.clone(),
+        smarthost: transport,
         delivery: Delivery::open(store.clone()).unwrap(),
         pacing: Arc::new(Pacing::open(store.clone(), &Settings::default(), queue.now()).unwrap()),
         gate: Arc::new(Gate::new(crate::gate::Settings::default())),
@@ -126,6 +145,31 @@ async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goe
     let (keeper, keeping) = (queue.clone(), stop.clone());
     let chores = tokio::spawn(async move { keeper.keep(&keeping).await });
     let running = tokio::spawn(Dispatcher::new(wiring, Sources::new(vips, store)).run(stop.clone()));
+    (queue, vip, stop, running, chores)
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_stuck_is_ended_and_its_trail_names_the_phase() {
+    let timeouts = crate::delivery::Timeouts { stall: Duration::from_millis(50), ..Default::default() };
+    let settings = Settings { timeouts, ..Settings::default() };
+    let (queue, vip, stop, running, chores) = looping(Arc::new(Stuck), settings).await;
+    let stuck = message("ann@shop.example", vip);
+    let id = stuck.id;
+    queue.enqueue(stuck, Timestamp::now()).await.unwrap();
+    let is_told = |event: &MailEvent| match event {
+        MailEvent::Stalled { recipients, phase } => *recipients == [0] && phase == "message text",
+        _ => false,
+    };
+    until("its trail says it", || told(&queue, id).iter().any(is_told)).await;
+    stop.cancel();
+    let _ = tokio::join!(running, chores);
+}
+
+#[tokio::test]
+async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goes_on() {
+    let faulty = Arc::new(Faulty(AtomicUsize::new(0)));
+    let settings = Settings { given_back_pause: Duration::from_millis(20), ..Settings::default() };
+    let (queue, vip, stop, running, chores) = looping(faulty.clone(), settings).await;
     let (bad, good) = (message("bad@shop.example", vip), message("ann@shop.example", vip));
     let (bad_id, good_id) = (bad.id, good.id);
     queue.enqueue(bad, Timestamp::now()).await.unwrap();

@@ -14,6 +14,7 @@ mod lanes;
 mod mx;
 mod outcome;
 mod pacing;
+mod pulse;
 mod replies;
 mod settings;
 mod settle;
@@ -29,9 +30,13 @@ use tokio::sync::watch;
 
 pub use board::{Delivery, Scope, Suspension};
 pub use client::{Client, Connection, Pool, ReturnAddress};
-pub use mx::{DomainRule, DomainTls, KeptPolicy, Mx, Parts as MxParts, StsMode, StsPolicy, TlsPolicies};
+pub use mx::{
+    Destination, DestinationRule, Destinations, Diversion, DomainRule, DomainTls, FailingTls, KeptPolicy, Mx,
+    Parts as MxParts, SeenTls, Spoken, StsMode, StsPolicy, TlsLevel, TlsMemory, TlsPolicies,
+};
 pub use outcome::{Phase, Verdict, classify};
 pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
+pub use pulse::{LastMinuteOf, OTHERS, Pulse, PulseLine};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};
 pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};
 pub use settle::SuppressedLookup;
@@ -56,6 +61,7 @@ use crate::net::{ClientTls, Dialer, Fetcher, Resolver};
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::store::Store;
+use crate::trace::Tracer;
 use crate::vips::Vips;
 
 /// The rooms delivery works with.
@@ -86,6 +92,12 @@ pub struct Parts {
     pub pacing: Arc<Pacing>,
     /// TLS policies of recipient domains.
     pub tls_policies: Arc<TlsPolicies>,
+    /// Destinations that are blocked or go another way.
+    pub destinations: Arc<Destinations>,
+    /// What TLS came to.
+    pub tls_memory: Arc<TlsMemory>,
+    /// Shows sessions to whoever follows them.
+    pub tracer: Arc<Tracer>,
     /// Settings, followed as they change.
     pub settings: watch::Receiver<Arc<Settings>>,
 }
@@ -93,23 +105,26 @@ pub struct Parts {
 /// Delivers until `shutdown`; returns once running attempts finished or gave their mail back.
 pub async fn run(parts: Parts, shutdown: Shutdown) {
     let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, .. } = parts;
-    let Parts { delivery, pacing, tls_policies, return_path, settings, .. } = parts;
-    let client = Arc::new(Client::new(dialer, tls.clone(), return_path));
+    let Parts { delivery, pacing, tls_policies, destinations, return_path, settings, .. } = parts;
+    let (tracer, tls_memory) = (parts.tracer, parts.tls_memory);
+    let client = Arc::new(Client::new(dialer, tls.clone(), return_path, tracer).remembering(tls_memory.clone()));
+    let smarthost = Arc::new(Smarthost::new(resolver.clone(), routes, client.clone()));
     let mx = Arc::new(Mx::new(MxParts {
         resolver: resolver.clone(),
         vips: vips.clone(),
-        client: client.clone(),
+        client,
+        destinations,
+        relays: smarthost.clone(),
         policies: tls_policies,
-        fetcher: Fetcher::new(resolver.clone(), tls),
+        fetcher: Fetcher::new(resolver, tls),
         settings: settings.clone(),
     }));
-    let smarthost = Arc::new(Smarthost::new(resolver, routes, client));
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let screen = Screen { queue: queue.clone(), suppressed };
     let wiring = Wiring { queue, gate, screen, mx: mx.clone(), smarthost, delivery, pacing, settings };
     let dispatcher = Dispatcher::new(wiring, Sources::new(vips, store));
-    tokio::join!(dispatcher.run(shutdown.clone()), mx.keep_policies(&shutdown));
+    tokio::join!(dispatcher.run(shutdown.clone()), mx.keep_policies(&shutdown), tls_memory.keep(&shutdown));
 }
 
 /// The rooms paying notices works with.

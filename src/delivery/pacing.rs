@@ -23,7 +23,7 @@ use crate::events::{Event, EventKind, InstanceEvent, record};
 use crate::ext::Timestamp;
 use crate::mail::{Class, Domain, TenantId, VipId};
 use crate::metrics;
-use crate::queue::QueueTime;
+use crate::queue::{QueueTime, WaitsFor};
 use crate::records::{self, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
 
@@ -103,6 +103,21 @@ impl Pacing {
             }
             known.insert(domain.clone(), Arc::clone(site));
         }
+    }
+
+    /// The provider a domain's mail goes to, if it is known to go to one.
+    pub fn provider_of(&self, domain: &Domain) -> Option<Arc<str>> {
+        let site = records::lock(&self.known).get(domain).cloned()?;
+        self.pacer().providers().named(&site).map(|provider| Arc::clone(&provider.name))
+    }
+
+    /// The site a domain's mail goes to, if that was seen or is in the list of providers.
+    pub fn site_of(&self, domain: &Domain) -> Option<Arc<str>> {
+        let seen = records::lock(&self.known).get(domain).cloned();
+        seen.or_else(|| {
+            let providers = self.providers();
+            providers.of_domain(domain.as_str()).map(|provider| Arc::clone(&provider.name))
+        })
     }
 
     /// Orders what waits by whose turn it is.
@@ -455,6 +470,15 @@ impl Hold {
             Self::Resting(_) => "resting",
             Self::Listed(_) => "parked",
             Self::WarmingUp(_) => "warm-up",
+        }
+    }
+
+    /// What mail waits for then.
+    pub(super) fn waits_for(&self) -> WaitsFor {
+        match self {
+            Self::Limit { .. } | Self::WarmingUp(_) => WaitsFor::Limit,
+            Self::Resting(_) => WaitsFor::Pause,
+            Self::Listed(_) => WaitsFor::Parked,
         }
     }
 

@@ -80,6 +80,7 @@ pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>,
     let queue = &screen.queue;
     let (claims, bodies, releases) = (screen.clone(), queue.clone(), queue.clone());
     let (late, damaged, panics, parts) = (queue.clone(), queue.clone(), queue.clone(), queue.clone());
+    let stalls = queue.clone();
     let lane = lane.clone();
     let moves = Moves {
         more: Arc::new(move |most| claims.claim(&lane, most)),
@@ -89,6 +90,7 @@ pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>,
         panicked: Arc::new(move |claim, pause| panics.panicked(claim, pause)),
         late: Arc::new(move |claim, outcomes| late.settle_later(claim, outcomes, Timestamp::now())),
         set_aside: Arc::new(move |claim, how| damaged.set_aside(claim, how)),
+        stalled: Arc::new(move |claim, recipients, phase| stalls.stalled(claim.queue_id, recipients, phase.name())),
     };
     Hand::new(moves, settled, pause)
 }

@@ -206,6 +206,8 @@ pub struct Held {
     pause: Duration,
     /// Whether it was taken out of the hand to be worked on.
     is_tried: bool,
+    /// Says whether the watchdog ends the attempt.
+    progress: Arc<Progress>,
 }
 
 impl Held {
@@ -243,6 +245,12 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if self.is_tried && self.progress.is_stalled() {
+            let undecided = self.undecided().into_iter().map(|(_, number)| number).collect();
+            if let Some(claim) = &self.claim {
+                (self.moves.stalled)(claim, undecided, self.progress.phase());
+            }
+        }
         let Some(claim) = self.claim.take() else { return };
         if !self.outcomes.is_empty() {
             // The pause after these is the queue's. A panic is not counted then: whoever is left comes
@@ -257,6 +265,8 @@ impl Drop for Held {
 
 /// Has outcomes recorded by and by.
 pub type Late = Arc<dyn Fn(Claim, Outcomes) + Send + Sync>;
+/// Notes for these recipients of a claim in which phase the watchdog ended its attempt.
+pub type Stalled = Arc<dyn Fn(&Claim, Vec<u16>, Phase) + Send + Sync>;
 /// Sets a claim aside whose body is damaged, and says how.
 pub type SetAside = Arc<dyn Fn(Claim, &str) + Send + Sync>;
 
@@ -300,6 +310,8 @@ pub struct Moves {
     pub late: Late,
     /// Sets aside.
     pub set_aside: SetAside,
+    /// Notes where the watchdog ended an attempt.
+    pub stalled: Stalled,
 }
 
 /// What an attempt may ask of the queue.
@@ -308,6 +320,7 @@ pub struct Hand {
     moves: Arc<Moves>,
     settled: mpsc::Sender<Settled>,
     pause: Duration,
+    progress: Arc<Progress>,
 }
 
 /// Records claimed at a time: few, so that several connections share a short backlog.
@@ -316,7 +329,13 @@ const CLAIMS_AT_ONCE: usize = 4;
 impl Hand {
     /// A hand that gives what it drops back with `pause`.
     pub fn new(moves: Moves, settled: mpsc::Sender<Settled>, pause: Duration) -> Self {
-        Self { held: VecDeque::new(), moves: Arc::new(moves), settled, pause }
+        Self { held: VecDeque::new(), moves: Arc::new(moves), settled, pause, progress: Arc::default() }
+    }
+
+    /// The same hand: what is dropped because the watchdog ended its attempt says so, and where it was.
+    #[must_use]
+    pub fn watched(self, progress: Arc<Progress>) -> Self {
+        Self { progress, ..self }
     }
 
     /// The next claim, or `None` if the lane has nothing ready.
@@ -330,6 +349,7 @@ impl Hand {
                 moves: moves.clone(),
                 pause,
                 is_tried: false,
+                progress: Arc::clone(&self.progress),
             }));
         }
         let mut next = self.held.pop_front()?;
@@ -412,6 +432,7 @@ pub fn is_waiting(recipient: &crate::queue::QueuedRecipient) -> bool {
 pub struct Progress {
     steps: AtomicU64,
     phase: AtomicU8,
+    stalled: AtomicBool,
 }
 
 impl Progress {
@@ -424,6 +445,16 @@ impl Progress {
     /// Steps so far.
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
+    }
+
+    /// The watchdog ends the attempt.
+    pub fn stall(&self) {
+        self.stalled.store(true, Ordering::Release);
+    }
+
+    /// Whether it did.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Acquire)
     }
 
     /// The phase of the last step.

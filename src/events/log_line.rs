@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use super::{
     AuditEvent, Consumer, ERASE_ACT, Event, EventKind, History, InstanceEvent, MailEvent, Peer, Retry, history_key,
 };
-use crate::mail::{Domain, QueueId, TenantId, printable_lines};
+use crate::mail::{Domain, QueueId, TenantId, VipId, printable_lines};
 use crate::store::Store;
 
 /// History records remembered, at most.
@@ -217,6 +217,9 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
         MailEvent::VipMissing { recipients, vip } => {
             line.recipients(recipients, history).field("vip", vip);
         }
+        MailEvent::Stalled { recipients, phase } => {
+            line.recipients(recipients, history).field("phase", phase);
+        }
         MailEvent::Moved { recipients, from, to, by } => {
             line.recipients(recipients, history).field("vip", to).field("from_vip", from).field("by", by);
         }
@@ -294,11 +297,28 @@ fn mail_name(event: &MailEvent) -> &'static str {
         MailEvent::ComplaintDoubted { .. } => "complaint-doubted",
         MailEvent::Unsubscribed { .. } => "unsubscribed",
         MailEvent::AutoReplied { .. } => "auto-replied",
+        MailEvent::Stalled { .. } => "stalled",
     }
 }
 
 fn return_path_fields(tenant: &TenantId, domain: &Domain, name: &Domain) -> Vec<(&'static str, String)> {
     vec![("tenant", tenant.to_string()), ("domain", domain.to_string()), ("name", name.to_string())]
+}
+
+/// A field's name and its value.
+type Field = (&'static str, String);
+
+fn site_fields(vip: VipId, site: &str, more: Field, reply: &str) -> Vec<Field> {
+    vec![("vip", vip.to_string()), ("site", site.to_owned()), more, ("reply", reply.to_owned())]
+}
+
+fn account_fields<const N: usize>(tenant: TenantId, login: &str, more: [(&'static str, &String); N]) -> Vec<Field> {
+    let more = more.into_iter().map(|(name, value)| (name, value.clone()));
+    [("tenant", tenant.to_string()), ("login", login.to_owned())].into_iter().chain(more).collect()
+}
+
+fn downgrade_fields(values: [&String; 5]) -> Vec<Field> {
+    ["domain", "host", "from", "to", "detail"].into_iter().zip(values.map(String::clone)).collect()
 }
 
 fn instance_line(event: &InstanceEvent) -> Line {
@@ -330,12 +350,10 @@ fn instance_line(event: &InstanceEvent) -> Line {
             ("record-damaged", vec![("key", key.clone()), ("detail", detail.clone())])
         }
         InstanceEvent::SiteSlowed { vip, site, per_minute, reply } => {
-            let (vip, rate) = (vip.to_string(), per_minute.to_string());
-            ("site-slowed", vec![("vip", vip), ("site", site.clone()), ("per_minute", rate), ("reply", reply.clone())])
+            ("site-slowed", site_fields(*vip, site, ("per_minute", per_minute.to_string()), reply))
         }
         InstanceEvent::SiteParked { vip, site, secs, reply } => {
-            let (vip, secs) = (vip.to_string(), secs.to_string());
-            ("site-parked", vec![("vip", vip), ("site", site.clone()), ("secs", secs), ("reply", reply.clone())])
+            ("site-parked", site_fields(*vip, site, ("secs", secs.to_string()), reply))
         }
         InstanceEvent::SiteRecovered { vip, site } => {
             ("site-recovered", vec![("vip", vip.to_string()), ("site", site.clone())])
@@ -345,12 +363,10 @@ fn instance_line(event: &InstanceEvent) -> Line {
             ("webhook-disabled", vec![("tenant", tenant), ("webhook", webhook), ("reason", reason.clone())])
         }
         InstanceEvent::AccountPaused { tenant, login, cause, by, .. } => {
-            let (tenant, login) = (tenant.to_string(), login.clone());
-            ("account-paused", vec![("tenant", tenant), ("login", login), ("cause", cause.clone()), ("by", by.clone())])
+            ("account-paused", account_fields(*tenant, login, [("cause", cause), ("by", by)]))
         }
         InstanceEvent::AccountReleased { tenant, login, by, .. } => {
-            let (tenant, login) = (tenant.to_string(), login.clone());
-            ("account-released", vec![("tenant", tenant), ("login", login), ("by", by.clone())])
+            ("account-released", account_fields(*tenant, login, [("by", by)]))
         }
         InstanceEvent::ReturnPathVerified { tenant, domain, name } => {
             ("return-path-verified", return_path_fields(tenant, domain, name))
@@ -359,6 +375,9 @@ fn instance_line(event: &InstanceEvent) -> Line {
             let mut fields = return_path_fields(tenant, domain, name);
             fields.push(("reason", reason.clone()));
             ("return-path-unverified", fields)
+        }
+        InstanceEvent::TlsDowngraded { domain, host, from, to, detail } => {
+            ("tls-downgraded", downgrade_fields([domain, host, from, to, detail]))
         }
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());

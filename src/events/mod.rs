@@ -108,6 +108,8 @@ pub enum MailEvent {
     Unsubscribed { recipients: Vec<u16>, way: String },
     /// A program answered for a recipient: an absence note, a confirmation. It says nothing about delivery.
     AutoReplied { recipients: Vec<u16>, reporter: String },
+    /// An attempt made no progress in this phase and was ended by the watchdog; it is made again.
+    Stalled { recipients: Vec<u16>, phase: String },
 }
 
 /// Facts of acceptance.
@@ -250,6 +252,8 @@ pub enum InstanceEvent {
     ReturnPathVerified { tenant: TenantId, domain: Domain, name: Domain },
     /// They are not: its mail is sent with the client's reverse-path.
     ReturnPathUnverified { tenant: TenantId, domain: Domain, name: Domain, reason: String },
+    /// Mail to a recipient domain left under less TLS than the best it ever gave.
+    TlsDowngraded { domain: String, host: String, from: String, to: String, detail: String },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

@@ -1,23 +1,24 @@
-//! Acts on everything a filter means: hold, release, retry, cancel; and counting it without an act.
+//! Acts on everything a filter means: hold, release, retry, cancel, expire; and counting it without an act.
 //!
 //! An act applies to the recipients that fit, message by message, a page at a time, so memory does not
 //! grow with the queue. Easy to get wrong: it is not one batch. What it has reached is done, what
-//! comes in behind it is not; the audit log has one entry with what it came to, even if it failed.
+//! comes in behind it is not: that is for `sweeps`, which gives an act a beginning and an end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
 
-use super::filter::{Addresses, Filter, Standing};
+use super::filter::{Filter, Standing};
 use super::verbs::{Audited, Order, Verb};
 use super::walk::{Budget, Meant, Walk};
 use super::{Changed, Queue};
-use crate::access::{Actor, Permission, Resource};
+use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
-use crate::records::{Act, AdminError, record};
-use crate::store::{Batch, CommitError};
+use crate::records::AdminError;
+use crate::store::CommitError;
 
 /// Messages changed at a time, so that they share syncs.
 const AT_ONCE: usize = 64;
@@ -25,7 +26,7 @@ const AT_ONCE: usize = 64;
 const NOTED_MAX: usize = 1_024;
 
 /// What is to be done with everything that is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BulkAct {
     /// Make it due now.
     Retry,
@@ -35,42 +36,63 @@ pub enum BulkAct {
     Release,
     /// Drop it for good.
     Cancel,
+    /// Give it up now as if it had waited too long; senders are told.
+    Expire,
 }
 
 impl BulkAct {
+    /// The word people use for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Hold => "hold",
+            Self::Release => "release",
+            Self::Cancel => "cancel",
+            Self::Expire => "expire",
+        }
+    }
+
+    /// Whether it may go on for what comes to fit later.
+    pub fn may_last(self) -> bool {
+        matches!(self, Self::Hold | Self::Cancel | Self::Expire)
+    }
+
     /// Its name in the audit log.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Retry => "queue.retry-matching",
             Self::Hold => "queue.hold-matching",
             Self::Release => "queue.release-matching",
             Self::Cancel => "queue.cancel-matching",
+            Self::Expire => "queue.expire-matching",
         }
     }
 
-    fn verb(self) -> Verb {
+    pub(super) fn verb(self) -> Verb {
         match self {
             Self::Retry => Verb::Retry,
             Self::Hold => Verb::Hold,
             Self::Release => Verb::Release,
             Self::Cancel => Verb::Cancel,
+            Self::Expire => Verb::Expire,
         }
     }
 
     /// Whether it does something to a recipient that stands so. What is being tried now cannot be
-    /// made due.
-    fn applies(self, standing: Standing) -> bool {
+    /// made due, nor given up.
+    pub(super) fn applies(self, standing: Standing) -> bool {
         match (self, standing) {
             (Self::Retry, standing) => standing == Standing::Waiting,
             (Self::Hold, standing) => standing != Standing::Held,
             (Self::Release, standing) => standing == Standing::Held,
             (Self::Cancel, _) => true,
+            (Self::Expire, standing) => standing != Standing::InFlight,
         }
     }
 }
 
 /// What an act on many came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// Messages it applied to.
     pub messages: u64,
@@ -111,7 +133,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    fn done(&self) -> Done {
+    pub(super) fn done(&self) -> Done {
         let read = |count: &AtomicU64| count.load(Ordering::Acquire);
         Done {
             messages: read(&self.messages),
@@ -121,7 +143,7 @@ impl Counts {
         }
     }
 
-    fn add(&self, changed: &Changed) {
+    pub(super) fn add(&self, changed: &Changed) {
         let length = |numbers: &[u16]| u64::try_from(numbers.len()).unwrap_or(u64::MAX);
         if !changed.recipients.is_empty() {
             self.messages.fetch_add(1, Ordering::AcqRel);
@@ -131,53 +153,7 @@ impl Counts {
     }
 }
 
-/// One act on many, while it is carried out and afterwards.
-#[derive(Debug)]
-pub struct Bulk {
-    act: BulkAct,
-    filter: Filter,
-    counts: Counts,
-}
-
-impl Bulk {
-    /// An act on everything `filter` means.
-    pub fn new(act: BulkAct, filter: Filter) -> Self {
-        Self { act, filter, counts: Counts::default() }
-    }
-
-    /// What it came to so far.
-    pub fn done(&self) -> Done {
-        self.counts.done()
-    }
-}
-
 impl Queue {
-    /// Carries out an act on many, to its end; one audit entry tells what it came to.
-    ///
-    /// # Errors
-    /// If the actor may not, or the records could not be read or written: what was done until then
-    /// stays done and is on record.
-    pub async fn carry_out(&self, actor: &Actor, bulk: &Bulk, now: Timestamp) -> Result<Done, AdminError> {
-        let Bulk { act, filter, counts } = bulk;
-        actor.require(
-            filter.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Write(Resource::Queue, tenant)),
-        )?;
-        let swept = self.sweep(actor, (act.verb(), filter), counts, now).await;
-        let done = counts.done();
-        let count = usize::try_from(done.messages).unwrap_or(usize::MAX);
-        let subject = |addresses| format!("{}: {} recipients", filter.words(addresses), done.recipients);
-        let whole = subject(Addresses::Shown);
-        let entry = Act::new(act.name(), subject(Addresses::Left)).many(count, whole.as_bytes()).shown(whole);
-        let entry = match filter.tenant {
-            Some(tenant) => entry.of(tenant),
-            None => entry,
-        };
-        let mut batch = Batch::new();
-        record(&mut batch, actor, entry, now);
-        self.commit(batch).await?;
-        swept
-    }
-
     /// What a filter means, or of that what an act would apply to. Looks at the whole queue: blocks
     /// on the disk, for seconds if there are millions.
     ///
@@ -185,20 +161,21 @@ impl Queue {
     /// If the actor may not, or the records could not be read.
     pub fn sum(&self, actor: &Actor, filter: &Filter, act: Option<BulkAct>) -> Result<Sum, AdminError> {
         filter.require(actor)?;
-        let mut sum = Sum::default();
-        self.walk(filter, None, Budget::WHOLE, &mut |meant| {
+        let (mut sum, filter) = (Sum::default(), self.resolved(filter.clone()));
+        self.walk(&filter, None, Budget::WHOLE, &mut |meant| {
             sum.add(&meant, act);
             Ok(Walk::GoOn)
         })?;
         Ok(sum)
     }
 
-    /// Applies a verb to everything that is meant. `Err` leaves what was done until then.
+    /// Applies a verb to everything that is meant, or until `is_over` says so, which is asked at each page.
+    /// `Err` leaves what was done until then. Blocks on the disk.
     pub(super) async fn sweep(
         &self,
         actor: &Actor,
         (verb, filter): (Verb, &Filter),
-        counts: &Counts,
+        (counts, is_over): (&Counts, &(dyn Fn() -> bool + Sync)),
         now: Timestamp,
     ) -> Result<Done, AdminError> {
         let whole = !filter.asks_of_recipients() && filter.vip.is_none();
@@ -229,14 +206,14 @@ impl Queue {
                     Some(Err(error)) => return Err(error),
                 }
             }
-            if after.is_none() {
+            if after.is_none() || is_over() {
                 return Ok(counts.done());
             }
             tokio::task::yield_now().await;
         }
     }
 
-    async fn apply(
+    pub(super) async fn apply(
         &self,
         (actor, verb): (&Actor, Verb),
         id: QueueId,

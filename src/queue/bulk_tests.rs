@@ -33,6 +33,39 @@ fn domain(text: &str) -> Domain {
     Domain::parse(text).unwrap()
 }
 
+/// Begins an act and has it carried out.
+async fn carry_out(
+    bench: &Bench,
+    actor: &Actor,
+    act: BulkAct,
+    filter: Filter,
+) -> Result<Done, crate::records::AdminError> {
+    let begun = begin(bench, actor, act, filter, None).await?;
+    work(bench).await;
+    let sweep = bench.queue.sweep_numbered(&admin(), begun.number)?;
+    assert_eq!(sweep.state, SweepState::Done);
+    Ok(sweep.done)
+}
+
+async fn begin(
+    bench: &Bench,
+    actor: &Actor,
+    act: BulkAct,
+    filter: Filter,
+    lasting: Option<Duration>,
+) -> Result<Sweep, crate::records::AdminError> {
+    let asked = NewSweep { act, filter, reason: "a test".to_owned(), lasting };
+    bench.queue.begin_sweep(actor, asked, WALL).await
+}
+
+async fn work(bench: &Bench) {
+    bench.queue.work_off(&crate::background::Shutdown::new(), true).await;
+}
+
+fn to(text: &str) -> Filter {
+    Filter { recipient_domain: Some(domain(text)), ..Filter::default() }
+}
+
 #[tokio::test]
 async fn each_filter_finds_what_it_names_and_nothing_else() {
     let bench = Bench::new().await;
@@ -47,14 +80,19 @@ async fn each_filter_finds_what_it_names_and_nothing_else() {
     let claim = bench.claim_all().into_iter().find(|claim| claim.queue_id == tried).unwrap();
     let outcomes = all(&claim, &deferred());
     bench.queue.settle(claim, outcomes, WALL).await.unwrap();
-    let hops = Arc::new([domain("two.example"), domain("three.example")].into_iter().collect());
+    bench.queue.name_sites_with(SiteNames {
+        called: Box::new(|text| (text == "big").then(|| "big".into())),
+        of: Box::new(|domain| ["two.example", "three.example"].contains(&domain.as_str()).then(|| "big".into())),
+    });
+    let big = Some("big".to_owned());
     let one = |filter: Filter| listed(&bench, &filter);
     let none = Filter::default;
     assert_eq!(one(Filter { account: Some(ACCOUNT), ..none() }), [of_account]);
     assert_eq!(one(Filter { class: Some(Class::Marketing), ..none() }), [news]);
     assert_eq!(one(Filter { sender: Some(SenderIs::parse("other.example").unwrap()), ..none() }), [news]);
     assert_eq!(one(Filter { recipient: Some(Address::parse("A@one.example").unwrap()), ..none() }), [plain]);
-    assert_eq!(one(Filter { next_hops: Some(hops), ..none() }).len(), 2);
+    assert_eq!(one(Filter { provider: big, ..none() }).len(), 2);
+    assert_eq!(one(Filter { provider: Some("small".to_owned()), ..none() }).len(), 0);
     assert_eq!(one(Filter { attempts_min: Some(1), ..none() }), [tried]);
     assert_eq!(one(Filter { last: Some("4.7.1 LATER".to_owned()), ..none() }), [tried]);
     assert_eq!(one(Filter { accepted_before: Some(WALL), ..none() }), []);
@@ -88,7 +126,7 @@ async fn a_page_looks_at_so_many_records_and_says_where_to_go_on() {
 }
 
 #[tokio::test]
-async fn an_act_on_many_applies_to_who_fits_and_has_one_audit_entry_with_its_counts() {
+async fn an_act_on_many_applies_to_who_fits_and_its_beginning_and_end_are_on_record() {
     let bench = Bench::new().await;
     let mut ids = Vec::new();
     for _ in 0..30 {
@@ -101,24 +139,22 @@ async fn an_act_on_many_applies_to_who_fits_and_has_one_audit_entry_with_its_cou
         listed(&bench, &Filter { state: Some(Standing::Held), ..Filter::default() }).is_empty(),
         "nothing is changed"
     );
-    let bulk = Bulk::new(BulkAct::Hold, filter.clone());
-    let done = bench.queue.carry_out(&admin(), &bulk, WALL).await.unwrap();
+    let done = carry_out(&bench, &admin(), BulkAct::Hold, filter.clone()).await.unwrap();
     assert_eq!(done, Done { messages: 30, recipients: 30, in_flight: 0, failed: 0 });
     let audits: Vec<_> = bench
         .events()
         .into_iter()
         .filter_map(|kind| if let EventKind::Audit(audit) = kind { Some(audit) } else { None })
         .collect();
-    assert_eq!(audits.len(), 1, "{audits:?}");
-    assert_eq!(audits[0].act, "queue.hold-matching");
-    assert!(audits[0].subject.contains("one.example: 30 recipients"), "{audits:?}");
+    assert_eq!(audits.len(), 2, "{audits:?}");
+    assert_eq!((audits[0].act.as_str(), audits[1].act.as_str()), ("queue.hold-matching", "queue.hold-over"));
+    assert!(audits[1].subject.contains("one.example: done, 30 recipients; reason: a test"), "{audits:?}");
     assert_eq!(bench.claim_all().len(), 30, "those to the other domain go on");
     let held = bench.mail_events().iter().filter(|event| matches!(event, MailEvent::Held { .. })).count();
     assert_eq!(held, 30, "each trail says it");
     let sum = bench.queue.sum(&admin(), &Filter::default(), Some(BulkAct::Hold)).unwrap();
     assert_eq!((sum.messages, sum.in_flight), (30, 30), "what is held already is left out");
-    let release = Bulk::new(BulkAct::Release, filter);
-    assert_eq!(bench.queue.carry_out(&admin(), &release, WALL).await.unwrap().recipients, 30);
+    assert_eq!(carry_out(&bench, &admin(), BulkAct::Release, filter).await.unwrap().recipients, 30);
     assert_eq!(bench.claim_all().len(), 30);
 }
 
@@ -134,8 +170,100 @@ async fn only_who_may_change_a_tenants_queue_acts_on_many_of_it() {
         (Role::TenantOwner(TenantId(2)), Filter::default(), false),
     ] {
         let actor = Actor::of("x", role);
-        let retried = bench.queue.carry_out(&actor, &Bulk::new(BulkAct::Retry, filter), WALL).await;
+        let retried = begin(&bench, &actor, BulkAct::Retry, filter, None).await;
         assert_eq!(retried.is_ok(), may, "{role:?} {retried:?}");
+        if let Ok(sweep) = retried {
+            let stranger = Actor::of("y", Role::TenantOwner(TenantId(3)));
+            for asked in [
+                bench.queue.sweep_numbered(&stranger, sweep.number),
+                bench.queue.end_sweep(&stranger, sweep.number, WALL).await,
+            ] {
+                assert!(matches!(asked, Err(crate::records::AdminError::Missing(_))), "{asked:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_act_that_lasts_reaches_what_comes_later_also_after_a_restart_and_until_its_end() {
+    let mut bench = Bench::new().await;
+    let hour = Some(LASTING_MAX);
+    let first = owe(&bench, &["a@one.example"], |_| {}).await;
+    let hold = begin(&bench, &admin(), BulkAct::Hold, to("one.example"), hour).await.unwrap();
+    assert!(bench.claim_all().is_empty(), "nothing is handed out even before it was reached");
+    work(&bench).await;
+    assert_eq!(bench.queue.sweep_numbered(&admin(), hold.number).unwrap().state, SweepState::Lasting);
+    bench.reopen().await;
+    let later = owe(&bench, &["b@one.example", "c@two.example"], |_| {}).await;
+    let other = owe(&bench, &["d@two.example"], |_| {}).await;
+    let claims = bench.claim_all();
+    assert!(claims.iter().all(|claim| claim.record.lane.next_hop == domain("two.example")), "{claims:?}");
+    work(&bench).await;
+    let held = Filter { state: Some(Standing::Held), ..Filter::default() };
+    assert_eq!(listed(&bench, &held), [first, later]);
+    drop(claims);
+    assert_ne!(other, later);
+    bench.queue.end_sweep(&admin(), hold.number, WALL).await.unwrap();
+    let after = owe(&bench, &["e@one.example"], |_| {}).await;
+    assert_eq!(bench.claim_all().iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [after]);
+    assert!(bench.queue.end_sweep(&admin(), hold.number, WALL).await.is_err(), "it is over");
+}
+
+#[tokio::test]
+async fn an_act_on_what_is_there_leaves_alone_what_comes_later() {
+    let bench = Bench::new().await;
+    begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), None).await.unwrap();
+    let later = message(&["a@one.example"]);
+    let id = later.id;
+    bench.queue.enqueue(later, Timestamp(WALL.0 + 1)).await.unwrap();
+    assert_eq!(bench.claim_all().first().map(|claim| claim.queue_id), Some(id));
+}
+
+#[tokio::test]
+async fn what_is_expired_by_an_operator_is_told_to_its_sender_and_what_is_being_tried_is_left_alone() {
+    let bench = Bench::new().await;
+    let waits = owe(&bench, &["a@one.example"], |_| {}).await;
+    let tried = owe(&bench, &["b@one.example"], |_| {}).await;
+    let claims = bench.claim_all();
+    let (mine, others): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.queue_id == tried);
+    others.into_iter().for_each(|claim| bench.queue.release(claim, Duration::ZERO));
+    let done = carry_out(&bench, &admin(), BulkAct::Expire, to("one.example")).await.unwrap();
+    assert_eq!((done.recipients, done.in_flight), (1, 1));
+    let expired = bench.mail_events().into_iter().any(|event| matches!(event, MailEvent::Expired { .. }));
+    assert!(expired);
+    bench.pass(24 * 3_600_000);
+    let notices = bench.queue.owed_notices(10).unwrap();
+    assert_eq!(notices.len(), 1);
+    assert_eq!((notices[0].queue_id, notices[0].kind), (waits, events::NoticeKind::Failure));
+    let claim = mine.into_iter().next().unwrap();
+    let outcomes = all(&claim, &delivered());
+    bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+    assert!(bench.queue.message(tried).unwrap().is_none(), "delivered, and nobody is told otherwise");
+    assert!(bench.queue.message(waits).unwrap().is_some(), "kept until its notice is paid");
+}
+
+#[tokio::test]
+async fn of_a_provider_nobody_knows_nothing_is_meant() {
+    let bench = Bench::new().await;
+    owe(&bench, &["a@one.example"], |_| {}).await;
+    let filter = Filter { provider: Some("gmail".to_owned()), ..Filter::default() };
+    assert!(listed(&bench, &filter).is_empty());
+    begin(&bench, &admin(), BulkAct::Hold, filter, None).await.unwrap();
+    assert_eq!(bench.claim_all().len(), 1);
+}
+
+#[tokio::test]
+async fn an_act_that_cannot_last_or_has_no_sense_is_refused() {
+    let bench = Bench::new().await;
+    let hour = Some(Duration::from_secs(3_600));
+    let old = Filter { accepted_before: Some(WALL), ..Filter::default() };
+    for (act, filter, lasting) in [
+        (BulkAct::Release, Filter::default(), hour),
+        (BulkAct::Retry, Filter::default(), hour),
+        (BulkAct::Hold, old, hour),
+        (BulkAct::Hold, Filter::default(), Some(LASTING_MAX * 2)),
+    ] {
+        assert!(begin(&bench, &admin(), act, filter, lasting).await.is_err(), "{act:?}");
     }
 }
 
@@ -202,8 +330,8 @@ async fn mail_on_its_way_in_when_its_account_was_paused_is_never_handed_out() {
     bench.pass(60_000);
     assert!(bench.claim_all().iter().all(|claim| claim.queue_id == other));
     assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [late]);
-    let cancel = Bulk::new(BulkAct::Cancel, Filter { account: Some(ACCOUNT), ..Filter::default() });
-    assert_eq!(bench.queue.carry_out(&admin(), &cancel, WALL).await.unwrap().messages, 1);
+    let all_of_it = Filter { account: Some(ACCOUNT), ..Filter::default() };
+    assert_eq!(carry_out(&bench, &admin(), BulkAct::Cancel, all_of_it).await.unwrap().messages, 1);
     assert!(bench.queue.message(late).unwrap().is_none(), "what a thief left can be dropped");
 }
 

@@ -41,7 +41,7 @@ impl Queue {
         let refill = |lane: &Lane, from: Entry, limit: usize| self.entries(lane, from, limit);
         let taken = self.in_memory().take(lane, now, most, &refill);
         let claims = taken.into_iter().filter_map(|taken| self.load(lane, taken));
-        claims.filter_map(|claim| self.unless_paused(claim)).collect()
+        claims.filter_map(|claim| self.unless_swept(self.unless_paused(claim)?)).collect()
     }
 
     /// Gives a claim back untouched, due after `pause` (in memory only, no attempt counted).

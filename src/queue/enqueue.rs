@@ -107,6 +107,7 @@ impl Queue {
         if let Some(paid) = paid {
             self.notices_owed().paid(&paid);
         }
+        self.beat(&super::Beat::Accepted);
         if from_smtp {
             metrics::counter!(ACCEPTED).increment(1);
         }

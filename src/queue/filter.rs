@@ -5,9 +5,10 @@
 //! recipients are done stays while its sender is owed a notice; only a filter that asks nothing of
 //! recipients means it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::record::{LaneRecord, QueuedMessage, QueuedRecipient};
 use crate::access::{Actor, Forbidden, Permission, Resource};
@@ -21,7 +22,7 @@ use super::key;
 const ID_SLACK: Duration = Duration::from_secs(3_600);
 
 /// Which messages are meant; an empty filter is all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
     /// Of this tenant.
     pub tenant: Option<TenantId>,
@@ -39,8 +40,11 @@ pub struct Filter {
     pub recipient: Option<Address>,
     /// With an unfinished recipient in this domain or below.
     pub recipient_domain: Option<Domain>,
-    /// With an unfinished recipient whose mail goes to one of these domains: those of a provider.
-    pub next_hops: Option<Arc<HashSet<Domain>>>,
+    /// With an unfinished recipient whose mail goes to this provider or site.
+    pub provider: Option<String>,
+    /// The site that provider is paced as; found out whenever it is asked.
+    #[serde(skip)]
+    pub site: Option<Arc<str>>,
     /// With an unfinished recipient in this state.
     pub state: Option<Standing>,
     /// With an unfinished recipient that was tried at least so often.
@@ -53,7 +57,7 @@ pub struct Filter {
 }
 
 /// An envelope sender.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SenderIs {
     /// The null reverse-path: notices.
     Nobody,
@@ -71,7 +75,7 @@ pub(super) enum Addresses {
 }
 
 /// Where an unfinished recipient stands, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Standing {
     /// Waits for its due time.
     Waiting,
@@ -119,11 +123,18 @@ impl Filter {
             .require(self.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Read(Resource::Queue, tenant)))
     }
 
+    /// Whether `actor` may change what it means.
+    pub(super) fn require_change(&self, actor: &Actor) -> Result<(), Forbidden> {
+        actor.require(
+            self.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Write(Resource::Queue, tenant)),
+        )
+    }
+
     /// Whether something is asked of recipients, the virtual IP aside.
     pub(super) fn asks_of_recipients(&self) -> bool {
         self.recipient.is_some()
             || self.recipient_domain.is_some()
-            || self.next_hops.is_some()
+            || self.provider.is_some()
             || self.state.is_some()
             || self.attempts_min.is_some()
             || self.last.is_some()
@@ -139,7 +150,7 @@ impl Filter {
             && self.sender.as_ref().is_none_or(|sender| sender.fits(&message.reverse_path))
     }
 
-    /// Whether an unfinished recipient fits what is asked of recipients.
+    /// Whether an unfinished recipient fits what is asked of recipients, the provider aside.
     pub(super) fn fits(&self, record: &LaneRecord, recipient: &QueuedRecipient, standing: Standing) -> bool {
         let has_text = |text: &String| {
             let last = recipient.last_detail.as_deref().unwrap_or_default();
@@ -148,7 +159,6 @@ impl Filter {
         self.vip.is_none_or(|vip| record.lane.vip == vip)
             && self.state.is_none_or(|state| state == standing)
             && self.attempts_min.is_none_or(|least| record.attempts >= least)
-            && self.next_hops.as_ref().is_none_or(|hops| hops.contains(&record.lane.next_hop))
             && self.recipient_domain.as_ref().is_none_or(|domain| recipient.address.domain().is_within(domain))
             && self.recipient.as_ref().is_none_or(|address| recipient.address.folded() == address.folded())
             && self.last.as_ref().is_none_or(has_text)
@@ -174,7 +184,7 @@ impl Filter {
         );
         say("recipient", self.recipient.as_ref().map(|address| shown(address.to_string())));
         say("recipients in", self.recipient_domain.as_ref().map(Domain::to_string));
-        say("recipients of", self.next_hops.as_ref().map(|hops| format!("a provider with {} domains", hops.len())));
+        say("recipients of", self.provider.clone());
         say("accepted before", self.accepted_before.map(Timestamp::rfc3339));
         say("accepted from", self.accepted_from.map(Timestamp::rfc3339));
         say("state", self.state.map(|state| format!("{state:?}").to_lowercase()));

@@ -16,6 +16,7 @@ use super::verdict;
 use crate::background::Shutdown;
 use crate::events::{Event, EventKind, InstanceEvent, MailEvent, record};
 use crate::ext::Timestamp;
+use crate::mail::QueueId;
 use crate::store::{Batch, CommitError, Key, StoreError};
 
 /// How often the clock is stored.
@@ -50,6 +51,8 @@ pub(super) struct Chores {
     /// From this key on the due index may name lanes that are not known yet.
     pub(super) undiscovered: Option<Key>,
     stuck: BTreeSet<Name>,
+    /// Attempts the watchdog ended, to be told.
+    pub(super) stalls: Vec<(QueueId, MailEvent)>,
 }
 
 impl Chores {
@@ -158,6 +161,7 @@ impl Queue {
             }
         }
         self.look_at_all(wall).await;
+        self.tell_stalls(wall).await;
         self.tell_outages(wall).await;
         let damage = std::mem::take(&mut self.chores().damage);
         for damaged in damage {

@@ -28,6 +28,7 @@ mod shape;
 mod show;
 mod stored;
 mod stuck;
+mod sweeps;
 mod usage;
 mod verbs;
 mod verdict;
@@ -38,7 +39,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify as Nudge;
 
-pub use bulk::{Bulk, BulkAct, Done, Sum};
+pub use bulk::{BulkAct, Done, Sum};
 pub use filter::{Filter, SenderIs, Standing};
 pub use record::{
     Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Onward, Outcome,
@@ -47,7 +48,8 @@ pub use record::{
 pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
 pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
-pub use show::{Histories, Listed, PAGE_MAX, Page, Shown, WhyLine};
+pub use show::{Histories, LaneWait, Listed, PAGE_MAX, Page, Shown, WaitsFor, WhyLine};
+pub use sweeps::{LASTING_MAX, NewSweep, SWEEPS_MAX, SWEEPS_PER_TENANT_MAX, Sweep, SweepState};
 pub use verbs::Changed;
 
 use crate::events;
@@ -114,8 +116,32 @@ impl Default for Policy {
     }
 }
 
-/// Says why a lane waits, for people: "suspended until ...", "virtual IP is not on this host".
-pub type LaneReasons = Box<dyn Fn(&Lane) -> Option<String> + Send + Sync>;
+/// Says what a lane waits for.
+pub type LaneReasons = Box<dyn Fn(&Lane) -> Option<LaneWait> + Send + Sync>;
+
+/// The name of a site by something, if it is known.
+pub type SiteOf<T> = Box<dyn Fn(&T) -> Option<Arc<str>> + Send + Sync>;
+
+/// Delivery's names of sites, as far as they are known.
+pub struct SiteNames {
+    /// The site that people call so: a provider, a domain, a site's own name.
+    pub called: SiteOf<str>,
+    /// The site a domain's mail goes to: the provider, where there is one.
+    pub of: SiteOf<Domain>,
+}
+
+/// Something that happens to mail, as it happens, for those who watch.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "each variant's sentence speaks of its fields")]
+pub enum Beat<'a> {
+    /// A message was accepted.
+    Accepted,
+    /// So many recipients of one message were tried, on the way to `next_hop`; accepted when.
+    Tried { next_hop: &'a Domain, delivered: u64, deferred: u64, given_up: u64, accepted: Timestamp },
+}
+
+/// Is told of every [`Beat`]; must be quick.
+pub type Beats = Box<dyn Fn(&Beat<'_>) + Send + Sync>;
 
 /// What is owed.
 pub struct Queue {
@@ -131,6 +157,9 @@ pub struct Queue {
     outages: Mutex<outage::Outages>,
     panics: Mutex<stuck::Panics>,
     standstill: Mutex<paused::Standstill>,
+    sweeps: Mutex<sweeps::Sweeps>,
+    sweep_turn: tokio::sync::Mutex<()>,
+    sweep_nudge: Nudge,
     nudge: Nudge,
     notice_nudge: Nudge,
     chore_nudge: Nudge,
@@ -138,6 +167,8 @@ pub struct Queue {
     trail: events::Trail,
     history_retention: Duration,
     lane_reasons: OnceLock<LaneReasons>,
+    site_names: OnceLock<SiteNames>,
+    beats: OnceLock<Beats>,
 }
 
 /// A lane with something due.
@@ -193,17 +224,23 @@ impl Queue {
             outages: Mutex::default(),
             panics: Mutex::default(),
             standstill: Mutex::default(),
+            sweeps: Mutex::default(),
+            sweep_turn: tokio::sync::Mutex::default(),
+            sweep_nudge: Nudge::new(),
             nudge: Nudge::new(),
             notice_nudge: Nudge::new(),
             chore_nudge: Nudge::new(),
             bell: events::Bell::default(),
             history_retention: events::Settings::default().retention,
             lane_reasons: OnceLock::new(),
+            site_names: OnceLock::new(),
+            beats: OnceLock::new(),
         };
         queue.chores().undiscovered = Some(vec![prefix::DUE]);
         queue.discover_lanes(DISCOVERED_AT_OPEN)?;
         queue.discover_notices()?;
         queue.discover_outages()?;
+        queue.discover_sweeps()?;
         queue.keep_clock(Timestamp::now()).await;
         Ok(queue)
     }
@@ -250,6 +287,22 @@ impl Queue {
     /// Delivery's answer to why a lane waits; the first one stays.
     pub fn explain_lanes_with(&self, reasons: LaneReasons) {
         let _ = self.lane_reasons.set(reasons);
+    }
+
+    /// Delivery's names of sites; the first ones stay.
+    pub fn name_sites_with(&self, names: SiteNames) {
+        let _ = self.site_names.set(names);
+    }
+
+    /// Who is told what happens, as it happens; the first one stays.
+    pub fn tell_beats_to(&self, beats: Beats) {
+        let _ = self.beats.set(beats);
+    }
+
+    fn beat(&self, beat: &Beat<'_>) {
+        if let Some(beats) = self.beats.get() {
+            beats(beat);
+        }
     }
 
     /// The queue clock now.

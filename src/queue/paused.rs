@@ -66,6 +66,29 @@ impl Queue {
         self.sweep_account(actor, (tenant, account), Verb::Resume, now).await
     }
 
+    /// As [`Queue::resume_account`], whosever the account is; unless it is paused for another reason.
+    ///
+    /// # Errors
+    /// If the records could not be read or written; call it again.
+    pub async fn resume_whole_account(
+        &self,
+        actor: &Actor,
+        account: SmtpAccountId,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        if self.is_paused(account) {
+            return Ok(());
+        }
+        let filter = Filter { account: Some(account), ..Filter::default() };
+        self.sweep(actor, (Verb::Resume, &filter), (&super::bulk::Counts::default(), &|| false), now).await?;
+        Ok(())
+    }
+
+    /// Whether nothing of an SMTP account is sent now.
+    pub fn is_paused(&self, account: SmtpAccountId) -> bool {
+        (self.policy.paused)(account).is_some()
+    }
+
     /// SMTP accounts of which mail came up for delivery although they are paused: it was on its way in,
     /// or was released by hand. Each is to be paused again.
     pub fn found_paused(&self) -> Vec<(TenantId, SmtpAccountId)> {
@@ -81,7 +104,7 @@ impl Queue {
         now: Timestamp,
     ) -> Result<Done, AdminError> {
         let filter = Filter { tenant: Some(tenant), account: Some(account), ..Filter::default() };
-        let done = self.sweep(actor, (verb, &filter), &super::bulk::Counts::default(), now).await?;
+        let done = self.sweep(actor, (verb, &filter), (&super::bulk::Counts::default(), &|| false), now).await?;
         match done.failed {
             0 => Ok(done),
             failed => Err(AdminError::Invalid(format!("{failed} messages were changed by somebody else meanwhile"))),

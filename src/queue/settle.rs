@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use super::Queue;
 use super::key::{self, Entry};
 use super::lanes::WhileClaimed;
 use super::record::{Claim, LaneRecord, Outcome, QueueTime, QueuedMessage};
 use super::verdict::{self, Case, Verdict};
+use super::{Beat, Queue};
 use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::{BodyId, QueueId};
@@ -113,7 +113,7 @@ impl Queue {
                 let finals: Vec<(u16, Outcome)> = settlement.outcomes.iter().filter(is_final).cloned().collect();
                 match self.write_verdict((settlement, &finals), claim.record.clone(), None).await {
                     Ok((verdict, owed)) if verdict.waits() => {
-                        self.told(&verdict, owed);
+                        self.told(&verdict, claim.message.accepted, owed);
                         return Ok(Some(verdict.record));
                     }
                     Ok((verdict, owed)) => {
@@ -262,17 +262,19 @@ impl Queue {
         if waits {
             self.nudge.notify_one();
         }
-        self.told(verdict, owed);
+        self.told(verdict, claim.message.accepted, owed);
     }
 
     /// Tells of what was committed: notices owed, and what is counted.
-    fn told(&self, verdict: &Verdict, owed: Vec<Key>) {
+    fn told(&self, verdict: &Verdict, accepted: Timestamp, owed: Vec<Key>) {
         if !owed.is_empty() {
             self.notices_owed().added(owed);
             self.notice_nudge.notify_one();
         }
         verdict.events.iter().for_each(count_outcome);
         let [delivered, deferred, bounced] = verdict.counts;
+        let next_hop = &verdict.record.lane.next_hop;
+        self.beat(&Beat::Tried { next_hop, delivered, deferred, given_up: bounced, accepted });
         for (metric, count) in [(DELIVERED, delivered), (DEFERRED, deferred), (BOUNCED, bounced)] {
             if count > 0 {
                 metrics::counter!(metric).increment(count);

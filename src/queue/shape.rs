@@ -33,6 +33,13 @@ impl ShapeRow {
         self.by_age.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
+    /// Takes the counts of another row in.
+    pub fn join(&mut self, other: &Self) {
+        for (own, more) in self.by_age.iter_mut().zip(other.by_age) {
+            *own = own.saturating_add(more);
+        }
+    }
+
     fn add(&mut self, age_minutes: u64) {
         let column = AGES_MINUTES.iter().position(|most| age_minutes < *most).unwrap_or(AGES_MINUTES.len());
         if let Some(count) = self.by_age.get_mut(column) {
@@ -61,7 +68,7 @@ impl Queue {
     pub fn shape(&self, actor: &Actor, filter: &Filter, now: Timestamp) -> Result<Shape, AdminError> {
         filter.require(actor)?;
         let (mut rows, mut shape) = (HashMap::<Domain, ShapeRow>::new(), Shape::default());
-        self.walk(filter, None, Budget::WHOLE, &mut |meant| {
+        self.walk(&self.resolved(filter.clone()), None, Budget::WHOLE, &mut |meant| {
             count(&meant, now, &mut rows, &mut shape);
             Ok(Walk::GoOn)
         })?;

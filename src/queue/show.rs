@@ -14,7 +14,7 @@ use super::record::{Ending, LaneRecord, NoticeOwed, QueuedMessage, QueuedRecipie
 use super::verbs::RECORDS_MAX;
 use super::walk::{Budget, Meant, Walk};
 use crate::access::{Actor, Permission, Resource};
-use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, history_key};
+use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, Why, history_key};
 use crate::mail::{QueueId, SmtpAccountId, TenantId};
 use crate::records::AdminError;
 use crate::store::{Key, StoreError, after_prefix, prefix};
@@ -78,6 +78,71 @@ pub struct Shown {
     pub events: Vec<Event>,
 }
 
+/// The one thing a recipient, or a lane, waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitsFor {
+    /// Nothing: it is done.
+    Nothing,
+    /// Its next due time.
+    Schedule,
+    /// An attempt that is running, or about to begin.
+    Attempt,
+    /// A limit: of a site, of connections, of a warm-up.
+    Limit,
+    /// The end of a pause after trouble with the site.
+    Pause,
+    /// The end of a pause because our address is listed.
+    Parked,
+    /// Its virtual IP, which is not on this host or does not serve its tenant.
+    VirtualIp,
+    /// An operator, who holds it.
+    Hold,
+    /// The release of its SMTP account.
+    AccountPause,
+    /// The end of a suspension.
+    Suspension,
+    /// An answer of DNS.
+    Dns,
+    /// A TLS policy of its domain, which the peer does not meet.
+    TlsPolicy,
+}
+
+impl WaitsFor {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Schedule => "schedule",
+            Self::Attempt => "attempt",
+            Self::Limit => "limit",
+            Self::Pause => "pause",
+            Self::Parked => "parked",
+            Self::VirtualIp => "virtual-ip",
+            Self::Hold => "hold",
+            Self::AccountPause => "account-pause",
+            Self::Suspension => "suspension",
+            Self::Dns => "dns",
+            Self::TlsPolicy => "tls-policy",
+        }
+    }
+}
+
+/// What a lane waits for, as delivery says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneWait {
+    /// What.
+    pub waits_for: WaitsFor,
+    /// For people: "suspended until ...", "virtual IP is not on this host".
+    pub words: String,
+}
+
+impl LaneWait {
+    /// A lane waits for that.
+    pub fn new(waits_for: WaitsFor, words: impl Into<String>) -> Self {
+        Self { waits_for, words: words.into() }
+    }
+}
+
 /// Why one recipient is where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WhyLine {
@@ -85,6 +150,8 @@ pub struct WhyLine {
     pub recipient: u16,
     /// Where to, if that was not erased.
     pub address: String,
+    /// The one thing it waits for.
+    pub waits_for: WaitsFor,
     /// A sentence.
     pub sentence: String,
 }
@@ -100,9 +167,9 @@ impl Queue {
         most: usize,
     ) -> Result<Page, AdminError> {
         filter.require(actor)?;
-        let most = most.clamp(1, PAGE_MAX);
+        let (most, filter) = (most.clamp(1, PAGE_MAX), self.resolved(filter.clone()));
         let mut messages = Vec::new();
-        let next = self.walk(filter, after, Budget::PAGE, &mut |meant| {
+        let next = self.walk(&filter, after, Budget::PAGE, &mut |meant| {
             messages.push(self.listed(meant)?);
             Ok(if messages.len() >= most { Walk::Stop } else { Walk::GoOn })
         })?;
@@ -153,11 +220,12 @@ impl Queue {
     /// One line per recipient: what it waits for, or how it ended. Blocks on the disk.
     pub fn why(&self, actor: &Actor, id: QueueId) -> Result<Vec<WhyLine>, AdminError> {
         let shown = self.show(actor, id)?;
-        let mut sentences = HashMap::<u16, String>::new();
+        let mut sentences = HashMap::<u16, (WaitsFor, String)>::new();
         for event in &shown.events {
             if let EventKind::Mail(_, event) = &event.kind {
                 let (recipients, sentence) = ending(event);
-                sentences.extend(recipients.iter().map(|recipient| (*recipient, sentence.clone())));
+                let told = |recipient: &u16| (*recipient, (WaitsFor::Nothing, sentence.clone()));
+                sentences.extend(recipients.iter().map(told));
             }
         }
         let mut addresses = HashMap::<u16, String>::new();
@@ -173,16 +241,18 @@ impl Queue {
         for notice in &shown.notices {
             let told = notice_sentence(notice, notice.due.since(self.now()));
             for recipient in &notice.recipients {
-                sentences.entry(recipient.number).or_default().push_str(&told);
+                let sentence = sentences.entry(recipient.number).or_insert((WaitsFor::Nothing, String::new()));
+                sentence.1.push_str(&told);
             }
         }
         let history = shown.history.map(|history| history.recipients).unwrap_or_default();
         addresses.extend((0_u16..).zip(&history).map(|(number, address)| (number, address.to_string())));
         let count = shown.message.map_or(history.len(), |message| usize::from(message.recipients));
-        let lines = (0_u16..).take(count).map(|recipient| WhyLine {
-            recipient,
-            address: addresses.remove(&recipient).unwrap_or_else(|| "(erased)".to_owned()),
-            sentence: sentences.remove(&recipient).unwrap_or_else(|| "nothing is recorded about it".to_owned()),
+        let lines = (0_u16..).take(count).map(|recipient| {
+            let unknown = || (WaitsFor::Nothing, "nothing is recorded about it".to_owned());
+            let (waits_for, sentence) = sentences.remove(&recipient).unwrap_or_else(unknown);
+            let address = addresses.remove(&recipient).unwrap_or_else(|| "(erased)".to_owned());
+            WhyLine { recipient, address, waits_for, sentence }
         });
         Ok(lines.collect())
     }
@@ -232,7 +302,7 @@ impl Queue {
         (name, account): (Name, Option<SmtpAccountId>),
         record: &LaneRecord,
         recipient: &QueuedRecipient,
-    ) -> Option<String> {
+    ) -> Option<(WaitsFor, String)> {
         let last = match (&recipient.last_detail, &recipient.last_peer) {
             (Some(detail), Some(peer)) => format!("; last answer of {}: {detail}", peer.host),
             (Some(detail), None) => format!("; last cause: {detail}"),
@@ -243,22 +313,38 @@ impl Queue {
             1 => "tried once".to_owned(),
             more => format!("tried {more} times"),
         };
-        match self.standing(name, recipient)? {
+        Some(match self.standing(name, recipient)? {
             Standing::Paused => {
                 let why = account.and_then(|account| (self.policy.paused)(account));
                 let why = why.unwrap_or_else(|| "that is over, it goes on in a moment".to_owned());
-                Some(format!("held with its SMTP account, {attempts}: {why}{last}"))
+                (WaitsFor::AccountPause, format!("held with its SMTP account, {attempts}: {why}{last}"))
             }
-            Standing::Held => Some(format!("held by an operator until it is released, {attempts}{last}")),
-            Standing::InFlight => Some(format!("being tried now, {attempts} before{last}")),
+            Standing::Held => (WaitsFor::Hold, format!("held by an operator until it is released, {attempts}{last}")),
+            Standing::InFlight => (WaitsFor::Attempt, format!("being tried now, {attempts} before{last}")),
             Standing::Waiting => {
-                let reason = self.lane_reasons.get().and_then(|reasons| reasons(&record.lane));
-                let reason = reason.map(|reason| format!("; its lane waits: {reason}")).unwrap_or_default();
                 let due = record.due.since(self.now());
-                let due = if due.is_zero() { "due now".to_owned() } else { format!("due in {}", words(due)) };
-                Some(format!("{due}, {attempts}{reason}{last}"))
+                let wait = self.lane_reasons.get().and_then(|reasons| reasons(&record.lane));
+                // What holds the lane back holds this one back only once it is due, except a suspension.
+                let wait = wait.filter(|wait| due.is_zero() || wait.waits_for == WaitsFor::Suspension);
+                let when = if due.is_zero() { "due now".to_owned() } else { format!("due in {}", words(due)) };
+                match wait {
+                    Some(wait) => (wait.waits_for, format!("{when}, {attempts}; its lane waits: {}{last}", wait.words)),
+                    None if due.is_zero() => (WaitsFor::Attempt, format!("{when}, {attempts}{last}")),
+                    None => (put_off_for(recipient), format!("{when}, {attempts}{last}")),
+                }
             }
-        }
+        })
+    }
+}
+
+/// What a recipient that is due later was put off for.
+fn put_off_for(recipient: &QueuedRecipient) -> WaitsFor {
+    match (recipient.last_why, &recipient.last_peer) {
+        (Some(Why::Dns), None) => WaitsFor::Dns,
+        (Some(Why::TlsPolicy), _) => WaitsFor::TlsPolicy,
+        // Only a site that is parked is said to without having been asked.
+        (Some(Why::PolicyOrReputation), None) => WaitsFor::Parked,
+        _ => WaitsFor::Schedule,
     }
 }
 

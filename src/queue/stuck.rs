@@ -14,12 +14,15 @@ use super::record::{Claim, RecipientState};
 use super::settle::refused;
 use crate::events::MailEvent;
 use crate::ext::Timestamp;
+use crate::mail::QueueId;
 use crate::store::{Batch, CommitError};
 
 /// Attempts of one lane record that may end in a panic; after the last it is held.
 pub(super) const PANICS_MAX: u32 = 3;
 /// Lane records whose panics are counted, at most; the counts begin anew beyond that.
 const COUNTED_MAX: usize = 10_000;
+/// Stalls that wait to be written, at most.
+const STALLS_MAX: usize = 1_000;
 /// Who held it, for people.
 const BY: &str = "the daemon";
 
@@ -59,6 +62,32 @@ impl Queue {
         self.in_memory().claim_is_busy(name);
         self.chores().stuck(name);
         self.chore_nudge.notify_one();
+    }
+
+    /// Notes in the trail that an attempt for these recipients was ended by the watchdog, and in which phase.
+    pub fn stalled(&self, id: QueueId, recipients: Vec<u16>, phase: &str) {
+        if !recipients.is_empty() {
+            self.chores().stalls.push((id, MailEvent::Stalled { recipients, phase: phase.to_owned() }));
+            self.chore_nudge.notify_one();
+        }
+    }
+
+    /// Writes what was noted.
+    pub(super) async fn tell_stalls(&self, wall: Timestamp) {
+        let stalls = std::mem::take(&mut self.chores().stalls);
+        if stalls.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new();
+        for (id, event) in &stalls {
+            Self::note(&mut batch, *id, event.clone(), wall);
+        }
+        if let Err(error) = self.commit(batch).await {
+            tracing::warn!(%error, "events about attempts without progress could not be written yet");
+            let mut chores = self.chores();
+            chores.stalls.extend(stalls);
+            chores.stalls.truncate(STALLS_MAX);
+        }
     }
 
     /// Holds what is left of a record, as it is stored.

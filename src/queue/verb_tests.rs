@@ -222,8 +222,10 @@ async fn lists_are_filtered_and_paged_and_cancel_by_filter_takes_what_they_show(
     let held = Filter { state: Some(Standing::Held), ..Filter::default() };
     let page = bench.queue.list(&admin(), &held, None, 100).unwrap();
     assert_eq!((page.messages.len(), page.messages[0].held), (1, 1));
-    let bulk = Bulk::new(BulkAct::Cancel, filter);
-    assert_eq!(bench.queue.carry_out(&admin(), &bulk, WALL).await.unwrap().messages, 10);
+    let asked = NewSweep { act: BulkAct::Cancel, filter, reason: String::new(), lasting: None };
+    let cancel = bench.queue.begin_sweep(&admin(), asked, WALL).await.unwrap();
+    bench.queue.work_off(&crate::background::Shutdown::new(), true).await;
+    assert_eq!(bench.queue.sweep_numbered(&admin(), cancel.number).unwrap().done.messages, 10);
     assert_eq!(bench.claim_all().len(), 20);
 }
 
@@ -231,7 +233,8 @@ async fn lists_are_filtered_and_paged_and_cancel_by_filter_takes_what_they_show(
 async fn why_says_what_each_recipient_waits_for() {
     let (bench, id) = bench_with(&["a@one.example", "b@two.example", "c@three.example"]).await;
     bench.queue.explain_lanes_with(Box::new(|lane| {
-        (lane.next_hop.as_str() == "two.example").then(|| "virtual IP 192.0.2.7 is not on this host".to_owned())
+        (lane.next_hop.as_str() == "two.example")
+            .then(|| LaneWait::new(WaitsFor::VirtualIp, "virtual IP 192.0.2.7 is not on this host"))
     }));
     for claim in bench.claim_all() {
         match claim.record.lane.next_hop.as_str() {

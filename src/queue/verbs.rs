@@ -7,10 +7,10 @@
 use super::Queue;
 use super::key::{self, Entry};
 use super::lanes::{Name, Seized};
-use super::record::{Ending, LaneRecord, QueueTime, RecipientState};
+use super::record::{Ending, LaneRecord, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
 use super::verdict;
 use crate::access::{Actor, Permission, Resource};
-use crate::events::MailEvent;
+use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, TenantId, VipId};
 use crate::records::{Act, AdminError, record};
@@ -19,6 +19,9 @@ use crate::store::{Batch, Key, after_prefix};
 
 /// Lane records of one message, at most: every recipient in a lane of its own.
 pub(super) const RECORDS_MAX: usize = 65_536;
+
+/// What the notice says about mail that was given up before anybody answered.
+const NOT_TRIED: &str = "given up by an operator before anybody answered";
 
 /// What a verb did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(super) enum Verb {
     Hold,
     Release,
     Cancel,
+    /// Give up as if it had waited too long: its sender is told.
+    Expire,
     Move(VipId),
     /// Wait with the SMTP account.
     Pause,
@@ -115,6 +120,18 @@ impl Queue {
         self.obey(Order { actor, id, verb: Verb::Cancel, only, audited: Audited::Alone }, now).await
     }
 
+    /// Gives recipients up now, as if they had waited too long; their sender is told. Those being tried are
+    /// left alone.
+    pub async fn expire(
+        &self,
+        actor: &Actor,
+        id: QueueId,
+        only: &[u16],
+        now: Timestamp,
+    ) -> Result<Changed, AdminError> {
+        self.obey(Order { actor, id, verb: Verb::Expire, only, audited: Audited::Alone }, now).await
+    }
+
     /// Lets what is left of a message leave by another virtual IP: only by a shared one, and only if
     /// the tenant permits it (see [`super::Policy::may_move`]).
     pub async fn move_to(&self, actor: &Actor, id: QueueId, to: VipId, now: Timestamp) -> Result<Changed, AdminError> {
@@ -139,30 +156,67 @@ impl Queue {
                 change.seized = lanes.seize(&change.old.lane, change.name, change.old.due);
             }
         }
-        // A retry of something in flight would change nothing but its due time behind its back.
-        if order.verb == Verb::Retry {
-            changes.retain(|change| change.seized != Seized::InFlight);
+        // A retry of something in flight would change nothing but its due time behind its back; giving it
+        // up would tell its sender of a failure that may yet be a delivery.
+        let mut running = Vec::new();
+        if matches!(order.verb, Verb::Retry | Verb::Expire) {
+            let left_alone = changes.extract_if(.., |change| change.seized == Seized::InFlight);
+            running.extend(left_alone.flat_map(|change| change.recipients));
         }
         let seized = SeizedRecords { queue: self, names: names(&changes) };
         let mut batch = Batch::new();
-        let left = changes.iter().filter(|change| change.stays()).count() + untouched;
+        let left =
+            changes.iter().filter(|change| change.stays()).count() + untouched + usize::from(!running.is_empty());
         changes.iter().for_each(|change| change.write(&mut batch));
         for own in &unreadable {
             batch.remove(own.clone()).remove(key::damaged(own));
         }
         write_events(&mut batch, (&order, message.tenant), &changes, now);
 
-        if order.verb == Verb::Cancel && left == 0 {
-            self.sure_of_notices(id).await?;
-            if self.notices_about(id) == 0 {
-                Self::retire(&mut batch, id, now);
-            }
-        }
+        let owed = self.end_of((&order, &message), (&changes, left), &mut batch, now).await?;
+        let doubt = self.in_doubt(id, owed.as_slice());
         if !changes.is_empty() || !unreadable.is_empty() {
             self.commit(batch).await?;
         }
+        doubt.ended();
+        if !owed.is_empty() {
+            self.notices_owed().added(owed);
+            self.notice_nudge.notify_one();
+        }
         drop(seized.forget());
-        Ok(self.obeyed(changes))
+        let mut changed = self.obeyed(changes);
+        if order.verb == Verb::Expire {
+            changed.in_flight.extend(running);
+        }
+        Ok(changed)
+    }
+
+    /// What follows where mail is dropped or given up: its sender's notice, the message's end if `left` is
+    /// nothing. The keys of new notices.
+    async fn end_of(
+        &self,
+        (order, message): (&Order<'_>, &QueuedMessage),
+        (changes, left): (&[Change], usize),
+        batch: &mut Batch,
+        now: Timestamp,
+    ) -> Result<Vec<Key>, AdminError> {
+        if !matches!(order.verb, Verb::Cancel | Verb::Expire) {
+            return Ok(Vec::new());
+        }
+        self.sure_of_notices(order.id).await?;
+        let mut owed = Vec::new();
+        if order.verb == Verb::Expire && message.reverse_path.0.is_some() {
+            let given_up = changes.iter().flat_map(|change| {
+                let own = change.new.recipients.iter();
+                own.filter(|recipient| change.recipients.contains(&recipient.number) && recipient.notify.failure)
+            });
+            let given_up: Vec<QueuedRecipient> = given_up.cloned().collect();
+            owed.extend(self.owe_notice(batch, order.id, NoticeKind::Failure, &given_up));
+        }
+        if left == 0 && owed.is_empty() && self.notices_about(order.id) == 0 {
+            Self::retire(batch, order.id, now);
+        }
+        Ok(owed)
     }
 
     /// The records the order changes, and how many it leaves as they are. Nobody knows which
@@ -226,6 +280,11 @@ impl Order<'_> {
                 (Verb::Resume, RecipientState::Paused) => RecipientState::Waiting,
                 (Verb::Cancel, RecipientState::Waiting | RecipientState::Held | RecipientState::Paused) => {
                     RecipientState::Done(Ending::Cancelled)
+                }
+                (Verb::Expire, RecipientState::Waiting | RecipientState::Held | RecipientState::Paused) => {
+                    // The notice says why, also where nobody has answered yet.
+                    recipient.last_detail.get_or_insert_with(|| NOT_TRIED.to_owned());
+                    RecipientState::Done(Ending::Expired)
                 }
                 (Verb::Move(to), state @ (RecipientState::Waiting | RecipientState::Held | RecipientState::Paused))
                     if old.lane.vip != to =>
@@ -295,6 +354,10 @@ fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), chan
         Verb::Cancel => {
             batch.settled.push((order.id, recipients.clone()));
             ("queue.cancel", MailEvent::Cancelled { recipients, by: by() })
+        }
+        Verb::Expire => {
+            batch.settled.push((order.id, recipients.clone()));
+            ("queue.expire", MailEvent::Expired { recipients, last: format!("given up by {}", by()) })
         }
         Verb::Move(to) => {
             let from = changes.first().map_or(to, |change| change.old.lane.vip);

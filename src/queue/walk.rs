@@ -132,7 +132,8 @@ impl Queue {
         }
     }
 
-    fn meant(
+    /// The message, if the filter means it.
+    pub(super) fn meant(
         &self,
         filter: &Filter,
         (id, message): (QueueId, QueuedMessage),
@@ -140,9 +141,10 @@ impl Queue {
     ) -> Option<Meant> {
         let mut unfinished = Vec::new();
         for (at, (number, record)) in records.iter().enumerate() {
+            let goes_there = self.goes_there(filter, &record.lane.next_hop);
             for (place, recipient) in record.recipients.iter().enumerate() {
                 let Some(standing) = self.standing((id, *number), recipient) else { continue };
-                let is_meant = filter.fits(record, recipient, standing);
+                let is_meant = goes_there && filter.fits(record, recipient, standing);
                 unfinished.push(Unfinished { place: (at, place), standing, is_meant });
             }
         }

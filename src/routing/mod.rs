@@ -61,6 +61,8 @@ pub enum RouteScope {
     Tenant(TenantId),
     /// Mail to this domain (and below), of everyone.
     RecipientDomain(Domain),
+    /// Only what a rule about destinations sends there.
+    OnDemand,
 }
 
 /// TLS towards a relay.

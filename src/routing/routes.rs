@@ -272,6 +272,7 @@ fn scope_words(scope: &RouteScope) -> String {
         RouteScope::Instance => "all mail".to_owned(),
         RouteScope::Tenant(tenant) => format!("tenant {tenant}"),
         RouteScope::RecipientDomain(domain) => format!("mail to {domain}"),
+        RouteScope::OnDemand => "mail that a rule sends here".to_owned(),
     }
 }
 

@@ -185,6 +185,11 @@ impl Session {
         self.transaction.is_some()
     }
 
+    /// Whether the next line is an answer of a login: a secret.
+    pub fn awaits_secret(&self) -> bool {
+        self.exchange.is_some()
+    }
+
     /// What the client calls itself, printable; empty before EHLO.
     pub fn helo(&self) -> &str {
         self.helo.as_ref().map_or("", |helo| &helo.text)

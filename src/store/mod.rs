@@ -113,12 +113,16 @@ pub mod prefix {
     pub const HISTORY: u8 = b'h';
     /// queue: its clock and other single values.
     pub const QUEUE_STATE: u8 = b'c';
+    /// queue: acts on many messages that are under way or last.
+    pub const SWEEP: u8 = b'w';
     /// keyring: a change of the master key under way.
     pub const KEYRING: u8 = b'M';
     /// delivery: limits operators set, and what was learnt about sites.
     pub const SHAPING: u8 = b'z';
     /// delivery: TLS policies of recipient domains.
     pub const TLS_POLICY: u8 = b't';
+    /// delivery: what TLS came to with recipient domains and hosts.
+    pub const TLS_SEEN: u8 = b'L';
     /// breaker: counts, pauses, limits and waivers of SMTP accounts.
     pub const BREAKER: u8 = b'b';
     /// events: the log, appended.

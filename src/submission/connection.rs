@@ -19,6 +19,7 @@ use crate::gate::{Shortage, Work};
 use crate::mail::{ForwardPath, Refusal, Reply, ReversePath, SmtpAccountId, printable};
 use crate::metrics::LOGINS;
 use crate::smtp::{Credentials, LoginAnswer, Security, Session, Step, write_reply};
+use crate::trace::{Direction, Facts, Side, Tap};
 use crate::vips::Vip;
 
 use super::counts::Place;
@@ -45,6 +46,7 @@ pub(super) struct Connection {
     pub(super) input: BytesMut,
     pub(super) out: Vec<u8>,
     lines: LineReader,
+    pub(super) tap: Tap,
     pub(super) peer: SocketAddr,
     pub(super) vip: Arc<Vip>,
     pub(super) sender: Option<Box<LoggedIn>>,
@@ -89,6 +91,8 @@ impl Connection {
             PortMode::TlsFirst => Security::Tls,
             PortMode::Starttls => Security::Plain,
         };
+        let facts = Facts { direction: Direction::In, tenant: None, vip: vip.id, peer, towards: None };
+        let tap = door.tracer.tap(facts);
         let session = match &door.duty {
             Duty::Submission(_) => Session::new(Arc::clone(&door.session), vip.ehlo.clone(), security),
             Duty::Reception(_) => Session::receiving(Arc::clone(&door.session), vip.ehlo.clone()),
@@ -100,6 +104,7 @@ impl Connection {
             input: BytesMut::new(),
             out: Vec::new(),
             lines: LineReader::default(),
+            tap,
             peer,
             vip,
             sender: None,
@@ -131,6 +136,7 @@ impl Connection {
                 return;
             }
         }
+        self.tap.replies(Side::Ours, &self.out);
         let patience = self.door.settings.write_timeout;
         // A peer that does not wait for our last words has a right to that.
         let _ = timeout(patience, async {
@@ -183,6 +189,10 @@ impl Connection {
                 Front::BareLf => self.session.bare_line_end(&mut self.out),
                 Front::Line(length) => {
                     let line = self.input.get(..length).unwrap_or_default();
+                    match self.session.awaits_secret() {
+                        true => self.tap.secret(Side::Theirs),
+                        false => self.tap.commands(Side::Theirs, line),
+                    }
                     let step = self.session.line(line, Timestamp::now(), &mut self.out);
                     self.lines.consume(&mut self.input, length);
                     step
@@ -233,7 +243,11 @@ impl Connection {
         let config = self.door.certificates.server_config(&self.vip.ehlo);
         let patience = self.patient_with(self.door.settings.handshake_timeout);
         match timeout(patience, self.wire.secure(config)).await {
-            Ok(done) => Ok(done?),
+            Ok(done) => {
+                done?;
+                self.tap.note(|| format!("(TLS: {})", self.wire.tls()));
+                Ok(())
+            }
             Err(_) => Err(End::Quiet),
         }
     }
@@ -300,6 +314,7 @@ impl Connection {
                     info!(login = printable(&sender.login), "sessions_per_account_max reached");
                     return Err(End::Told("4.7.0 Too many sessions of this login"));
                 };
+                self.tap.belongs_to(sender.tenant);
                 self.sender = Some(Box::new(LoggedIn { sender, _place: place }));
                 LoginAnswer::Accepted
             }
@@ -337,6 +352,7 @@ impl Connection {
         if self.out.is_empty() {
             return Ok(());
         }
+        self.tap.replies(Side::Ours, &self.out);
         match timeout(self.door.settings.write_timeout, self.wire.write(&self.out)).await {
             Ok(written) => written?,
             Err(_) => return Err(End::Failed(io::ErrorKind::TimedOut.into())),

@@ -23,6 +23,7 @@ use crate::mail::SmtpAccountId;
 use crate::metrics::{SESSIONS, SESSIONS_BEGUN, SESSIONS_REFUSED};
 use crate::net::{self, Certificates};
 use crate::smtp;
+use crate::trace::Tracer;
 use crate::vips::{Vip, Vips};
 
 use super::connection::Connection;
@@ -82,6 +83,7 @@ pub(super) struct Door {
     pub(super) vips: Arc<Vips>,
     pub(super) certificates: Arc<Certificates>,
     pub(super) drafts_folder: PathBuf,
+    pub(super) tracer: Arc<Tracer>,
     pub(super) drafts: Arc<Octets>,
     pub(super) by_account: Arc<Counts<SmtpAccountId>>,
     by_peer: Arc<Counts<IpAddr>>,
@@ -97,7 +99,7 @@ pub(super) struct Door {
 type Spot = (SocketAddr, PortMode);
 
 pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
-    let Parts { settings: mut changes, gate, duty, vips, certificates, drafts_folder, given_sockets } = parts;
+    let Parts { settings: mut changes, gate, duty, vips, certificates, drafts_folder, tracer, given_sockets } = parts;
     let settings = changes.borrow_and_update().clone();
     let door = Door {
         session: Arc::new(settings.session.clone()),
@@ -111,6 +113,7 @@ pub(super) async fn run(parts: Parts, shutdown: Shutdown) {
         vips,
         certificates,
         drafts_folder,
+        tracer,
         stop: shutdown.clone(),
         sessions: Tasks::new(),
         kill: Shutdown::new(),

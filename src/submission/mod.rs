@@ -32,6 +32,7 @@ use crate::intake::Submission;
 use crate::mail::{Domain, QueueId, Refusal, TenantId};
 use crate::net::Certificates;
 use crate::smtp::{self, BareLineEnds};
+use crate::trace::Tracer;
 use crate::vips::Vips;
 
 // For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
@@ -156,6 +157,8 @@ pub struct Parts {
     pub certificates: Arc<Certificates>,
     /// An existing folder of our own for bodies over 256 KiB while they are handed in.
     pub drafts_folder: PathBuf,
+    /// Shows sessions to whoever follows them.
+    pub tracer: Arc<Tracer>,
     /// Sockets that are open already: from systemd, or of a trial. They are served beside those
     /// of the virtual IPs; a session belongs to the virtual IP of its local address.
     pub given_sockets: Vec<GivenSocket>,

@@ -306,6 +306,10 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let new = json!({"url": "https://hook.example.com/in"});
     let (_, webhook) = call(&api, "POST", "/tenants/rival/webhooks", new).await;
+    let of_rival_only = json!({"tenant": "rival"});
+    let (_, act) =
+        call(&api, "POST", "/queue-sweeps", json!({"act": "hold", "filter": of_rival_only, "seconds": 60})).await;
+    let (_, trace) = call(&api, "POST", "/traces", of_rival_only.clone()).await;
     let names = [
         ("tenant", "rival".to_owned()),
         ("domain", "rival.example.com".to_owned()),
@@ -322,6 +326,9 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
         ("webhook", text(&webhook["webhook"]["id"])),
         ("attempt", "0".repeat(26)),
         ("letter", "0".repeat(20)),
+        ("sweep", text(&act["number"].to_string().into())),
+        ("trace", text(&trace["trace"].to_string().into())),
+        ("rule", "0".to_owned()),
     ];
     let scopes = ["tenant", "users", "keys", "smtp-accounts", "domains", "suppressions", "queue", "audit", "webhooks"];
     let scopes = scopes.iter().map(|scope| format!("{scope}:write"));
@@ -351,6 +358,9 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
             "/messages",
             "/audit/verify",
             "/queue",
+            "/queue-sweeps",
+            "/queue-totals",
+            "/queue-shape",
             "/second-factor-policy",
         ]
         .contains(&path.as_str())
@@ -378,8 +388,10 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
                 if method == "GET" || method == "DELETE" { Value::Null } else { body },
             )
             .await;
-            let names_rival =
-                filled.contains("rival") || names[3..6].iter().any(|(_, value)| filled.contains(value.as_str()));
+            let names_rival = filled.contains("rival")
+                || names[3..6].iter().any(|(_, value)| filled.contains(value.as_str()))
+                || path.contains("{sweep}")
+                || path.contains("{trace}");
             // A body without its fields is refused before anybody looks whose the thing is; that tells nothing.
             let is_hidden = matches!(
                 answer.status,

@@ -33,7 +33,7 @@ use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
 use crate::breaker::Breaker;
-use crate::delivery::{Delivery, Pacing, TlsPolicies};
+use crate::delivery::{Delivery, Destinations, Pacing, Pulse, TlsMemory, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
 use crate::feedback::Feedback;
@@ -50,13 +50,31 @@ use crate::statistics::Statistics;
 use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
 use crate::tenancy::Tenancy;
+use crate::trace::Tracer;
 use crate::vips::Vips;
 use crate::webhooks::Webhooks;
 
 pub use crate::suppression::Colour;
 pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
-    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, CountsJson, DeletionJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson, FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, MessageAttemptJson, MessageJson, NewDeletionJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson, NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationsReadJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SearchJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson, TenantChangeJson, TenantJson, TlsPolicyJson, TlsRuleJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, CountsJson, DeletionJson,
+    DestinationRuleJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson,
+    FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LetterJson,
+    LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, MessageAttemptJson, MessageJson,
+    NewDeletionJson, NewDestinationRuleJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson,
+    NewQueueSweepJson, NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,
+    NewTenantJson, NewTlsRuleJson, NewTraceJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson,
+    NotificationJson, NotificationsReadJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueFilterJson,
+    QueueMoveJson, QueueRowJson, QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, QueuedJson,
+    ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson,
+    ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SearchJson,
+    SeenTlsJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson,
+    SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson,
+    StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson,
+    SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson, SweepActJson,
+    TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson, TopJson, TopProviderJson, TraceJson,
+    TracedJson, TracedLineJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson,
+    WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -98,6 +116,14 @@ pub struct Parts {
     pub pacing: Arc<Pacing>,
     /// What is demanded of TLS towards recipient domains.
     pub tls_policies: Arc<TlsPolicies>,
+    /// Destinations that are blocked or go another way.
+    pub destinations: Arc<Destinations>,
+    /// What TLS came to with receivers.
+    pub tls_memory: Arc<TlsMemory>,
+    /// What happens at this moment.
+    pub pulse: Arc<Pulse>,
+    /// Live sessions.
+    pub tracer: Arc<Tracer>,
     /// For its health.
     pub store: Arc<dyn Store>,
     /// For the space it takes.

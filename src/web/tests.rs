@@ -218,6 +218,10 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
             crate::delivery::Pacing::open(store.clone(), &Default::default(), crate::queue::QueueTime(0)).unwrap(),
         ),
         tls_policies: Arc::new(crate::delivery::TlsPolicies::open(store.clone()).unwrap()),
+        destinations: Arc::new(crate::delivery::Destinations::open(store.clone()).unwrap()),
+        tls_memory: Arc::new(crate::delivery::TlsMemory::open(store.clone()).unwrap()),
+        pulse: Arc::default(),
+        tracer: Arc::default(),
         people,
         routes,
         backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
@@ -288,6 +292,110 @@ async fn delivery_is_suspended_by_one_name_listed_and_resumed() {
         let (_, answer) = call(&api, "POST", "/suspensions/resume", json!({"to": "slow.example"})).await;
         assert_eq!(answer, resumed(was));
     }
+}
+
+#[tokio::test]
+async fn delivery_is_suspended_for_a_tenant_or_an_smtp_account() {
+    let api = shop().await;
+    let (_, account) = call(&api, "POST", "/smtp-accounts", json!({"tenant": "shop"})).await;
+    let login = account["account"]["login"].as_str().or(account["login"].as_str()).unwrap().to_owned();
+    for (field, name) in [("tenant", "shop"), ("smtp_account", login.as_str())] {
+        let (status, made) = call(&api, "POST", "/suspensions", json!({field: name, "reason": "a look"})).await;
+        assert_eq!((status, &made[field]), (StatusCode::OK, &json!(name)), "{made}");
+        let (_, answer) = call(&api, "POST", "/suspensions/resume", json!({field: name})).await;
+        assert_eq!(answer["was_suspended"], json!(true), "{answer}");
+    }
+    let unknown = json!({"tenant": "nobody", "reason": "x"});
+    assert_eq!(call(&api, "POST", "/suspensions", unknown).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn destinations_are_blocked_or_rerouted_by_exactly_one_name() {
+    let api = api().await;
+    let blocked = json!({"mx": "*.parked.example", "reason": "nobody lives there"});
+    let (status, made) = call(&api, "POST", "/destination-rules", blocked).await;
+    assert_eq!((status, &made["act"], &made["number"]), (StatusCode::CREATED, &json!("block"), &json!(1)), "{made}");
+    let relay = json!({"on_demand": true, "host": "relay.example", "port": 587, "tls": "starttls"});
+    let (_, route) = call(&api, "POST", "/routes", relay).await;
+    let other = json!({"network": "198.51.100.0/24", "route": route["id"], "reason": "they like that one"});
+    let (_, made) = call(&api, "POST", "/destination-rules", other).await;
+    assert_eq!((&made["act"], &made["what"]), (&json!("reroute"), &json!("mail hosts in 198.51.100.0/24")), "{made}");
+    for (wrong, status) in [
+        (json!({"reason": "x"}), 422),
+        (json!({"mx": "a.example", "to": "b.example", "reason": "x"}), 422),
+        (json!({"to": "b.example", "reason": ""}), 422),
+        (json!({"to": "b.example", "route": "0000000000000", "reason": "x"}), 404),
+        (json!({"provider": "nobody", "reason": "x"}), 422),
+    ] {
+        let (is, answer) = call(&api, "POST", "/destination-rules", wrong.clone()).await;
+        assert_eq!(is.as_u16(), status, "{wrong} {answer}");
+    }
+    let (_, list) = call(&api, "GET", "/destination-rules", Value::Null).await;
+    assert_eq!(list["rows"].as_array().map(Vec::len), Some(2));
+    for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+        assert_eq!(call(&api, "DELETE", "/destination-rules/1", Value::Null).await.0, expected);
+    }
+}
+
+#[tokio::test]
+async fn an_act_on_many_messages_is_begun_shown_and_ended() {
+    let api = shop().await;
+    let asked =
+        json!({"act": "hold", "filter": {"tenant": "shop", "to": "slow.example"}, "reason": "x", "seconds": 60});
+    let (status, begun) = call(&api, "POST", "/queue-sweeps", asked).await;
+    assert_eq!((status, &begun["state"]), (StatusCode::ACCEPTED, &json!("running")), "{begun}");
+    assert_eq!(begun["filter"], json!({"tenant": "shop", "to": "slow.example"}));
+    let path = format!("/queue-sweeps/{}", begun["number"]);
+    assert_eq!(call(&api, "GET", &path, Value::Null).await.1["until"], begun["until"]);
+    let (_, ended) = call(&api, "POST", &format!("{path}/end"), json!({})).await;
+    assert_eq!(ended["state"], "ended", "{ended}");
+    assert_eq!(call(&api, "POST", &format!("{path}/end"), json!({})).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let (_, list) = call(&api, "GET", "/queue-sweeps?tenant=shop", Value::Null).await;
+    assert_eq!(list["rows"].as_array().map(Vec::len), Some(1), "{list}");
+    for (act, filter, status) in [
+        ("hold", json!({"tenant": "nobody"}), 404),
+        ("hold", json!({"recepient": "a@b.example"}), 422),
+        ("hold", json!({"state": "gone"}), 422),
+        ("hold", json!({"provider": "nobody"}), 422),
+        ("explode", json!({}), 422),
+    ] {
+        let asked = json!({"act": act, "filter": filter});
+        let (is, answer) = call(&api, "POST", "/queue-sweeps", asked.clone()).await;
+        assert_eq!(is.as_u16(), status, "{asked} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_is_listed_counted_and_shaped_by_the_same_filters_and_a_misspelt_one_is_refused() {
+    let api = shop().await;
+    let (_, totals) = call(&api, "GET", "/queue-totals?tenant=shop&attempts_min=2&act=cancel", Value::Null).await;
+    assert_eq!((&totals["messages"], &totals["oldest"]), (&json!(0), &Value::Null), "{totals}");
+    let (_, shape) = call(&api, "GET", "/queue-shape?class=marketing&limit=5", Value::Null).await;
+    assert_eq!(shape["total"]["by_age"].as_array().map(Vec::len), Some(10), "{shape}");
+    let (_, list) = call(&api, "GET", "/queue?last=4.7.28&older_secs=60&sender=%3C%3E&limit=5", Value::Null).await;
+    assert_eq!(list["rows"], json!([]));
+    for query in ["tennant=shop", "attempts_min=many", "class=other", "sender=a%20b@c", "vip=192.0.2.77"] {
+        for path in ["/queue", "/queue-totals", "/queue-shape"] {
+            let (status, answer) = call(&api, "GET", &format!("{path}?{query}"), Value::Null).await;
+            assert!(status.is_client_error(), "{path}?{query}: {status} {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_happens_now_is_shown_and_sessions_are_followed() {
+    let api = api().await;
+    let (status, top) = call(&api, "GET", "/top", Value::Null).await;
+    assert_eq!((status, &top["accepted"], &top["providers"]), (StatusCode::OK, &json!(0), &json!([])), "{top}");
+    let (status, trace) = call(&api, "POST", "/traces", json!({"direction": "out"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{trace}");
+    let path = format!("/traces/{}", trace["trace"]);
+    for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+        assert_eq!(call(&api, "DELETE", &path, Value::Null).await.0, expected);
+    }
+    assert_eq!(call(&api, "GET", &path, Value::Null).await.0, StatusCode::NOT_FOUND);
+    let (status, _) = call(&api, "POST", "/traces", json!({"direction": "sideways"})).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 #[tokio::test]

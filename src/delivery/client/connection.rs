@@ -16,15 +16,19 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::stream::Stream;
 use crate::delivery::Settings;
+use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
 use crate::delivery::outcome::{Failure, Phase, Trouble, of_verdict, passed_on};
 use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
+use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, Proof, Verify};
 use crate::queue::Outcome;
+use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
+use crate::trace::{Direction, Facts, Side, Tap, Tracer};
 
 /// Octets kept of a reply's text, as people read it: more than any honest peer says.
 const REPLY_KEPT_OCTETS: usize = 2048;
@@ -57,6 +61,8 @@ pub struct PoolKey {
 /// Where and how to connect.
 pub(super) struct Call<'a> {
     pub(super) host: &'a str,
+    /// Whose mail, and for which domain.
+    pub(super) lane: &'a Lane,
     /// Who demands TLS, if a policy does.
     pub(super) policy: Option<&'a Arc<str>>,
     pub(super) source: IpAddr,
@@ -79,6 +85,8 @@ pub(super) struct Tools<'a> {
     pub(super) tls: &'a ClientTls,
     pub(super) settings: &'a Settings,
     pub(super) progress: &'a Progress,
+    pub(super) tracer: &'a Arc<Tracer>,
+    pub(super) tls_memory: Option<&'a TlsMemory>,
 }
 
 /// An open conversation, ready for MAIL.
@@ -107,6 +115,7 @@ pub struct Connection {
     provider: Option<Arc<str>>,
     /// Makes return-paths.
     pub(super) return_path: ReturnAddress,
+    pub(super) tap: Tap,
     /// What the peer said about our pace or address since it was last taken.
     pub(super) heard: Vec<Signal>,
 }
@@ -117,12 +126,50 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// Where a session goes, for those who follow it.
+fn towards(host: &str, lane: &Lane) -> String {
+    format!("{host} for {}", lane.next_hop)
+}
+
 /// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
 pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
-    let first = open_once(call, tools, &call.key.tls).await;
-    match first {
-        Err(Failure { trouble: Trouble::Tls(reason), .. }) if call.key.tls == TlsUse::Opportunistic => {
+    let opened = open_at_best(call, tools).await;
+    // Through a relay nothing is learnt about the recipient domain.
+    if let (Ok(open), Some(memory)) =
+        (&opened, tools.tls_memory.filter(|_| call.login.is_none() && call.key.realm == 0))
+    {
+        let level = match (&open.stream, &open.proof) {
+            (Stream::Plain(_), _) => TlsLevel::Plain,
+            (Stream::Tls(_), None) => TlsLevel::Encrypted,
+            (Stream::Tls(_), Some(_)) => TlsLevel::Verified,
+        };
+        let spoken = Spoken { domain: &call.lane.next_hop, host: call.host, level, words: &open.peer.tls };
+        memory.spoke(&spoken, Timestamp::now());
+        if level > TlsLevel::Plain {
+            memory.succeeded(call.host);
+        }
+    }
+    opened
+}
+
+/// In the clear only where nobody demands more, after TLS has failed: now, or a few hours ago.
+async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
+    if call.key.tls != TlsUse::Opportunistic {
+        return open_once(call, tools, &call.key.tls).await;
+    }
+    if let Some(known) = tools.tls_memory.and_then(|memory| memory.fails(call.host, Timestamp::now())) {
+        let mut connection = open_once(call, tools, &TlsUse::Never).await?;
+        let until = known.until.rfc3339();
+        connection.peer.tls =
+            call.noted(format!("none (TLS failed before: {}; tried again after {until})", known.reason));
+        return Ok(connection);
+    }
+    match open_once(call, tools, &TlsUse::Opportunistic).await {
+        Err(Failure { trouble: Trouble::Tls(reason), .. }) => {
             let mut connection = open_once(call, tools, &TlsUse::Never).await?;
+            if let Some(memory) = tools.tls_memory {
+                memory.failed(call.host, &reason, Timestamp::now());
+            }
             connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
             Ok(connection)
         }
@@ -166,7 +213,18 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         };
         failure(Phase::Connect, trouble)
     })?;
+    let towards = towards(call.host, call.lane);
+    let facts = Facts {
+        direction: Direction::Out,
+        tenant: Some(call.lane.tenant),
+        vip: call.key.vip,
+        peer: call.key.address,
+        towards: Some(towards),
+    };
+    let tap = tools.tracer.tap(facts);
+    tap.note(|| format!("(connected from {})", call.source));
     let mut connection = Connection {
+        tap,
         stream: Stream::Plain(stream),
         parser: ReplyParser::new(),
         inbox: BytesMut::new(),
@@ -203,7 +261,15 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
 impl Connection {
     /// A failure of this conversation.
     pub(super) fn failure(&self, phase: Phase, trouble: Trouble) -> Failure {
-        Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) }
+        let failure = Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) };
+        self.tap.note(|| format!("(over: {})", printable(&failure.describe())));
+        failure
+    }
+
+    /// From now on it carries this lane's mail.
+    pub fn serve(&mut self, lane: &Lane) {
+        let towards = towards(&self.peer.host, lane);
+        self.tap.serves(lane.tenant, towards);
     }
 
     /// The outcome for recipients whom `reply` concerns, by the rules for this peer.
@@ -261,6 +327,11 @@ impl Connection {
 
     /// Sends what is in `out` in one write.
     pub(super) async fn flush(&mut self, phase: Phase, patience: Duration) -> Result<(), Failure> {
+        // Between AUTH and its end every line is part of the login.
+        match phase == Phase::Login && !self.out.starts_with(b"AUTH") {
+            true => self.tap.secret(Side::Ours),
+            false => self.tap.commands(Side::Ours, &self.out),
+        }
         let written = tokio::time::timeout(patience, async {
             self.stream.write_all(&self.out).await?;
             self.stream.flush().await
@@ -292,6 +363,9 @@ impl Connection {
             Err(trouble) => Err(trouble),
         };
         progress.step(phase);
+        if let Ok(reply) = &result {
+            self.tap.reply(|| reply.one_line());
+        }
         let is_list = |reply: &Reply| phase == Phase::Hello && reply.severity() == Severity::Success;
         let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
         result.map_err(|trouble| self.failure(phase, trouble))
@@ -428,6 +502,7 @@ impl Connection {
             Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()))),
         };
         self.peer.tls = call.noted(secured.describe());
+        self.tap.note(|| format!("(TLS: {})", self.peer.tls));
         self.proof = secured.verified.ok();
         self.stream = Stream::Tls(Box::new(stream));
         Ok(self)

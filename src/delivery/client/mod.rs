@@ -23,6 +23,7 @@ pub use pool::Pool;
 use self::body::{Loaded, Text};
 use self::connection::{Call, Tools};
 use self::transaction::Round;
+use super::mx::TlsMemory;
 use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::Signal;
 use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing};
@@ -30,6 +31,7 @@ use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::{Claim, Outcome};
 use crate::store::StoreError;
+use crate::trace::Tracer;
 
 /// Bytes of the text buffer kept between messages.
 const BUFFER_KEPT_BYTES: usize = 1024 * 1024;
@@ -41,6 +43,8 @@ pub struct Client {
     dialer: Arc<dyn Dialer>,
     tls: Arc<ClientTls>,
     return_path: ReturnAddress,
+    tracer: Arc<Tracer>,
+    tls_memory: Option<Arc<TlsMemory>>,
 }
 
 /// One address to try.
@@ -96,15 +100,25 @@ enum Sent {
 }
 
 impl Client {
-    /// A client that dials with `dialer`, secures with `tls` and says `return_path`s.
-    pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>, return_path: ReturnAddress) -> Self {
-        Self { dialer, tls, return_path }
+    /// A client that dials with `dialer`, secures with `tls`, says `return_path`s, and shows its sessions to
+    /// whoever follows.
+    pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>, return_path: ReturnAddress, tracer: Arc<Tracer>) -> Self {
+        Self { dialer, tls, return_path, tracer, tls_memory: None }
+    }
+
+    /// The same client, telling this memory what TLS came to, and asking it.
+    #[must_use]
+    pub fn remembering(self, memory: Arc<TlsMemory>) -> Self {
+        Self { tls_memory: Some(memory), ..self }
     }
 
     /// Drains claims until there are none, the turn is over, or the site fails.
     pub async fn drain(&self, mut job: Job) -> Report {
         let mut report = Report::default();
         let mut connection = job.idle.take();
+        if let Some(idle) = &mut connection {
+            idle.serve(&job.lane);
+        }
         let mut is_kept = connection.is_some();
         let mut buffer = Vec::new();
         let mut broken = 0_usize;
@@ -199,6 +213,8 @@ impl Client {
             tls: &self.tls,
             settings: &job.settings,
             progress: &job.progress,
+            tracer: &self.tracer,
+            tls_memory: self.tls_memory.as_deref(),
         };
         let mut unmet = None;
         let mut last = Failure {
@@ -211,6 +227,7 @@ impl Client {
             let Some(source) = job.source.towards(address.ip()) else { continue };
             let call = Call {
                 host: &target.host.name,
+                lane: &job.lane,
                 policy: target.host.policy.as_ref(),
                 source,
                 key: target.key,

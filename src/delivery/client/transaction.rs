@@ -306,6 +306,7 @@ async fn transfer(
     progress: &Progress,
 ) -> Result<Reply, (Failure, Option<Reply>)> {
     progress.step(Phase::Body);
+    connection.tap.note(|| "(the message)".to_owned());
     let written = match text {
         Text::Whole(stuffed) => write(connection, stuffed, timeouts.body).await,
         Text::Streamed(_) => stream(connection, text, timeouts, progress).await,

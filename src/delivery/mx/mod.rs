@@ -1,9 +1,11 @@
 //! The transport that goes straight to the recipient domain's mail exchangers.
 
+mod destinations;
 mod lookup;
 mod mta_sts;
 mod policies;
 mod rules;
+mod tls_memory;
 mod tls_policy;
 
 use std::sync::Arc;
@@ -12,24 +14,28 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 
+pub use self::destinations::{Destination, DestinationRule, Destinations, Diversion};
 pub use self::mta_sts::{Mode as StsMode, Policy as StsPolicy};
 pub use self::policies::{KeptPolicy, TlsPolicies};
 pub use self::rules::DomainRule;
+pub use self::tls_memory::{FailingTls, SeenTls, Spoken, TlsLevel, TlsMemory};
 pub use self::tls_policy::DomainTls;
 
+use self::destinations::Whither;
 use self::lookup::Ourselves;
 use self::policies::Asking;
 use self::tls_policy::{Demand, Voices};
 use super::Settings;
 use super::client::Client;
 use super::settings::PrivateAddresses;
+use super::smarthost::Smarthost;
 use super::transport::{Families, Host, Job, NoSite, Report, Site, Standing, Transport};
 use crate::background::{Shutdown, periodically};
 use crate::events::Why;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::net::{Dane, FetchLimits, Fetcher, LookupError, Reach, Resolver};
-use crate::routing::Lane;
+use crate::routing::{Lane, TransportName};
 use crate::vips::Vips;
 
 /// What the transport works with.
@@ -42,6 +48,10 @@ pub struct Parts {
     pub client: Arc<Client>,
     /// Policies of recipient domains.
     pub policies: Arc<TlsPolicies>,
+    /// Destinations that are blocked or go another way.
+    pub destinations: Arc<Destinations>,
+    /// The other way.
+    pub relays: Arc<Smarthost>,
     /// How they are fetched.
     pub fetcher: Fetcher,
     /// Settings, followed as they change.
@@ -135,17 +145,32 @@ fn heard(
     Ok(Host { tls, policy: policy.map(Arc::from), standing, ..host })
 }
 
+/// Whose mailboxes these hosts are for. Spare hosts may be anybody's; the best ones are where the mailboxes are.
+fn of_provider<'s>(settings: &'s Settings, hosts: &[Host]) -> Option<&'s str> {
+    let best = hosts.iter().map(|host| host.preference).min();
+    let best = hosts.iter().filter(|host| Some(host.preference) == best).map(|host| host.name.as_str());
+    settings.providers.of_hosts(best).map(|provider| &*provider.name)
+}
+
 #[async_trait]
 impl Transport for Mx {
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
         let settings = self.0.settings.borrow().clone();
         let ourselves = Ourselves::of(&self.0.vips.all());
         let hosts = lookup::hosts(&*self.0.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        let whither = Whither { domain: &lane.next_hop, hosts: &hosts, provider: of_provider(&settings, &hosts) };
+        if let Some(rule) = self.0.destinations.rule_for(&whither) {
+            return match rule.diversion {
+                Diversion::Block => Err(NoSite::Bounced(Why::OurConfiguration, rule.refusal(&lane.next_hop))),
+                Diversion::Reroute(route) => {
+                    let by_relay = Lane { transport: TransportName::Smarthost(route), ..lane.clone() };
+                    self.0.relays.site(&by_relay, families).await
+                }
+            };
+        }
         let hosts = self.judged(&lane.next_hop, hosts, &settings).await?;
-        // Spare hosts may be anybody's; the best ones are where the mailboxes are.
-        let best = hosts.iter().map(|host| host.preference).min();
-        let best = hosts.iter().filter(|host| Some(host.preference) == best).map(|host| host.name.as_str());
-        let provider = settings.providers.of_hosts(best).map(|provider| provider.name.clone());
+        let provider = of_provider(&settings, &hosts).and_then(|name| settings.providers.named(name));
+        let provider = provider.map(|provider| provider.name.clone());
         Ok(Site {
             name: lookup::site_name(&hosts).into(),
             provider,

@@ -7,6 +7,7 @@
 mod audit;
 mod backup;
 mod breaker;
+mod destinations;
 mod domains;
 mod found;
 mod keys;
@@ -28,6 +29,8 @@ mod suppressions;
 mod suspensions;
 mod tenants;
 mod tls;
+mod top;
+mod trace;
 mod users;
 mod vips;
 mod webhooks;
@@ -52,6 +55,7 @@ pub use audit::{AuditEntryJson, AuditVerifiedJson, DifferenceJson};
 pub use breaker::{
     BreakerJson, BreakerLimitsJson, BreakerOverrideJson, NewPauseJson, NewWaiverJson, PauseJson, WaiverJson,
 };
+pub use destinations::{DestinationRuleJson, NewDestinationRuleJson};
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };
@@ -63,7 +67,10 @@ pub use messages::{
 };
 pub use notifications::{NotificationJson, NotificationsReadJson, ReadNotificationsJson};
 pub use operations::OperationJson;
-pub use queue::{EventJson, QueueActJson, QueueChangeJson, QueueMoveJson, QueueRowJson, QueuedJson, RecipientJson};
+pub use queue::{
+    EventJson, NewQueueSweepJson, QueueActJson, QueueChangeJson, QueueFilterJson, QueueMoveJson, QueueRowJson,
+    QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, QueuedJson, RecipientJson, SweepActJson,
+};
 pub use readiness::{InspectedJson, InspectionJson, ReadinessJson, ReadinessRuleJson};
 pub use return_paths::{NewReturnPathJson, ReturnPathJson};
 pub use routes::{NewRouteJson, RouteChangeJson, RouteJson};
@@ -81,7 +88,9 @@ pub use suppression_rules::{SuppressionRulesChangeJson, SuppressionRulesJson};
 pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJson, SuppressionsChangedJson};
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{DeletionJson, LimitsJson, NewDeletionJson, NewTenantJson, TenantChangeJson, TenantJson};
-pub use tls::{NewTlsRuleJson, StsPolicyJson, TlsPolicyJson, TlsRuleJson};
+pub use tls::{NewTlsRuleJson, SeenTlsJson, StsPolicyJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson};
+pub use top::{TopJson, TopProviderJson};
+pub use trace::{NewTraceJson, TraceJson, TracedJson, TracedLineJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
 pub use vips::{NewVipJson, VipChangeJson, VipJson};
 pub use webhooks::{
@@ -100,6 +109,9 @@ pub(super) fn router(parts: Shared) -> Router {
 fn guarded() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(status::show))
+        .routes(routes!(top::show))
+        .routes(routes!(trace::add))
+        .routes(routes!(trace::read, trace::leave))
         .routes(routes!(backup::take))
         .routes(routes!(tenants::list, tenants::add))
         .routes(routes!(tenants::show, tenants::change, tenants::remove))
@@ -199,6 +211,7 @@ fn site_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(tls::list, tls::set))
         .routes(routes!(tls::clear))
         .routes(routes!(tls::show))
+        .routes(routes!(tls::failing))
 }
 
 fn webhook_routes() -> OpenApiRouter<Shared> {
@@ -239,6 +252,8 @@ fn queue_routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(suspensions::list, suspensions::add))
         .routes(routes!(suspensions::resume))
+        .routes(routes!(destinations::list, destinations::add))
+        .routes(routes!(destinations::remove))
         .routes(routes!(queue::list))
         .routes(routes!(queue::show))
         .routes(routes!(queue::why))
@@ -246,6 +261,12 @@ fn queue_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(queue::hold))
         .routes(routes!(queue::release))
         .routes(routes!(queue::cancel))
+        .routes(routes!(queue::expire))
+        .routes(routes!(queue::sweeps::list, queue::sweeps::add))
+        .routes(routes!(queue::sweeps::show))
+        .routes(routes!(queue::sweeps::end))
+        .routes(routes!(queue::sweeps::totals))
+        .routes(routes!(queue::sweeps::shape))
         .routes(routes!(queue::move_to))
         .routes(routes!(queue::erase))
 }

@@ -3,24 +3,33 @@
 //! Reading walks the store, so it runs off the async workers. Easy to get wrong: a message that was
 //! delivered meanwhile is not an error of the person who typed its id.
 
+mod filter;
+pub(super) mod sweeps;
+
 use std::collections::BTreeMap;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, Shared, off_workers, tenant_called, tenant_name, vip_called};
+use self::filter::Filtered;
+use super::{Answer, Shared, off_workers, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
-use crate::mail::{Domain, QueueId, VipId};
-use crate::queue::{Changed, Filter, Listed, RecipientState, Shown, WhyLine};
+use crate::mail::{Class, QueueId, VipId};
+use crate::queue::{Changed, Listed, RecipientState, Shown};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{self, PageJson, Paging};
 use crate::web::problem::Problem;
+
+pub use self::filter::QueueFilterJson;
+pub use self::sweeps::{
+    NewQueueSweepJson, QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, SweepActJson,
+};
 
 /// A message in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -47,6 +56,16 @@ pub struct QueueRowJson {
     pub in_flight: usize,
     /// Recipients held.
     pub held: usize,
+    /// Recipients whose SMTP account is paused.
+    #[serde(default)]
+    pub paused: usize,
+    /// Attempts of the recipients that were tried most.
+    #[serde(default)]
+    pub attempts: u32,
+    /// `transactional`, `marketing`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub class: Class,
     /// Seconds until the next of them is due.
     pub due_in_secs: Option<u64>,
     /// The last reply or cause of one of them.
@@ -103,6 +122,10 @@ pub struct RecipientJson {
     pub state: String,
     /// What it waits for, or how it ended: a sentence, with the lines of a peer's reply.
     pub why: String,
+    /// The one thing it waits for: `schedule`, `attempt`, `limit`, `pause`, `parked`, `virtual-ip`, `hold`,
+    /// `account-pause`, `suspension`, `dns`, `tls-policy`; `nothing` if it is done.
+    #[serde(default)]
+    pub waits_for: String,
 }
 
 /// Something that happened.
@@ -147,31 +170,22 @@ pub(super) fn read_id(text: &str) -> Result<QueueId, Problem> {
         .map_err(|_| Problem::field("id", format!("{text:?} is not a queue id; postern queue list prints them")))
 }
 
-#[derive(Deserialize)]
-pub(super) struct Asked {
-    tenant: Option<String>,
-    to: Option<String>,
-}
-
 #[utoipa::path(
     get,
     path = "/queue",
     operation_id = "queue_list",
     tag = "queue",
     summary = "List: queue.",
-    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), ("tenant" = Option<String>, Query), ("to" = Option<String>, Query)),
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query), QueueFilterJson),
     responses((status = 200, body = PageJson<QueueRowJson>, description = "done"))
 )]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
-    Query(asked): Query<Asked>,
+    Filtered(asked): Filtered,
     paging: Paging,
 ) -> Answer<PageJson<QueueRowJson>> {
-    let tenant = asked.tenant.map(|name| tenant_called(&parts, &actor, &name)).transpose()?.map(|tenant| tenant.id);
-    let recipient_domain = asked.to.map(|text| Domain::parse(&text)).transpose();
-    let recipient_domain = recipient_domain.map_err(|error| Problem::field("to", error.to_string()))?;
-    let filter = Filter { tenant, recipient_domain, ..Filter::default() };
+    let filter = filter::read(&parts, &actor, &asked)?;
     let after = paging.after.map(|text| read_id(&text)).transpose()?;
     let queue = parts.queue.clone();
     let page = off_workers(move || queue.list(&actor, &filter, after, paging.limit)).await?;
@@ -193,6 +207,9 @@ fn row(parts: &Parts, listed: Listed) -> QueueRowJson {
         waiting: listed.waiting,
         in_flight: listed.in_flight,
         held: listed.held,
+        paused: listed.paused,
+        attempts: listed.attempts,
+        class: listed.message.class,
         due_in_secs: listed.due_in.map(|due| due.as_secs()),
         last: listed.last,
     }
@@ -224,6 +241,7 @@ pub(super) fn json(parts: &Parts, shown: Shown, why: Vec<WhyLine>) -> QueuedJson
         state: state_of(&shown, line.recipient).to_owned(),
         number: line.recipient,
         address: line.address,
+        waits_for: line.waits_for.word().to_owned(),
         why: line.sentence,
     });
     let recipients = recipients.collect();
@@ -332,6 +350,9 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::Damaged { detail } => format!("damaged: {detail}"),
         MailEvent::Retired => "done: nothing is owed any more, the body is erased".to_owned(),
         MailEvent::Faulted { detail } => format!("set apart: {detail}"),
+        MailEvent::Stalled { recipients, phase } => {
+            format!("{}: no progress after {phase}, the attempt was ended by the watchdog", to(recipients))
+        }
         MailEvent::Complained { recipients, reporter } => {
             format!("{}: a complaint came in by {reporter}", to(recipients))
         }
@@ -399,6 +420,7 @@ pub(super) async fn why(
         state: state_of(&shown, line.recipient).to_owned(),
         number: line.recipient,
         address: line.address,
+        waits_for: line.waits_for.word().to_owned(),
         why: line.sentence,
     };
     Ok(Json(why.into_iter().map(one).collect()))
@@ -486,6 +508,26 @@ pub(super) async fn cancel(
 ) -> Answer<QueueChangeJson> {
     let id = read_id(&id)?;
     Ok(changed(parts.queue.cancel(&actor, id, &asked.recipients, Timestamp::now()).await?))
+}
+
+#[utoipa::path(
+    post,
+    path = "/queue/{id}/expire",
+    operation_id = "queue_expire",
+    tag = "queue",
+    summary = "Expire: queue.",
+    params(("id" = String, Path)),
+    request_body = QueueActJson,
+    responses((status = 200, body = QueueChangeJson, description = "done"))
+)]
+pub(super) async fn expire(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+    JsonBody(asked): JsonBody<QueueActJson>,
+) -> Answer<QueueChangeJson> {
+    let id = read_id(&id)?;
+    Ok(changed(parts.queue.expire(&actor, id, &asked.recipients, Timestamp::now()).await?))
 }
 
 #[utoipa::path(

@@ -28,6 +28,9 @@ pub struct RouteJson {
     pub tenant: Option<String>,
     /// Only mail to this domain and the names below it.
     pub to: Option<String>,
+    /// Only mail that a rule about destinations sends here.
+    #[serde(default)]
+    pub on_demand: bool,
     /// Host name or address.
     pub host: String,
     /// Its port.
@@ -39,7 +42,7 @@ pub struct RouteJson {
     pub user: Option<String>,
 }
 
-/// A relay to be made. Neither `tenant` nor `to`: all mail, then `all` must be true.
+/// A relay to be made: for exactly one of `all`, `tenant`, `to` and `on_demand`.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRouteJson {
@@ -51,6 +54,9 @@ pub struct NewRouteJson {
     /// Only mail to this domain and the names below it.
     #[schema(value_type = Option<String>)]
     pub to: Option<Domain>,
+    /// Only mail that a rule about destinations sends here.
+    #[serde(default)]
+    pub on_demand: bool,
     /// Host name or address.
     pub host: String,
     /// Its port.
@@ -85,12 +91,13 @@ pub struct RouteChangeJson {
 }
 
 fn json(parts: &Parts, route: Route) -> RouteJson {
-    let (tenant, to) = match route.scope {
-        RouteScope::Instance => (None, None),
+    let (tenant, to) = match route.scope.clone() {
+        RouteScope::Instance | RouteScope::OnDemand => (None, None),
         RouteScope::Tenant(id) => (Some(tenant_name(parts, id)), None),
         RouteScope::RecipientDomain(domain) => (None, Some(domain.to_string())),
     };
     RouteJson {
+        on_demand: route.scope == RouteScope::OnDemand,
         id: written(route.id),
         tenant,
         to,
@@ -101,8 +108,15 @@ fn json(parts: &Parts, route: Route) -> RouteJson {
     }
 }
 
-fn written(id: u64) -> String {
+pub(super) fn written(id: u64) -> String {
     ext::base32(&id.to_be_bytes())
+}
+
+/// The id of the route people call so.
+pub(super) fn called(parts: &Parts, route: &str) -> Result<u64, Problem> {
+    let id = ext::from_base32::<8>(route).map(u64::from_be_bytes);
+    let found = id.and_then(|id| parts.routes.route(id));
+    found.map(|route| route.id).ok_or_else(|| Problem::missing(format!("route {route}")))
 }
 
 #[utoipa::path(
@@ -138,11 +152,12 @@ pub(super) async fn add(
     Extension(actor): Extension<Actor>,
     JsonBody(asked): JsonBody<NewRouteJson>,
 ) -> Result<(StatusCode, Json<RouteJson>), Problem> {
-    let scope = match (asked.all, &asked.tenant, asked.to) {
-        (true, None, None) => RouteScope::Instance,
-        (false, Some(name), None) => RouteScope::Tenant(tenant_called(&parts, &actor, name)?.id),
-        (false, None, Some(domain)) => RouteScope::RecipientDomain(domain),
-        _ => return Err(Problem::field("all", "give exactly one of all, tenant and to")),
+    let scope = match (asked.all, &asked.tenant, asked.to, asked.on_demand) {
+        (true, None, None, false) => RouteScope::Instance,
+        (false, Some(name), None, false) => RouteScope::Tenant(tenant_called(&parts, &actor, name)?.id),
+        (false, None, Some(domain), false) => RouteScope::RecipientDomain(domain),
+        (false, None, None, true) => RouteScope::OnDemand,
+        _ => return Err(Problem::field("all", "give exactly one of all, tenant, to and on_demand")),
     };
     let login = match (asked.user, asked.password) {
         (Some(user), Some(password)) => Some((user, Zeroizing::new(password))),
@@ -171,7 +186,7 @@ pub(super) async fn change(
     JsonBody(asked): JsonBody<RouteChangeJson>,
 ) -> Answer<RouteJson> {
     require_instance(&actor)?;
-    let id = known(&parts, &route)?;
+    let id = called(&parts, &route)?;
     let login = match (asked.no_login, asked.user, asked.password) {
         (true, None, None) => LoginChange::Removed,
         (true, _, _) => return Err(Problem::field("no_login", "give a login, or no_login, not both")),
@@ -181,14 +196,6 @@ pub(super) async fn change(
     let change = RouteChange { host: asked.host, port: asked.port, tls: asked.tls, login };
     let route = parts.routes.change(&actor, id, change, Timestamp::now()).await?;
     Ok(Json(json(&parts, route)))
-}
-
-/// The id of a route that is there.
-fn known(parts: &Parts, route: &str) -> Result<u64, Problem> {
-    let missing = || Problem::missing(format!("route {route}"));
-    let id = ext::from_base32::<8>(route).map(u64::from_be_bytes).ok_or_else(missing)?;
-    parts.routes.route(id).ok_or_else(missing)?;
-    Ok(id)
 }
 
 #[utoipa::path(
@@ -206,7 +213,7 @@ pub(super) async fn remove(
     Path(route): Path<String>,
 ) -> Result<StatusCode, Problem> {
     require_instance(&actor)?;
-    let id = known(&parts, &route)?;
+    let id = called(&parts, &route)?;
     let queue = parts.queue.clone();
     if off_workers(move || Ok(queue.has_mail_by(id)?)).await? {
         return Err(Problem::in_use(

@@ -7,7 +7,7 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, Shared, vip_called};
+use super::{Answer, Shared, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::delivery::{Scope, Suspension};
 use crate::ext::Timestamp;
@@ -29,6 +29,12 @@ pub struct SuspensionJson {
     pub vip: Option<String>,
     /// Mail to this site.
     pub site: Option<String>,
+    /// Mail of this tenant.
+    #[serde(default)]
+    pub tenant: Option<String>,
+    /// Mail handed in with this SMTP account: its login.
+    #[serde(default)]
+    pub smtp_account: Option<String>,
     /// Why.
     pub reason: String,
     /// Who said so.
@@ -39,7 +45,8 @@ pub struct SuspensionJson {
     pub until: Option<String>,
 }
 
-/// What is to be suspended, exactly one of `all`, `to`, `vip` and `site`; to resume, only that.
+/// What is to be suspended, exactly one of `all`, `to`, `vip`, `site`, `tenant` and `smtp_account`; to resume,
+/// only that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSuspensionJson {
@@ -51,8 +58,12 @@ pub struct NewSuspensionJson {
     pub to: Option<Domain>,
     /// Mail of this virtual IP.
     pub vip: Option<String>,
-    /// Mail to this site, as `queue why` names it.
+    /// Mail to this site, as `queue why` names it, or to this provider.
     pub site: Option<String>,
+    /// Mail of this tenant.
+    pub tenant: Option<String>,
+    /// Mail handed in with this SMTP account: its login.
+    pub smtp_account: Option<String>,
     /// Why; asked for when suspending.
     #[serde(default)]
     pub reason: String,
@@ -71,17 +82,15 @@ pub struct ResumedJson {
 
 fn json(parts: &Parts, suspension: Suspension) -> SuspensionJson {
     let name = |vip| parts.vips.get(vip).map_or_else(|| format!("{vip} (removed)"), |vip| vip.ehlo.to_string());
-    let (to, vip, site) = match &suspension.scope {
-        Scope::All | Scope::Lane(_) => (None, None, None),
-        Scope::Domain(domain) => (Some(domain.to_string()), None, None),
-        Scope::Vip(vip) => (None, Some(name(*vip)), None),
-        Scope::Site(site) => (None, None, Some(site.clone())),
-    };
+    let login = |id| parts.accounts.smtp_account(id).map_or_else(|| format!("{id} (removed)"), |own| own.login);
+    let scope = &suspension.scope;
     SuspensionJson {
-        what: suspension.scope.to_string(),
-        to,
-        vip,
-        site,
+        what: scope.to_string(),
+        to: if let Scope::Domain(domain) = scope { Some(domain.to_string()) } else { None },
+        vip: if let Scope::Vip(vip) = scope { Some(name(*vip)) } else { None },
+        site: if let Scope::Site(site) = scope { Some(site.clone()) } else { None },
+        tenant: if let Scope::Tenant(tenant) = scope { Some(tenant_name(parts, *tenant)) } else { None },
+        smtp_account: if let Scope::Account(account) = scope { Some(login(*account)) } else { None },
         reason: suspension.reason,
         by: suspension.by,
         since: suspension.since.rfc3339(),
@@ -90,13 +99,24 @@ fn json(parts: &Parts, suspension: Suspension) -> SuspensionJson {
 }
 
 fn scope(parts: &Parts, actor: &Actor, asked: &NewSuspensionJson) -> Result<Scope, Problem> {
-    match (asked.all, &asked.to, &asked.vip, &asked.site) {
-        (true, None, None, None) => Ok(Scope::All),
-        (false, Some(domain), None, None) => Ok(Scope::Domain(domain.clone())),
-        (false, None, Some(vip), None) => Ok(Scope::Vip(vip_called(parts, actor, vip)?.id)),
-        (false, None, None, Some(site)) => Ok(Scope::Site(site.clone())),
-        _ => Err(Problem::field("all", "name exactly one of all, to, vip and site")),
+    let NewSuspensionJson { all, to, vip, site, tenant, smtp_account, .. } = asked;
+    let named = [to.is_some(), vip.is_some(), site.is_some(), tenant.is_some(), smtp_account.is_some(), *all];
+    if named.iter().filter(|is_named| **is_named).count() != 1 {
+        return Err(Problem::field("all", "name exactly one of all, to, vip, site, tenant and smtp_account"));
     }
+    if let Some(domain) = to {
+        return Ok(Scope::Domain(domain.clone()));
+    }
+    if let Some(vip) = vip {
+        return Ok(Scope::Vip(vip_called(parts, actor, vip)?.id));
+    }
+    if let Some(tenant) = tenant {
+        return Ok(Scope::Tenant(tenant_called(parts, actor, tenant)?.id));
+    }
+    if let Some(login) = smtp_account {
+        return Ok(Scope::Account(super::smtp_accounts::called(parts, actor, login)?.id));
+    }
+    Ok(site.clone().map_or(Scope::All, Scope::Site))
 }
 
 #[utoipa::path(

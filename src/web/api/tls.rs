@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Answer, Shared};
 use crate::access::Actor;
-use crate::delivery::{DomainRule, DomainTls, KeptPolicy};
+use crate::delivery::{DomainRule, DomainTls, FailingTls, KeptPolicy, SeenTls};
 use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::web::body::JsonBody;
@@ -51,6 +51,39 @@ pub struct TlsPolicyJson {
     pub rule: Option<TlsRuleJson>,
     /// Its MTA-STS policy, if one is kept and still good.
     pub mta_sts: Option<StsPolicyJson>,
+    /// What connections came to, if mail went there.
+    #[serde(default)]
+    pub seen: Option<SeenTlsJson>,
+}
+
+/// What connections for a recipient domain came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SeenTlsJson {
+    /// The best level there ever was: `plaintext`, `encrypted`, `verified`.
+    pub best: String,
+    /// With which host.
+    pub best_host: String,
+    /// Since when it is the best.
+    pub since: String,
+    /// The level of the last connection.
+    pub last: String,
+    /// What it was, in words.
+    pub last_words: String,
+    /// When that was, to the day unless it changed.
+    pub seen: String,
+    /// When it was told last that there was less than the best.
+    pub told: Option<String>,
+}
+
+/// A mail host with which TLS fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TlsFailingJson {
+    /// Its name.
+    pub host: String,
+    /// Why.
+    pub reason: String,
+    /// When TLS is tried again; until then it is spoken to in the clear, where nobody demands more.
+    pub until: String,
 }
 
 /// An MTA-STS policy (RFC 8461).
@@ -165,5 +198,39 @@ pub(super) async fn show(
     let rules = parts.tls_policies.rules(&actor)?;
     let rule = rules.iter().find(|rule| rule.domain == domain).map(rule_json);
     let mta_sts = parts.tls_policies.kept(&domain, Timestamp::now()).as_ref().map(policy_json);
-    Ok(Json(TlsPolicyJson { domain: domain.to_string(), rule, mta_sts }))
+    let seen = parts.tls_memory.seen(&actor, &domain)?.map(seen_json);
+    Ok(Json(TlsPolicyJson { domain: domain.to_string(), rule, mta_sts, seen }))
+}
+
+fn seen_json(seen: SeenTls) -> SeenTlsJson {
+    SeenTlsJson {
+        best: seen.best.word().to_owned(),
+        best_host: seen.best_host,
+        since: seen.since.rfc3339(),
+        last: seen.last.word().to_owned(),
+        last_words: seen.last_words,
+        seen: seen.seen.rfc3339(),
+        told: seen.told.map(Timestamp::rfc3339),
+    }
+}
+
+#[utoipa::path(
+    get,
+    path = "/tls-failing",
+    operation_id = "tls_failing_list",
+    tag = "tls",
+    summary = "List: mail hosts with which TLS fails.",
+    params(("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = PageJson<TlsFailingJson>, description = "done"))
+)]
+pub(super) async fn failing(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    paging: Paging,
+) -> Answer<PageJson<TlsFailingJson>> {
+    let all = parts.tls_memory.failing(&actor, Timestamp::now())?;
+    let page = paging.of(all, |known| known.host.clone());
+    let json =
+        |known: FailingTls| TlsFailingJson { host: known.host, reason: known.reason, until: known.until.rfc3339() };
+    Ok(Json(PageJson { rows: page.rows.into_iter().map(json).collect(), next: page.next }))
 }

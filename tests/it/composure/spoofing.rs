@@ -9,7 +9,7 @@ use postern::accounts::{Limits, LoginState, NewSmtpAccount};
 use postern::domains::{Trust, domain_records};
 use postern::ext::Timestamp;
 use postern::mail::{Class, TenantId};
-use postern::queue::{Bulk, BulkAct, Filter};
+use postern::queue::{BulkAct, Filter, NewSweep};
 use postern::records::AdminError;
 use postern::vips::Owner;
 
@@ -288,9 +288,11 @@ async fn people_of_one_tenant_neither_read_nor_change_what_is_anothers() {
             is_kept_out(daemon.routes.list(&actor)),
         ];
         assert_eq!(changes, [true; 12], "{role:?}");
-        let everything = Bulk::new(BulkAct::Cancel, Filter::default());
-        let cancelled = daemon.queue.carry_out(&actor, &everything, now).await;
-        assert!(cancelled.is_err() && everything.done().messages == 0, "{role:?} cancelled {cancelled:?}");
+        let everything =
+            NewSweep { act: BulkAct::Cancel, filter: Filter::default(), reason: String::new(), lasting: None };
+        let cancelled = daemon.queue.begin_sweep(&actor, everything, now).await;
+        assert!(cancelled.is_err(), "{role:?} cancelled {cancelled:?}");
+        assert!(daemon.queue.sweeps(&operator(), None).unwrap().is_empty());
     }
     assert_eq!(daemon.queue.show(&operator(), id).unwrap().id, id);
     world.running.stop().await;

@@ -115,6 +115,7 @@ impl Door {
             vips: Arc::clone(&vips),
             certificates: certificates(),
             drafts_folder: drafts_folder.clone(),
+            tracer: Arc::default(),
             given_sockets: vec![
                 GivenSocket { listener: tls, mode: PortMode::TlsFirst },
                 GivenSocket { listener: starttls, mode: PortMode::Starttls },

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use postern::access::Actor;
 use postern::background::Shutdown;
-use postern::delivery::{self, Delivery, Pacing, PrivateAddresses, TlsPolicies};
+use postern::delivery::{self, Delivery, Destinations, Pacing, PrivateAddresses, TlsPolicies};
 use postern::events::{Event, EventKind, InstanceEvent, MailEvent};
 use postern::ext::Timestamp;
 use postern::mail::{Address, Body, Class, Domain, MailParameters, Notify, QueueId, ReversePath, Sealed, TenantId};
@@ -33,6 +33,8 @@ pub struct Outbound {
     pub vip: Vip,
     pub zone: ZoneServer,
     pub tls_policies: Arc<TlsPolicies>,
+    pub destinations: Arc<Destinations>,
+    pub tls_memory: Arc<delivery::TlsMemory>,
     settings: watch::Sender<Arc<delivery::Settings>>,
     pub shutdown: Shutdown,
     task: Option<tokio::task::JoinHandle<()>>,
@@ -99,6 +101,10 @@ impl Outbound {
         let pacing = Arc::new(Pacing::open(store.clone(), &receiver.borrow().clone(), queue.now()).unwrap());
         let tls = Arc::new(ClientTls::with_roots(roots).unwrap());
         let tls_policies = Arc::new(TlsPolicies::open(store.clone()).unwrap());
+        let destinations = Arc::new(Destinations::open(store.clone()).unwrap());
+        let tls_memory = Arc::new(delivery::TlsMemory::open(store.clone()).unwrap());
+        let kept_memory = tls_memory.clone();
+        let kept_destinations = destinations.clone();
         let world =
             (store.clone(), queue.clone(), vips.clone(), routes.clone(), delivery.clone(), tls_policies.clone());
         let parts = move || {
@@ -117,6 +123,9 @@ impl Outbound {
                 return_path: Arc::new(|id, number, name| Address::parse(&format!("{id}-{number}@{name}")).unwrap()),
                 pacing: pacing.clone(),
                 tls_policies,
+                destinations: destinations.clone(),
+                tls_memory: tls_memory.clone(),
+                tracer: Arc::default(),
                 settings: receiver.clone(),
             }
         };
@@ -130,6 +139,8 @@ impl Outbound {
             vip,
             zone,
             tls_policies,
+            destinations: kept_destinations,
+            tls_memory: kept_memory,
             settings,
             shutdown,
             task: None,

@@ -122,7 +122,7 @@ async fn mail_of_a_missing_virtual_ip_waits_and_leaves_by_no_other_address() {
     assert_eq!(told(), 1, "told once");
     assert!(outbound.verdicts(id).is_empty(), "no attempt is counted");
     assert_eq!(peer.connections(), 0);
-    assert!(outbound.delivery.why(&lane).unwrap().contains("192.0.2.55"), "{:?}", outbound.delivery.why(&lane));
+    assert!(outbound.delivery.why(&lane).unwrap().words.contains("192.0.2.55"), "{:?}", outbound.delivery.why(&lane));
 }
 
 #[tokio::test]

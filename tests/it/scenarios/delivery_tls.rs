@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use postern::access::Actor;
 use postern::delivery::MxTls;
-use postern::events::{MailEvent, Why};
+use postern::events::{InstanceEvent, MailEvent, Why};
 use postern::ext::Timestamp;
 use postern::net::Zone;
 use postern::routing::{NewRoute, RelayTls, RouteScope, TransportName};
 
-use crate::harness::outbound::{Outbound, settings};
+use crate::harness::outbound::{Outbound, settings, until};
 use crate::harness::peer::{Act, Peer, Script};
 
 fn zone() -> Zone {
@@ -89,6 +89,52 @@ async fn a_broken_handshake_is_retried_once_in_plain_text_and_recorded() {
         assert!(used.starts_with("none (TLS failed"), "{used}");
         assert_eq!(peer.connections(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_host_with_which_tls_failed_is_not_asked_for_it_again_where_nobody_demands_it() {
+    for (tls, expected) in [
+        (MxTls::Opportunistic, "none (TLS failed before: no common version; tried again after "),
+        (MxTls::Encrypted, "TLSv1.3 "),
+    ] {
+        let (script, _) = Script::polite().with_tls("mx.shop.example");
+        let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+        let mut settings = settings(peer.address.port());
+        settings.mx_tls = tls;
+        let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
+        for _ in 0..2 {
+            outbound.tls_memory.failed("mx.shop.example", "no common version", Timestamp::now());
+        }
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let used = tls_used(&outbound.verdict(id).await);
+        assert!(used.starts_with(expected), "{used}");
+        assert_eq!(peer.connections(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_domain_that_gave_tls_and_gives_none_is_told_of() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.always("STARTTLS", Act::Say("454 not now"))).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let domain = postern::mail::Domain::parse("shop.example").unwrap();
+    let before = postern::delivery::Spoken {
+        domain: &domain,
+        host: "mx.shop.example",
+        level: postern::delivery::TlsLevel::Verified,
+        words: "TLSv1.3",
+    };
+    outbound.tls_memory.spoke(&before, Timestamp::now());
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    assert!(tls_used(&outbound.verdict(id).await).contains("none (refused"));
+    let told = || {
+        let mut events = outbound.instance_events().into_iter();
+        events.any(|event| match event {
+            InstanceEvent::TlsDowngraded { from, to, .. } => from == "verified" && to == "plaintext",
+            _ => false,
+        })
+    };
+    assert!(until(told).await);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod a_new_client_is_served_beside_5000_silent_ones;
 mod a_stolen_login_is_paused_and_its_mail_is_held;
 mod delivery_connections;
+mod delivery_destinations;
 mod delivery_hostile_peers;
 mod delivery_requiretls;
 mod delivery_rounds;

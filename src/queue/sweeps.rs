@@ -1,0 +1,580 @@
+//! Acts on many messages from their beginning to their end: each is a record, is carried out in the
+//! background, goes on after a restart, and may last for a while, for mail that comes to fit later.
+//!
+//! Recipe: [`Queue::begin_sweep`]; [`Queue::run_sweeps`] does the work; [`Queue::sweeps`] shows it.
+//! Easy to get wrong: from the moment it has begun, nothing that a hold, cancel or expire means is
+//! handed out any more, however long the walk through the queue takes: each claim is looked at too.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Queue;
+use super::bulk::{BulkAct, Counts, Done};
+use super::filter::{Addresses, Filter, Standing};
+use super::record::{Claim, RecipientState};
+use crate::access::{Actor, Role};
+use crate::background::Shutdown;
+use crate::ext::Timestamp;
+use crate::mail::{Domain, QueueId, TenantId};
+use crate::records::{self, Act, AdminError};
+use crate::store::{Batch, Key, StoreError, codec, prefix};
+
+/// Acts that are not over, at most.
+pub const SWEEPS_MAX: usize = 200;
+/// Of one tenant, at most.
+pub const SWEEPS_PER_TENANT_MAX: usize = 20;
+/// Acts that are over and kept to be looked at, at most.
+const KEPT_MAX: usize = 500;
+/// How long they are kept.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The longest time an act may last.
+pub const LASTING_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Characters of a reason, at most.
+const REASON_CHARACTERS_MAX: usize = 500;
+/// A claim that an act means is put back for so long, in memory; the act reaches it before that is over.
+const PUT_BACK: Duration = Duration::from_secs(5);
+/// Messages noted at their claim, at most; beyond that the whole queue is walked through again.
+const FOUND_MAX: usize = 10_000;
+/// How often lasting acts look for mail that came in.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often it is seen whether one is over, or was ended.
+const TICK: Duration = Duration::from_millis(500);
+
+/// One act on many messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// Its number.
+    pub number: u64,
+    /// What is done.
+    pub act: BulkAct,
+    /// To what.
+    pub filter: Filter,
+    /// Why, in the words of whoever asked.
+    pub reason: String,
+    /// Who asked.
+    pub by: String,
+    /// When.
+    pub began: Timestamp,
+    /// Until when it applies to what comes to fit; `None` is what fits now.
+    pub until: Option<Timestamp>,
+    /// How far it is.
+    pub state: SweepState,
+    /// What it came to so far; counted from its beginning or the last start of the daemon.
+    pub done: Done,
+    /// When it was over.
+    pub finished: Option<Timestamp>,
+}
+
+/// How far an act is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SweepState {
+    /// Walks through the queue.
+    Running,
+    /// Was through it, and applies to what comes to fit.
+    Lasting,
+    /// Over.
+    Done,
+    /// Ended by somebody before it was over.
+    Ended(String),
+    /// The records could not be read or written; what was done stays done.
+    Failed(String),
+}
+
+impl SweepState {
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        !matches!(self, Self::Running | Self::Lasting)
+    }
+
+    /// In a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Lasting => "lasting",
+            Self::Done => "done",
+            Self::Ended(_) => "ended",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// One that is not over, as claims are held against it.
+#[derive(Debug)]
+struct Watched {
+    act: BulkAct,
+    filter: Filter,
+    began: Timestamp,
+    until: Option<Timestamp>,
+    counts: Arc<Counts>,
+    /// Messages that came up for delivery although it means them.
+    found: HashSet<QueueId>,
+    /// More came up than were noted.
+    again: bool,
+}
+
+/// All acts.
+#[derive(Debug, Default)]
+pub(super) struct Sweeps {
+    all: BTreeMap<u64, Sweep>,
+    watched: BTreeMap<u64, Watched>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSweep {
+    /// What is to be done.
+    pub act: BulkAct,
+    /// To what.
+    pub filter: Filter,
+    /// Why.
+    pub reason: String,
+    /// For how long it applies to what comes to fit later; `None` is what fits now.
+    pub lasting: Option<Duration>,
+}
+
+impl Queue {
+    /// Reads the acts that were begun.
+    pub(super) fn discover_sweeps(&self) -> Result<(), StoreError> {
+        let (stored, damaged) = records::load::<Sweep>(&*self.store, &[prefix::SWEEP])?;
+        for damage in damaged {
+            tracing::error!(?damage, "an act on many messages cannot be read and is left out");
+        }
+        let mut sweeps = self.sweeps_kept();
+        for (_, mut sweep) in stored {
+            if sweep.state == SweepState::Lasting {
+                // What came in just before the stop was perhaps not looked at.
+                sweep.state = SweepState::Running;
+            }
+            sweeps.watch(&sweep);
+            sweeps.all.insert(sweep.number, sweep);
+        }
+        Ok(())
+    }
+
+    /// Begins an act on everything that fits. Once this has returned, nothing that a hold, a cancel or an
+    /// expire means is handed out any more, and a crash does not end it.
+    ///
+    /// # Errors
+    /// If the actor may not, if it cannot be done so, or the record could not be written.
+    pub async fn begin_sweep(&self, actor: &Actor, asked: NewSweep, now: Timestamp) -> Result<Sweep, AdminError> {
+        asked.filter.require_change(actor)?;
+        check(&asked)?;
+        let turn = self.sweep_turn.lock().await;
+        let number = {
+            let sweeps = self.sweeps_kept();
+            sweeps.room_for(asked.filter.tenant)?;
+            sweeps.all.keys().next_back().map_or(1, |last| last.saturating_add(1))
+        };
+        let NewSweep { act, filter, reason, lasting } = asked;
+        let sweep = Sweep {
+            number,
+            act,
+            filter,
+            reason: reason.trim().to_owned(),
+            by: actor.name.clone(),
+            began: now,
+            until: lasting.map(|lasting| now.plus(lasting)),
+            state: SweepState::Running,
+            done: Done::default(),
+            finished: None,
+        };
+        let mut batch = Batch::new();
+        batch.set(key(number), codec::encode(&sweep));
+        records::record(&mut batch, actor, sweep.entry(act.name().to_owned()), now);
+        self.commit(batch).await?;
+        {
+            let mut sweeps = self.sweeps_kept();
+            sweeps.watch(&sweep);
+            sweeps.all.insert(number, sweep.clone());
+        }
+        drop(turn);
+        self.sweep_nudge.notify_one();
+        Ok(sweep)
+    }
+
+    /// Ends an act that is not over; what it did stays done.
+    ///
+    /// # Errors
+    /// If there is none, the actor may not, or the record could not be written.
+    pub async fn end_sweep(&self, actor: &Actor, number: u64, now: Timestamp) -> Result<Sweep, AdminError> {
+        let sweep = self.sweep_numbered(actor, number)?;
+        sweep.filter.require_change(actor)?;
+        if sweep.state.is_over() {
+            return Err(AdminError::Invalid(format!("act {number} is over")));
+        }
+        let ended = SweepState::Ended(actor.name.clone());
+        self.finish_sweep(actor, number, ended, now).await?;
+        self.nudge.notify_one();
+        self.sweep_numbered(actor, number)
+    }
+
+    /// Acts on what the actor may see, the latest first; of one tenant if it is named.
+    ///
+    /// # Errors
+    /// If the actor may not.
+    pub fn sweeps(&self, actor: &Actor, tenant: Option<TenantId>) -> Result<Vec<Sweep>, AdminError> {
+        Filter { tenant, ..Filter::default() }.require(actor)?;
+        let sweeps = self.sweeps_kept();
+        let fits = |sweep: &&Sweep| tenant.is_none() || sweep.filter.tenant == tenant;
+        Ok(sweeps.all.values().rev().filter(fits).map(|sweep| sweeps.shown(sweep)).collect())
+    }
+
+    /// One of them; one that the actor may not see does not exist.
+    ///
+    /// # Errors
+    /// If there is none for this actor.
+    pub fn sweep_numbered(&self, actor: &Actor, number: u64) -> Result<Sweep, AdminError> {
+        let sweeps = self.sweeps_kept();
+        let found = sweeps.all.get(&number).filter(|sweep| sweep.filter.require(actor).is_ok());
+        let found = found.map(|sweep| sweeps.shown(sweep));
+        found.ok_or_else(|| AdminError::Missing(format!("act {number} on the queue")))
+    }
+
+    /// The claim, unless an act means it: then it is put back, to be reached by that act.
+    pub(super) fn unless_swept(&self, claim: Claim) -> Option<Claim> {
+        let now = Timestamp::now();
+        let is_meant = {
+            let mut sweeps = self.sweeps_kept();
+            if sweeps.watched.is_empty() {
+                return Some(claim);
+            }
+            let goes_there = |filter: &Filter| {
+                filter.provider.is_none()
+                    || self.goes_there(&self.resolved(filter.clone()), &claim.record.lane.next_hop)
+            };
+            let mut meant = sweeps.watched.values_mut().filter(|own| own.means(&claim, now) && goes_there(&own.filter));
+            match meant.next() {
+                Some(watched) if watched.found.len() < FOUND_MAX => {
+                    watched.found.insert(claim.queue_id);
+                    true
+                }
+                Some(watched) => {
+                    watched.again = true;
+                    true
+                }
+                None => false,
+            }
+        };
+        if !is_meant {
+            return Some(claim);
+        }
+        self.release(claim, PUT_BACK);
+        self.sweep_nudge.notify_one();
+        None
+    }
+
+    /// Carries acts out, the oldest first, until `shutdown`; what is under way then goes on at the next start.
+    pub async fn run_sweeps(self: Arc<Self>, shutdown: Shutdown) {
+        let mut looked = Timestamp(0);
+        loop {
+            if shutdown.is_cancelled() {
+                return;
+            }
+            let (own, stop, handle) = (Arc::clone(&self), shutdown.clone(), tokio::runtime::Handle::current());
+            let now = Timestamp::now();
+            let looks = now.since(looked) >= LOOK_EVERY;
+            let work = tokio::task::spawn_blocking(move || handle.block_on(own.work_off(&stop, looks)));
+            if let Err(error) = work.await {
+                tracing::error!(%error, "acts on many messages cannot be carried out now");
+            }
+            if looks {
+                looked = now;
+            }
+            let is_idle = self.sweeps_kept().watched.is_empty() && !self.has_running();
+            let pause = if is_idle { KEPT_FOR / 100 } else { TICK };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.sweep_nudge.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn has_running(&self) -> bool {
+        self.sweeps_kept().all.values().any(|sweep| sweep.state == SweepState::Running)
+    }
+
+    /// One round: every running act is carried out, every lasting one looks at what came up, and if it
+    /// `looks` at what came in.
+    pub(super) async fn work_off(&self, shutdown: &Shutdown, looks: bool) {
+        let open: Vec<Sweep> =
+            self.sweeps_kept().all.values().filter(|sweep| !sweep.state.is_over()).cloned().collect();
+        for sweep in open {
+            if shutdown.is_cancelled() {
+                return;
+            }
+            let now = Timestamp::now();
+            let by = Actor::of(sweep.by.clone(), Role::InstanceAdmin);
+            let worked = match sweep.state {
+                SweepState::Running => self.walk_for(&by, (&sweep, sweep.filter.clone()), shutdown, now).await,
+                _ => self.catch_up(&by, &sweep, (looks, shutdown), now).await,
+            };
+            if shutdown.is_cancelled() || self.is_ended(sweep.number) {
+                continue;
+            }
+            let over = match worked {
+                Err(error) => Some(SweepState::Failed(error.to_string())),
+                Ok(()) if sweep.until.is_none_or(|until| until <= Timestamp::now()) => Some(SweepState::Done),
+                Ok(()) => None,
+            };
+            let ended = match over {
+                Some(state) => self.finish_sweep(&by, sweep.number, state, Timestamp::now()).await,
+                None if sweep.state == SweepState::Running => self.lasts(sweep.number).await,
+                None => Ok(()),
+            };
+            if let Err(error) = ended {
+                tracing::warn!(%error, number = sweep.number, "the end of an act could not be written down yet");
+            }
+        }
+        self.forget_sweeps(Timestamp::now()).await;
+    }
+
+    async fn walk_for(
+        &self,
+        by: &Actor,
+        (sweep, filter): (&Sweep, Filter),
+        shutdown: &Shutdown,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
+        let filter = self.resolved(filter);
+        let is_over = || shutdown.is_cancelled() || self.is_ended(sweep.number);
+        self.sweep(by, (sweep.act.verb(), &filter), (&counts, &is_over), now).await.map(|_| ())
+    }
+
+    /// What came up for delivery, or came in, since the last time.
+    async fn catch_up(
+        &self,
+        by: &Actor,
+        sweep: &Sweep,
+        (looks, shutdown): (bool, &Shutdown),
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        let (found, again) = {
+            let mut sweeps = self.sweeps_kept();
+            let Some(watched) = sweeps.watched.get_mut(&sweep.number) else { return Ok(()) };
+            (std::mem::take(&mut watched.found), std::mem::take(&mut watched.again))
+        };
+        if again {
+            return self.walk_for(by, (sweep, sweep.filter.clone()), shutdown, now).await;
+        }
+        let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
+        let filter = self.resolved(sweep.filter.clone());
+        for id in found {
+            let Some(message) = self.message(id)?.filter(|message| filter.fits_message(message)) else { continue };
+            let (records, _) = self.lane_records_of(id)?;
+            let Some(meant) = self.meant(&filter, (id, message), records) else { continue };
+            let numbers = meant.numbers();
+            if numbers.is_empty() {
+                continue;
+            }
+            match self.apply((by, sweep.act.verb()), id, numbers, now).await {
+                Ok(changed) => counts.add(&changed),
+                Err(AdminError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !looks {
+            return Ok(());
+        }
+        // Whatever was accepted since the look before the last.
+        let since = Timestamp(now.0.saturating_sub(3 * u64::try_from(LOOK_EVERY.as_millis()).unwrap_or(0)));
+        let since = sweep.filter.accepted_from.map_or(since, |from| from.max(since));
+        let fresh = Filter { accepted_from: Some(since), ..sweep.filter.clone() };
+        self.walk_for(by, (sweep, fresh), shutdown, now).await
+    }
+
+    fn is_ended(&self, number: u64) -> bool {
+        self.sweeps_kept().all.get(&number).is_none_or(|sweep| sweep.state.is_over())
+    }
+
+    fn counts_of(&self, number: u64) -> Option<Arc<Counts>> {
+        self.sweeps_kept().watched.get(&number).map(|watched| Arc::clone(&watched.counts))
+    }
+
+    /// The walk is through; from now on it applies to what comes.
+    async fn lasts(&self, number: u64) -> Result<(), AdminError> {
+        let _turn = self.sweep_turn.lock().await;
+        let Some(mut sweep) = self.sweeps_kept().all.get(&number).cloned() else { return Ok(()) };
+        if sweep.state.is_over() {
+            return Ok(());
+        }
+        sweep.state = SweepState::Lasting;
+        let mut batch = Batch::new();
+        batch.set(key(number), codec::encode(&sweep));
+        self.commit(batch).await?;
+        self.sweeps_kept().all.insert(number, sweep);
+        Ok(())
+    }
+
+    async fn finish_sweep(
+        &self,
+        actor: &Actor,
+        number: u64,
+        state: SweepState,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        let _turn = self.sweep_turn.lock().await;
+        let found = {
+            let sweeps = self.sweeps_kept();
+            sweeps.all.get(&number).filter(|sweep| !sweep.state.is_over()).map(|sweep| sweeps.shown(sweep))
+        };
+        let Some(mut sweep) = found else { return Ok(()) };
+        (sweep.state, sweep.finished) = (state, Some(now));
+        let mut batch = Batch::new();
+        batch.set(key(number), codec::encode(&sweep));
+        let act = sweep.entry(format!("queue.{}-over", sweep.act.word()));
+        let messages = usize::try_from(sweep.done.messages).unwrap_or(usize::MAX);
+        records::record(&mut batch, actor, act.many(messages, number.to_string().as_bytes()), now);
+        self.commit(batch).await?;
+        let mut sweeps = self.sweeps_kept();
+        sweeps.watched.remove(&number);
+        sweeps.all.insert(number, sweep);
+        Ok(())
+    }
+
+    async fn forget_sweeps(&self, now: Timestamp) {
+        let old: Vec<u64> = {
+            let sweeps = self.sweeps_kept();
+            let over: Vec<&Sweep> = sweeps.all.values().filter(|sweep| sweep.state.is_over()).collect();
+            let surplus = over.len().saturating_sub(KEPT_MAX);
+            let is_old = |sweep: &Sweep| sweep.finished.is_none_or(|finished| now.since(finished) > KEPT_FOR);
+            // The last number stays, so that none is given twice.
+            let last = sweeps.all.keys().next_back().copied();
+            let old = over.iter().enumerate().filter(|(place, sweep)| *place < surplus || is_old(sweep));
+            old.map(|(_, sweep)| sweep.number).filter(|number| Some(*number) != last).collect()
+        };
+        if old.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new();
+        for number in &old {
+            batch.remove(key(*number));
+        }
+        if let Err(error) = self.commit(batch).await {
+            return tracing::warn!(%error, "old acts on the queue could not be removed yet");
+        }
+        let mut sweeps = self.sweeps_kept();
+        sweeps.all.retain(|number, _| !old.contains(number));
+    }
+
+    fn sweeps_kept(&self) -> std::sync::MutexGuard<'_, Sweeps> {
+        self.sweeps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The filter with the site of the provider it names, as that is known now.
+    pub(super) fn resolved(&self, filter: Filter) -> Filter {
+        let site = filter.provider.as_deref().and_then(|provider| (self.site_names.get()?.called)(provider));
+        Filter { site, ..filter }
+    }
+
+    /// Whether mail to a domain goes to the provider a resolved filter names. Of one that nobody knows
+    /// nothing is meant, rather than everything.
+    pub(super) fn goes_there(&self, filter: &Filter, next_hop: &Domain) -> bool {
+        let site = || (self.site_names.get()?.of)(next_hop);
+        filter.provider.is_none() || (filter.site.is_some() && filter.site == site())
+    }
+}
+
+impl Sweeps {
+    fn watch(&mut self, sweep: &Sweep) {
+        if sweep.state.is_over() {
+            return;
+        }
+        let watched = Watched {
+            act: sweep.act,
+            filter: sweep.filter.clone(),
+            began: sweep.began,
+            until: sweep.until,
+            counts: Arc::new(Counts::default()),
+            found: HashSet::new(),
+            again: false,
+        };
+        self.watched.insert(sweep.number, watched);
+    }
+
+    fn room_for(&self, tenant: Option<TenantId>) -> Result<(), AdminError> {
+        let open = self.all.values().filter(|sweep| !sweep.state.is_over());
+        let of_tenant = open.clone().filter(|sweep| tenant.is_some() && sweep.filter.tenant == tenant).count();
+        if open.count() >= SWEEPS_MAX || of_tenant >= SWEEPS_PER_TENANT_MAX {
+            let text = "too many acts on the queue are under way; wait until one is over, or end one";
+            return Err(AdminError::Invalid(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The act with its counts as they are now.
+    fn shown(&self, sweep: &Sweep) -> Sweep {
+        let done = self.watched.get(&sweep.number).map_or(sweep.done, |watched| watched.counts.done());
+        Sweep { done, ..sweep.clone() }
+    }
+}
+
+impl Watched {
+    /// Whether a claim is to be put back.
+    fn means(&self, claim: &Claim, now: Timestamp) -> bool {
+        let is_late = match self.until {
+            Some(until) => until <= now,
+            // What fits now is what was there when it was asked.
+            None => claim.message.accepted > self.began,
+        };
+        if is_late || !self.act.may_last() || !self.filter.fits_message(&claim.message) {
+            return false;
+        }
+        let mut waiting = claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting);
+        waiting.any(|recipient| self.filter.fits(&claim.record, recipient, Standing::Waiting))
+    }
+}
+
+impl Sweep {
+    /// The entry in the audit log.
+    fn entry(&self, act: String) -> Act {
+        let until = self.until.map(|until| format!(", and what comes until {}", until.rfc3339())).unwrap_or_default();
+        let came_to = match self.state.is_over() {
+            true => format!(": {}, {} recipients", self.state.word(), self.done.recipients),
+            false => String::new(),
+        };
+        let subject = |addresses| {
+            format!("act {}: {}{until}{came_to}; reason: {}", self.number, self.filter.words(addresses), self.reason)
+        };
+        let entry = Act::new(act, subject(Addresses::Left)).shown(subject(Addresses::Shown));
+        match self.filter.tenant {
+            Some(tenant) => entry.of(tenant),
+            None => entry,
+        }
+    }
+
+    /// What it applies to, in words.
+    pub fn words(&self) -> String {
+        self.filter.words(Addresses::Shown)
+    }
+}
+
+fn check(asked: &NewSweep) -> Result<(), AdminError> {
+    let invalid = |text: String| Err(AdminError::Invalid(text));
+    let reason = asked.reason.trim();
+    if reason.chars().count() > REASON_CHARACTERS_MAX || reason.contains(char::is_control) {
+        return invalid(format!("a reason is one line of at most {REASON_CHARACTERS_MAX} characters"));
+    }
+    let Some(lasting) = asked.lasting else { return Ok(()) };
+    if !asked.act.may_last() {
+        return invalid(format!(
+            "{} applies to what is queued now; only hold, cancel and expire last",
+            asked.act.word()
+        ));
+    }
+    if lasting > LASTING_MAX || lasting.is_zero() {
+        return invalid(format!("an act lasts between a second and {} days", LASTING_MAX.as_secs() / 86_400));
+    }
+    if asked.filter.accepted_before.is_some() {
+        return invalid("what comes later is never older than it is now: leave the age out, or the time".to_owned());
+    }
+    Ok(())
+}
+
+fn key(number: u64) -> Key {
+    [&[prefix::SWEEP][..], &number.to_be_bytes()].concat()
+}
