@@ -299,17 +299,14 @@ impl Daemon {
         self.flow.vital("onward", async move { feedback.run(intake, stop).await });
     }
 
-    /// What the world may knock at, and delivery.
-    fn start_doors(
+    /// What mail is delivered with.
+    fn delivery_parts(
         &self,
-        config: Config,
         rooms: &Rooms,
-        world: World,
-        given: (PathBuf, ClientTls, Timestamp, Arc<Tenancy>),
-    ) {
-        let (drafts_folder, tls, started, tenancy) = given;
+        (resolver, dialer, tls): (Arc<dyn Resolver>, Arc<dyn Dialer>, ClientTls),
+    ) -> delivery::Parts {
         let suppression = Arc::clone(&self.suppression);
-        let parts = delivery::Parts {
+        delivery::Parts {
             queue: Arc::clone(&self.queue),
             gate: Arc::clone(&rooms.gate),
             vips: Arc::clone(&self.vips),
@@ -318,8 +315,8 @@ impl Daemon {
                 suppression.contains(tenant, account, address, Timestamp::now()).map_err(|error| error.to_string())
             }),
             store: Arc::clone(&self.store),
-            resolver: world.resolver,
-            dialer: world.dialer,
+            resolver,
+            dialer,
             tls: Arc::new(tls),
             delivery: Arc::clone(&self.delivery),
             return_path: returning::return_address(&rooms.feedback),
@@ -329,7 +326,19 @@ impl Daemon {
             tls_memory: Arc::clone(&rooms.tls_memory),
             tracer: Arc::clone(&rooms.tracer),
             settings: self.delivery_settings.subscribe(),
-        };
+        }
+    }
+
+    /// What the world may knock at, and delivery.
+    fn start_doors(
+        &self,
+        config: Config,
+        rooms: &Rooms,
+        world: World,
+        given: (PathBuf, ClientTls, Timestamp, Arc<Tenancy>),
+    ) {
+        let (drafts_folder, tls, started, tenancy) = given;
+        let parts = self.delivery_parts(rooms, (world.resolver, world.dialer, tls));
         self.flow.vital("delivery", delivery::run(parts, self.flow.shutdown().clone()));
         let parts = delivery::NoticeParts {
             queue: Arc::clone(&self.queue),

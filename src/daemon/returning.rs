@@ -130,6 +130,7 @@ pub(super) fn door(
         vips: Arc::clone(&rooms.vips),
         certificates: Arc::clone(certificates),
         drafts_folder: PathBuf::from(drafts_folder),
+        tracer: Arc::clone(&rooms.tracer),
         given_sockets: Vec::new(),
     })
 }

@@ -103,13 +103,7 @@ impl Rooms {
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
-        let parts = intake::Parts {
-            pipeline: Arc::clone(&pipeline),
-            routes: Arc::clone(&routes),
-            queue: Arc::clone(&queue),
-            store: records(),
-        };
-        let intake = Arc::new(Intake::new(parts));
+        let intake = intake_over((&pipeline, &routes, &queue), records());
         let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
         let sources = (records(), bell.clone(), &accounts);
@@ -313,6 +307,12 @@ async fn queue_over(
     let queue = Queue::open(store, blobs, config.queue).await?.with_bell(bell).with_policy(policy);
     let queue = queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept);
     Ok(Arc::new(queue))
+}
+
+fn intake_over(rooms: (&Arc<Pipeline>, &Arc<Routes>, &Arc<Queue>), store: Arc<dyn Store>) -> Arc<Intake> {
+    let (pipeline, routes, queue) = rooms;
+    let (pipeline, routes, queue) = (Arc::clone(pipeline), Arc::clone(routes), Arc::clone(queue));
+    Arc::new(Intake::new(intake::Parts { pipeline, routes, queue, store }))
 }
 
 /// What is known of receivers: their TLS policies, rules about them, what TLS came to.

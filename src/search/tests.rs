@@ -154,6 +154,7 @@ impl Mail {
             recipients: self.to.iter().map(|to| Address::parse(to).unwrap()).collect(),
             labels,
             entry: Some(Entry { account, vip: VipId(1), class: Class::Transactional, source, size_bytes: 1 }),
+            returns: None,
         }
     }
 

@@ -150,6 +150,7 @@ impl<'a> Said<'a> {
             | MailEvent::Moved { .. }
             | MailEvent::NoticeSent { .. }
             | MailEvent::NoticeUnsigned
+            | MailEvent::Stalled { .. }
             | MailEvent::Damaged { .. }
             | MailEvent::Retired
             | MailEvent::NoticeDropped { .. }

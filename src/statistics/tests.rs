@@ -53,6 +53,7 @@ async fn accept(store: &MemoryStore, mail: &Mail, at: u64) -> QueueId {
         recipients: mail.to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         labels,
         entry: Some(Entry { account, vip, class, source: source.clone(), size_bytes: 100 }),
+        returns: None,
     };
     let recipients = u16::try_from(mail.to.len()).unwrap();
     let accepted =

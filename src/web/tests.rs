@@ -167,19 +167,22 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
     router(parts_over(store).await, &settings)
 }
 
-/// The rooms over this store.
-pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
-    let key = Arc::new(MasterKey::from_bytes([7; 32]));
-    let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
-    let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();
+fn places() -> Places {
     let nowhere = std::path::PathBuf::from("/nonexistent");
-    let places = Places {
+    Places {
         hostname: "mx.example.com".to_owned(),
         configuration: nowhere.clone(),
         certificates: nowhere.clone(),
         history: nowhere.clone(),
         backup_key: Ok(nowhere),
-    };
+    }
+}
+
+/// The rooms over this store.
+pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
+    let key = Arc::new(MasterKey::from_bytes([7; 32]));
+    let accounts = Arc::new(Accounts::open(store.clone(), Default::default()).unwrap());
+    let domains = Domains::open(store.clone(), key.clone(), Arc::new(EmptyDns), Default::default()).unwrap();
     let (domains, vips) = (Arc::new(domains), Arc::new(Vips::open(store.clone()).unwrap()));
     let suppression = Arc::new(Suppression::open(store.clone()));
     let routes = Arc::new(Routes::open(store.clone(), key.clone()).unwrap());
@@ -224,7 +227,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
         tracer: Arc::default(),
         people,
         routes,
-        backup: Arc::new(Backup::new(store.clone(), key.clone(), places)),
+        backup: Arc::new(Backup::new(store.clone(), key.clone(), places())),
         queue,
         delivery,
         store: store.clone(),

@@ -20,7 +20,7 @@ use crate::access::Actor;
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
 use crate::mail::{Class, QueueId, VipId};
-use crate::queue::{Changed, Listed, RecipientState, Shown};
+use crate::queue::{Changed, Listed, RecipientState, Shown, WhyLine};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{self, PageJson, Paging};

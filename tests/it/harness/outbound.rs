@@ -103,8 +103,7 @@ impl Outbound {
         let tls_policies = Arc::new(TlsPolicies::open(store.clone()).unwrap());
         let destinations = Arc::new(Destinations::open(store.clone()).unwrap());
         let tls_memory = Arc::new(delivery::TlsMemory::open(store.clone()).unwrap());
-        let kept_memory = tls_memory.clone();
-        let kept_destinations = destinations.clone();
+        let (kept_memory, kept_destinations) = (tls_memory.clone(), destinations.clone());
         let world =
             (store.clone(), queue.clone(), vips.clone(), routes.clone(), delivery.clone(), tls_policies.clone());
         let parts = move || {
