@@ -46,7 +46,9 @@ fn build(path: &Path, file: &File) -> Config {
         domains: domains::Settings::default(),
         delivery: delivery(file),
         history_kept: file.span("events.history_kept"),
-        search: crate::search::Settings { kept: file.span("search.messages_kept") },
+        search: crate::search::Settings {
+            kept: file.span("search.messages_kept").min(file.span("events.history_kept")),
+        },
         statistics: crate::statistics::Settings {
             hours_kept: file.span("statistics.hours_kept"),
             days_kept: file.span("statistics.days_kept"),

@@ -111,7 +111,7 @@ impl Rooms {
         let people = Arc::new(people);
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
         let notifications = Arc::new(notifications);
-        let statistics = Arc::new(statistics(records(), config));
+        let statistics = Arc::new(statistics(records(), &accounts, config));
         let search = search(config, (&queue, &bell, &accounts), records(), folders)?;
         Ok(Self {
             store,
@@ -147,7 +147,6 @@ impl Rooms {
 
     /// What removes tenants: it knows every room that keeps something of one.
     pub(super) fn tenancy(&self) -> Result<Arc<Tenancy>, StartError> {
-        let told = Arc::clone(&self.notifications);
         let rooms = self.clone();
         let parts = tenancy::Parts {
             store: rooms.store,
@@ -162,10 +161,7 @@ impl Rooms {
             queue: rooms.queue,
             breaker: rooms.breaker,
             delivery: rooms.delivery,
-            further: vec![Arc::new(move |tenant| {
-                let told = Arc::clone(&told);
-                Box::pin(async move { told.forget_tenant(tenant).await })
-            })],
+            further: derived(rooms.notifications, rooms.statistics, rooms.search),
         };
         let opened = Tenancy::open(parts);
         let unreadable = |error| StartError::Unavailable(format!("the deletions of tenants cannot be read: {error}"));
@@ -245,6 +241,30 @@ impl Rooms {
             Box::pin(async move { intake.accept(submission, now).await })
         })
     }
+}
+
+/// What forgets a tenant in rooms that made something of what happened to its mail.
+fn derived(
+    notifications: Arc<Notifications>,
+    statistics: Arc<Statistics>,
+    search: Arc<Search>,
+) -> Vec<tenancy::Forgetting> {
+    let told: tenancy::Forgetting = Arc::new(move |tenant| {
+        let told = Arc::clone(&notifications);
+        Box::pin(async move { told.forget_tenant(tenant).await })
+    });
+    let counted: tenancy::Forgetting = Arc::new(move |tenant| {
+        let counted = Arc::clone(&statistics);
+        Box::pin(async move { Ok(counted.forget_tenant(tenant).await.map(drop)?) })
+    });
+    let found: tenancy::Forgetting = Arc::new(move |tenant| {
+        let found = Arc::clone(&search);
+        Box::pin(async move {
+            let noted = found.forget_tenant(tenant).await;
+            noted.map_err(|error| StoreError::Failed(format!("the search index: {error}")).into())
+        })
+    });
+    vec![told, counted, found]
 }
 
 fn pipeline(
@@ -362,6 +382,8 @@ fn search(
 ) -> Result<Arc<Search>, StartError> {
     let (queue, accounts) = (Arc::clone(queue), Arc::clone(accounts));
     let providers = Arc::clone(&config.delivery.providers);
+    // What names the recipients goes with the history at the latest.
+    let days_of_history = u16::try_from(config.history_kept.as_secs() / 86_400).unwrap_or(u16::MAX);
     let parts = search::Parts {
         log: EventLog::new(store).with_archive(Arc::clone(&folders.archive)),
         bell: bell.clone(),
@@ -369,7 +391,7 @@ fn search(
             providers.of_hosts(std::iter::once(host)).map(|provider| provider.name.to_string())
         }),
         clock: Arc::new(Timestamp::now),
-        days_kept: Arc::new(move |tenant| accounts.tenant(tenant)?.retention_days),
+        days_kept: Arc::new(move |tenant| Some(accounts.tenant(tenant)?.retention_days?.min(days_of_history))),
         forget: Arc::new(move |ids| {
             let queue = Arc::clone(&queue);
             Box::pin(async move { queue.forget(&ids).await })
@@ -381,7 +403,8 @@ fn search(
 }
 
 /// What happened to recipients, with the providers that delivery knows.
-fn statistics(store: Arc<dyn Store>, config: &Config) -> Statistics {
+fn statistics(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> Statistics {
+    let accounts = Arc::clone(accounts);
     let (providers, named) = (Arc::clone(&config.delivery.providers), Arc::clone(&config.delivery.providers));
     Statistics::open(statistics::Parts {
         store,
@@ -390,6 +413,7 @@ fn statistics(store: Arc<dyn Store>, config: &Config) -> Statistics {
             of_host.or_else(|| providers.of_domain(domain)).map(|provider| provider.name.to_string())
         }),
         is_known_domain: Arc::new(move |domain| named.of_domain(domain).is_some()),
+        is_tenant: Arc::new(move |tenant| accounts.tenant(tenant).is_some()),
         settings: config.statistics,
     })
 }

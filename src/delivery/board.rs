@@ -226,6 +226,25 @@ impl Delivery {
         Ok(true)
     }
 
+    /// Removes the suspensions of these scopes, also those that have ended. Nothing they held is let go on, so
+    /// that is for a tenant whose mail is done.
+    ///
+    /// # Errors
+    /// If the actor may not, or the records could not be written.
+    pub async fn forget(
+        &self,
+        actor: &Actor,
+        is_meant: &(dyn Fn(&Scope) -> bool + Sync),
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let meant: Vec<Scope> = self.board().suspended.keys().filter(|scope| is_meant(scope)).cloned().collect();
+        for scope in meant {
+            self.end(actor, &scope, now).await?;
+        }
+        Ok(())
+    }
+
     async fn end(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
         let turn = self.desk.turn().await;
         let Some(suspension) = self.board().suspended.get(scope).cloned() else { return Ok(false) };

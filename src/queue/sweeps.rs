@@ -5,6 +5,8 @@
 //! Easy to get wrong: from the moment it has begun, nothing that a hold, cancel or expire means is
 //! handed out any more, however long the walk through the queue takes: each claim is looked at too.
 
+mod forgetting;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -434,31 +436,6 @@ impl Queue {
         sweeps.watched.remove(&number);
         sweeps.all.insert(number, sweep);
         Ok(())
-    }
-
-    async fn forget_sweeps(&self, now: Timestamp) {
-        let old: Vec<u64> = {
-            let sweeps = self.sweeps_kept();
-            let over: Vec<&Sweep> = sweeps.all.values().filter(|sweep| sweep.state.is_over()).collect();
-            let surplus = over.len().saturating_sub(KEPT_MAX);
-            let is_old = |sweep: &Sweep| sweep.finished.is_none_or(|finished| now.since(finished) > KEPT_FOR);
-            // The last number stays, so that none is given twice.
-            let last = sweeps.all.keys().next_back().copied();
-            let old = over.iter().enumerate().filter(|(place, sweep)| *place < surplus || is_old(sweep));
-            old.map(|(_, sweep)| sweep.number).filter(|number| Some(*number) != last).collect()
-        };
-        if old.is_empty() {
-            return;
-        }
-        let mut batch = Batch::new();
-        for number in &old {
-            batch.remove(key(*number));
-        }
-        if let Err(error) = self.commit(batch).await {
-            return tracing::warn!(%error, "old acts on the queue could not be removed yet");
-        }
-        let mut sweeps = self.sweeps_kept();
-        sweeps.all.retain(|number, _| !old.contains(number));
     }
 
     fn sweeps_kept(&self) -> std::sync::MutexGuard<'_, Sweeps> {

@@ -378,6 +378,11 @@ impl Writer {
         self.inner.delete_term(Term::from_field_bytes(self.fields.id, &id.0));
     }
 
+    /// Takes every message of a tenant out.
+    pub fn remove_tenant(&self, tenant: TenantId) {
+        self.inner.delete_term(Term::from_field_u64(self.fields.tenant, tenant.0));
+    }
+
     /// Makes what was changed durable and visible to whoever refreshes.
     ///
     /// # Errors

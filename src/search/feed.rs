@@ -57,7 +57,7 @@ pub(super) struct Work {
     gathered_recipients: usize,
     erased: HashSet<QueueId>,
     /// Of the newest day, which is written again and again.
-    writer: Option<(String, Writer)>,
+    pub(super) writer: Option<(String, Writer)>,
     written: Instant,
     forgotten: Option<Instant>,
     last_at: Timestamp,
@@ -218,6 +218,7 @@ impl Search {
         if !is_up {
             return Ok(COMPANY.saturating_sub(waited).max(Duration::from_millis(50)));
         }
+        self.take_out_gone(work)?;
         self.purge(work)?;
         if work.forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
             work.forgotten = Some(Instant::now());

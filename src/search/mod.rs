@@ -10,6 +10,7 @@ mod day;
 mod entry;
 mod feed;
 mod find;
+mod leaving;
 mod retention;
 mod words;
 

@@ -414,6 +414,37 @@ async fn what_is_erased_is_neither_found_nor_in_the_files_and_does_not_come_back
 }
 
 #[tokio::test]
+async fn of_a_deleted_tenant_nothing_stays_in_the_files_also_if_the_daemon_stops_before() {
+    let mut bench = Bench::new();
+    let mail = |at: u64, to: &str| Mail { tenant: 2, to: vec![to.to_owned()], ..Mail::plain(at) };
+    let gone = [
+        bench.accept(&mail(NOON, "zacharias@one.example")).await,
+        bench.accept(&mail(NOON + DAY, "yolanda@one.example")).await,
+    ];
+    let stays = bench.accept(&Mail::plain(NOON + 2)).await;
+    bench.catch_up().await;
+    assert!(is_in_the_files(&bench, "zacharias@one.example") && is_in_the_files(&bench, "yolanda@one.example"));
+    let mut batch = Batch::new();
+    for id in gone {
+        batch.remove(history_key(id));
+    }
+    bench.store.commit(batch).await.unwrap();
+    bench.search.forget_tenant(TenantId(2)).await.unwrap();
+    bench.reopen();
+    bench.catch_up().await;
+    for _ in 0..2 {
+        assert!(!is_in_the_files(&bench, "zacharias@one.example") && !is_in_the_files(&bench, "yolanda@one.example"));
+        assert_eq!(bench.find(Criteria::default()), [stays]);
+        let notes = fs::read_dir(&bench.search.folder).unwrap().flatten();
+        let notes = notes.filter(|entry| entry.file_name().to_string_lossy().starts_with("gone-"));
+        assert_eq!(notes.count(), 0, "it is done");
+        bench.tell(gone[0], MailEvent::Complained { recipients: vec![0], reporter: "x".to_owned() }, NOON + 3).await;
+        bench.search.rebuild();
+        bench.catch_up().await;
+    }
+}
+
+#[tokio::test]
 async fn each_tenants_messages_are_kept_as_long_as_it_says() {
     let bench = Bench::new();
     let mut ids = Vec::new();

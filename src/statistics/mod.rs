@@ -4,7 +4,9 @@
 //! crashes; [`Statistics::ask`] answers people. Hours and days are those of UTC. Easy to get wrong: memory is
 //! bounded whatever comes, so domains and tags beyond a number are counted together, and the sums stay exact.
 
+mod copy;
 mod counts;
+mod leaving;
 mod query;
 mod rows;
 mod tally;
@@ -14,11 +16,12 @@ use std::time::Duration;
 
 use crate::background::{Shutdown, periodically};
 use crate::ext::Timestamp;
+use crate::mail::TenantId;
 use crate::store::{Batch, CommitError, Store};
 
 pub use counts::{Counts, DELAYS_SECS, STATUSES, Said, Status};
 pub use query::{Answer, Dimension, GROUPS_MAX, Group, Narrow, Question, Row, Step};
-pub use rows::{OTHER, Span};
+pub use rows::{Face, Labels, OTHER, Span};
 pub use tally::{DOMAINS_PER_DAY_MAX, DOMAINS_PER_HOUR_MAX, ROWS_MAX, TAGS_MAX};
 
 /// Names the cursor.
@@ -50,6 +53,9 @@ pub type ProviderOf = Arc<dyn Fn(Option<&str>, &str) -> Option<String> + Send + 
 /// Whether a domain is one of a known provider: it always has a row of its own.
 pub type IsKnownDomain = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// Whether there is such a tenant: of one that was deleted nothing is counted any more.
+pub type IsTenant = Arc<dyn Fn(TenantId) -> bool + Send + Sync>;
+
 /// What the room is built from.
 pub struct Parts {
     /// The events and the counts.
@@ -58,6 +64,8 @@ pub struct Parts {
     pub provider_of: ProviderOf,
     /// Which domains are theirs.
     pub is_known_domain: IsKnownDomain,
+    /// Who is still there.
+    pub is_tenant: IsTenant,
     /// How long counts are kept.
     pub settings: Settings,
 }
@@ -67,15 +75,19 @@ pub struct Statistics {
     store: Arc<dyn Store>,
     provider_of: ProviderOf,
     is_known_domain: IsKnownDomain,
+    is_tenant: IsTenant,
     settings: Settings,
     memory: Mutex<tally::Memory>,
+    /// Held while what was counted is stored, or removed.
+    storing: tokio::sync::Mutex<()>,
 }
 
 impl Statistics {
     /// Reads nothing yet.
     pub fn open(parts: Parts) -> Self {
-        let Parts { store, provider_of, is_known_domain, settings } = parts;
-        Self { store, provider_of, is_known_domain, settings, memory: Mutex::default() }
+        let Parts { store, provider_of, is_known_domain, is_tenant, settings } = parts;
+        let (memory, storing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { store, provider_of, is_known_domain, is_tenant, settings, memory, storing }
     }
 
     /// Forgets counts that are kept no longer, until `shutdown`.

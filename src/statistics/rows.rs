@@ -93,9 +93,19 @@ pub struct Labels {
     pub value: String,
 }
 
+/// Every row of a span begins so.
+pub fn of_span(span: Span) -> Key {
+    vec![prefix::STATISTICS, span.byte()]
+}
+
+/// The number of the hour or day that a row is of, however the rest of its key reads.
+pub fn number_of(key: &[u8]) -> Option<u32> {
+    key.get(2..).and_then(<[u8]>::first_chunk).map(|number| u32::from_be_bytes(*number))
+}
+
 /// Every row of a span from this number on.
 pub fn from_number(span: Span, number: u32) -> Key {
-    [&[prefix::STATISTICS, span.byte()][..], &number.to_be_bytes()].concat()
+    [&of_span(span)[..], &number.to_be_bytes()].concat()
 }
 
 impl Bucket {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::counts::{Counts, Said, Status};
 use super::rows::{self, Bucket, Face, Labels, OTHER, Span};
-use super::{ProviderOf, Statistics};
+use super::{IsTenant, ProviderOf, Statistics};
 use crate::events::{Accepted, Event, EventKind, History, MailEvent, Retry, Tally, Urgency, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, SmtpAccountId, TenantId, VipId};
@@ -74,6 +74,8 @@ pub(super) struct Memory {
     changed: HashSet<(Bucket, Key)>,
     known: HashMap<QueueId, Option<Arc<Known>>>,
     known_recipients: usize,
+    /// Tenants that were deleted since the start.
+    gone: HashSet<TenantId>,
 }
 
 #[async_trait]
@@ -84,7 +86,7 @@ impl Tally for Statistics {
 
     fn take(&self, events: &[Event]) -> Result<Urgency, Retry> {
         let mut memory = records::lock(&self.memory);
-        let facts = facts(&mut memory, (&*self.store, &self.provider_of), events)?;
+        let facts = facts(&mut memory, (&*self.store, &self.provider_of, &self.is_tenant), events)?;
         for fact in &facts {
             for span in [Span::Hour, Span::Day] {
                 let bucket = Bucket { span, number: span.number(fact.at), tenant: fact.tenant };
@@ -100,6 +102,7 @@ impl Tally for Statistics {
     }
 
     async fn keep(&self, mut batch: Batch) -> Result<(), Retry> {
+        let _storing = self.storing.lock().await;
         let changed = {
             let mut memory = records::lock(&self.memory);
             let changed = std::mem::take(&mut memory.changed);
@@ -124,8 +127,20 @@ impl Tally for Statistics {
 }
 
 impl Memory {
+    /// From now on nothing of a tenant is counted, and what was counted is not stored.
+    pub(super) fn leave_out(&mut self, tenant: TenantId) {
+        self.open.retain(|bucket, _| bucket.tenant != tenant);
+        self.changed.retain(|(bucket, _)| bucket.tenant != tenant);
+        self.known.retain(|_, known| known.as_ref().is_none_or(|known| known.tenant != tenant));
+        self.known_recipients = self.known.values().flatten().map(|known| known.recipients.len()).sum();
+        self.gone.insert(tenant);
+    }
+
     /// Counts a fact in its hour or day; that is open.
     fn count(&mut self, span: Span, fact: &Fact, is_known_domain: &super::IsKnownDomain) {
+        if self.gone.contains(&fact.tenant) {
+            return;
+        }
         let bucket = Bucket { span, number: span.number(fact.at), tenant: fact.tenant };
         let Some(open) = self.open.get_mut(&bucket) else { return };
         let key = open.place(bucket, &fact.labels, is_known_domain);
@@ -221,18 +236,18 @@ fn open(memory: &mut Memory, store: &dyn Store, bucket: Bucket) -> Result<(), Re
 /// What the events are to be counted as. Changes nothing that counts.
 fn facts(
     memory: &mut Memory,
-    (store, provider_of): (&dyn Store, &ProviderOf),
+    (store, provider_of, is_tenant): (&dyn Store, &ProviderOf, &IsTenant),
     events: &[Event],
 ) -> Result<Vec<Fact>, Retry> {
     let mut facts = Vec::new();
     for event in events {
         let EventKind::Mail(id, told) = &event.kind else { continue };
         if let MailEvent::Accepted(accepted) = told {
-            if let Some(known) = known(memory, store, *id, Some(accepted))? {
+            if let Some(known) = known(memory, (store, is_tenant), *id, Some(accepted))? {
                 injected(&known, (accepted, event.at), provider_of, &mut facts);
             }
         } else if let Some(said) = Said::by(told)
-            && let Some(known) = known(memory, store, *id, None)?
+            && let Some(known) = known(memory, (store, is_tenant), *id, None)?
         {
             ended(&known, (&said, event.at), provider_of, &mut facts);
         }
@@ -240,10 +255,10 @@ fn facts(
     Ok(facts)
 }
 
-/// What is known of a message; `None` if it is a notice, or if its history is gone.
+/// What is known of a message; `None` if it is a notice, or if its history or its tenant is gone.
 fn known(
     memory: &mut Memory,
-    store: &dyn Store,
+    (store, is_tenant): (&dyn Store, &IsTenant),
     id: QueueId,
     accepted: Option<&Accepted>,
 ) -> Result<Option<Arc<Known>>, Retry> {
@@ -259,6 +274,7 @@ fn known(
     };
     let known = match (history, accepted) {
         (Some(history), _) => Known::of(&history),
+        (None, Some(accepted)) if !is_tenant(accepted.tenant) => None,
         (None, Some(accepted)) => Known::without_history(accepted),
         (None, None) => None,
     };

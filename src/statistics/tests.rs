@@ -14,6 +14,8 @@ use crate::store::{MemoryStore, after_prefix, codec, prefix};
 const NOON: u64 = 1_795_348_800_000;
 const HOUR: u64 = 3_600_000;
 const SHOP: TenantId = TenantId(1);
+/// Was deleted: nobody knows it any more.
+const GONE: TenantId = TenantId(66);
 
 fn room(store: &Arc<MemoryStore>) -> Arc<Statistics> {
     let store: Arc<dyn Store> = Arc::clone(store) as Arc<dyn Store>;
@@ -21,7 +23,13 @@ fn room(store: &Arc<MemoryStore>) -> Arc<Statistics> {
         (host.is_some_and(|host| host.ends_with(".big.example")) || domain == "big.example").then(|| "big".to_owned())
     });
     let is_known_domain: IsKnownDomain = Arc::new(|domain| domain == "big.example");
-    Arc::new(Statistics::open(Parts { store, provider_of, is_known_domain, settings: Settings::default() }))
+    Arc::new(Statistics::open(Parts {
+        store,
+        provider_of,
+        is_known_domain,
+        is_tenant: Arc::new(|tenant| tenant != GONE),
+        settings: Settings::default(),
+    }))
 }
 
 struct Mail {
@@ -330,4 +338,74 @@ async fn hours_are_forgotten_before_days() {
     assert_eq!(ask(&room, &question(Step::Day, None)).totals.messages, 1);
     assert_eq!(room.forget(Timestamp(NOON + 1_098 * day)).await, Ok(1));
     assert_eq!(ask(&room, &question(Step::Day, None)).totals.messages, 0);
+}
+
+/// Rows of a tenant that are stored.
+fn stored(store: &MemoryStore, tenant: TenantId) -> usize {
+    let all = store.range(&[prefix::STATISTICS], &after_prefix(&[prefix::STATISTICS]), usize::MAX).unwrap();
+    all.iter().filter(|(key, _)| rows::read(key).is_some_and(|(bucket, _)| bucket.tenant == tenant)).count()
+}
+
+#[tokio::test]
+async fn of_a_deleted_tenant_no_count_stays_and_none_comes() {
+    let store = Arc::new(MemoryStore::new());
+    let running = room(&store);
+    let theirs = |to: &[&str]| Mail { tenant: GONE, tags: vec!["secret"], ..mail(to) };
+    let id = accept(&store, &theirs(&["a@one.example", "b@two.example"]), NOON).await;
+    accept(&store, &theirs(&["a@one.example"]), NOON + 30 * HOUR).await;
+    accept(&store, &mail(&["a@one.example"]), NOON).await;
+    count(&store, &running).await;
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (10, 2));
+    // Counted in memory, not stored yet.
+    let event = MailEvent::Suppressed { recipients: vec![0] };
+    running.take(&[Event { at: Timestamp(NOON), kind: EventKind::Mail(id, event.clone()) }]).unwrap();
+    assert_eq!(running.forget_tenant(GONE).await, Ok(10));
+    assert_eq!(running.forget_tenant(GONE).await, Ok(0), "again is nothing");
+    running.keep(Batch::new()).await.unwrap();
+    // Not counted when it went: by who ran then, and by who runs later, when no history is there either.
+    let late = accept(&store, &theirs(&["c@one.example"]), NOON + HOUR).await;
+    tell(&store, id, event, NOON + HOUR).await;
+    count(&store, &running).await;
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 2));
+    let mut batch = Batch::new();
+    batch.remove([&[prefix::CURSOR][..], CURSOR.as_bytes()].concat());
+    for id in [id, late] {
+        batch.remove(history_key(id));
+    }
+    let all = store.range(&[prefix::HISTORY], &after_prefix(&[prefix::HISTORY]), usize::MAX).unwrap();
+    for (key, bytes) in all {
+        if History::from_bytes(&bytes).unwrap().tenant == GONE {
+            batch.remove(key);
+        }
+    }
+    store.commit(batch).await.unwrap();
+    count(&store, &room(&store)).await;
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 2));
+}
+
+#[tokio::test]
+async fn a_copy_of_a_tenant_has_every_row_of_it_and_of_nobody_else() {
+    let store = Arc::new(MemoryStore::new());
+    let room = room(&store);
+    accept(&store, &Mail { tags: vec!["t"], ..mail(&["a@one.example", "b@big.example"]) }, NOON).await;
+    accept(&store, &mail(&["a@one.example"]), NOON + 50 * HOUR).await;
+    accept(&store, &Mail { tenant: TenantId(2), ..mail(&["a@other.example"]) }, NOON + 26 * HOUR).await;
+    count(&store, &room).await;
+    let copy = |actor: &Actor, span: Span| {
+        let (mut from, mut all) = (Timestamp(0), Vec::new());
+        while let Some(copied) = room.copy_of(actor, (SHOP, span), from)? {
+            assert!(copied.at >= from && copied.until > copied.at);
+            all.extend(copied.rows.into_iter().map(|(labels, _)| (copied.at, labels.value)));
+            from = copied.until;
+        }
+        Ok::<_, AdminError>(all)
+    };
+    for span in [Span::Hour, Span::Day] {
+        let at = |hours: u64| span.begins(span.number(Timestamp(NOON + hours * HOUR)));
+        let mut all = copy(&Actor::of("x", Role::TenantOwner(SHOP)), span).unwrap();
+        all.sort();
+        let expected = [(0, "big.example"), (0, "one.example"), (0, "t"), (50, "one.example")];
+        assert_eq!(all, expected.map(|(hours, value)| (at(hours), value.to_owned())));
+    }
+    assert!(copy(&Actor::of("x", Role::TenantOwner(TenantId(2))), Span::Day).is_err());
 }

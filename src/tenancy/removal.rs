@@ -9,7 +9,7 @@ use super::{Outcome, Tenancy, key, own_actor};
 use crate::access::Actor;
 use crate::delivery::Scope;
 use crate::ext::Timestamp;
-use crate::mail::{SmtpAccountId, TenantId};
+use crate::mail::{SmtpAccountId, TenantId, VipId};
 use crate::records::{self, AdminError};
 use crate::routing::RouteScope;
 use crate::store::Batch;
@@ -68,20 +68,25 @@ impl Tenancy {
         let accounts: Vec<SmtpAccountId> =
             parts.accounts.smtp_accounts(actor, tenant)?.into_iter().map(|account| account.id).collect();
         parts.breaker.forget_tenant(actor, (tenant, &accounts)).await?;
+        parts.queue.forget_sweeps_of((tenant, &accounts), now).await?;
+        let vips = parts.vips.all();
+        let vips: Vec<VipId> = vips.iter().filter(|vip| vip.owner == Owner::Tenant(tenant)).map(|vip| vip.id).collect();
+        let is_own = |scope: &Scope| match scope {
+            Scope::Lane(lane) => lane.tenant == tenant,
+            Scope::Tenant(own) => *own == tenant,
+            Scope::Account(account) => accounts.contains(account),
+            Scope::Vip(vip) => vips.contains(vip),
+            Scope::All | Scope::Domain(_) | Scope::Site(_) => false,
+        };
+        parts.delivery.forget(actor, &is_own, now).await?;
         for account in accounts {
             parts.accounts.remove_smtp_account(actor, account, now).await?;
         }
         for route in parts.routes.list(actor)?.into_iter().filter(|route| route.scope == RouteScope::Tenant(tenant)) {
             parts.routes.remove(actor, route.id, now).await?;
         }
-        let is_own = |scope: &Scope| matches!(scope, Scope::Lane(lane) if lane.tenant == tenant);
-        for suspension in parts.delivery.suspensions(actor, now).map_err(AdminError::from)? {
-            if is_own(&suspension.scope) {
-                parts.delivery.resume(actor, &suspension.scope, now).await?;
-            }
-        }
-        for vip in parts.vips.all().iter().filter(|vip| vip.owner == Owner::Tenant(tenant)) {
-            parts.vips.remove(actor, vip.id, now).await?;
+        for vip in vips {
+            parts.vips.remove(actor, vip, now).await?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Everything of a tenant as lines of JSON: each row of each list that its owner may read by this API, and what
-//! is kept of each message.
+//! is kept of each message, and what was counted.
 //!
 //! The lists are asked through the routes themselves, so an export shows nobody more than the API does, and no
 //! secret: no route shows one again. Easy to get wrong: a list comes in pages, and an export ends before the
@@ -22,6 +22,7 @@ use crate::access::{Actor, Role};
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::operations::Lines;
+use crate::statistics::Span;
 
 /// Messages read from the store at a time.
 const HISTORY_PAGE: usize = 500;
@@ -75,7 +76,8 @@ impl Writing {
         }
         self.list("operation", &format!("/tenants/{name}/operations")).await?;
         self.list("audit_entry", &format!("/audit?tenant={name}")).await?;
-        self.messages().await
+        self.messages().await?;
+        self.statistics().await
     }
 
     /// As the owner of the tenant reads it.
@@ -139,6 +141,25 @@ impl Writing {
             let Some(next) = next else { return Ok(()) };
             from = Some(next);
         }
+    }
+
+    /// Every count that is stored: days, then hours.
+    async fn statistics(&self) -> Result<(), String> {
+        for span in [Span::Day, Span::Hour] {
+            let mut from = Timestamp(0);
+            loop {
+                let (statistics, actor, tenant) = (Arc::clone(&self.parts.statistics), self.actor(), self.tenant);
+                let read = move || statistics.copy_of(&actor, (tenant, span), from);
+                let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+                let Some(copied) = read.map_err(|error| error.to_string())? else { break };
+                for row in &copied.rows {
+                    let row = api::statistics::copied_row(&self.parts, (copied.at, span), row);
+                    self.line("statistics", &row).await?;
+                }
+                from = copied.until;
+            }
+        }
+        Ok(())
     }
 
     async fn line(&self, kind: &str, row: &Value) -> Result<(), String> {

@@ -12,8 +12,9 @@ use super::tests::{call, parts_over};
 use super::{Parts, Settings, router};
 use crate::access::{Actor, Proof, Role};
 use crate::background::Background;
+use crate::events::{self, Accepted, Event, EventKind, MailEvent, Tally};
 use crate::ext::Timestamp;
-use crate::store::{MemoryStore, Store, prefix};
+use crate::store::{Batch, MemoryStore, Store, prefix};
 use crate::tenancy::Outcome;
 
 /// A tenant with something in every room; what else is there before is another tenant's.
@@ -39,6 +40,14 @@ async fn furnished() -> (Arc<MemoryStore>, Parts, Router, BTreeSet<Vec<u8>>) {
     make(&api, "/vips", vip).await;
     make(&api, "/routes", json!({"tenant": "leaves", "host": "relay.example", "port": 587, "tls": "starttls"})).await;
     make(&api, &format!("/smtp-accounts/{login}/pause"), json!({"reason": "looks wrong"})).await;
+    for scope in [json!({"tenant": "leaves"}), json!({"smtp_account": login}), json!({"vip": "leaves.example"})] {
+        let mut asked = json!({"reason": "they asked"});
+        asked.as_object_mut().unwrap().extend(scope.as_object().unwrap().clone());
+        make(&api, "/suspensions", asked).await;
+    }
+    let act = json!({"act": "hold", "filter": {"tenant": "leaves", "recipient": "no@x.example"}, "seconds": 3600,
+        "reason": "until they call"});
+    assert_eq!(make(&api, "/queue-sweeps", act).await["number"], 1);
     (store, parts, api, before)
 }
 
@@ -89,13 +98,16 @@ async fn a_deletion_removes_every_record_but_the_logs_and_nothing_of_others() {
     let after = keys(&store);
     let left: Vec<String> = after
         .difference(&before)
-        .filter(|key| ![prefix::AUDIT, prefix::EVENT].contains(&key[0]))
+        .filter(|key| ![prefix::AUDIT, prefix::EVENT, prefix::SWEEP].contains(&key[0]))
         .map(|key| key.escape_ascii().to_string())
         .collect();
     assert!(left.is_empty(), "{left:#?}");
     assert_eq!(before.difference(&after).count(), 0, "what is others' stays");
     let (status, _) = call(&api, "GET", "/tenants/leaves", Value::Null).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
+    let (_, act) = call(&api, "GET", "/queue-sweeps/1", Value::Null).await;
+    let all = json!([act["filter"], act["by"], act["state"]]);
+    assert_eq!(all, json!([{}, "", "done"]), "of the last act its number stays: {act}");
     let chained = [&[prefix::AUDIT][..]].concat();
     assert!(!store.range(&chained, &[prefix::AUDIT + 1], 10).unwrap().is_empty(), "the audit log stays");
     assert!(parts.tenancy.keep(later).await.is_empty(), "and it is done");
@@ -133,11 +145,34 @@ async fn only_the_instance_deletes_and_only_with_a_fresh_proof() {
     assert!(parts.operations.export_tenant(&owner, tenant, now).await.is_ok());
 }
 
+/// A message to two recipients was accepted, and counted.
+async fn count_a_message(parts: &Parts, tenant: crate::mail::TenantId) {
+    let accepted = Accepted {
+        tenant,
+        account: None,
+        vip: crate::mail::VipId(1),
+        class: crate::mail::Class::Transactional,
+        source: "api".to_owned(),
+        size_bytes: 7,
+        recipients: 2,
+        signatures: Vec::new(),
+    };
+    let now = Timestamp::now();
+    let kind = EventKind::Mail(crate::mail::QueueId::new(now), MailEvent::Accepted(accepted));
+    let mut batch = Batch::new();
+    events::record(&mut batch, &Event { at: now, kind });
+    parts.store.commit(batch).await.unwrap();
+    let (tally, stop) = (Arc::clone(&parts.statistics) as Arc<dyn Tally>, crate::background::Shutdown::new());
+    stop.cancel();
+    events::drive_exactly(&*parts.store, &tally, &events::Bell::default(), &stop).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_holds_what_every_room_has_and_no_secret() {
     let (_, parts, api, _) = furnished().await;
     let tasks = Background::new();
     tasks.spawn("operations", Arc::clone(&parts.operations).run(tasks.shutdown().clone()));
+    count_a_message(&parts, id_of(&parts, "leaves")).await;
     let (status, begun) = call(&api, "POST", "/tenants/leaves/export", Value::Null).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{begun}");
     let path = format!("/tenants/leaves/operations/{}", begun["id"].as_str().unwrap());
@@ -169,9 +204,15 @@ async fn an_export_holds_what_every_room_has_and_no_secret() {
         "account_whitelist",
         "operation",
         "audit_entry",
+        "statistics",
     ] {
         assert!(kinds.contains(kind), "{kind}: {kinds:?}");
     }
+    let counted = lines.iter().filter(|line| line["kind"] == "statistics");
+    let counted: Vec<Value> = counted
+        .map(|line| json!([line["row"]["step"], line["row"]["domain"], line["row"]["counts"]["injected"]]))
+        .collect();
+    assert_eq!(counted, [json!(["day", "(other)", 2]), json!(["hour", "(other)", 2])]);
     assert!(text.contains("leaves.example") && text.contains("no@x.example") && !text.contains("stays"));
     for line in &lines {
         let mut row = line["row"].clone();

@@ -158,6 +158,7 @@ fn statistics(store: &Arc<MemoryStore>) -> Arc<crate::statistics::Statistics> {
         store: store.clone(),
         provider_of: Arc::new(|_, _| None),
         is_known_domain: Arc::new(|_| false),
+        is_tenant: Arc::new(|_| true),
         settings: Default::default(),
     }))
 }

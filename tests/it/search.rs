@@ -209,3 +209,61 @@ async fn a_tenant_says_how_long_its_messages_are_kept() {
     assert_eq!(kept(), Duration::from_secs(30 * 86_400));
     running.stop().await;
 }
+
+/// Whether some file below holds this text.
+fn is_on_the_disk(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).unwrap().flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => is_on_the_disk(&entry.path(), text),
+        // One that was merged away meanwhile is gone.
+        _ => std::fs::read(entry.path())
+            .is_ok_and(|octets| octets.windows(text.len()).any(|window| window == text.as_bytes())),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_deleted_tenant_neither_counts_nor_messages_are_left() {
+    let beside = tempfile::tempdir().unwrap();
+    let sink = sink(beside.path());
+    let running = Running::start(zone(), sink.address.port()).await;
+    running.vip(LOCALHOST, "out.example.com", Owner::Shared).await;
+    shop(&running, "shop").await;
+    shop(&running, "rival").await;
+    for (tenant, to) in [("shop", "zacharias@receiver.test"), ("rival", "anna@receiver.test")] {
+        let letter = json!({
+            "tenant": tenant, "from": format!("orders@{tenant}.example.com"), "to": [to], "subject": "order",
+            "text": "x",
+        });
+        let (status, _, answer) = ask(&running, "POST", "/messages", None, letter).await;
+        assert_eq!(status, 202, "{answer}");
+    }
+    until_found(&running, "status=ok", 2).await;
+    let began = Instant::now();
+    let counted = async || {
+        let (status, _, page) = ask(&running, "GET", "/statistics?step=total&by=tenant", None, Value::Null).await;
+        assert_eq!(status, 200, "{page}");
+        let rows = page["rows"].as_array().unwrap().iter();
+        let mut rows: Vec<(String, Value)> =
+            rows.map(|row| (row["group"].as_str().unwrap().to_owned(), row["ok"].clone())).collect();
+        rows.sort_by(|one, two| one.0.cmp(&two.0));
+        rows
+    };
+    let index = running.folder.path().join("data/search");
+    while counted().await != [("rival".to_owned(), json!(1)), ("shop".to_owned(), json!(1))] {
+        assert!(began.elapsed() < PATIENCE, "{:?}", counted().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(is_on_the_disk(&index, "zacharias@receiver.test"), "else the test below says nothing");
+    let path = "/tenants/shop/deletion";
+    let (status, _, answer) = ask(&running, "POST", path, None, json!({"grace_days": 0})).await;
+    assert_eq!(status, 202, "{answer}");
+    while ask(&running, "GET", "/tenants/shop", None, Value::Null).await.0 != 404
+        || is_on_the_disk(&index, "zacharias@receiver.test")
+    {
+        assert!(began.elapsed() < 2 * PATIENCE, "it is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(counted().await, [("rival".to_owned(), json!(1))]);
+    assert_eq!(found(&running, "subject=order").await.len(), 1);
+    drop(sink);
+    running.stop().await;
+}

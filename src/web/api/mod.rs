@@ -22,7 +22,7 @@ mod routes;
 mod session;
 mod sites;
 mod smtp_accounts;
-mod statistics;
+pub(super) mod statistics;
 mod status;
 mod suppression_rules;
 mod suppressions;

@@ -17,7 +17,9 @@ use crate::access::{Action, Actor};
 use crate::ext::Timestamp;
 use crate::operations;
 use crate::records::AdminError;
-use crate::statistics::{self, Counts, DELAYS_SECS, Dimension, Group, Narrow, Question, STATUSES, Status, Step};
+use crate::statistics::{
+    self, Counts, DELAYS_SECS, Dimension, Face, Group, Labels, Narrow, Question, STATUSES, Span, Status, Step,
+};
 use crate::web::Parts;
 use crate::web::paging::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::web::problem::Problem;
@@ -260,6 +262,33 @@ fn name(parts: &Parts, group: &Group) -> String {
         Group::Class(word) => (*word).to_owned(),
         Group::Other => OTHER_NAME.to_owned(),
     }
+}
+
+/// Counts of an hour or a day as they are stored, for a copy of everything of a tenant.
+pub(in crate::web) fn copied_row(
+    parts: &Parts,
+    (at, span): (Timestamp, Span),
+    (labels, counts): &(Labels, Counts),
+) -> serde_json::Value {
+    let text = |text: &str| if text == statistics::OTHER { OTHER_NAME.to_owned() } else { text.to_owned() };
+    let mut row = serde_json::json!({
+        "at": at.rfc3339(),
+        "step": match span {
+            Span::Hour => "hour",
+            Span::Day => "day",
+        },
+        "smtp_account": name(parts, &Group::Account(labels.account)),
+        "vip": name(parts, &Group::Vip(labels.vip)),
+        "counts": CountsJson::from(counts),
+    });
+    let told_apart = match labels.face {
+        Face::Destination => vec![("provider", text(&labels.provider)), ("domain", text(&labels.value))],
+        Face::Tag => vec![("tag", text(&labels.value))],
+    };
+    if let Some(cells) = row.as_object_mut() {
+        cells.extend(told_apart.into_iter().map(|(cell, text)| (cell.to_owned(), text.into())));
+    }
+    row
 }
 
 #[utoipa::path(
