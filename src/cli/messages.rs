@@ -20,10 +20,13 @@ pub async fn run(session: &Session, command: &Messages) -> Result<(), Fault> {
         }
         Messages::Index => {
             let answer = session.client.get("/search").await?;
-            session.show(&answer, |_, index: SearchJson| match (index.rebuilding, index.behind_secs) {
-                (true, _) => "the index is being made from the event log; not everything is found yet\n".to_owned(),
-                (false, 0) => "the index has everything that happened\n".to_owned(),
-                (false, behind) => format!("the index is {behind} s behind\n"),
+            session.show(&answer, |_, index: SearchJson| {
+                let standing = match (index.rebuilding, index.behind_secs) {
+                    (true, _) => "the index is being made from the event log; not everything is found yet".to_owned(),
+                    (false, 0) => "the index has everything that happened".to_owned(),
+                    (false, behind) => format!("the index is {behind} s behind"),
+                };
+                format!("{standing}: {} messages of {} days\n", index.messages, index.days)
             })
         }
         Messages::Rebuild => {

@@ -145,7 +145,7 @@ async fn pages_of_ten_million_events() {
     }
     let (took, octets) = (began.elapsed().as_secs_f64(), size(&index));
     println!("indexed in {took:.0} s, {:.0} messages/s, {:.0} events/s", messages as f64 / took, events as f64 / took);
-    println!("index: {} MB, {} octets a message, {} days", octets / 1_000_000, octets / messages, search.day_count());
+    println!("index: {} MB, {} octets a message, {} days", octets / 1_000_000, octets / messages, search.size().1);
     resident("indexed");
     let slowest = tokio::task::spawn_blocking(move || time_pages(&search, &words)).await.unwrap();
     resident("after the pages");

@@ -138,9 +138,11 @@ impl Search {
         self.parts.bell.ring();
     }
 
-    /// Days that have an index.
-    pub fn day_count(&self) -> usize {
-        records::read(&self.days).len()
+    /// Messages in it, and days that have an index.
+    pub fn size(&self) -> (u64, u64) {
+        let days = records::read(&self.days);
+        let messages = days.values().fold(0, |sum: u64, day| sum.saturating_add(day.messages()));
+        (messages, days.len() as u64)
     }
 
     fn open_days(&self) -> Result<(), DayError> {

@@ -158,6 +158,10 @@ pub struct SearchJson {
     pub behind_secs: u64,
     /// It is being made anew: not everything is found yet.
     pub rebuilding: bool,
+    /// Messages in it.
+    pub messages: u64,
+    /// Days, in UTC, of which it has messages.
+    pub days: u64,
 }
 
 fn criteria(parts: &Parts, actor: &Actor, asked: Asked) -> Result<Criteria, Problem> {
@@ -346,7 +350,9 @@ fn attempt(told: &MailEvent, (at, after_secs): (Timestamp, u64)) -> Option<Messa
 pub(super) async fn standing(State(parts): State<Shared>, Extension(actor): Extension<Actor>) -> Answer<SearchJson> {
     require_instance(&actor)?;
     let standing = parts.search.standing();
-    Ok(Json(SearchJson { behind_secs: standing.behind.as_secs(), rebuilding: standing.is_rebuilding }))
+    let (messages, days) = parts.search.size();
+    let (behind_secs, rebuilding) = (standing.behind.as_secs(), standing.is_rebuilding);
+    Ok(Json(SearchJson { behind_secs, rebuilding, messages, days }))
 }
 
 #[utoipa::path(
