@@ -26,7 +26,7 @@ impl Transport for Faulty {
 
     async fn attempt(&self, mut job: Job) -> Report {
         let mut messages = 0;
-        while let Some(held) = job.hand.next_claim() {
+        while let Some(held) = job.hand.next_claim().await {
             let claim = held.claim().unwrap();
             if claim.record.recipients[0].address.local_part() == "bad" {
                 self.0.fetch_add(1, Ordering::SeqCst);
@@ -53,7 +53,7 @@ impl Transport for Stuck {
     }
 
     async fn attempt(&self, mut job: Job) -> Report {
-        let held = job.hand.next_claim();
+        let held = job.hand.next_claim().await;
         job.progress.step(crate::delivery::outcome::Phase::Body);
         std::future::pending::<()>().await;
         drop(held);

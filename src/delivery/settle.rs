@@ -35,55 +35,39 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Up to `most` claims that may be tried. A record with somebody suppressed in it is settled
-    /// for them; the others in it are due again at once.
-    fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
-        loop {
-            let claims = self.queue.claim(lane, most);
-            let is_end = claims.is_empty();
-            let fine: Vec<Claim> = claims.into_iter().filter_map(|claim| self.screen(claim)).collect();
-            if is_end || !fine.is_empty() {
-                return fine;
-            }
-        }
-    }
-
-    fn screen(&self, claim: Claim) -> Option<Claim> {
+    /// Who in a claim is not to be tried; `Err` is how long it waits if that cannot be told.
+    fn screen(&self, claim: &Claim) -> Result<Outcomes, Duration> {
         let now = Timestamp::now();
         // By both clocks: with a wall clock set back all mail would seem to be new.
         let age = now.since(claim.message.accepted).max(self.queue.now().since(claim.message.accepted_at));
         if age < SCREENED_AT_ACCEPTANCE || claim.message.source == NOTICE {
-            return Some(claim);
+            return Ok(Outcomes::new());
         }
-        let mut outcomes = Vec::new();
+        let mut outcomes = Outcomes::new();
         for recipient in claim.record.recipients.iter().filter(|recipient| is_waiting(recipient)) {
             match (self.suppressed)(claim.message.tenant, claim.message.account, &recipient.address) {
                 Ok(true) => outcomes.push((recipient.number, Outcome::Suppressed)),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(queue_id = %claim.queue_id, "mail waits, the suppression list cannot be read: {error}");
-                    self.queue.release(claim, UNSCREENED_PAUSE);
-                    return None;
+                    return Err(UNSCREENED_PAUSE);
                 }
             }
         }
-        if outcomes.is_empty() {
-            return Some(claim);
-        }
-        self.queue.settle_later(claim, outcomes, now);
-        None
+        Ok(outcomes)
     }
 }
 
 /// A hand for claims of `lane`; what it drops (aborted, panicked, source missing) is due again after `pause`.
 pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>, pause: Duration) -> Hand {
     let queue = &screen.queue;
-    let (claims, bodies, releases) = (screen.clone(), queue.clone(), queue.clone());
+    let (claims, bodies, releases, screen) = (queue.clone(), queue.clone(), queue.clone(), screen.clone());
     let (late, damaged, panics, parts) = (queue.clone(), queue.clone(), queue.clone(), queue.clone());
     let stalls = queue.clone();
     let lane = lane.clone();
     let moves = Moves {
         more: Arc::new(move |most| claims.claim(&lane, most)),
+        screen: Arc::new(move |claim| screen.screen(claim)),
         open: Arc::new(move |body| bodies.open_body(body)),
         record: Arc::new(move |claim, outcomes| Box::pin(record_part(parts.clone(), claim, outcomes))),
         release: Arc::new(move |claim, pause| releases.release(claim, pause)),

@@ -196,12 +196,17 @@ pub type RecordPart = Arc<dyn Fn(Claim, Outcomes) -> BoxFuture<'static, Option<(
 pub type Release = Arc<dyn Fn(Claim, Duration) + Send + Sync>;
 /// Claims up to so many further records of the lane.
 pub type ClaimMore = Arc<dyn Fn(usize) -> Vec<Claim> + Send + Sync>;
+/// What is decided about a claim before it is tried: who was suppressed meanwhile. `Err`: that
+/// cannot be told now, and the claim waits for so long.
+pub type ScreenClaim = Arc<dyn Fn(&Claim) -> Result<Outcomes, Duration> + Send + Sync>;
 
 /// A claim with what became of its recipients so far. Dropped unsettled, it has that recorded, or is
 /// released if there is nothing to record.
 pub struct Held {
     claim: Option<Claim>,
     outcomes: Outcomes,
+    /// Of the outcomes, how many were there before it was tried.
+    screened: usize,
     moves: Arc<Moves>,
     pause: Duration,
     /// Whether it was taken out of the hand to be worked on.
@@ -229,6 +234,11 @@ impl Held {
         &self.outcomes
     }
 
+    /// Whether an attempt has decided about somebody in it.
+    pub fn has_verdicts(&self) -> bool {
+        self.outcomes.len() > self.screened
+    }
+
     /// The outcome for one recipient.
     pub fn decide(&mut self, number: u16, outcome: Outcome) {
         self.outcomes.push((number, outcome));
@@ -252,7 +262,8 @@ impl Drop for Held {
             }
         }
         let Some(claim) = self.claim.take() else { return };
-        if !self.outcomes.is_empty() {
+        // What was decided before it was tried is decided again.
+        if self.has_verdicts() {
             // The pause after these is the queue's. A panic is not counted then: whoever is left comes
             // sooner the next time, and the count begins once there is nothing before it.
             return (self.moves.late)(claim, std::mem::take(&mut self.outcomes));
@@ -298,6 +309,8 @@ impl Drop for Settled {
 pub struct Moves {
     /// Claims more.
     pub more: ClaimMore,
+    /// Looks at what was claimed before it is tried.
+    pub screen: ScreenClaim,
     /// Opens bodies.
     pub open: OpenBody,
     /// Records while an attempt goes on.
@@ -325,6 +338,8 @@ pub struct Hand {
 
 /// Records claimed at a time: few, so that several connections share a short backlog.
 const CLAIMS_AT_ONCE: usize = 4;
+/// Claims nobody in which is left to try that are settled in a row; others want their turn too.
+const DECIDED_AT_ONCE_MAX: usize = 64;
 
 impl Hand {
     /// A hand that gives what it drops back with `pause`.
@@ -338,28 +353,52 @@ impl Hand {
         Self { progress, ..self }
     }
 
-    /// The next claim, or `None` if the lane has nothing ready.
-    pub fn next_claim(&mut self) -> Option<Held> {
+    /// The next claim with somebody to try in it, or `None` if the lane has nothing ready. One in which
+    /// nobody is left to try is settled like any other, so that whoever records sets the pace.
+    pub async fn next_claim(&mut self) -> Option<Held> {
+        for _ in 0..DECIDED_AT_ONCE_MAX {
+            let mut next = self.take_next()?;
+            match next.claim().map(|claim| (self.moves.screen)(claim)) {
+                Some(Ok(outcomes)) => (next.screened, next.outcomes) = (outcomes.len(), outcomes),
+                Some(Err(pause)) => {
+                    next.pause = pause;
+                    continue;
+                }
+                None => continue,
+            }
+            if !next.undecided().is_empty() {
+                next.is_tried = true;
+                return Some(next);
+            }
+            self.settle(next, Outcomes::new()).await;
+        }
+        None
+    }
+
+    fn take_next(&mut self) -> Option<Held> {
         if self.held.is_empty() {
-            let (moves, pause) = (&self.moves, self.pause);
+            let (moves, pause, progress) = (&self.moves, self.pause, &self.progress);
             let claims = (moves.more)(CLAIMS_AT_ONCE);
             self.held.extend(claims.into_iter().map(|claim| Held {
                 claim: Some(claim),
                 outcomes: Outcomes::new(),
+                screened: 0,
                 moves: moves.clone(),
                 pause,
                 is_tried: false,
-                progress: Arc::clone(&self.progress),
+                progress: progress.clone(),
             }));
         }
-        let mut next = self.held.pop_front()?;
-        next.is_tried = true;
-        Some(next)
+        self.held.pop_front()
     }
 
     /// Puts a claim back to be the next one.
     pub fn put_back(&mut self, mut held: Held) {
         held.is_tried = false;
+        if !held.has_verdicts() {
+            // It is looked at again before it is tried.
+            (held.screened, held.outcomes) = (0, Outcomes::new());
+        }
         self.held.push_front(held);
     }
 
@@ -388,7 +427,7 @@ impl Hand {
         let claim = held.claim.take()?;
         let recorded = (self.moves.record)(claim, std::mem::take(&mut held.outcomes)).await;
         let (claim, outcomes) = recorded?;
-        (held.claim, held.outcomes) = (Some(claim), outcomes);
+        (held.claim, held.outcomes, held.screened) = (Some(claim), outcomes, 0);
         Some(held)
     }
 
@@ -407,8 +446,8 @@ impl Hand {
     pub async fn settle_all(&mut self, outcome: &Outcome, most: usize) -> usize {
         let mut count = 0;
         while count < most {
-            let Some(held) = self.next_claim() else { break };
-            let outcomes = held.claim().map(|claim| same_for_all(claim, outcome)).unwrap_or_default();
+            let Some(held) = self.next_claim().await else { break };
+            let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
             self.settle(held, outcomes).await;
             count += 1;
         }
@@ -417,6 +456,7 @@ impl Hand {
 }
 
 /// `outcome` for every waiting recipient of `claim`.
+#[cfg(test)]
 pub fn same_for_all(claim: &Claim, outcome: &Outcome) -> Outcomes {
     let waiting = claim.record.recipients.iter().filter(|recipient| is_waiting(recipient));
     waiting.map(|recipient| (recipient.number, outcome.clone())).collect()

@@ -126,7 +126,7 @@ impl Client {
             if let Some(over) = is_over(&job, &report) {
                 break over;
             }
-            let Some(held) = job.hand.next_claim() else { break Ending::Drained };
+            let Some(held) = job.hand.next_claim().await else { break Ending::Drained };
             let need = held.claim().map_or(Need::Any, Need::of);
             let at_hand = need.met_by(connection.take(), &job).await;
             let mut open = match self.connection(at_hand, (&job, need), &mut report).await {
@@ -440,7 +440,7 @@ fn must_end(open: &Connection, job: &Job) -> bool {
 /// What is left of a claim between two transactions: it is the next one again, or, if some were put
 /// off, settled with them.
 async fn give_back_rest(job: &mut Job, held: Held) {
-    if held.outcomes().is_empty() {
+    if !held.has_verdicts() {
         job.hand.put_back(held);
     } else {
         job.hand.settle(held, Vec::new()).await;
@@ -473,7 +473,7 @@ async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: boo
         set_aside(job, round.held, how).await;
         return Sent::Broken(failure);
     }
-    let is_harmless = is_first && round.held.outcomes().is_empty() && failure.phase < Phase::Body;
+    let is_harmless = is_first && !round.held.has_verdicts() && failure.phase < Phase::Body;
     if is_harmless && matches!(failure.trouble, Trouble::Lost(_) | Trouble::Refused(_)) {
         job.hand.put_back(round.held);
         return Sent::Again;
