@@ -366,6 +366,7 @@ impl Daemon {
             duty: submission::Duty::Submission(submission::Submitting {
                 accounts: Arc::clone(&self.accounts),
                 may_send_from: rooms.sender_rule(),
+                may_enter: rooms.may_enter(),
                 accept: rooms.accept(),
             }),
             vips: Arc::clone(&self.vips),

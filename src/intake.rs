@@ -15,7 +15,9 @@ use crate::background::Shutdown;
 
 use crate::events::{self, Event, EventKind, InstanceEvent, MailEvent};
 use crate::ext::Timestamp;
-use crate::mail::{Draft, Envelope, QueueId, Refusal, Reply, without_addresses};
+use crate::mail::{
+    Domain, Draft, Envelope, QueueId, Refusal, Reply, SmtpAccountId, TenantId, VipId, without_addresses,
+};
 use crate::metrics::REFUSED;
 use crate::pipeline::{About, Octets, Pipeline, Prepared};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
@@ -47,6 +49,22 @@ pub struct Submission {
     pub source: Source,
 }
 
+/// Who hands something in, and to where: what decides whether it is taken at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Entering<'a> {
+    /// Whose mail.
+    pub tenant: TenantId,
+    /// By which login, if by one.
+    pub account: Option<SmtpAccountId>,
+    /// By which virtual IP it is to leave.
+    pub vip: VipId,
+    /// To which recipient domain; `None` asks about the sender alone.
+    pub to: Option<&'a Domain>,
+}
+
+/// Whether new mail is taken now; the refusal is temporary and says of what none is.
+pub type MayEnter = Arc<dyn Fn(&Entering<'_>, Timestamp) -> Result<(), Refusal> + Send + Sync>;
+
 /// What was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
@@ -68,6 +86,8 @@ pub struct Parts {
     pub queue: Arc<Queue>,
     /// For events about messages that are not owed.
     pub store: Arc<dyn Store>,
+    /// Whether new mail is taken.
+    pub may_enter: MayEnter,
 }
 
 /// The way in.
@@ -117,6 +137,9 @@ impl Intake {
             Some(Known::New(beside)) => beside,
             None => Batch::new(),
         };
+        if !is_notice {
+            self.may_enter(&about)?;
+        }
         let prepared = self.parts.pipeline.prepare(draft, about).await?;
         let is_unsigned = prepared.signatures.is_empty();
         let counted = prepared.counted;
@@ -135,6 +158,15 @@ impl Intake {
             self.tell(EventKind::Mail(id, MailEvent::NoticeUnsigned), now);
         }
         Ok(Taken { id, message_id, suppressed })
+    }
+
+    fn may_enter(&self, about: &About) -> Result<(), Refusal> {
+        let (source, recipients) = (&about.source, &about.envelope.recipients);
+        let of = Entering { tenant: source.tenant, account: source.account, vip: source.vip, to: None };
+        (self.parts.may_enter)(&of, about.now)?;
+        recipients.iter().try_for_each(|recipient| {
+            (self.parts.may_enter)(&Entering { to: Some(recipient.address.domain()), ..of }, about.now)
+        })
     }
 
     fn taken_before(&self, id: QueueId) -> Taken {

@@ -40,7 +40,11 @@ async fn bench() -> Bench {
     };
     let settings = pipeline::Settings { spill_folder: std::env::temp_dir(), ..pipeline::Settings::default() };
     let pipeline = Arc::new(Pipeline::new(parts, settings));
-    let parts = Parts { pipeline, routes: Arc::new(routes), queue: Arc::new(queue), store: records };
+    let may_enter: MayEnter = Arc::new(|entering, _| match entering.to.map(Domain::as_str) {
+        Some("drained.example") => Err(Refusal::plain(Reply::enhanced(451, 3, 2, "not now"))),
+        _ => Ok(()),
+    });
+    let parts = Parts { pipeline, routes: Arc::new(routes), queue: Arc::new(queue), store: records, may_enter };
     Bench { counted, store, intake: Intake::new(parts) }
 }
 
@@ -68,7 +72,7 @@ async fn an_accepted_message_is_owed_to_each_lane() {
     let mut hops: Vec<_> = lanes.iter().map(|due| due.lane.next_hop.as_str()).collect();
     hops.sort_unstable();
     assert_eq!(hops, ["x.example", "y.example"]);
-    assert!(lanes.iter().all(|due| due.lane.vip == crate::mail::VipId(3)));
+    assert!(lanes.iter().all(|due| due.lane.vip == VipId(3)));
     assert_eq!(bench.store.bodies().len(), 1);
     let events = bench.events().await;
     assert!(events.iter().any(|kind| matches!(kind, EventKind::Mail(of, MailEvent::Accepted(facts))
@@ -127,6 +131,19 @@ async fn what_fails_behind_the_limits_is_not_counted_and_what_is_taken_is_once()
 }
 
 #[tokio::test]
+async fn a_message_one_of_whose_recipients_may_not_enter_is_refused_before_anything_is_counted() {
+    let bench = bench().await;
+    let refused = bench.intake.accept(submission(&["b@x.example", "c@drained.example"], samples::PLAIN), samples::NOW);
+    assert_eq!(refused.await.unwrap_err().reply.code.0, 451);
+    assert_eq!(bench.counted.load(Ordering::SeqCst), 0);
+    assert!(bench.store.bodies().is_empty() && bench.intake.parts.queue.lanes().is_empty());
+    // A notice of our own is owed all the same.
+    let mut notice = submission(&["c@drained.example"], samples::PLAIN);
+    notice.source.way = Way::Report;
+    bench.intake.accept(notice, samples::NOW).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_message_for_nobody_is_refused() {
     let bench = bench().await;
     let refusal = bench.intake.accept(submission(&[], samples::PLAIN), samples::NOW).await.unwrap_err();
@@ -150,7 +167,7 @@ async fn a_message_that_comes_again_with_its_key_is_taken_once_and_answered_the_
     let other = bench.intake.accept(keyed(&["b@x.example"], "order-2", "one"), later).await.unwrap();
     assert_ne!(other, first);
     let mut foreign = keyed(&["b@x.example"], "order-1", "one");
-    foreign.source.account = Some(crate::mail::SmtpAccountId(77));
+    foreign.source.account = Some(SmtpAccountId(77));
     assert_ne!(bench.intake.accept(foreign, later).await.unwrap(), first, "a key is of one SMTP account");
     let next_day = samples::NOW.plus(once::KEYS_TIME);
     assert_ne!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), next_day).await.unwrap(), first);

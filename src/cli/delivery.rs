@@ -21,9 +21,20 @@ pub enum Delivery {
         #[arg(long = "for", value_name = "SPAN", value_parser = super::output::read_span)]
         lasting: Option<u64>,
     },
-    /// End a suspension; for a site, also its pause after failures
+    /// Take no new mail of something (451 4.3.2), and send what is queued. It survives a restart
+    Drain {
+        #[command(flatten)]
+        what: Suspended,
+        /// Why, in your own words
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// End by itself after this, such as 30m, 2h or 1d; without it, only by `resume`
+        #[arg(long = "for", value_name = "SPAN", value_parser = super::output::read_span)]
+        lasting: Option<u64>,
+    },
+    /// End a suspension or a drain; for a site, also its pause after failures
     Resume(Suspended),
-    /// List what is suspended
+    /// List what is suspended or drained
     List,
     /// Give up mail to some destinations at once; senders are told the reason
     Block {
@@ -96,22 +107,16 @@ pub struct Suspended {
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Delivery) -> Result<(), Fault> {
     match command {
-        Delivery::Suspend { what, reason, lasting } => {
-            let asked = NewSuspensionJson { reason: reason.clone(), seconds: *lasting, ..named(what) };
-            let made = session.client.post("/suspensions", &asked).await?;
-            session.show(&made, |session, made: SuspensionJson| {
-                let ends = made.until.map_or_else(
-                    || "until it is resumed".to_owned(),
-                    |until| format!("until {}", when(&until, session.now)),
-                );
-                format!("{} is suspended {ends}; attempts under way finish\n", printable(&made.what))
-            })
-        }
+        Delivery::Suspend { what, reason, lasting } => halt(session, what, (reason, *lasting), false).await,
+        Delivery::Drain { what, reason, lasting } => halt(session, what, (reason, *lasting), true).await,
         Delivery::Resume(what) => {
             let answer = session.client.post("/suspensions/resume", &named(what)).await?;
             let resumed: ResumedJson = output::read(&answer)?;
             if !resumed.was_suspended && what.site.is_none() {
-                let text = format!("{} was not suspended; see: postern delivery list", printable(&resumed.what));
+                let text = format!(
+                    "{} was neither suspended nor drained; see: postern delivery list",
+                    printable(&resumed.what)
+                );
                 return Err(Fault::Failed(text));
             }
             session.show(&answer, |_, resumed: ResumedJson| format!("{} goes on\n", printable(&resumed.what)))
@@ -131,6 +136,27 @@ pub async fn run(session: &Session, command: &Delivery) -> Result<(), Fault> {
             session.done(&answer, &format!("rule {number} is gone; mail goes its usual way within a minute"))
         }
     }
+}
+
+async fn halt(
+    session: &Session,
+    what: &Suspended,
+    (reason, lasting): (&str, Option<u64>),
+    drain: bool,
+) -> Result<(), Fault> {
+    let asked = NewSuspensionJson { drain, reason: reason.to_owned(), seconds: lasting, ..named(what) };
+    let made = session.client.post("/suspensions", &asked).await?;
+    session.show(&made, |session, made: SuspensionJson| {
+        let ends = made
+            .until
+            .map_or_else(|| "until it is resumed".to_owned(), |until| format!("until {}", when(&until, session.now)));
+        let what = printable(&made.what);
+        if made.drains {
+            format!("no new {what} is taken {ends}; what is queued goes out\n")
+        } else {
+            format!("{what} is suspended {ends}; attempts under way finish\n")
+        }
+    })
 }
 
 async fn add_rule(session: &Session, of: &DestinationArgs, route: Option<&String>, reason: &str) -> Result<(), Fault> {
@@ -174,15 +200,16 @@ fn named(what: &Suspended) -> NewSuspensionJson {
 
 fn table(session: &Session, list: serde_json::Value) -> String {
     let suspensions: Vec<SuspensionJson> = rows(&list).unwrap_or_default();
-    let mut table = Table::new(&["SUSPENDED", "SINCE", "UNTIL", "BY", "REASON"]);
+    let mut table = Table::new(&["WHAT", "IS", "SINCE", "UNTIL", "BY", "REASON"]);
     for one in suspensions {
         table.row([
             printable(&one.what),
+            if one.drains { "drained" } else { "suspended" }.to_owned(),
             when(&one.since, session.now),
             or_dash(one.until.map(|until| when(&until, session.now))),
             printable(&one.by),
             printable(&one.reason),
         ]);
     }
-    table.text(session.colour, "nothing is suspended")
+    table.text(session.colour, "nothing is suspended or drained")
 }

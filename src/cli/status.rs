@@ -47,7 +47,7 @@ fn text(session: &Session, status: StatusJson) -> String {
         text.push_str(&format!("Paused       {paused}; see: postern breaker list\n"));
     }
     for suspension in &status.suspensions {
-        text.push_str(&format!("Suspended    {}\n", colour.yellow(&printable(suspension))));
+        text.push_str(&format!("Delivery     {}\n", colour.yellow(&printable(suspension))));
     }
     text
 }

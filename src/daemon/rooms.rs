@@ -18,6 +18,7 @@ use crate::ext::Timestamp;
 use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
+use crate::mail::{Refusal, Reply};
 use crate::net::{ClientTls, Poster};
 use crate::notifications::{self, Notifications};
 use crate::operations::Operations;
@@ -103,7 +104,8 @@ impl Rooms {
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
-        let intake = intake_over((&pipeline, &routes, &queue), records());
+        let entry = may_enter(&delivery, &pacing);
+        let intake = intake_over((&pipeline, &routes, &queue), records(), entry);
         let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
         let sources = (records(), bell.clone(), &accounts);
@@ -233,6 +235,11 @@ impl Rooms {
         Arc::new(move |tenant, domain| domains.may_use_in_mail_from(tenant, domain))
     }
 
+    /// Whether the SMTP door takes new mail.
+    pub(super) fn may_enter(&self) -> intake::MayEnter {
+        may_enter(&self.delivery, &self.pacing)
+    }
+
     /// Where the SMTP door hands messages in.
     pub(super) fn accept(&self) -> submission::Accept {
         let intake = Arc::clone(&self.intake);
@@ -329,10 +336,29 @@ async fn queue_over(
     Ok(Arc::new(queue))
 }
 
-fn intake_over(rooms: (&Arc<Pipeline>, &Arc<Routes>, &Arc<Queue>), store: Arc<dyn Store>) -> Arc<Intake> {
+fn intake_over(
+    rooms: (&Arc<Pipeline>, &Arc<Routes>, &Arc<Queue>),
+    store: Arc<dyn Store>,
+    may_enter: intake::MayEnter,
+) -> Arc<Intake> {
     let (pipeline, routes, queue) = rooms;
     let (pipeline, routes, queue) = (Arc::clone(pipeline), Arc::clone(routes), Arc::clone(queue));
-    Arc::new(Intake::new(intake::Parts { pipeline, routes, queue, store }))
+    Arc::new(Intake::new(intake::Parts { pipeline, routes, queue, store, may_enter }))
+}
+
+/// New mail is taken of everything that is not drained.
+fn may_enter(delivery: &Arc<Delivery>, pacing: &Arc<Pacing>) -> intake::MayEnter {
+    let (delivery, pacing) = (Arc::clone(delivery), Arc::clone(pacing));
+    Arc::new(move |entering, now| {
+        let intake::Entering { tenant, account, vip, to } = *entering;
+        let drained = delivery.drained((tenant, account, vip), to, |domain| pacing.site_of(domain), now);
+        let Some(cause) = drained else { return Ok(()) };
+        let text = match to {
+            None => "No new mail is taken from here for now; try again later".to_owned(),
+            Some(domain) => format!("No new mail for {domain} is taken from here for now; try again later"),
+        };
+        Err(Refusal::with_cause(Reply::enhanced(451, 3, 2, text), cause))
+    })
 }
 
 /// What is known of receivers: their TLS policies, rules about them, what TLS came to.

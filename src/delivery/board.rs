@@ -1,7 +1,8 @@
-//! What operators may say to delivery, and what delivery says to them: suspensions, and why a
+//! What operators may say to delivery, and what delivery says to them: suspensions, drains, and why a
 //! lane waits.
 //!
-//! A suspension is a record: it survives a restart, ends by itself if it was given an end, and each
+//! Of what is suspended mail is taken and waits; of what is drained no new mail is taken, and what is
+//! queued goes out. A suspension is a record: it survives a restart, ends by itself if it was given an end, and each
 //! change has its audit event in the same batch. Why a lane waits is in memory only.
 //! Easy to get wrong: a suspension that has ended counts for nothing from that moment on, whenever its
 //! record is removed.
@@ -64,11 +65,40 @@ impl std::fmt::Display for Scope {
     }
 }
 
-/// One suspension.
+/// What stands still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Halt {
+    /// Sending: mail is taken and waits.
+    #[default]
+    Sending,
+    /// Taking: no new mail is taken, what is queued goes out.
+    Taking,
+}
+
+impl Halt {
+    fn acts(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sending => ("delivery.suspend", "delivery.resume"),
+            Self::Taking => ("delivery.drain", "delivery.drain-end"),
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Sending => "suspended",
+            Self::Taking => "drained",
+        }
+    }
+}
+
+/// One suspension or drain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspension {
     /// Of what.
     pub scope: Scope,
+    /// Which of the two; its key says it.
+    #[serde(skip)]
+    pub halt: Halt,
     /// Why, in the operator's words.
     pub reason: String,
     /// Who said so.
@@ -80,9 +110,14 @@ pub struct Suspension {
 }
 
 impl Suspension {
-    /// For people: what, until when, why.
+    /// For people: which of the two, what, until when, why.
     pub fn words(&self) -> String {
-        format!("{}{}: {}", self.scope, self.ends(), self.reason)
+        format!("{}: {}{}: {}", self.halt.word(), self.scope, self.ends(), self.reason)
+    }
+
+    /// Who, until when, why.
+    fn told(&self) -> String {
+        format!("{} by {}{}: {}", self.halt.word(), self.by, self.ends(), self.reason)
     }
 
     /// Until when, if it ends by itself, for people.
@@ -106,7 +141,7 @@ pub(super) struct Suspended {
 
 #[derive(Default)]
 struct Board {
-    suspended: HashMap<Scope, Suspension>,
+    suspended: HashMap<(Halt, Scope), Suspension>,
     waiting: HashMap<Lane, (u64, LaneWait)>,
     resumed: Vec<String>,
     pass: u64,
@@ -126,7 +161,11 @@ impl Delivery {
     /// Reads the suspensions.
     pub fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let (stored, damaged) = records::load::<Suspension>(&*store, &[prefix::SUSPENSION])?;
-        let suspended = stored.into_iter().map(|(_, suspension)| (suspension.scope.clone(), suspension)).collect();
+        let known = |(key, suspension): (Key, Suspension)| {
+            let halt = if key.get(1) == Some(&DRAIN) { Halt::Taking } else { Halt::Sending };
+            ((halt, suspension.scope.clone()), Suspension { halt, ..suspension })
+        };
+        let suspended = stored.into_iter().map(known).collect();
         let board = Arc::new(Mutex::new(Board { suspended, ..Board::default() }));
         Ok(Arc::new(Self { board, desk: Desk::new(store), nudge: Arc::default(), damaged }))
     }
@@ -140,12 +179,16 @@ impl Delivery {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// No new attempt is begun for what `scope` names, until the moment `until` if there is one;
-    /// running ones finish their turn. What was said of the same scope before is replaced.
+    /// No new attempt is begun for what `scope` names, or no new mail is taken of it, until the moment
+    /// `until` if there is one; running attempts finish their turn. What was said of the same scope
+    /// before is replaced.
+    ///
+    /// # Errors
+    /// If the actor may not, reason or end are none, or there are too many.
     pub async fn suspend(
         &self,
         actor: &Actor,
-        scope: Scope,
+        (halt, scope): (Halt, Scope),
         (reason, until): (&str, Option<Timestamp>),
         now: Timestamp,
     ) -> Result<Suspension, AdminError> {
@@ -159,27 +202,54 @@ impl Delivery {
             return Err(AdminError::Invalid("a suspension cannot end before it begins".to_owned()));
         }
         let turn = self.desk.turn().await;
-        let is_new = !self.board().suspended.contains_key(&scope);
+        let name = (halt, scope);
+        let is_new = !self.board().suspended.contains_key(&name);
+        let scope = name.1;
         if is_new && self.board().suspended.len() >= SUSPENSIONS_MAX {
             return Err(AdminError::Invalid(format!(
                 "there are {SUSPENSIONS_MAX} suspensions already; end some first"
             )));
         }
         let by = actor.name.clone();
-        let suspension = Suspension { scope, reason: reason.to_owned(), by, since: now, until };
+        let suspension = Suspension { scope, halt, reason: reason.to_owned(), by, since: now, until };
         let mut batch = Batch::new();
-        batch.set(key(&suspension.scope), codec::encode(&suspension));
+        batch.set(key(halt, &suspension.scope), codec::encode(&suspension));
         let ends = until.map(|until| format!(" until {}", until.rfc3339())).unwrap_or_default();
         let subject = format!("{}{ends}: {reason}", suspension.scope);
-        let act = Act::new("delivery.suspend", suspension.scope.to_string()).shown(subject);
+        let act = Act::new(halt.acts().0, suspension.scope.to_string()).shown(subject);
         records::record(&mut batch, actor, act, now);
         let (board, remembered) = (Arc::clone(&self.board), suspension.clone());
         turn.commit(batch, move || {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-            board.suspended.insert(remembered.scope.clone(), remembered);
+            board.suspended.insert((halt, remembered.scope.clone()), remembered);
         })
         .await?;
         Ok(suspension)
+    }
+
+    /// Why no new mail of `entering` is taken now, for people; `None` if nothing of it is drained. `site` is
+    /// asked for the recipient domain's site only if some site is drained.
+    pub fn drained(
+        &self,
+        (tenant, account, vip): (TenantId, Option<SmtpAccountId>, VipId),
+        to: Option<&Domain>,
+        site: impl FnOnce(&Domain) -> Option<Arc<str>>,
+        now: Timestamp,
+    ) -> Option<String> {
+        let board = self.board();
+        if !board.suspended.keys().any(|(halt, _)| *halt == Halt::Taking) {
+            return None;
+        }
+        let has_sites = board.suspended.keys().any(|(halt, of)| *halt == Halt::Taking && matches!(of, Scope::Site(_)));
+        drop(board);
+        let site = to.filter(|_| has_sites).and_then(site).map(|site| Scope::Site(site.to_string()));
+        let scopes = [Some(Scope::All), Some(Scope::Tenant(tenant)), account.map(Scope::Account)];
+        let further = [Some(Scope::Vip(vip)), to.cloned().map(Scope::Domain), site];
+        let board = self.board();
+        let mut found = scopes.into_iter().chain(further).flatten().filter_map(|scope| {
+            board.suspended.get(&(Halt::Taking, scope)).filter(|one| !one.has_ended(now)).map(Suspension::told)
+        });
+        found.next()
     }
 
     /// Why nothing of an SMTP account is sent now, for people; `None` if it is not suspended.
@@ -188,38 +258,43 @@ impl Delivery {
         if board.suspended.is_empty() {
             return None;
         }
-        let found = board.suspended.get(&Scope::Account(account)).filter(|one| !one.has_ended(now))?;
-        Some(format!("suspended by {}{}: {}", found.by, found.ends(), found.reason))
+        let found = board.suspended.get(&(Halt::Sending, Scope::Account(account)));
+        found.filter(|one| !one.has_ended(now)).map(Suspension::told)
     }
 
-    /// Ends a suspension, and for a site its pause after failures too. Whether there was one.
+    /// Ends a suspension and a drain, and for a site its pause after failures too. Whether there was one.
+    ///
+    /// # Errors
+    /// If the actor may not, or it could not be recorded.
     pub async fn resume(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
         actor.require(Permission::ManageInstance)?;
+        let was_drained = self.end(actor, (Halt::Taking, scope), now).await?;
         if let Scope::Account(_) = scope {
             // Its record goes once its mail is let go on: see `forget_ended`.
-            return self.end_now(actor, scope, now).await;
+            return Ok(self.end_now(actor, scope, now).await? || was_drained);
         }
         if let Scope::Site(site) = scope {
             self.board().resumed.push(site.clone());
         }
-        let was_suspended = self.end(actor, scope, now).await?;
+        let was_suspended = self.end(actor, (Halt::Sending, scope), now).await?;
         self.nudge.notify_one();
-        Ok(was_suspended)
+        Ok(was_suspended || was_drained)
     }
 
     /// Ends a suspension at this moment; its record stays. Whether there was one.
     async fn end_now(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
         let turn = self.desk.turn().await;
-        let found = self.board().suspended.get(scope).filter(|one| !one.has_ended(now)).cloned();
+        let name = (Halt::Sending, scope.clone());
+        let found = self.board().suspended.get(&name).filter(|one| !one.has_ended(now)).cloned();
         let Some(suspension) = found else { return Ok(false) };
         let ended = Suspension { until: Some(now), ..suspension };
         let mut batch = Batch::new();
-        batch.set(key(scope), codec::encode(&ended));
+        batch.set(key(Halt::Sending, scope), codec::encode(&ended));
         records::record(&mut batch, actor, Act::new("delivery.resume", scope.to_string()), now);
         let (board, nudge) = (Arc::clone(&self.board), Arc::clone(&self.nudge));
         turn.commit(batch, move || {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-            board.suspended.insert(ended.scope.clone(), ended);
+            board.suspended.insert(name, ended);
             nudge.notify_one();
         })
         .await?;
@@ -238,22 +313,24 @@ impl Delivery {
         now: Timestamp,
     ) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
-        let meant: Vec<Scope> = self.board().suspended.keys().filter(|scope| is_meant(scope)).cloned().collect();
-        for scope in meant {
-            self.end(actor, &scope, now).await?;
+        let meant: Vec<(Halt, Scope)> =
+            self.board().suspended.keys().filter(|(_, scope)| is_meant(scope)).cloned().collect();
+        for (halt, scope) in meant {
+            self.end(actor, (halt, &scope), now).await?;
         }
         Ok(())
     }
 
-    async fn end(&self, actor: &Actor, scope: &Scope, now: Timestamp) -> Result<bool, AdminError> {
+    async fn end(&self, actor: &Actor, (halt, scope): (Halt, &Scope), now: Timestamp) -> Result<bool, AdminError> {
         let turn = self.desk.turn().await;
-        let Some(suspension) = self.board().suspended.get(scope).cloned() else { return Ok(false) };
+        let name = (halt, scope.clone());
+        let Some(suspension) = self.board().suspended.get(&name).cloned() else { return Ok(false) };
         let mut batch = Batch::new();
-        batch.remove(key(scope));
-        records::record(&mut batch, actor, Act::new("delivery.resume", scope.to_string()), now);
-        let (board, nudge, scope) = (Arc::clone(&self.board), Arc::clone(&self.nudge), scope.clone());
+        batch.remove(key(halt, scope));
+        records::record(&mut batch, actor, Act::new(halt.acts().1, scope.to_string()), now);
+        let (board, nudge) = (Arc::clone(&self.board), Arc::clone(&self.nudge));
         turn.commit(batch, move || {
-            board.lock().unwrap_or_else(PoisonError::into_inner).suspended.remove(&scope);
+            board.lock().unwrap_or_else(PoisonError::into_inner).suspended.remove(&name);
             nudge.notify_one();
         })
         .await?;
@@ -272,18 +349,18 @@ impl Delivery {
     /// Removes the records of suspensions that have ended; mail that was held with an SMTP account is let go
     /// on before its record goes, so that a crash forgets nobody. Blocks on the disk.
     pub(super) async fn forget_ended(&self, queue: &Queue, now: Timestamp) {
-        let ended: Vec<Scope> = {
+        let ended: Vec<(Halt, Scope)> = {
             let board = self.board();
-            board.suspended.values().filter(|one| one.has_ended(now)).map(|one| one.scope.clone()).collect()
+            board.suspended.iter().filter(|(_, one)| one.has_ended(now)).map(|(name, _)| name.clone()).collect()
         };
-        for scope in ended {
+        for (halt, scope) in ended {
             let by = Actor::system("end of a suspension");
             let let_go = match scope {
-                Scope::Account(account) => queue.resume_whole_account(&by, account, now).await,
+                Scope::Account(account) if halt == Halt::Sending => queue.resume_whole_account(&by, account, now).await,
                 _ => Ok(()),
             };
             let ended = match let_go {
-                Ok(()) => self.end(&by, &scope, now).await.map(|_| ()),
+                Ok(()) => self.end(&by, (halt, &scope), now).await.map(|_| ()),
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
@@ -293,7 +370,7 @@ impl Delivery {
         self.board().forgets = false;
     }
 
-    /// What is suspended now, the oldest first.
+    /// What is suspended or drained now, the oldest first.
     pub fn suspensions(&self, actor: &Actor, now: Timestamp) -> Result<Vec<Suspension>, Forbidden> {
         actor.require(Permission::ReadInstance)?;
         let board = self.board();
@@ -328,10 +405,11 @@ impl Delivery {
                 vec![Scope::All, Scope::Lane(lane.clone()), domain, Scope::Vip(lane.vip), tenant]
             }
         };
-        let found = scopes.iter().filter_map(|scope| board.suspended.get(scope)).find(|one| !one.has_ended(now));
+        let named = scopes.into_iter().filter_map(|scope| board.suspended.get(&(Halt::Sending, scope)));
+        let found = named.into_iter().find(|one| !one.has_ended(now));
         let Some(found) = found else { return Ok(()) };
         let left = found.until.map(|until| until.since(now));
-        Err(Suspended { reason: format!("suspended by {}{}: {}", found.by, found.ends(), found.reason), left })
+        Err(Suspended { reason: found.told(), left })
     }
 
     /// The lane waits for that, as of this pass.
@@ -367,8 +445,14 @@ impl Delivery {
 /// A reason is remembered for so many passes.
 const PASSES_KEPT: u64 = 1_000;
 
-fn key(scope: &Scope) -> Key {
+/// What follows the prefix in keys of drains; a scope's first octet is its number, far below.
+const DRAIN: u8 = b'd';
+
+fn key(halt: Halt, scope: &Scope) -> Key {
     let mut key = vec![prefix::SUSPENSION];
+    if halt == Halt::Taking {
+        key.push(DRAIN);
+    }
     key.extend(codec::encode(scope));
     key
 }
@@ -408,17 +492,23 @@ mod tests {
         let (delivery, actor) = (Delivery::open(Arc::new(MemoryStore::new())).unwrap(), Actor::local(0));
         let domain = Scope::Domain(lane().next_hop);
         for scope in [Scope::All, Scope::Lane(lane()), domain, Scope::Vip(VipId(1)), Scope::Tenant(TenantId(1))] {
-            delivery.suspend(&actor, scope.clone(), ("they asked us to", None), NOW).await.unwrap();
+            delivery.suspend(&actor, (Halt::Sending, scope.clone()), ("they asked us to", None), NOW).await.unwrap();
             let reason = "suspended by uid 0 by local socket: they asked us to".to_owned();
             assert_eq!(delivery.suspension(&lane(), None, NOW), Err(Suspended { reason, left: None }));
             assert!(delivery.resume(&actor, &scope, NOW).await.unwrap());
             assert_eq!(delivery.suspension(&lane(), None, NOW), Ok(()));
             assert!(!delivery.resume(&actor, &scope, NOW).await.unwrap());
         }
-        delivery.suspend(&actor, Scope::Site("mx.example".to_owned()), ("x", None), NOW).await.unwrap();
+        delivery
+            .suspend(&actor, (Halt::Sending, Scope::Site("mx.example".to_owned())), ("x", None), NOW)
+            .await
+            .unwrap();
         assert!(delivery.suspension(&lane(), Some("mx.example"), NOW).is_err());
         assert!(delivery.suspension(&lane(), Some("other.example"), NOW).is_ok());
-        delivery.suspend(&actor, Scope::Site("relay.example:587".to_owned()), ("x", None), NOW).await.unwrap();
+        delivery
+            .suspend(&actor, (Halt::Sending, Scope::Site("relay.example:587".to_owned())), ("x", None), NOW)
+            .await
+            .unwrap();
         assert!(delivery.suspension(&lane(), Some("relay.example:587/route"), NOW).is_err(), "a login there");
         assert!(delivery.suspension(&lane(), Some("relay.example:25/route"), NOW).is_ok());
     }
@@ -428,7 +518,7 @@ mod tests {
         let (store, actor) = (Arc::new(MemoryStore::new()), Actor::local(0));
         let before = Delivery::open(store.clone()).unwrap();
         let until = NOW.plus(Duration::from_secs(60));
-        before.suspend(&actor, Scope::All, ("new rack", Some(until)), NOW).await.unwrap();
+        before.suspend(&actor, (Halt::Sending, Scope::All), ("new rack", Some(until)), NOW).await.unwrap();
         drop(before);
         let delivery = Delivery::open(store.clone()).unwrap();
         let held = delivery.suspension(&lane(), None, NOW).unwrap_err();
@@ -450,7 +540,10 @@ mod tests {
     async fn a_suspension_without_a_reason_or_with_an_end_in_the_past_is_refused() {
         let (delivery, actor) = (Delivery::open(Arc::new(MemoryStore::new())).unwrap(), Actor::local(0));
         for (reason, until) in [("", None), ("two\nlines", None), ("late", Some(NOW))] {
-            assert!(delivery.suspend(&actor, Scope::All, (reason, until), NOW).await.is_err(), "{reason}");
+            assert!(
+                delivery.suspend(&actor, (Halt::Sending, Scope::All), (reason, until), NOW).await.is_err(),
+                "{reason}"
+            );
         }
         assert_eq!(delivery.suspension(&lane(), None, NOW), Ok(()));
     }
@@ -459,7 +552,45 @@ mod tests {
     async fn only_those_who_run_the_instance_may_suspend() {
         let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));
         let delivery = Delivery::open(Arc::new(MemoryStore::new())).unwrap();
-        assert!(delivery.suspend(&owner, Scope::All, ("x", None), NOW).await.is_err());
+        assert!(delivery.suspend(&owner, (Halt::Sending, Scope::All), ("x", None), NOW).await.is_err());
         assert!(delivery.resume(&owner, &Scope::All, NOW).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_drain_takes_no_new_mail_of_what_it_names_and_lets_the_queued_go() {
+        let (store, actor) = (Arc::new(MemoryStore::new()), Actor::local(0));
+        let to = Domain::parse("shop.example").unwrap();
+        let whose = (TenantId(1), Some(SmtpAccountId(2)), VipId(1));
+        let site = |_: &Domain| Some(Arc::from("mx.example"));
+        let scopes = [
+            Scope::All,
+            Scope::Tenant(TenantId(1)),
+            Scope::Account(SmtpAccountId(2)),
+            Scope::Vip(VipId(1)),
+            Scope::Domain(to.clone()),
+            Scope::Site("mx.example".to_owned()),
+        ];
+        for scope in scopes {
+            let delivery = Delivery::open(store.clone()).unwrap();
+            let until = Some(NOW.plus(Duration::from_secs(60)));
+            delivery.suspend(&actor, (Halt::Taking, scope.clone()), ("it moves", until), NOW).await.unwrap();
+            // Also after a restart.
+            let delivery = Delivery::open(store.clone()).unwrap();
+            let why = delivery.drained(whose, Some(&to), site, NOW).unwrap();
+            assert!(why.starts_with("drained by ") && why.ends_with(": it moves"), "{scope}: {why}");
+            assert_eq!(delivery.suspension(&lane(), None, NOW), Ok(()), "{scope}");
+            assert_eq!(delivery.suspension(&lane(), Some("mx.example"), NOW), Ok(()), "{scope}");
+            assert_eq!(delivery.account_suspended(SmtpAccountId(2), NOW), None, "{scope}");
+            assert!(delivery.suspensions(&actor, NOW).unwrap()[0].words().starts_with("drained: "));
+            let later = NOW.plus(Duration::from_secs(60));
+            assert_eq!(delivery.drained(whose, Some(&to), site, later), None, "{scope}: it has ended");
+            assert!(delivery.resume(&actor, &scope, NOW).await.unwrap());
+            assert_eq!(delivery.drained(whose, Some(&to), site, NOW), None, "{scope}");
+        }
+        let delivery = Delivery::open(store).unwrap();
+        let other = Domain::parse("other.example").unwrap();
+        delivery.suspend(&actor, (Halt::Taking, Scope::Domain(other)), ("x", None), NOW).await.unwrap();
+        assert_eq!(delivery.drained(whose, Some(&to), site, NOW), None);
+        assert_eq!(delivery.drained(whose, None, site, NOW), None);
     }
 }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use board::{Delivery, Scope, Suspension};
+pub use board::{Delivery, Halt, Scope, Suspension};
 pub use client::{Client, Connection, Pool, ReturnAddress};
 pub use mx::{
     Destination, DestinationRule, Destinations, Diversion, DomainRule, DomainTls, FailingTls, KeptPolicy, Mx,

@@ -4,6 +4,8 @@
 //! null reverse-path is no way around the rules, only a different one (RFC 5321 s4.5.5).
 
 use crate::accounts::Sender;
+use crate::ext::Timestamp;
+use crate::intake::Entering;
 use crate::mail::{ForwardPath, Refusal, Reply, ReversePath};
 use crate::vips::{Vip, Vips};
 
@@ -22,6 +24,8 @@ pub(super) fn reverse_path(
         let reply = Reply::enhanced(451, 7, 1, "This address no longer serves this login; connect again");
         return Err(Refusal::with_cause(reply, format!("virtual IP {} no longer serves the tenant", vip.id)));
     }
+    let entering = Entering { tenant: sender.tenant, account: Some(sender.account), vip: vip.id, to: None };
+    (submitting.may_enter)(&entering, Timestamp::now())?;
     match &path.0 {
         None => Ok(()),
         Some(address) => {
@@ -31,8 +35,20 @@ pub(super) fn reverse_path(
     }
 }
 
-/// Whether mail may go to `path`.
-pub(super) fn forward_path(path: &ForwardPath) -> Result<(), Refusal> {
+/// Whether mail of `sender` may go to `path` now.
+pub(super) fn forward_path(
+    submitting: &Submitting,
+    sender: &Sender,
+    vip: &Vip,
+    path: &ForwardPath,
+) -> Result<(), Refusal> {
+    routes_nowhere(path)?;
+    let to = Some(path.address.domain());
+    let entering = Entering { tenant: sender.tenant, account: Some(sender.account), vip: vip.id, to };
+    (submitting.may_enter)(&entering, Timestamp::now())
+}
+
+fn routes_nowhere(path: &ForwardPath) -> Result<(), Refusal> {
     if path.routes_on() {
         let text = "Addresses that route by %, ! or @ in the local part are not accepted here";
         return Err(Refusal::plain(Reply::enhanced(550, 7, 1, text)));
@@ -55,7 +71,7 @@ mod tests {
             ("\"a@c.example\"@b.example", false),
         ] {
             let path = ForwardPath::plain(Address::parse(text).unwrap());
-            assert_eq!(forward_path(&path).is_ok(), is_fine, "{text}");
+            assert_eq!(routes_nowhere(&path).is_ok(), is_fine, "{text}");
         }
     }
 }

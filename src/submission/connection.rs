@@ -254,7 +254,10 @@ impl Connection {
 
     fn check_recipient(&self, path: &ForwardPath) -> Result<(), Refusal> {
         match &self.door.duty {
-            Duty::Submission(_) => authorize::forward_path(path),
+            Duty::Submission(submitting) => {
+                let login = self.sender.as_ref().ok_or_else(not_logged_in)?;
+                authorize::forward_path(submitting, &login.sender, &self.vip, path)
+            }
             Duty::Reception(reception) => (reception.recipient)(self.peer.ip().to_canonical(), path, Timestamp::now()),
         }
     }
@@ -274,9 +277,7 @@ impl Connection {
         }
         match &self.door.duty {
             Duty::Submission(submitting) => {
-                let Some(login) = &self.sender else {
-                    return Err(Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first")));
-                };
+                let login = self.sender.as_ref().ok_or_else(not_logged_in)?;
                 authorize::reverse_path((submitting, &self.door.vips), &login.sender, &self.vip, path)
             }
             Duty::Reception(reception) => (reception.sender)(path),
@@ -430,4 +431,8 @@ impl Connection {
             Err(error) => Err(error.into()),
         })
     }
+}
+
+fn not_logged_in() -> Refusal {
+    Refusal::plain(Reply::enhanced(530, 7, 0, "Log in first"))
 }

@@ -28,7 +28,7 @@ use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
 use crate::gate::Gate;
-use crate::intake::Submission;
+use crate::intake::{MayEnter, Submission};
 use crate::mail::{Domain, QueueId, Refusal, TenantId};
 use crate::net::Certificates;
 use crate::smtp::{self, BareLineEnds};
@@ -139,6 +139,8 @@ pub struct Submitting {
     pub accounts: Arc<Accounts>,
     /// Decides who may use which domain in MAIL: the domains room.
     pub may_send_from: SenderRule,
+    /// Whether new mail is taken of a sender, asked at MAIL, and for a recipient's domain, asked at RCPT.
+    pub may_enter: MayEnter,
     /// Takes the messages: the intake.
     pub accept: Accept,
 }

@@ -104,6 +104,7 @@ fn intake(
         routes: routes.clone(),
         queue: queue.clone(),
         store,
+        may_enter: Arc::new(|_, _| Ok(())),
     }))
 }
 

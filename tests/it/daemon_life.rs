@@ -7,6 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use postern::access::Actor;
+use postern::delivery::{Halt, Scope};
+use postern::ext::Timestamp;
+use postern::mail::Domain;
 use postern::net::Zone;
 use postern::sink::Sink;
 use postern::vips::Owner;
@@ -54,6 +58,44 @@ async fn a_message_goes_from_a_login_to_the_mail_exchanger_signed() {
     let ready = http_get(monitor, "/health/ready").await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"ready\":true"), "{ready}");
     assert!(http_get(monitor, "/metrics").await.contains("\npostern_ready 1"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_what_is_drained_no_new_mail_is_taken_while_the_queued_goes_out() {
+    let folder = new_folder();
+    let sink_folder = certificate_folder(&folder.path().join("sink"), "mx.receiver.test");
+    let sink = Sink::start(SocketAddr::from((LOCALHOST, 0)), "mx.receiver.test", &sink_folder).unwrap();
+    let running = Running::start(zone(), sink.address.port()).await;
+    let tenant = running.tenant("shop").await;
+    let vip = running.vip(LOCALHOST, "shop.example.com", Owner::Tenant(tenant)).await;
+    running.trusted_domain(tenant, "shop.example.com").await;
+    let login = running.account(tenant).await;
+    let (delivery, actor, now) = (&running.daemon.delivery, Actor::local(0), Timestamp::now());
+    let hand_in = || running.submit(&login, "orders@shop.example.com", "someone@receiver.test", MESSAGE);
+
+    // One is queued before and cannot leave yet.
+    delivery.suspend(&actor, (Halt::Sending, Scope::All), ("wait", None), now).await.unwrap();
+    let reply = hand_in().await;
+    assert!(reply.starts_with("250 2.0.0 "), "{reply}");
+    let to = Domain::parse("receiver.test").unwrap();
+    for (scope, expected) in [
+        (Scope::Vip(vip.id), "451 4.3.2 No new mail is taken from here for now; try again later\r\n"),
+        (Scope::Domain(to), "451 4.3.2 No new mail for receiver.test is taken from here for now; try again later\r\n"),
+    ] {
+        delivery.suspend(&actor, (Halt::Taking, scope.clone()), ("we move", None), now).await.unwrap();
+        assert_eq!(hand_in().await, expected);
+        assert!(delivery.resume(&actor, &scope, now).await.unwrap());
+    }
+    delivery.suspend(&actor, (Halt::Taking, Scope::All), ("we move", None), now).await.unwrap();
+    assert!(hand_in().await.starts_with("451 4.3.2 "));
+    assert_eq!(running.daemon.queue.totals().lanes, 1);
+    // Resuming ends both; the drain is said again first thing.
+    delivery.resume(&actor, &Scope::All, now).await.unwrap();
+    delivery.suspend(&actor, (Halt::Taking, Scope::Vip(vip.id)), ("we move", None), now).await.unwrap();
+    let received = tokio::task::spawn_blocking(move || sink.received.recv_timeout(Duration::from_secs(20)));
+    assert_eq!(received.await.unwrap().unwrap().helo, "shop.example.com");
+    assert!(hand_in().await.starts_with("451 4.3.2 "));
     running.stop().await;
 }
 

@@ -124,7 +124,7 @@ async fn ask(client: &Client, found: &mut Vec<Finding>) -> Option<Known> {
             }
             for suspension in &status.suspensions {
                 let remedy = "if that is over: postern delivery resume";
-                found.push(Finding::warn("delivery", format!("suspended: {suspension}"), remedy));
+                found.push(Finding::warn("delivery", suspension.clone(), remedy));
             }
             if known.vips.is_empty() {
                 let remedy = "postern vip add ADDRESS --ehlo NAME --tenant NAME";

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called, tenant_name, vip_called};
 use crate::access::Actor;
-use crate::delivery::{Scope, Suspension};
+use crate::delivery::{Halt, Scope, Suspension};
 use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::records::AdminError;
@@ -35,6 +35,9 @@ pub struct SuspensionJson {
     /// Mail handed in with this SMTP account: its login.
     #[serde(default)]
     pub smtp_account: Option<String>,
+    /// Whether it is a drain: no new mail of it is taken, and what is queued goes out.
+    #[serde(default)]
+    pub drains: bool,
     /// Why.
     pub reason: String,
     /// Who said so.
@@ -64,6 +67,9 @@ pub struct NewSuspensionJson {
     pub tenant: Option<String>,
     /// Mail handed in with this SMTP account: its login.
     pub smtp_account: Option<String>,
+    /// Drain instead: take no new mail of it (`451 4.3.2`), and send what is queued. Resuming ends both.
+    #[serde(default)]
+    pub drain: bool,
     /// Why; asked for when suspending.
     #[serde(default)]
     pub reason: String,
@@ -91,6 +97,7 @@ fn json(parts: &Parts, suspension: Suspension) -> SuspensionJson {
         site: if let Scope::Site(site) = scope { Some(site.clone()) } else { None },
         tenant: if let Scope::Tenant(tenant) = scope { Some(tenant_name(parts, *tenant)) } else { None },
         smtp_account: if let Scope::Account(account) = scope { Some(login(*account)) } else { None },
+        drains: suspension.halt == Halt::Taking,
         reason: suspension.reason,
         by: suspension.by,
         since: suspension.since.rfc3339(),
@@ -155,7 +162,8 @@ pub(super) async fn add(
 ) -> Answer<SuspensionJson> {
     let (scope, now) = (scope(&parts, &actor, &asked)?, Timestamp::now());
     let until = asked.seconds.map(|seconds| now.plus(std::time::Duration::from_secs(seconds)));
-    let made = parts.delivery.suspend(&actor, scope, (&asked.reason, until), now).await?;
+    let halt = if asked.drain { Halt::Taking } else { Halt::Sending };
+    let made = parts.delivery.suspend(&actor, (halt, scope), (&asked.reason, until), now).await?;
     Ok(Json(json(&parts, made)))
 }
 

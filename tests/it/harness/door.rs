@@ -193,6 +193,7 @@ impl For {
             Self::Submission => submission::Duty::Submission(submission::Submitting {
                 accounts: Arc::clone(accounts),
                 may_send_from: Arc::new(|_, domain| own_domain_only(domain)),
+                may_enter: Arc::new(|_, _| Ok(())),
                 accept: keep(accepted),
             }),
             Self::Reception => submission::Duty::Reception(reception(arrived)),

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use postern::access::Actor;
-use postern::delivery::Scope;
+use postern::delivery::{Halt, Scope};
 use postern::events::{InstanceEvent, MailEvent, Why};
 use postern::ext::Timestamp;
 use postern::net::{Trouble, Zone};
@@ -157,7 +157,11 @@ async fn a_suspended_domain_waits_until_it_is_resumed() {
     let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
     let actor = Actor::local(0);
     let scope = Scope::Domain("shop.example".parse().unwrap());
-    outbound.delivery.suspend(&actor, scope.clone(), ("they asked", None), Timestamp::now()).await.unwrap();
+    outbound
+        .delivery
+        .suspend(&actor, (Halt::Sending, scope.clone()), ("they asked", None), Timestamp::now())
+        .await
+        .unwrap();
     let id = outbound.owe(&["ann@shop.example"]).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(outbound.verdicts(id).is_empty());
@@ -171,7 +175,7 @@ async fn a_suspension_ends_by_itself() {
     let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
     let (actor, now) = (Actor::local(0), Timestamp::now());
     let until = Some(now.plus(Duration::from_millis(1_500)));
-    outbound.delivery.suspend(&actor, Scope::All, ("new rack", until), now).await.unwrap();
+    outbound.delivery.suspend(&actor, (Halt::Sending, Scope::All), ("new rack", until), now).await.unwrap();
     let id = outbound.owe(&["ann@shop.example"]).await;
     assert!(outbound.verdicts(id).is_empty());
     assert!(matches!(outbound.verdict(id).await, MailEvent::Delivered { .. }));

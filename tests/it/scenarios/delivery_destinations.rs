@@ -1,7 +1,7 @@
 //! Destinations an operator blocks or sends another way, and mail left alone for a tenant.
 
 use postern::access::Actor;
-use postern::delivery::{Destination, Diversion, Scope};
+use postern::delivery::{Destination, Diversion, Halt, Scope};
 use postern::events::{MailEvent, Why};
 use postern::ext::Timestamp;
 use postern::net::Zone;
@@ -57,7 +57,11 @@ async fn a_suspended_tenants_mail_waits_and_says_so_until_it_is_resumed() {
     let peer = Peer::start("127.0.1.1:0".parse().unwrap(), Script::polite()).await;
     let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
     let (actor, scope) = (Actor::local(0), Scope::Tenant(TENANT));
-    outbound.delivery.suspend(&actor, scope.clone(), ("unpaid", None), Timestamp::now()).await.unwrap();
+    outbound
+        .delivery
+        .suspend(&actor, (Halt::Sending, scope.clone()), ("unpaid", None), Timestamp::now())
+        .await
+        .unwrap();
     let id = outbound.owe(&["ann@shop.example"]).await;
     let waits = || {
         let why = outbound.queue.why(&actor, id).unwrap();
