@@ -321,10 +321,21 @@ impl Delivery {
         Ok(())
     }
 
-    async fn end(&self, actor: &Actor, (halt, scope): (Halt, &Scope), now: Timestamp) -> Result<bool, AdminError> {
+    async fn end(&self, actor: &Actor, of: (Halt, &Scope), now: Timestamp) -> Result<bool, AdminError> {
+        self.end_if(actor, of, |_| true, now).await
+    }
+
+    async fn end_if(
+        &self,
+        actor: &Actor,
+        (halt, scope): (Halt, &Scope),
+        is_meant: impl Fn(&Suspension) -> bool,
+        now: Timestamp,
+    ) -> Result<bool, AdminError> {
         let turn = self.desk.turn().await;
         let name = (halt, scope.clone());
-        let Some(suspension) = self.board().suspended.get(&name).cloned() else { return Ok(false) };
+        let found = self.board().suspended.get(&name).filter(|one| is_meant(one)).cloned();
+        let Some(suspension) = found else { return Ok(false) };
         let mut batch = Batch::new();
         batch.remove(key(halt, scope));
         records::record(&mut batch, actor, Act::new(halt.acts().1, scope.to_string()), now);
@@ -360,7 +371,8 @@ impl Delivery {
                 _ => Ok(()),
             };
             let ended = match let_go {
-                Ok(()) => self.end(&by, (halt, &scope), now).await.map(|_| ()),
+                // It may have been suspended anew while its mail was let go on.
+                Ok(()) => self.end_if(&by, (halt, &scope), |one| one.has_ended(now), now).await.map(|_| ()),
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {

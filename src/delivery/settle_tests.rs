@@ -183,3 +183,19 @@ async fn mail_waits_while_the_suppression_list_cannot_be_read() {
     assert_eq!((totals.unrecorded, totals.claimed, totals.lanes), (0, 0, 1));
     assert!(queue.lanes().iter().all(|due| due.ready == 0), "due again after the pause");
 }
+
+#[tokio::test]
+async fn a_claim_put_back_with_a_verdict_is_recorded_and_not_tried_again() {
+    let queue = queue_with_a_message().await;
+    let (settled, _outcomes) = mpsc::channel(8);
+    let mut hand = hand(&screen(&queue), &lane(), settled, UNSCREENED_PAUSE);
+    let mut held = hand.next_claim().await.unwrap();
+    held.decide(0, delivered());
+    hand.put_back(held);
+    assert!(hand.next_claim().await.is_none());
+    let stop = Shutdown::new();
+    stop.cancel();
+    queue.keep(&stop).await;
+    let totals = queue.totals();
+    assert_eq!((totals.unrecorded, totals.claimed, totals.lanes), (0, 0, 0));
+}

@@ -392,13 +392,14 @@ impl Hand {
         self.held.pop_front()
     }
 
-    /// Puts a claim back to be the next one.
+    /// Puts a claim back to be the next one, looked at again before it is tried. One with verdicts of an attempt
+    /// is recorded instead.
     pub fn put_back(&mut self, mut held: Held) {
-        held.is_tried = false;
-        if !held.has_verdicts() {
-            // It is looked at again before it is tried.
-            (held.screened, held.outcomes) = (0, Outcomes::new());
+        if held.has_verdicts() {
+            return;
         }
+        held.is_tried = false;
+        (held.screened, held.outcomes) = (0, Outcomes::new());
         self.held.push_front(held);
     }
 
