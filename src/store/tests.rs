@@ -583,7 +583,13 @@ proptest! {
         prop_assert_eq!((report.bodies, report.damaged), (model.len() as u64, Vec::new()));
         let saved: BTreeMap<_, _> =
             salvage(&place.settings.folder).unwrap().map(|body| (body.id, (body.message.to_vec(), body.settled))).collect();
-        prop_assert!(saved == model, "salvage found {} of {}", saved.len(), model.len());
+        let told = |one: Option<&(Vec<u8>, BTreeSet<u16>)>| one.map(|(octets, settled)| (octets.len(), settled.clone()));
+        let differing: Vec<_> = model
+            .iter()
+            .filter(|(id, one)| saved.get(id) != Some(one))
+            .map(|(id, one)| (*id, told(Some(one)), told(saved.get(id))))
+            .collect();
+        prop_assert!(saved == model, "salvage found {} of {}; put, found: {differing:?}", saved.len(), model.len());
     }
 }
 
