@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 
 use super::advice::{DnsRecord, Need, domain_records};
 use super::record::{INSTANCE, SendingDomain};
+use super::return_path::{self, Expected, RecordState};
 use super::{Domains, missing};
 use crate::access::{Actor, Permission, Resource};
 use crate::mail::{Domain, TenantId, printable};
@@ -34,6 +35,10 @@ pub enum Purpose {
     Exchanger,
     /// A logo beside the mail.
     Bimi,
+    /// Where what comes back to the return-path goes: here.
+    ReturnPathExchanger,
+    /// Which addresses may send with the return-path.
+    ReturnPathSpf,
 }
 
 /// Whether what is there is what should be.
@@ -93,8 +98,29 @@ impl Domains {
         if tenant != INSTANCE {
             asked.extend(further(record));
         }
+        if let Some(path) = self.return_path(actor, tenant, domain)? {
+            let purposes = [Purpose::ReturnPathExchanger, Purpose::ReturnPathSpf];
+            asked.extend(purposes.into_iter().zip(path.records(&self.expected(tenant))));
+        }
         let looks = asked.into_iter().map(|(purpose, expected)| self.look(record, purpose, expected));
         Ok(join_all(looks).await)
+    }
+
+    /// Every record to publish for a domain whose mail leaves by `vips`, those of its return-path included.
+    ///
+    /// # Errors
+    /// If the actor may not, or there is no such domain.
+    pub fn records_to_publish(
+        &self,
+        actor: &Actor,
+        (tenant, domain): (TenantId, &Domain),
+        vips: &[Vip],
+    ) -> Result<Vec<DnsRecord>, AdminError> {
+        let mut records = domain_records(&self.get(actor, tenant, domain)?, vips);
+        if let Some(path) = self.return_path(actor, tenant, domain)? {
+            records.extend(path.records(&self.expected(tenant)));
+        }
+        Ok(records)
     }
 
     async fn look(&self, record: &SendingDomain, purpose: Purpose, expected: DnsRecord) -> Inspected {
@@ -105,6 +131,9 @@ impl Domains {
             Purpose::Dmarc => dmarc(resolver, &record.domain).await,
             Purpose::Exchanger => exchanger(resolver, &record.domain).await,
             Purpose::Bimi => bimi(resolver, &expected).await,
+            Purpose::ReturnPathExchanger | Purpose::ReturnPathSpf => {
+                returning(resolver, (purpose, &expected), &self.expected(record.tenant)).await
+            }
         };
         Inspected { purpose, expected, found, verdict, advice }
     }
@@ -256,6 +285,31 @@ async fn exchanger(resolver: &dyn Resolver, domain: &Domain) -> Look {
             (Vec::new(), Verdict::Missing, Some("without it nobody can answer, and some receivers refuse".to_owned()))
         }
         Err(LookupError::Temporary(why)) => unknown(why),
+    }
+}
+
+/// A record of a return-path, judged as for its use; what is there is shown beside that.
+async fn returning(resolver: &dyn Resolver, (purpose, record): (Purpose, &DnsRecord), expected: &Expected) -> Look {
+    let name = match Domain::parse(&record.name) {
+        Ok(name) => name,
+        Err(error) => return unknown(error.to_string()),
+    };
+    let (found, state) = if purpose == Purpose::ReturnPathExchanger {
+        let ((found, ..), state) =
+            tokio::join!(exchanger(resolver, &name), return_path::look_mx(resolver, &name, expected));
+        (found, state)
+    } else {
+        let (texts, state) =
+            tokio::join!(texts(resolver, name.as_str()), return_path::look_spf(resolver, &name, expected));
+        let records: Vec<String> =
+            texts.unwrap_or_default().into_iter().filter(|text| begins(text, "v=spf1")).collect();
+        (shown(&records), state)
+    };
+    match state {
+        RecordState::Found => (found, Verdict::Found, None),
+        RecordState::Unknown => (found, Verdict::Unknown, Some("DNS did not answer".to_owned())),
+        RecordState::Wrong(why) if found.is_empty() => (found, Verdict::Missing, Some(printable(&why))),
+        RecordState::Wrong(why) => (found, Verdict::Different, Some(printable(&why))),
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Rule {
     OneClick,
     /// Few recipients complain.
     Complaints,
+    /// The records of the return-path are there, if the domain has one.
+    ReturnPath,
 }
 
 /// How it stands.
@@ -104,7 +106,7 @@ pub fn judge(records: &[Inspected], addresses: &[AddressNames], traffic: Traffic
     };
     let one_click = "messages of campaigns need List-Unsubscribe with an https address and List-Unsubscribe-Post: \
                      List-Unsubscribe=One-Click; both are signed where a message has them";
-    vec![
+    let mut items = vec![
         item(Rule::Spf, ALL, of_record(records, Purpose::Spf, "the v=spf1 record")),
         item(Rule::Dkim, ALL, dkim),
         item(Rule::Dmarc, ALL, dmarc(records)),
@@ -113,7 +115,23 @@ pub fn judge(records: &[Inspected], addresses: &[AddressNames], traffic: Traffic
         item(Rule::Tls, &["gmail"], (Stand::Met, "TLS is used with every receiver that offers it".to_owned())),
         item(Rule::OneClick, GMAIL_YAHOO, (Stand::UpToSender, one_click.to_owned())),
         item(Rule::Complaints, GMAIL_YAHOO, complaints(traffic)),
-    ]
+    ];
+    items.extend(return_path(records).map(|stand| item(Rule::ReturnPath, &[], stand)));
+    items
+}
+
+/// Nobody asks for a return-path. One that lacks a record fails nothing: mail uses the client's reverse-path then.
+fn return_path(records: &[Inspected]) -> Option<(Stand, String)> {
+    let is_of_it =
+        |record: &&Inspected| matches!(record.purpose, Purpose::ReturnPathExchanger | Purpose::ReturnPathSpf);
+    let own: Vec<&Inspected> = records.iter().filter(is_of_it).collect();
+    let first = own.first()?;
+    let Some(wanting) = own.iter().find(|record| record.verdict != Verdict::Found) else {
+        return Some((Stand::Met, format!("MX and SPF of {} are there", first.expected.name)));
+    };
+    let why = wanting.advice.clone().unwrap_or_else(|| "a record of it is not there".to_owned());
+    let stand = if wanting.verdict == Verdict::Unknown { Stand::Unknown } else { Stand::Warning };
+    Some((stand, format!("{}: {why}; without it notices go to the client's own reverse-path", first.expected.name)))
 }
 
 fn of_record(records: &[Inspected], purpose: Purpose, what: &str) -> (Stand, String) {

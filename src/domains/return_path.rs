@@ -337,7 +337,7 @@ impl Domains {
     }
 }
 
-async fn look_mx(resolver: &dyn Resolver, name: &Domain, expected: &Expected) -> RecordState {
+pub(super) async fn look_mx(resolver: &dyn Resolver, name: &Domain, expected: &Expected) -> RecordState {
     let hosts = match resolver.mx(name).await {
         Ok(hosts) => hosts,
         Err(LookupError::NoSuchName | LookupError::NoRecord) => {
@@ -356,7 +356,7 @@ async fn look_mx(resolver: &dyn Resolver, name: &Domain, expected: &Expected) ->
     }
 }
 
-async fn look_spf(resolver: &dyn Resolver, name: &Domain, expected: &Expected) -> RecordState {
+pub(super) async fn look_spf(resolver: &dyn Resolver, name: &Domain, expected: &Expected) -> RecordState {
     // Without a public address there must be a record all the same.
     let addresses = match expected.addresses.as_slice() {
         [] => vec![IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)],

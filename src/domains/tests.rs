@@ -27,8 +27,10 @@ struct MapResolver(Mutex<HashMap<String, Answer>>);
 
 #[async_trait]
 impl Resolver for MapResolver {
-    async fn mx(&self, _: &Domain) -> Result<Vec<Mx>, LookupError> {
-        Err(LookupError::NoRecord)
+    async fn mx(&self, name: &Domain) -> Result<Vec<Mx>, LookupError> {
+        let known = self.0.lock().unwrap().get(&format!("mx:{name}")).cloned();
+        let exchanger = |host: String| Mx { preference: 10, host: Some(domain(&host)) };
+        known.unwrap_or(Err(LookupError::NoRecord)).map(|hosts| hosts.into_iter().map(exchanger).collect())
     }
     async fn ipv4(&self, _: &Domain) -> Result<Vec<Ipv4Addr>, LookupError> {
         Err(LookupError::NoRecord)
@@ -633,6 +635,43 @@ async fn each_record_is_shown_as_it_should_be_and_as_it_is() {
     assert!(spf.advice.as_ref().unwrap().contains("ip4:192.0.2.7"), "{spf:?}");
     let stranger = Actor::of("s", crate::access::Role::TenantOwner(OTHER));
     assert!(room.domains.inspect(&stranger, (SHOP, &domain("shop.example")), &vips).await.is_err());
+}
+
+#[tokio::test]
+async fn the_records_of_a_return_path_are_shown_and_judged_beside_the_others() {
+    let room = Room::new();
+    room.add(SHOP, "shop.example").await;
+    let (name, vips) = (domain("shop.example"), [shared_vip()]);
+    room.domains.expect_return_paths(Arc::new(|_| Expected {
+        names: vec![domain("mx.example.com")],
+        addresses: vec!["192.0.2.7".parse().unwrap()],
+    }));
+    let of_it = async || {
+        let seen = room.domains.inspect(&room.actor, (SHOP, &name), &vips).await.unwrap();
+        let rule =
+            readiness::judge(&seen, &[], Traffic::default()).into_iter().find(|item| item.rule == Rule::ReturnPath);
+        let verdict = |purpose| seen.iter().find(|seen| seen.purpose == purpose).map(|seen| seen.verdict);
+        let verdicts = (verdict(Purpose::ReturnPathExchanger), verdict(Purpose::ReturnPathSpf));
+        (verdicts, rule.map(|item| item.stand))
+    };
+    assert_eq!(of_it().await, ((None, None), None), "there is none");
+    room.domains.set_return_path(&room.actor, (SHOP, &name), None, START).await.unwrap();
+    let missing = Some(Verdict::Missing);
+    assert_eq!(of_it().await, ((missing, missing), Some(Stand::Warning)));
+    room.answer("mx:bounce.shop.example", Ok(vec!["mx.elsewhere.example".into()]));
+    room.answer("bounce.shop.example", Ok(vec!["v=spf1 ip4:192.0.2.7 -all".into()]));
+    assert_eq!(of_it().await, ((Some(Verdict::Different), Some(Verdict::Found)), Some(Stand::Warning)));
+    room.answer("mx:bounce.shop.example", Ok(vec!["mx.example.com".into()]));
+    assert_eq!(of_it().await, ((Some(Verdict::Found), Some(Verdict::Found)), Some(Stand::Met)));
+    room.answer("mx:bounce.shop.example", Err(LookupError::Temporary("timeout".into())));
+    assert_eq!(of_it().await, ((Some(Verdict::Unknown), Some(Verdict::Found)), Some(Stand::Unknown)));
+    let zone = room.domains.records_to_publish(&room.actor, (SHOP, &name), &vips).unwrap();
+    let lines: Vec<String> = zone.iter().map(DnsRecord::zone_line).collect();
+    for line in
+        ["bounce.shop.example. IN MX 10 mx.example.com.", "bounce.shop.example. IN TXT \"v=spf1 ip4:192.0.2.7 -all\""]
+    {
+        assert!(lines.contains(&line.to_owned()), "{line} is not in {lines:?}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::domains::{name, owner};
 use super::{Answer, Shared};
 use crate::access::Actor;
-use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, Traffic, Verdict, domain_records};
+use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, Traffic, Verdict};
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::vips::Vip;
@@ -29,7 +29,8 @@ pub struct InspectionJson {
 /// One record as it should be and as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InspectedJson {
-    /// `ownership`, `dkim`, `spf`, `dmarc`, `mx`, `bimi`.
+    /// `ownership`, `dkim`, `spf`, `dmarc`, `mx`, `bimi`; `return-path-mx`, `return-path-spf` if the domain has a
+    /// return-path.
     pub what: String,
     /// Its full name, without the last dot.
     pub name: String,
@@ -61,9 +62,10 @@ pub struct ReadinessJson {
 /// One rule and how it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReadinessRuleJson {
-    /// `spf`, `dkim`, `dmarc`, `alignment`, `reverse-name`, `tls`, `one-click`, `complaints`.
+    /// `spf`, `dkim`, `dmarc`, `alignment`, `reverse-name`, `tls`, `one-click`, `complaints`; `return-path` if the
+    /// domain has one.
     pub rule: String,
-    /// Who asks it: `gmail`, `yahoo`, `microsoft`.
+    /// Who asks it: `gmail`, `yahoo`, `microsoft`; nobody asks for a return-path.
     pub asked_by: Vec<String>,
     /// `met`, `warning`, `failing`, `unknown`, `up-to-sender`.
     pub stand: String,
@@ -79,6 +81,8 @@ fn inspected(seen: Inspected) -> InspectedJson {
         Purpose::Dmarc => "dmarc",
         Purpose::Exchanger => "mx",
         Purpose::Bimi => "bimi",
+        Purpose::ReturnPathExchanger => "return-path-mx",
+        Purpose::ReturnPathSpf => "return-path-spf",
     };
     let verdict = match seen.verdict {
         Verdict::Found => "found",
@@ -109,6 +113,7 @@ fn rule(item: Item) -> ReadinessRuleJson {
         Rule::Tls => "tls",
         Rule::OneClick => "one-click",
         Rule::Complaints => "complaints",
+        Rule::ReturnPath => "return-path",
     };
     let stand = match item.stand {
         Stand::Met => "met",
@@ -175,9 +180,9 @@ pub(super) async fn zone(
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
-    let record = parts.domains.get(&actor, tenant, &domain)?;
+    let records = parts.domains.records_to_publish(&actor, (tenant, &domain), &serving(&parts, tenant))?;
     let mut text = format!("; {domain}: records for sending by this service\n");
-    for line in domain_records(&record, &serving(&parts, tenant)) {
+    for line in records {
         text.push_str(&format!("; {}\n{}\n", line.purpose, line.zone_line()));
     }
     let kind = (header::CONTENT_TYPE, "text/dns; charset=utf-8".to_owned());
