@@ -61,7 +61,10 @@ pub async fn run(session: &Session, command: &Suppression) -> Result<(), Fault> 
             };
             session.show(&shown, |_, rules: SuppressionRulesJson| rules_text(&rules))
         }
-        Suppression::Operations { tenant } => transfer::list(session, tenant).await,
+        Suppression::Operations { tenant, kind, state, text, limit } => {
+            let asked = [("tenant", tenant), ("kind", kind), ("state", state), ("text", text)];
+            transfer::list(session, &asked, *limit).await
+        }
         Suppression::Cancel { tenant, operation } => transfer::cancel(session, tenant, operation).await,
         Suppression::List { tenant, beginning, reason, list } => {
             let search = [("beginning", beginning.as_deref()), ("reason", reason.as_deref())];

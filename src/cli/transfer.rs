@@ -52,11 +52,14 @@ async fn fetch(session: &Session, tenant: &str, file: &Path, (what, parts): (&st
     session.done(&value, &format!("{} {parts} written to {}", done.written, file.display()))
 }
 
-/// Lists operations.
-pub async fn list(session: &Session, tenant: &str) -> Result<(), Fault> {
-    let list = session.client.list(&format!("/tenants/{}/operations", encoded(tenant)), usize::MAX).await?;
+/// Lists operations that fit.
+pub async fn list(session: &Session, asked: &[(&str, &Option<String>)], most: usize) -> Result<(), Fault> {
+    let given = asked.iter().filter_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_deref()?))));
+    let path = format!("/operations?{}", given.collect::<Vec<_>>().join("&"));
+    let list = session.client.list(path.trim_end_matches('?'), most.max(1)).await?;
     session.show(&list, |session, list: serde_json::Value| {
-        let mut table = Table::new(&["ID", "WHAT", "LIST", "BEGUN", "STATE", "LINES", "ADDED", "REJECTED", "WRITTEN"]);
+        let mut table =
+            Table::new(&["ID", "TENANT", "WHAT", "LIST", "BEGUN", "STATE", "LINES", "ADDED", "REJECTED", "WRITTEN"]);
         let operations: Vec<OperationJson> = rows(&list).unwrap_or_default();
         for own in operations {
             let colour = if own.list == crate::web::Colour::White { "white" } else { "black" };
@@ -64,6 +67,7 @@ pub async fn list(session: &Session, tenant: &str) -> Result<(), Fault> {
             let progress = own.progress.filter(|_| own.state == "running").map(|part| format!(" {part} %"));
             table.row([
                 own.id,
+                own.tenant,
                 own.kind,
                 list,
                 when(&own.began, session.now),

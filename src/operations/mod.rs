@@ -23,14 +23,14 @@ use tokio::sync::Notify;
 use crate::access::{Actor, Permission, Resource, Role};
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
-use crate::mail::TenantId;
+use crate::mail::{SmtpAccountId, TenantId};
 use crate::records::{self, Act, AdminError, Damage};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 use crate::suppression::{Place, Suppression};
 
 pub use csv::write_line as csv_line;
 pub use import::{IMPORT_BYTES_MAX, Upload};
-pub use record::{Form, Kind, Operation, OperationId, State};
+pub use record::{Form, KIND_WORDS, Kind, Operation, OperationId, STATE_WORDS, State};
 pub use tenant::Lines;
 
 /// Operations of one tenant that are not finished, at most.
@@ -69,6 +69,34 @@ pub enum Part {
     Rejected,
 }
 
+/// Which operations are looked for; each part that is there must fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whose; `None` is everybody's, for the instance's own people.
+    pub tenant: Option<TenantId>,
+    /// One of [`KIND_WORDS`].
+    pub kind: Option<&'static str>,
+    /// One of [`STATE_WORDS`].
+    pub state: Option<&'static str>,
+    /// In any case, part of: its id, who began it, the SMTP account, why it failed.
+    pub text: Option<String>,
+}
+
+impl Wanted {
+    fn fits(&self, operation: &Operation, account: Option<String>) -> bool {
+        let why = if let State::Failed(why) = &operation.state { why.as_str() } else { "" };
+        let holds = |text: &String| {
+            let text = text.to_lowercase();
+            let parts = [operation.id.to_string(), operation.by.clone(), account.unwrap_or_default(), why.to_owned()];
+            parts.iter().any(|part| part.to_lowercase().contains(&text))
+        };
+        self.tenant.is_none_or(|tenant| operation.tenant == tenant)
+            && self.kind.is_none_or(|kind| operation.kind.word() == kind)
+            && self.state.is_none_or(|state| operation.state.word() == state)
+            && self.text.as_ref().is_none_or(holds)
+    }
+}
+
 /// How carrying one out ended.
 enum Ended {
     Done,
@@ -100,11 +128,21 @@ impl Operations {
         &self.damaged
     }
 
-    /// A tenant's operations, newest first.
-    pub fn list(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<Operation>, AdminError> {
-        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
-        let all = records::lock(&self.all);
-        Ok(all.values().rev().filter(|operation| operation.tenant == tenant).cloned().collect())
+    /// Operations of a tenant, or of all, newest first. `called` is what people call an SMTP account.
+    pub fn list(
+        &self,
+        actor: &Actor,
+        wanted: &Wanted,
+        called: impl Fn(SmtpAccountId) -> String,
+    ) -> Result<Vec<Operation>, AdminError> {
+        actor.require(match wanted.tenant {
+            Some(tenant) => Permission::Read(Resource::Suppressions, tenant),
+            None => Permission::ReadInstance,
+        })?;
+        let fits = |operation: &&Operation| wanted.fits(operation, operation.account.map(&called));
+        let mut found: Vec<Operation> = records::lock(&self.all).values().filter(fits).cloned().collect();
+        found.sort_by(|one, other| other.id.cmp(&one.id));
+        Ok(found)
     }
 
     /// One of them.

@@ -55,6 +55,11 @@ pub enum Kind {
     Tenant,
 }
 
+/// The word of every kind.
+pub const KIND_WORDS: &[&str] = &["import", "export", "tenant-export"];
+/// The word of every state.
+pub const STATE_WORDS: &[&str] = &["waiting", "running", "done", "cancelled", "failed"];
+
 impl Kind {
     /// One word.
     pub fn word(&self) -> &'static str {

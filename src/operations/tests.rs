@@ -8,6 +8,14 @@ use crate::suppression::Reason;
 const TENANT: TenantId = TenantId(7);
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
+fn of_tenant() -> Wanted {
+    Wanted { tenant: Some(TENANT), ..Wanted::default() }
+}
+
+fn name(account: SmtpAccountId) -> String {
+    format!("shop-{}", account.0)
+}
+
 struct Bench {
     store: Arc<MemoryStore>,
     folder: tempfile::TempDir,
@@ -169,12 +177,13 @@ async fn one_that_is_cancelled_stops_and_what_it_did_stays() {
     let id = bench.begin("a@x.example\n").await;
     let stranger = Actor::of("o", Role::TenantOwner(TenantId(8)));
     assert!(bench.operations.cancel(&stranger, TENANT, id, NOW).await.is_err());
-    assert!(bench.operations.list(&stranger, TENANT).is_err());
+    assert!(bench.operations.list(&stranger, &of_tenant(), name).is_err());
+    assert!(bench.operations.list(&stranger, &Wanted::default(), name).is_err(), "everybody's are the instance's");
     bench.operations.cancel(&admin(), TENANT, id, NOW).await.unwrap();
     assert_eq!(bench.run_to_the_end(id).await.state, State::Cancelled);
     assert!(!bench.holds("a@x.example"));
     assert!(bench.operations.cancel(&admin(), TENANT, id, NOW).await.is_err(), "it is finished");
-    assert_eq!(bench.operations.list(&admin(), TENANT).unwrap().len(), 1);
+    assert_eq!(bench.operations.list(&admin(), &of_tenant(), name).unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,4 +227,38 @@ async fn of_a_million_lines_one_is_held_at_a_time() {
     }
     assert_eq!(lines, 1_000_000);
     assert!(longest < 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_are_found_by_tenant_kind_state_and_text_newest_first() {
+    let bench = Bench::new();
+    let mut made = Vec::new();
+    for number in 0..4_u64 {
+        let (tenant, at) = (TenantId(7 + number % 2), NOW.plus(Duration::from_secs(number)));
+        let account = (number == 3).then_some(SmtpAccountId(4711));
+        let place = Place { account, ..Place::from(tenant) };
+        let by = Actor::of(format!("user {number}"), Role::InstanceAdmin);
+        made.push(bench.operations.export(&by, place, Form::Plain, at).await.unwrap().id);
+    }
+    let id = bench.begin("a@x.example\n").await;
+    bench.operations.cancel(&admin(), TENANT, id, NOW).await.unwrap();
+    assert_eq!(bench.run_to_the_end(id).await.state, State::Cancelled);
+    let found = |wanted: Wanted| -> Vec<OperationId> {
+        bench.operations.list(&admin(), &wanted, name).unwrap().into_iter().map(|operation| operation.id).collect()
+    };
+    let exports = Wanted { kind: Some("export"), ..Wanted::default() };
+    assert_eq!(found(exports.clone()), [made[3], made[2], made[1], made[0]]);
+    assert_eq!(found(Wanted { tenant: Some(TenantId(8)), ..exports.clone() }), [made[3], made[1]]);
+    assert_eq!(found(Wanted { state: Some("cancelled"), ..Wanted::default() }), [id]);
+    let with = |text: &str| Wanted { text: Some(text.to_owned()), ..exports.clone() };
+    assert_eq!(found(with("USER 2")), [made[2]]);
+    assert_eq!(found(with("shop-4711")), [made[3]]);
+    assert_eq!(found(with(&made[1].to_string())), [made[1]]);
+    assert!(found(with("nobody")).is_empty() && found(Wanted { state: Some("failed"), ..of_tenant() }).is_empty());
+    for (kind, word) in [(Kind::Import { reason: Reason::Import }, "import"), (Kind::Tenant, "tenant-export")] {
+        assert!(kind.word() == word && KIND_WORDS.contains(&word));
+    }
+    for state in [State::Waiting, State::Running, State::Done, State::Cancelled, State::Failed(String::new())] {
+        assert!(STATE_WORDS.contains(&state.word()));
+    }
 }

@@ -105,8 +105,20 @@ pub enum Suppression {
     },
     /// List imports and exports of a tenant, newest first
     Operations {
-        /// The tenant
-        tenant: String,
+        /// Only of this tenant; without it of all
+        tenant: Option<String>,
+        /// Only import, export or tenant-export
+        #[arg(long, value_name = "KIND")]
+        kind: Option<String>,
+        /// Only waiting, running, done, cancelled or failed
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+        /// Only with this in the id, who began it, the SMTP account, or why it failed
+        #[arg(long, value_name = "TEXT")]
+        text: Option<String>,
+        /// So many of the newest
+        #[arg(long, value_name = "COUNT", default_value_t = 250)]
+        limit: usize,
     },
     /// Stop an import or export; what it did stays
     Cancel {

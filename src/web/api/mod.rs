@@ -146,6 +146,7 @@ fn operation_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(operations::export))
         .routes(routes!(operations::export_tenant))
         .routes(routes!(operations::list))
+        .routes(routes!(operations::search))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))
         .routes(routes!(operations::result))

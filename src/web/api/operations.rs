@@ -1,4 +1,4 @@
-//! `/tenants/{tenant}/operations`: imports and exports of lists, their progress and their files.
+//! `/operations` and `/tenants/{tenant}/operations`: imports and exports of lists, their progress and their files.
 //!
 //! Easy to get wrong: a file comes and goes in pieces; nothing here holds one whole.
 
@@ -16,7 +16,8 @@ use super::suppressions::{Asked, Asking};
 use super::{Answer, Shared, tenant_called};
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::operations::{Form, Kind, Operation, OperationId, Part, State as Standing};
+use crate::mail::{SmtpAccountId, TenantId};
+use crate::operations::{Form, KIND_WORDS, Kind, Operation, OperationId, Part, STATE_WORDS, State as Standing, Wanted};
 use crate::suppression::{Colour, Reason};
 use crate::web::Parts;
 use crate::web::paging::{PageJson, Paging};
@@ -24,6 +25,8 @@ use crate::web::problem::Problem;
 
 /// Octets of a file sent at a time.
 const PIECE_OCTETS: usize = 64 * 1024;
+/// Octets of a text that is looked for, at most.
+const TEXT_OCTETS_MAX: usize = 200;
 
 /// Work that takes longer than a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -67,14 +70,18 @@ pub struct OperationJson {
     pub written: u64,
 }
 
+/// What people call an SMTP account.
+fn login(parts: &Parts, id: SmtpAccountId) -> String {
+    parts.accounts.smtp_account(id).map_or_else(|| format!("{id} (removed)"), |account| account.login)
+}
+
 fn json(parts: &Parts, operation: Operation) -> OperationJson {
-    let login = |id| parts.accounts.smtp_account(id).map_or_else(|| format!("{id} (removed)"), |account| account.login);
     OperationJson {
         id: operation.id.to_string(),
         tenant: super::tenant_name(parts, operation.tenant),
         kind: operation.kind.word().to_owned(),
         list: operation.colour,
-        smtp_account: operation.account.map(login),
+        smtp_account: operation.account.map(|id| login(parts, id)),
         by: operation.by,
         began: operation.began.rfc3339(),
         finished: operation.finished.map(Timestamp::rfc3339),
@@ -189,22 +196,97 @@ pub(super) async fn export_tenant(
     path = "/tenants/{tenant}/operations",
     operation_id = "operations_list",
     tag = "operations",
-    summary = "List: operations, newest first.",
-    params(("tenant" = String, Path), ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)),
+    summary = "List: operations of a tenant that fit, newest first.",
+    params(
+        ("tenant" = String, Path),
+        ("kind" = Option<String>, Query, description = "`import`, `export`, `tenant-export`"),
+        ("state" = Option<String>, Query, description = "`waiting`, `running`, `done`, `cancelled`, `failed`"),
+        ("text" = Option<String>, Query, description = "part of its id, who began it, the SMTP account, why it failed"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)
+    ),
     responses((status = 200, body = PageJson<OperationJson>, description = "done"))
 )]
 pub(super) async fn list(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
     Path(tenant): Path<String>,
+    looked: LookedFor,
     paging: Paging,
 ) -> Answer<PageJson<OperationJson>> {
     let tenant = tenant_called(&parts, &actor, &tenant)?;
+    found(&parts, &actor, (Some(tenant.id), looked), &paging)
+}
+
+#[utoipa::path(
+    get,
+    path = "/operations",
+    operation_id = "operations_search",
+    tag = "operations",
+    summary = "List: operations that fit, of all tenants or of that of whoever asks, newest first.",
+    params(
+        ("tenant" = Option<String>, Query, description = "only of this one"),
+        ("kind" = Option<String>, Query, description = "`import`, `export`, `tenant-export`"),
+        ("state" = Option<String>, Query, description = "`waiting`, `running`, `done`, `cancelled`, `failed`"),
+        ("text" = Option<String>, Query, description = "part of its id, who began it, the SMTP account, why it failed"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 250), ("cursor" = Option<String>, Query)
+    ),
+    responses((status = 200, body = PageJson<OperationJson>, description = "done"))
+)]
+pub(super) async fn search(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    looked: LookedFor,
+    paging: Paging,
+) -> Answer<PageJson<OperationJson>> {
+    let named = match &looked {
+        Ok(Query(looked)) => looked.tenant.as_deref(),
+        Err(_) => None,
+    };
+    let tenant = match named {
+        Some(name) => Some(tenant_called(&parts, &actor, name)?.id),
+        None => actor.role.tenant(),
+    };
+    found(&parts, &actor, (tenant, looked), &paging)
+}
+
+/// What is looked for.
+#[derive(Debug, Deserialize)]
+pub(super) struct Looked {
+    tenant: Option<String>,
+    kind: Option<String>,
+    state: Option<String>,
+    text: Option<String>,
+}
+
+type LookedFor = Result<Query<Looked>, axum::extract::rejection::QueryRejection>;
+
+fn found(
+    parts: &Parts,
+    actor: &Actor,
+    (tenant, looked): (Option<TenantId>, LookedFor),
+    paging: &Paging,
+) -> Answer<PageJson<OperationJson>> {
+    let Query(looked) = looked.map_err(|error| Problem::field("query", error.body_text()))?;
+    if looked.text.as_ref().is_some_and(|text| text.len() > TEXT_OCTETS_MAX) {
+        return Err(Problem::field("text", format!("has more than {TEXT_OCTETS_MAX} octets")));
+    }
+    let wanted = Wanted {
+        tenant,
+        kind: word("kind", looked.kind, KIND_WORDS)?,
+        state: word("state", looked.state, STATE_WORDS)?,
+        text: looked.text.filter(|text| !text.is_empty()),
+    };
     // Ids begin with the time; turned round they are in the order of the list.
     let key = |operation: &Operation| operation.id.0.iter().map(|octet| format!("{:02x}", !octet)).collect::<String>();
-    let page = paging.of(parts.operations.list(&actor, tenant.id)?, key);
-    let rows = page.rows.into_iter().map(|operation| json(&parts, operation)).collect();
+    let page = paging.of(parts.operations.list(actor, &wanted, |id| login(parts, id))?, key);
+    let rows = page.rows.into_iter().map(|operation| json(parts, operation)).collect();
     Ok(Json(PageJson { rows, next: page.next }))
+}
+
+fn word(field: &str, given: Option<String>, known: &[&'static str]) -> Result<Option<&'static str>, Problem> {
+    let Some(given) = given else { return Ok(None) };
+    let found = known.iter().copied().find(|word| *word == given);
+    found.map(Some).ok_or_else(|| Problem::field(field, format!("must be one of {}", known.join(", "))))
 }
 
 #[utoipa::path(
