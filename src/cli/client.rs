@@ -6,13 +6,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Bytes, Frame};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::exit;
@@ -52,7 +53,17 @@ impl Fault {
     }
 }
 
+/// Octets of a file sent at a time.
+const PIECE_BYTES: usize = 64 * 1024;
+
 const JSON: &str = "application/json";
+
+/// What is sent: at once, or piece by piece.
+type Outgoing = UnsyncBoxBody<Bytes, std::io::Error>;
+
+fn whole(octets: Vec<u8>) -> Outgoing {
+    Full::new(Bytes::from(octets)).map_err(|never| match never {}).boxed_unsync()
+}
 
 /// A client of one daemon.
 pub struct Client {
@@ -125,6 +136,18 @@ impl Client {
         self.call(Method::POST, path, Some((kind, octets))).await
     }
 
+    /// POST of a file of that kind, which is never held whole.
+    pub async fn upload_file(&self, path: &str, kind: &str, file: tokio::fs::File) -> Result<Value, Fault> {
+        let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+            let mut piece = vec![0; PIECE_BYTES];
+            let read = file.read(&mut piece).await?;
+            piece.truncate(read);
+            Ok((read > 0).then_some((Frame::data(Bytes::from(piece)), file)))
+        });
+        self.within_patience(self.converse(Method::POST, path, Some((kind, StreamBody::new(pieces).boxed_unsync()))))
+            .await
+    }
+
     async fn stream(&self, method: Method, path: &str, out: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Fault> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
@@ -159,13 +182,17 @@ impl Client {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Value, Fault> {
-        match tokio::time::timeout(PATIENCE, self.converse(method, path, body)).await {
+        self.within_patience(self.converse(method, path, body.map(|(kind, octets)| (kind, whole(octets))))).await
+    }
+
+    async fn within_patience(&self, answer: impl Future<Output = Result<Value, Fault>>) -> Result<Value, Fault> {
+        match tokio::time::timeout(PATIENCE, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(Fault::Failed(format!("the daemon did not answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    async fn converse(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Value, Fault> {
+    async fn converse(&self, method: Method, path: &str, body: Option<(&str, Outgoing)>) -> Result<Value, Fault> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
         let (mut sender, connection) =
@@ -175,7 +202,7 @@ impl Client {
         if let Some((kind, _)) = &body {
             request = request.header("content-type", *kind);
         }
-        let body = Full::new(Bytes::from(body.map(|(_, octets)| octets).unwrap_or_default()));
+        let body = body.map_or_else(|| whole(Vec::new()), |(_, body)| body);
         let request = request.body(body).map_err(|error| Fault::Failed(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();

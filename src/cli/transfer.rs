@@ -16,9 +16,9 @@ const ASK_EVERY: Duration = Duration::from_millis(300);
 /// Sends a file, waits until it is dealt with, and prints what was rejected.
 pub async fn import(session: &Session, tenant: &str, file: &Path, query: &str) -> Result<(), Fault> {
     let unread = |error| Fault::Failed(format!("{}: {error}", file.display()));
-    let octets = tokio::fs::read(file).await.map_err(unread)?;
+    let opened = tokio::fs::File::open(file).await.map_err(unread)?;
     let path = format!("/tenants/{}/suppression-imports{query}", encoded(tenant));
-    let begun = session.client.upload(&path, "text/csv", octets).await?;
+    let begun = session.client.upload_file(&path, "text/csv", opened).await?;
     let (value, done) = wait(session, tenant, begun).await?;
     if done.rejected > 0 && !session.is_json() {
         let path = format!("{}/rejected", path_of(tenant, &done.id));
