@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::BackupError;
 use super::entry::{self, Counts, Entry, Manifest, PART_BYTES, Place};
 use crate::access::{Actor, Permission};
+use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::records;
 use crate::seal::{BackupKey, MasterKey, SealingWriter};
@@ -63,9 +64,20 @@ impl Backup {
     }
 
     /// Begins one; its bytes, chunk by chunk. An error among them, or an end without the sealed
-    /// stream's own end, means that the file is of no use.
+    /// stream's own end, means that the file is of no use. One that fails is an event.
     pub async fn take(&self, actor: &Actor, now: Timestamp) -> Result<Receiver<io::Result<Bytes>>, BackupError> {
         actor.require(Permission::ManageInstance)?;
+        let begun = self.begin(actor, now).await;
+        // Whoever finds one under way hears from that one how it ended.
+        if let Err(error) = begun.as_ref()
+            && !matches!(error, BackupError::Busy)
+        {
+            tell_failed(&*self.engine, error, now).await;
+        }
+        begun
+    }
+
+    async fn begin(&self, actor: &Actor, now: Timestamp) -> Result<Receiver<io::Result<Bytes>>, BackupError> {
         let path = self.places.backup_key.clone().map_err(BackupError::Key)?;
         let loaded = tokio::task::spawn_blocking(move || {
             BackupKey::load(&path).map_err(|error| {
@@ -86,6 +98,7 @@ impl Backup {
         let handle = Handle::current();
         tokio::task::spawn_blocking(move || {
             let _running = running;
+            let own = handle.clone();
             let out = ChunkWriter { sender: sender.clone(), handle, waiting: Vec::with_capacity(CHUNK_BYTES) };
             let manifest = Manifest {
                 hostname: places.hostname.clone(),
@@ -97,11 +110,22 @@ impl Backup {
                 Ok(counts) => tracing::info!(?counts, key = key.id(), "a backup was taken"),
                 Err(error) => {
                     tracing::error!(%error, "a backup was not finished; what was fetched of it is of no use");
+                    own.block_on(tell_failed(&*engine, &error, Timestamp::now()));
                     let _ = sender.try_send(Err(error));
                 }
             }
         });
         Ok(receiver)
+    }
+}
+
+/// Writes down that a backup failed, for whoever is told; a store that is the reason cannot.
+async fn tell_failed(engine: &dyn Snapshots, why: &(dyn std::fmt::Display + Sync), now: Timestamp) {
+    let told = InstanceEvent::BackupFailed { reason: why.to_string() };
+    let mut batch = Batch::new();
+    events::record(&mut batch, &Event { at: now, kind: EventKind::Instance(told) });
+    if let Err(error) = engine.commit(batch).await {
+        tracing::warn!(%error, "that a backup failed could not be recorded");
     }
 }
 

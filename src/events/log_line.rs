@@ -379,6 +379,7 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::TlsDowngraded { domain, host, from, to, detail } => {
             ("tls-downgraded", downgrade_fields([domain, host, from, to, detail]))
         }
+        InstanceEvent::BackupFailed { reason } => ("backup-failed", vec![("reason", reason.clone())]),
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
             let (tenant, reply, cause) = (tenant.to_string(), reply.clone(), cause.clone());

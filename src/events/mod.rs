@@ -254,6 +254,8 @@ pub enum InstanceEvent {
     ReturnPathUnverified { tenant: TenantId, domain: Domain, name: Domain, reason: String },
     /// Mail to a recipient domain left under less TLS than the best it ever gave.
     TlsDowngraded { domain: String, host: String, from: String, to: String, detail: String },
+    /// A backup could not be begun or finished.
+    BackupFailed { reason: String },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

@@ -64,6 +64,12 @@ impl Notifications {
                 subject: key.clone(),
                 text: format!("a stored record cannot be read and is set aside: {detail}"),
             },
+            InstanceEvent::BackupFailed { reason } => News {
+                tenant: INSTANCE,
+                kind: Kind::BackupFailed,
+                subject: "backup".to_owned(),
+                text: format!("a backup was not finished, what was fetched of it is of no use: {reason}"),
+            },
             _ => return None,
         })
     }
