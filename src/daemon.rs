@@ -13,6 +13,7 @@ mod process;
 mod readiness;
 mod returning;
 mod rooms;
+mod telling;
 mod watches;
 mod world;
 
@@ -247,6 +248,7 @@ impl Daemon {
             Arc::clone(&notifications) as Arc<dyn Consumer>,
             Arc::new(returning::feed(&self.suppression, &config.delivery.replies)),
         ];
+        notifications.mail_with(telling::post(rooms, config.hostname.to_string()));
         let (watches, stop) = (watches::watches(rooms), shutdown());
         self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
         let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
@@ -297,6 +299,8 @@ impl Daemon {
         let (feedback, intake) = (Arc::clone(&rooms.feedback), Arc::clone(&rooms.intake));
         let stop = self.flow.shutdown().clone();
         self.flow.vital("onward", async move { feedback.run(intake, stop).await });
+        let (notifications, stop) = (Arc::clone(&rooms.notifications), self.flow.shutdown().clone());
+        self.flow.vital("mail of notifications", async move { notifications.run_mailing(stop).await });
     }
 
     /// What mail is delivered with.

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::client::{Fault, encoded};
 use super::output::{Table, when};
 use super::{Session, rows};
-use crate::web::{NotificationJson, NotificationsReadJson, ReadNotificationsJson};
+use crate::web::{NotificationJson, NotificationMailJson, NotificationsReadJson, ReadNotificationsJson};
 
 /// What can be typed after it.
 #[derive(Debug, Subcommand)]
@@ -28,6 +28,20 @@ pub enum Notification {
         #[arg(value_name = "ID")]
         ids: Vec<String>,
     },
+    /// Show which are mailed to a person, or change that
+    Mail {
+        /// The id of the person, as postern user list shows it
+        user: String,
+        /// Mail them: at most one mail in ten minutes
+        #[arg(long, conflicts_with = "off")]
+        on: bool,
+        /// Mail only this kind; may be repeated, and switches mail on
+        #[arg(long, value_name = "KIND", conflicts_with = "off")]
+        kind: Vec<String>,
+        /// Mail none
+        #[arg(long)]
+        off: bool,
+    },
 }
 
 /// Carries out one of them.
@@ -42,6 +56,18 @@ pub async fn run(session: &Session, command: &Notification) -> Result<(), Fault>
             let asked = ReadNotificationsJson { tenant: tenant.clone(), all: ids.is_empty(), ids: ids.clone() };
             let done = session.client.post("/notifications/read", &asked).await?;
             session.show(&done, |_, done: NotificationsReadJson| format!("{} marked as read\n", done.marked))
+        }
+        Notification::Mail { user, on, kind, off } => {
+            let path = format!("/users/{}/notification-mail", encoded(user));
+            let is_change = *on || *off || !kind.is_empty();
+            let asked = NotificationMailJson { mail: !off, kinds: kind.clone() };
+            let shown =
+                if is_change { session.client.put(&path, &asked).await? } else { session.client.get(&path).await? };
+            session.show(&shown, |_, mail: NotificationMailJson| match (mail.mail, mail.kinds.as_slice()) {
+                (false, _) => "no notifications are mailed\n".to_owned(),
+                (true, []) => "notifications of every kind are mailed\n".to_owned(),
+                (true, kinds) => format!("notifications that are mailed: {}\n", kinds.join(", ")),
+            })
         }
     }
 }

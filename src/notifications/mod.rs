@@ -1,19 +1,21 @@
 //! What people should know without looking for it: a domain that fails, an address that is listed, a webhook that
 //! was disabled, a paused SMTP account, a limit that is near. Per tenant and of the instance, each read or not by
-//! whoever asks.
+//! whoever asks, and mailed to those who wish it.
 //!
 //! Recipe: it consumes the event log, and [`Notifications::run`] asks the watches now and then; [`Notifications::list`]
 //! and [`Notifications::mark`] are for people. Easy to get wrong: the same trouble is told once in
 //! [`TOLD_AGAIN`], however often it is met, and a flood of troubles pushes out the oldest, never memory.
 
 mod heard;
+mod mailing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::access::{Actor, Permission, Resource};
 use crate::background::Shutdown;
@@ -21,6 +23,10 @@ use crate::ext::{self, Timestamp};
 use crate::mail::{TenantId, VipId, printable};
 use crate::records::{self, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
+
+pub use mailing::{Egress, EgressLookup, GATHERED_MAX, HandIn, MAILED_EVERY, Person, PersonLookup, Post, Wish};
+
+use mailing::Mailing;
 
 /// Whose notifications those of the instance are. Random tenant ids never become this one in practice.
 pub const INSTANCE: TenantId = TenantId(0);
@@ -55,7 +61,21 @@ pub enum Kind {
     AddressMissing,
     /// A record could not be read.
     RecordDamaged,
+    /// A backup could not be taken.
+    BackupFailed,
 }
+
+/// Every kind.
+pub const KINDS: &[Kind] = &[
+    Kind::DomainFailing,
+    Kind::AddressListed,
+    Kind::WebhookDisabled,
+    Kind::AccountPaused,
+    Kind::QuotaNear,
+    Kind::AddressMissing,
+    Kind::RecordDamaged,
+    Kind::BackupFailed,
+];
 
 impl Kind {
     /// One word.
@@ -68,7 +88,13 @@ impl Kind {
             Self::QuotaNear => "quota-near",
             Self::AddressMissing => "address-missing",
             Self::RecordDamaged => "record-damaged",
+            Self::BackupFailed => "backup-failed",
         }
+    }
+
+    /// The kind of that word.
+    pub fn called(word: &str) -> Option<Self> {
+        KINDS.iter().copied().find(|kind| kind.word() == word)
     }
 }
 
@@ -141,15 +167,23 @@ pub struct Notifications {
     desk: Desk,
     all: Arc<RwLock<All>>,
     vips: VipLookup,
+    mailing: Arc<RwLock<Mailing>>,
+    post: OnceLock<Post>,
+    /// Rung when something is owed to somebody.
+    owed: Arc<Notify>,
     damaged: Vec<Damage>,
 }
 
 impl Notifications {
     /// Reads them.
     pub fn open(store: Arc<dyn Store>, vips: VipLookup) -> Result<Self, StoreError> {
-        let (stored, damaged) = records::load::<Notification>(&*store, &[prefix::NOTIFICATION, b'n'])?;
+        let (stored, mut damaged) = records::load::<Notification>(&*store, &[prefix::NOTIFICATION, b'n'])?;
         let all = stored.into_iter().map(|(_, one)| ((one.tenant, one.id), one)).collect();
-        Ok(Self { desk: Desk::new(store), all: Arc::new(RwLock::new(all)), vips, damaged })
+        let (mailing, more) = Mailing::load(&*store)?;
+        damaged.extend(more);
+        let (all, mailing) = (Arc::new(RwLock::new(all)), Arc::new(RwLock::new(mailing)));
+        let (desk, post, owed) = (Desk::new(store), OnceLock::new(), Arc::default());
+        Ok(Self { desk, all, vips, mailing, post, owed, damaged })
     }
 
     /// Records that could not be read at open.
@@ -210,13 +244,18 @@ impl Notifications {
         for id in &gone {
             batch.remove(key(tenant, *id));
         }
-        let all = Arc::clone(&self.all);
+        let outboxes = self.owe(&mut batch, &one);
+        let (all, mailing, owed) = (Arc::clone(&self.all), Arc::clone(&self.mailing), Arc::clone(&self.owed));
         turn.commit(batch, move || {
             let mut all = records::write(&all);
             for id in gone {
                 all.remove(&(tenant, id));
             }
             all.insert((tenant, one.id), one);
+            if !outboxes.is_empty() {
+                records::write(&mailing).remember(outboxes);
+                owed.notify_one();
+            }
         })
         .await?;
         Ok(())
@@ -224,7 +263,7 @@ impl Notifications {
 
     /// Asks the watches while the daemon lives.
     pub async fn run(&self, watches: Vec<Watch>, shutdown: Shutdown) {
-        let never = tokio::sync::Notify::new();
+        let never = Notify::new();
         crate::background::periodically(WATCHED_EVERY, &never, &shutdown, || async {
             let now = Timestamp::now();
             for news in watches.iter().flat_map(|watch| watch(now)) {
@@ -252,7 +291,8 @@ impl Notifications {
         }
         let all = Arc::clone(&self.all);
         turn.commit(batch, move || records::write(&all).retain(|(of, _), _| *of != tenant)).await?;
-        Ok(())
+        // Its people were removed before.
+        self.forget_gone().await
     }
 
     fn read_by(&self, actor: &Actor, tenant: TenantId) -> Result<BTreeSet<NotificationId>, AdminError> {

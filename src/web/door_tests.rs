@@ -362,6 +362,8 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
             "/queue-totals",
             "/queue-shape",
             "/second-factor-policy",
+            "/operations",
+            "/notifications",
         ]
         .contains(&path.as_str())
         {
@@ -375,6 +377,7 @@ async fn every_route_hides_another_tenants_things_from_every_role_and_from_every
                 "/keys" if method == "POST" => json!({"tenant": "rival", "scopes": ["queue:read"]}),
                 "/smtp-accounts" if method == "POST" => json!({"tenant": "rival"}),
                 "/second-factor-policy" if method == "PUT" => json!({"required_of": []}),
+                "/users/{user}/notification-mail" => json!({"mail": true}),
                 _ if path.ends_with("/domains") => json!({"domain": "new.example.com"}),
                 _ if path.ends_with("/webhooks") => json!({"url": "https://hook.example.com/in"}),
                 _ if path.ends_with("/suppressions") => json!({"subject": "y@example.org"}),

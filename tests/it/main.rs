@@ -17,10 +17,13 @@ mod fuzz;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
 mod harness;
+mod import_memory;
 mod interop;
 mod isolation;
 mod lists;
 mod notices;
+mod notifications;
+mod once;
 mod power_cut;
 mod scale;
 mod scenarios;

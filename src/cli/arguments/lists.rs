@@ -103,7 +103,7 @@ pub enum Suppression {
         #[arg(long, value_name = "DAYS")]
         unsubscribe_days: Option<u32>,
     },
-    /// List imports and exports of a tenant, newest first
+    /// List imports and exports, of a tenant or of all, newest first
     Operations {
         /// Only of this tenant; without it of all
         tenant: Option<String>,

@@ -65,7 +65,7 @@ pub use mailbox::LetterJson;
 pub use messages::{
     AttachmentJson, BatchJson, BatchResultJson, BatchSentJson, NewMessageJson, SentJson, SentRecipientJson,
 };
-pub use notifications::{NotificationJson, NotificationsReadJson, ReadNotificationsJson};
+pub use notifications::{NotificationJson, NotificationMailJson, NotificationsReadJson, ReadNotificationsJson};
 pub use operations::OperationJson;
 pub use queue::{
     EventJson, NewQueueSweepJson, QueueActJson, QueueChangeJson, QueueFilterJson, QueueMoveJson, QueueRowJson,
@@ -120,6 +120,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(suppressions::show, suppressions::remove))
         .routes(routes!(notifications::list))
         .routes(routes!(notifications::read))
+        .routes(routes!(notifications::mail, notifications::set_mail))
         .routes(routes!(suppression_rules::show, suppression_rules::change))
         .routes(routes!(mailbox::list))
         .routes(routes!(mailbox::show, mailbox::remove))

@@ -1,17 +1,18 @@
-//! `/notifications`: what people should know without looking for it, and what they have read of it.
+//! `/notifications`: what people should know without looking for it, and what they have read of it;
+//! `/users/{user}/notification-mail`: what of it is mailed to them.
 //!
 //! Without `tenant` it is about the tenant of whoever asks, or about the instance.
 
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called};
-use crate::access::Actor;
-use crate::ext;
+use crate::access::{Action, Actor};
+use crate::ext::{self, Timestamp};
 use crate::mail::TenantId;
-use crate::notifications::{INSTANCE, Marked, NotificationId, Shown, Which};
+use crate::notifications::{INSTANCE, KINDS, Kind, Marked, NotificationId, Shown, Which, Wish};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
@@ -30,7 +31,7 @@ pub struct NotificationJson {
     /// When it was met.
     pub at: String,
     /// `domain-failing`, `address-listed`, `webhook-disabled`, `account-paused`, `quota-near`, `address-missing`,
-    /// `record-damaged`.
+    /// `record-damaged`, `backup-failed`.
     pub kind: String,
     /// The thing: a name or an id.
     pub subject: String,
@@ -59,6 +60,17 @@ pub struct ReadNotificationsJson {
 pub struct NotificationsReadJson {
     /// Those that were not read before.
     pub marked: usize,
+}
+
+/// What of them is mailed to somebody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NotificationMailJson {
+    /// Whether any is. Only to an active person, and at most one mail in ten minutes.
+    pub mail: bool,
+    /// Only these kinds; empty is every kind.
+    #[serde(default)]
+    pub kinds: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -145,4 +157,54 @@ fn ids(texts: &[String]) -> Result<Vec<NotificationId>, Problem> {
         ext::from_base32(text).ok_or_else(|| Problem::field(format!("ids[{at}]"), "is no id of a notification"))
     };
     texts.iter().enumerate().map(read).collect()
+}
+
+fn mailed(wish: Option<Wish>) -> NotificationMailJson {
+    let kinds = wish.iter().flat_map(|wish| &wish.kinds).map(|kind| kind.word().to_owned()).collect();
+    NotificationMailJson { mail: wish.is_some(), kinds }
+}
+
+#[utoipa::path(
+    get,
+    path = "/users/{user}/notification-mail",
+    operation_id = "notifications_mail_show",
+    tag = "notifications",
+    summary = "Show: what notifications are mailed to a person.",
+    params(("user" = String, Path)),
+    responses((status = 200, body = NotificationMailJson, description = "done"))
+)]
+pub(super) async fn mail(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(user): Path<String>,
+) -> Answer<NotificationMailJson> {
+    let user = parts.people.user_for(&actor, super::users::read_id(&user)?, Action::Read)?;
+    Ok(Json(mailed(parts.notifications.wish(&actor, user.id)?)))
+}
+
+#[utoipa::path(
+    put,
+    path = "/users/{user}/notification-mail",
+    operation_id = "notifications_mail_set",
+    tag = "notifications",
+    summary = "Set: what notifications are mailed to a person.",
+    params(("user" = String, Path)),
+    request_body = NotificationMailJson,
+    responses((status = 200, body = NotificationMailJson, description = "done"))
+)]
+pub(super) async fn set_mail(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(user): Path<String>,
+    JsonBody(asked): JsonBody<NotificationMailJson>,
+) -> Answer<NotificationMailJson> {
+    let user = parts.people.user_for(&actor, super::users::read_id(&user)?, Action::Read)?;
+    let unknown = || {
+        let known: Vec<&str> = KINDS.iter().map(|kind| kind.word()).collect();
+        Problem::field("kinds", format!("must be among {}", known.join(", ")))
+    };
+    let kinds = asked.kinds.iter().map(|word| Kind::called(word).ok_or_else(unknown)).collect::<Result<_, _>>()?;
+    let wish = asked.mail.then_some(Wish { kinds });
+    parts.notifications.set_wish(&actor, user.id, wish.clone(), Timestamp::now()).await?;
+    Ok(Json(mailed(wish)))
 }

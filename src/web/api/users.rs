@@ -190,7 +190,7 @@ fn accounts(
     given.iter().map(one).collect()
 }
 
-fn read_id(text: &str) -> Result<UserId, Problem> {
+pub(super) fn read_id(text: &str) -> Result<UserId, Problem> {
     text.parse().map_err(|_| Problem::missing(format!("user {text}")))
 }
 
