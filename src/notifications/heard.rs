@@ -68,7 +68,7 @@ impl Notifications {
                 tenant: INSTANCE,
                 kind: Kind::BackupFailed,
                 subject: "backup".to_owned(),
-                text: format!("a backup was not finished, what was fetched of it is of no use: {reason}"),
+                text: format!("a backup was not made: {reason}"),
             },
             _ => return None,
         })
