@@ -168,6 +168,8 @@ impl Daemon {
         let tls = world::client_tls(&config, overrides.client_tls)?;
         let rooms = Rooms::open(&config, opened, key, (&world, &folders, &tls)).await?;
         rooms.report_damage(started).await;
+        // Before anything is told.
+        rooms.notifications.mail_with(telling::post(&rooms, config.hostname.to_string()));
         if let Err(error) = rooms.domains.ensure_instance_key(&config.hostname, started).await {
             tracing::warn!(%error, "the instance's own key could not be made; notices may leave unsigned");
         }
@@ -248,7 +250,6 @@ impl Daemon {
             Arc::clone(&notifications) as Arc<dyn Consumer>,
             Arc::new(returning::feed(&self.suppression, &config.delivery.replies)),
         ];
-        notifications.mail_with(telling::post(rooms, config.hostname.to_string()));
         let (watches, stop) = (watches::watches(rooms), shutdown());
         self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
         let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
