@@ -141,7 +141,7 @@ impl Operations {
         })?;
         let fits = |operation: &&Operation| wanted.fits(operation, operation.account.map(&called));
         let mut found: Vec<Operation> = records::lock(&self.all).values().filter(fits).cloned().collect();
-        found.sort_by(|one, other| other.id.cmp(&one.id));
+        found.sort_by_key(|operation| std::cmp::Reverse(operation.id));
         Ok(found)
     }
 
