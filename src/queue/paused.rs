@@ -80,8 +80,7 @@ impl Queue {
             return Ok(());
         }
         let filter = Filter { account: Some(account), ..Filter::default() };
-        self.sweep(actor, (Verb::Resume, &filter), (&super::bulk::Counts::default(), &|| false), now).await?;
-        Ok(())
+        self.sweep_all(actor, (Verb::Resume, &filter), now).await.map(|_| ())
     }
 
     /// Whether nothing of an SMTP account is sent now.
@@ -104,7 +103,12 @@ impl Queue {
         now: Timestamp,
     ) -> Result<Done, AdminError> {
         let filter = Filter { tenant: Some(tenant), account: Some(account), ..Filter::default() };
-        let done = self.sweep(actor, (verb, &filter), (&super::bulk::Counts::default(), &|| false), now).await?;
+        self.sweep_all(actor, (verb, &filter), now).await
+    }
+
+    /// To the end of the queue; an error if something is left that has to be done again.
+    async fn sweep_all(&self, actor: &Actor, of: (Verb, &Filter), now: Timestamp) -> Result<Done, AdminError> {
+        let done = self.sweep(actor, of, (&super::bulk::Counts::default(), &|| false), now).await?;
         match done.failed {
             0 => Ok(done),
             failed => Err(AdminError::Invalid(format!("{failed} messages were changed by somebody else meanwhile"))),
