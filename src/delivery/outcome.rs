@@ -114,6 +114,8 @@ pub enum Trouble {
     Refused(Reply),
     /// TLS failed or is not offered though required.
     Tls(String),
+    /// The connection broke, or time ran out, during the handshake: about the peer's TLS that says nothing.
+    TlsLost(String),
     /// What the recipient domain's policy demands is not there: the whole sentence, code first.
     Policy(String),
     /// The message asked for TLS all the way (REQUIRETLS), and this is not it: the whole sentence.
@@ -150,7 +152,7 @@ impl Failure {
             Trouble::Lost(reason) => format!("connection lost after {phase}: {reason}"),
             Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
             Trouble::Refused(reply) => format!("{} (after {phase})", reply.whole()),
-            Trouble::Tls(reason) => format!("TLS: {reason}"),
+            Trouble::Tls(reason) | Trouble::TlsLost(reason) => format!("TLS: {reason}"),
             Trouble::Policy(sentence) | Trouble::RequireTls(sentence) => sentence.clone(),
             Trouble::Injected => "plain text was injected between STARTTLS and the handshake".to_owned(),
             Trouble::Login(reason) => format!("login at the relay: {reason}"),

@@ -64,7 +64,9 @@ pub enum HandshakeFault {
     Incompatible,
     /// The certificate is not good enough.
     Certificate,
-    /// Anything else: broken off, nonsense, an alert.
+    /// The connection broke before the peer had said anything about TLS.
+    Lost,
+    /// Anything else: nonsense, an alert.
     Other,
 }
 
@@ -78,7 +80,8 @@ impl HandshakeError {
                 | Error::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure),
             ) => HandshakeFault::Incompatible,
             Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => HandshakeFault::Certificate,
-            _ => HandshakeFault::Other,
+            Some(_) => HandshakeFault::Other,
+            None => HandshakeFault::Lost,
         };
         Self { reason: told(&error.to_string()), kind }
     }

@@ -24,7 +24,7 @@ use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
-use crate::net::{ClientTls, Dialer, Proof, Verify};
+use crate::net::{ClientTls, Dialer, HandshakeFault, Proof, Verify};
 use crate::queue::Outcome;
 use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
@@ -133,11 +133,10 @@ fn towards(host: &str, lane: &Lane) -> String {
 
 /// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
 pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
-    let opened = open_at_best(call, tools).await;
-    // Through a relay nothing is learnt about the recipient domain.
-    if let (Ok(open), Some(memory)) =
-        (&opened, tools.tls_memory.filter(|_| call.login.is_none() && call.key.realm == 0))
-    {
+    // Through a relay nothing is learnt about the recipient domain, and a relay's own TLS is the operator's matter.
+    let memory = tools.tls_memory.filter(|_| call.login.is_none() && call.key.realm == 0);
+    let opened = open_at_best(call, tools, memory).await;
+    if let (Ok(open), Some(memory)) = (&opened, memory) {
         let level = match (&open.stream, &open.proof) {
             (Stream::Plain(_), _) => TlsLevel::Plain,
             (Stream::Tls(_), None) => TlsLevel::Encrypted,
@@ -153,11 +152,11 @@ pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connectio
 }
 
 /// In the clear only where nobody demands more, after TLS has failed: now, or a few hours ago.
-async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
+async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMemory>) -> Result<Connection, Failure> {
     if call.key.tls != TlsUse::Opportunistic {
         return open_once(call, tools, &call.key.tls).await;
     }
-    if let Some(known) = tools.tls_memory.and_then(|memory| memory.fails(call.host, Timestamp::now())) {
+    if let Some(known) = memory.and_then(|memory| memory.fails(call.host, Timestamp::now())) {
         let mut connection = open_once(call, tools, &TlsUse::Never).await?;
         let until = known.until.rfc3339();
         connection.peer.tls =
@@ -165,11 +164,13 @@ async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, 
         return Ok(connection);
     }
     match open_once(call, tools, &TlsUse::Opportunistic).await {
-        Err(Failure { trouble: Trouble::Tls(reason), .. }) => {
+        Err(Failure { trouble: trouble @ (Trouble::Tls(_) | Trouble::TlsLost(_)), .. }) => {
             let mut connection = open_once(call, tools, &TlsUse::Never).await?;
-            if let Some(memory) = tools.tls_memory {
-                memory.failed(call.host, &reason, Timestamp::now());
+            // A connection that breaks may break for any reason: only what a peer's TLS said is held against it.
+            if let (Trouble::Tls(reason), Some(memory)) = (&trouble, memory) {
+                memory.failed(call.host, reason, Timestamp::now());
             }
+            let (Trouble::Tls(reason) | Trouble::TlsLost(reason)) = trouble else { return Ok(connection) };
             connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
             Ok(connection)
         }
@@ -485,21 +486,21 @@ impl Connection {
         let patience = tools.settings.timeouts.starttls;
         tools.progress.step(Phase::StartTls);
         let Stream::Plain(plain) = self.stream else { return Ok(self) };
-        let failure = |reason| Failure {
+        let failure = |reason, is_lost| Failure {
             phase: Phase::StartTls,
             // Without encryption no policy is met; with it, those that may say so are the demanding ones.
-            trouble: if call.key.tls == TlsUse::Opportunistic {
-                Trouble::Tls(reason)
-            } else {
-                call.lacking("4.7.5", reason)
+            trouble: match (&call.key.tls, is_lost) {
+                (TlsUse::Opportunistic, true) => Trouble::TlsLost(reason),
+                (TlsUse::Opportunistic, false) => Trouble::Tls(reason),
+                _ => call.lacking("4.7.5", reason),
             },
             peer: Some(Box::new(self.peer.clone())),
         };
         let shaken = tokio::time::timeout(patience, tools.tls.connect(verify, call.host, plain)).await;
         let (stream, secured) = match shaken {
             Ok(Ok(done)) => done,
-            Ok(Err(error)) => return Err(failure(error.reason)),
-            Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()))),
+            Ok(Err(error)) => return Err(failure(error.reason, error.kind == HandshakeFault::Lost)),
+            Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()), true)),
         };
         self.peer.tls = call.noted(secured.describe());
         self.tap.note(|| format!("(TLS: {})", self.peer.tls));

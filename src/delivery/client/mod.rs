@@ -342,7 +342,7 @@ impl Need {
 /// Why there was no verified TLS, if that is what went wrong.
 fn lack_of_tls(failure: &Failure) -> Option<String> {
     match &failure.trouble {
-        Trouble::Tls(reason) => {
+        Trouble::Tls(reason) | Trouble::TlsLost(reason) => {
             let host = failure.peer.as_ref().map_or("the peer", |peer| peer.host.as_str());
             Some(format!("{host}: {reason}"))
         }

@@ -29,6 +29,9 @@ const FAILING_MAX: usize = 10_000;
 const FAILING_FOR: Duration = Duration::from_secs(6 * 60 * 60);
 /// From so many failures in a row on it is not tried.
 const FAILURES_MIN: u32 = 2;
+/// Failures nearer than this to the last that was counted are one: connections that were open at a time share
+/// their fate.
+const FAILURES_APART: Duration = Duration::from_secs(5 * 60);
 /// A domain that goes up and down is told about no more often than this.
 const TOLD_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// When a domain was seen last is written no more often than this.
@@ -187,7 +190,7 @@ impl TlsMemory {
         self.changed.notify_one();
     }
 
-    /// TLS with a host failed, and it was spoken to in the clear.
+    /// TLS with a host failed by what the host said, and it was spoken to in the clear.
     pub fn failed(&self, host: &str, reason: &str, now: Timestamp) {
         let mut kept = records::lock(&self.kept);
         let Kept { failing, changes, .. } = &mut *kept;
@@ -199,6 +202,9 @@ impl TlsMemory {
             stays
         });
         if failing.len() >= FAILING_MAX && !failing.contains_key(host) {
+            return;
+        }
+        if failing.get(host).is_some_and(|known| now.plus(FAILING_FOR).since(known.until) < FAILURES_APART) {
             return;
         }
         let failures = failing.get(host).map_or(1, |known| known.failures.saturating_add(1));
@@ -378,15 +384,20 @@ mod tests {
         memory.failed("old.example", "connection reset", NOW);
         assert_eq!(memory.fails("old.example", NOW), None, "once may be the connection");
         memory.succeeded("old.example");
-        for _ in 0..2 {
-            memory.failed("old.example", "received fatal alert: ProtocolVersion", NOW);
+        let refused = |at| memory.failed("old.example", "received fatal alert: ProtocolVersion", at);
+        for _ in 0..3 {
+            refused(NOW);
         }
-        memory.write(NOW).await;
+        assert_eq!(memory.fails("old.example", NOW), None, "connections side by side fail once");
+        let later = NOW.plus(FAILURES_APART);
+        refused(later);
+        memory.write(later).await;
         let memory = TlsMemory::open(store).unwrap();
-        let known = memory.fails("old.example", NOW).unwrap();
+        let known = memory.fails("old.example", later).unwrap();
+        assert_eq!(known.failures, 2);
         assert!(known.reason.contains("ProtocolVersion"));
-        assert_eq!(memory.failing(&Actor::local(0), NOW).unwrap(), [known]);
-        assert_eq!(memory.fails("old.example", NOW.plus(FAILING_FOR)), None);
+        assert_eq!(memory.failing(&Actor::local(0), later).unwrap(), [known]);
+        assert_eq!(memory.fails("old.example", later.plus(FAILING_FOR)), None);
         assert_eq!(memory.fails("new.example", NOW), None);
     }
 }

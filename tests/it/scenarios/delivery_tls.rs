@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use postern::access::Actor;
-use postern::delivery::MxTls;
+use postern::delivery::{Destination, Diversion, MxTls};
 use postern::events::{InstanceEvent, MailEvent, Why};
 use postern::ext::Timestamp;
+use postern::mail::Domain;
 use postern::net::Zone;
 use postern::routing::{NewRoute, RelayTls, RouteScope, TransportName};
 
@@ -91,6 +92,48 @@ async fn a_broken_handshake_is_retried_once_in_plain_text_and_recorded() {
     }
 }
 
+/// Two failures count only if they are some minutes apart.
+fn fails_twice(outbound: &Outbound, host: &str) {
+    let now = Timestamp::now();
+    for at in [Timestamp(now.0 - 600_000), now] {
+        outbound.tls_memory.failed(host, "no common version", at);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_in_the_handshake_is_not_held_against_the_host() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    let script = script.always("STARTTLS", Act::SayAndClose("220 go ahead"));
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    let used = tls_used(&outbound.verdict(id).await);
+    assert!(used.starts_with("none (TLS failed"), "{used}");
+    assert_eq!(outbound.tls_memory.failing(&Actor::local(0), Timestamp::now()).unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_relay_is_asked_for_tls_each_time_and_what_it_says_is_remembered_of_no_host() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+    fails_twice(&outbound, "127.0.1.1");
+    let new = NewRoute {
+        scope: RouteScope::OnDemand,
+        host: "127.0.1.1".to_owned(),
+        port: peer.address.port(),
+        tls: RelayTls::Opportunistic,
+        login: None,
+    };
+    let route = outbound.routes.add(&Actor::local(0), new, Timestamp::now()).await.unwrap();
+    let to = Domain::parse("shop.example").unwrap();
+    let rule = (Destination::Domain(to), Diversion::Reroute(route.id));
+    outbound.destinations.add(&Actor::local(0), rule, "by the relay", Timestamp::now()).await.unwrap();
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    let used = tls_used(&outbound.verdict(id).await);
+    assert!(used.starts_with("TLSv1.3 "), "{used}");
+}
+
 #[tokio::test]
 async fn a_host_with_which_tls_failed_is_not_asked_for_it_again_where_nobody_demands_it() {
     for (tls, expected) in [
@@ -102,9 +145,7 @@ async fn a_host_with_which_tls_failed_is_not_asked_for_it_again_where_nobody_dem
         let mut settings = settings(peer.address.port());
         settings.mx_tls = tls;
         let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
-        for _ in 0..2 {
-            outbound.tls_memory.failed("mx.shop.example", "no common version", Timestamp::now());
-        }
+        fails_twice(&outbound, "mx.shop.example");
         let id = outbound.owe(&["ann@shop.example"]).await;
         let used = tls_used(&outbound.verdict(id).await);
         assert!(used.starts_with(expected), "{used}");
@@ -117,7 +158,7 @@ async fn a_domain_that_gave_tls_and_gives_none_is_told_of() {
     let (script, _) = Script::polite().with_tls("mx.shop.example");
     let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.always("STARTTLS", Act::Say("454 not now"))).await;
     let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
-    let domain = postern::mail::Domain::parse("shop.example").unwrap();
+    let domain = Domain::parse("shop.example").unwrap();
     let before = postern::delivery::Spoken {
         domain: &domain,
         host: "mx.shop.example",
