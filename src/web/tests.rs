@@ -322,6 +322,8 @@ async fn destinations_are_blocked_or_rerouted_by_exactly_one_name() {
     assert_eq!((status, &made["act"], &made["number"]), (StatusCode::CREATED, &json!("block"), &json!(1)), "{made}");
     let relay = json!({"on_demand": true, "host": "relay.example", "port": 587, "tls": "starttls"});
     let (_, route) = call(&api, "POST", "/routes", relay).await;
+    let own = json!({"to": "own.example", "host": "relay.example", "port": 587, "tls": "starttls"});
+    let (_, of_domain) = call(&api, "POST", "/routes", own).await;
     let other = json!({"network": "198.51.100.0/24", "route": route["id"], "reason": "they like that one"});
     let (_, made) = call(&api, "POST", "/destination-rules", other).await;
     assert_eq!((&made["act"], &made["what"]), (&json!("reroute"), &json!("mail hosts in 198.51.100.0/24")), "{made}");
@@ -331,6 +333,7 @@ async fn destinations_are_blocked_or_rerouted_by_exactly_one_name() {
         (json!({"to": "b.example", "reason": ""}), 422),
         (json!({"to": "b.example", "route": "0000000000000", "reason": "x"}), 404),
         (json!({"provider": "nobody", "reason": "x"}), 422),
+        (json!({"to": "b.example", "route": of_domain["id"], "reason": "x"}), 422),
     ] {
         let (is, answer) = call(&api, "POST", "/destination-rules", wrong.clone()).await;
         assert_eq!(is.as_u16(), status, "{wrong} {answer}");
@@ -340,6 +343,12 @@ async fn destinations_are_blocked_or_rerouted_by_exactly_one_name() {
     for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
         assert_eq!(call(&api, "DELETE", "/destination-rules/1", Value::Null).await.0, expected);
     }
+    let path = format!("/routes/{}", route["id"].as_str().unwrap());
+    let (status, refused) = call(&api, "DELETE", &path, Value::Null).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    assert!(refused.to_string().contains("destination rule 2"), "{refused}");
+    assert_eq!(call(&api, "DELETE", "/destination-rules/2", Value::Null).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(call(&api, "DELETE", &path, Value::Null).await.0, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]

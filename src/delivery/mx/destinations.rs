@@ -2,9 +2,10 @@
 //! is in, by recipient domain, by provider. Parked domains and those that catch typing errors, for example.
 //!
 //! Easy to get wrong: only the best mail hosts count. A spare host may be anybody's, and one at which
-//! nobody would knock must not decide where mail goes.
+//! nobody would knock must not decide where mail goes; a best one that DNS does not tell of now leaves it open.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
@@ -47,7 +48,7 @@ pub enum Diversion {
 /// A rule about destinations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestinationRule {
-    /// Its number; of several that fit the first counts.
+    /// Its number; of several that fit the first counts, those by recipient domain before the others.
     pub number: u64,
     /// About which.
     pub destination: Destination,
@@ -118,6 +119,7 @@ impl std::fmt::Display for Destination {
 pub struct Destinations {
     desk: Desk,
     rules: Arc<Mutex<BTreeMap<u64, DestinationRule>>>,
+    revision: Arc<AtomicU64>,
     damaged: Vec<Damage>,
 }
 
@@ -129,7 +131,8 @@ impl Destinations {
     pub fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let (stored, damaged) = records::load::<DestinationRule>(&*store, &[prefix::SHAPING, b'b'])?;
         let rules = stored.into_iter().map(|(_, rule)| (rule.number, rule)).collect();
-        Ok(Self { desk: Desk::new(store), rules: Arc::new(Mutex::new(rules)), damaged })
+        let rules = Arc::new(Mutex::new(rules));
+        Ok(Self { desk: Desk::new(store), rules, revision: Arc::default(), damaged })
     }
 
     /// Records that could not be read at open.
@@ -137,7 +140,19 @@ impl Destinations {
         &self.damaged
     }
 
-    /// The rule for mail that would go there, if there is one.
+    /// Another number after each change.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// The rules that send mail by a route.
+    pub fn naming(&self, route: u64) -> Vec<u64> {
+        let rules = records::lock(&self.rules);
+        let naming = rules.values().filter(|rule| rule.diversion == Diversion::Reroute(route));
+        naming.map(|rule| rule.number).collect()
+    }
+
+    /// The rule for mail that would go there, if there is one; before its hosts are known, by its domain alone.
     pub(super) fn rule_for(&self, whither: &Whither<'_>) -> Option<DestinationRule> {
         records::lock(&self.rules).values().find(|rule| rule.destination.fits(whither)).cloned()
     }
@@ -151,7 +166,8 @@ impl Destinations {
         Ok(records::lock(&self.rules).values().cloned().collect())
     }
 
-    /// Makes a rule; it holds for lookups made after it, and so for all mail within a minute.
+    /// Makes a rule; it holds for every attempt begun after it. That a route it names is not a tenant's own is
+    /// the caller's check.
     ///
     /// # Errors
     /// If the actor may not, the rule can never fit, there are too many, or it cannot be written.
@@ -187,7 +203,12 @@ impl Destinations {
         batch.set(key(number), codec::encode(&rule));
         records::audit(&mut batch, actor, "destination.add", rule.words(), now);
         let (rules, made) = (Arc::clone(&self.rules), rule.clone());
-        turn.commit(batch, move || drop(records::lock(&rules).insert(number, made))).await?;
+        let revision = Arc::clone(&self.revision);
+        turn.commit(batch, move || {
+            records::lock(&rules).insert(number, made);
+            revision.fetch_add(1, Ordering::AcqRel);
+        })
+        .await?;
         Ok(rule)
     }
 
@@ -203,8 +224,12 @@ impl Destinations {
         let mut batch = Batch::new();
         batch.remove(key(number));
         records::audit(&mut batch, actor, "destination.remove", rule.words(), now);
-        let rules = Arc::clone(&self.rules);
-        turn.commit(batch, move || drop(records::lock(&rules).remove(&number))).await?;
+        let (rules, revision) = (Arc::clone(&self.rules), Arc::clone(&self.revision));
+        turn.commit(batch, move || {
+            records::lock(&rules).remove(&number);
+            revision.fetch_add(1, Ordering::AcqRel);
+        })
+        .await?;
         Ok(())
     }
 }

@@ -46,11 +46,20 @@ enum Found {
     /// It has no address of any type we asked for.
     Absent,
     /// It has none of our families, but one of the other.
-    OtherFamily,
+    OtherFamily(u16),
     /// Every address is private, loopback or the like.
-    Private(String),
+    Private(u16, String),
     /// DNS did not answer.
-    Unanswered(String),
+    Unanswered(u16, String),
+}
+
+/// Where a domain's mail can go.
+#[derive(Debug)]
+pub(super) struct Exchangers {
+    /// The hosts to try, by preference.
+    pub(super) hosts: Vec<Host>,
+    /// Why a host that is preferred over all of these is not among them, if that may change.
+    pub(super) better: Option<NoSite>,
 }
 
 /// The hosts to try for `domain`, by preference.
@@ -60,7 +69,7 @@ pub(super) async fn hosts(
     families: Families,
     ourselves: &Ourselves,
     settings: &Settings,
-) -> Result<Vec<Host>, NoSite> {
+) -> Result<Exchangers, NoSite> {
     let candidates = exchangers(resolver, domain, settings.mx_hosts_max).await?;
     let examine = |(preference, host): (u16, Domain)| async move {
         examine(resolver, preference, &host, families, (ourselves, settings)).await
@@ -138,7 +147,7 @@ async fn examine(
         let all = addresses.len();
         addresses.retain(|address| is_public(*address));
         if addresses.is_empty() && all > 0 {
-            return Found::Private(format!("{host} has only private addresses"));
+            return Found::Private(preference, format!("{host} has only private addresses"));
         }
     }
     addresses.truncate(settings.addresses_per_host_max);
@@ -152,13 +161,13 @@ async fn examine(
             policy: None,
             standing: Standing::Claimed,
         }),
-        (true, Some(reason)) => Found::Unanswered(reason),
-        (true, None) => other_family(resolver, host, families).await,
+        (true, Some(reason)) => Found::Unanswered(preference, reason),
+        (true, None) => other_family(resolver, (preference, host), families).await,
     }
 }
 
 /// Nothing of our families: is there something of the other?
-async fn other_family(resolver: &dyn Resolver, host: &Domain, families: Families) -> Found {
+async fn other_family(resolver: &dyn Resolver, (preference, host): (u16, &Domain), families: Families) -> Found {
     let other = if !families.ipv4 {
         resolver.ipv4(host).await.map(|_| ())
     } else if !families.ipv6 {
@@ -167,31 +176,34 @@ async fn other_family(resolver: &dyn Resolver, host: &Domain, families: Families
         Err(LookupError::NoRecord)
     };
     match other {
-        Ok(()) => Found::OtherFamily,
-        Err(LookupError::Temporary(reason)) => Found::Unanswered(format!("address of {host}: {reason}")),
+        Ok(()) => Found::OtherFamily(preference),
+        Err(LookupError::Temporary(reason)) => Found::Unanswered(preference, format!("address of {host}: {reason}")),
         Err(LookupError::NoSuchName | LookupError::NoRecord) => Found::Absent,
     }
 }
 
 /// Hosts to try, or the strongest reason why there are none.
-fn choose(domain: &Domain, found: Vec<Found>) -> Result<Vec<Host>, NoSite> {
+fn choose(domain: &Domain, found: Vec<Found>) -> Result<Exchangers, NoSite> {
     // RFC 5321 s5.1: hosts that are not preferred over ourselves would only send it back to us.
     let own = found.iter().filter_map(|found| if let Found::Loop(own) = found { Some(*own) } else { None }).min();
-    let (mut hosts, mut unanswered, mut private, mut other_family) = (Vec::new(), None, None, false);
+    let (mut hosts, mut left_out) = (Vec::new(), Vec::new());
     for found in found {
         match found {
             Found::Host(host) if own.is_none_or(|own| host.preference < own) => hosts.push(host),
             Found::Host(_) | Found::Loop(_) | Found::Absent => {}
-            Found::OtherFamily => other_family = true,
-            Found::Private(detail) => private = Some(detail),
-            Found::Unanswered(reason) => unanswered = Some(reason),
+            other => left_out.push(other),
         }
     }
-    if !hosts.is_empty() {
-        return Ok(hosts);
+    if let Some(best) = hosts.iter().map(|host| host.preference).min() {
+        let better = left_out.iter().filter(|found| found.preference() < Some(best));
+        let better = better.min_by_key(|found| found.preference()).and_then(|found| found.why_not(domain));
+        return Ok(Exchangers { hosts, better });
     }
-    if let Some(reason) = unanswered {
-        return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.3 {reason}")));
+    let of_kind = |is_meant: fn(&Found) -> bool| {
+        left_out.iter().rev().find(|found| is_meant(found)).and_then(|found| found.why_not(domain))
+    };
+    if let Some(unanswered) = of_kind(|found| matches!(found, Found::Unanswered(..))) {
+        return Err(unanswered);
     }
     if own.is_some() {
         // RFC 5321 s5.1 has this reported as an error; whose it is (theirs, or a virtual IP's record
@@ -199,15 +211,38 @@ fn choose(domain: &Domain, found: Vec<Found>) -> Result<Vec<Host>, NoSite> {
         let detail = format!("451 4.4.6 mail for {domain} would loop back to us");
         return Err(NoSite::Deferred(Why::OurConfiguration, detail));
     }
-    if other_family {
-        let detail = format!("451 4.4.4 the mail hosts of {domain} have no address of a family this virtual IP has");
-        return Err(NoSite::Deferred(Why::OurConfiguration, detail));
+    let why_not = of_kind(|found| matches!(found, Found::OtherFamily(_)))
+        .or_else(|| of_kind(|found| matches!(found, Found::Private(..))));
+    Err(why_not.unwrap_or_else(|| {
+        NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 no mail host of {domain} has an address"))
+    }))
+}
+
+impl Found {
+    /// Of a host that is left out, and may not be tomorrow.
+    fn preference(&self) -> Option<u16> {
+        match self {
+            Self::OtherFamily(preference) | Self::Private(preference, _) | Self::Unanswered(preference, _) => {
+                Some(*preference)
+            }
+            Self::Host(_) | Self::Loop(_) | Self::Absent => None,
+        }
     }
-    if let Some(detail) = private {
-        // Not an absence: a resolver that lies, or a zone of another network, looks like this too.
-        return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.4 {detail}")));
+
+    /// Why such a host is left out.
+    fn why_not(&self, domain: &Domain) -> Option<NoSite> {
+        let (why, detail) = match self {
+            Self::Unanswered(_, reason) => (Why::Dns, format!("451 4.4.3 {reason}")),
+            Self::OtherFamily(_) => (
+                Why::OurConfiguration,
+                format!("451 4.4.4 the mail hosts of {domain} have no address of a family this virtual IP has"),
+            ),
+            // Not an absence: a resolver that lies, or a zone of another network, looks like this too.
+            Self::Private(_, detail) => (Why::Dns, format!("451 4.4.4 {detail}")),
+            Self::Host(_) | Self::Loop(_) | Self::Absent => return None,
+        };
+        Some(NoSite::Deferred(why, detail))
     }
-    Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.4.4 no mail host of {domain} has an address")))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub use self::tls_memory::{FailingTls, SeenTls, Spoken, TlsLevel, TlsMemory};
 pub use self::tls_policy::DomainTls;
 
 use self::destinations::Whither;
-use self::lookup::Ourselves;
+use self::lookup::{Exchangers, Ourselves};
 use self::policies::Asking;
 use self::tls_policy::{Demand, Voices};
 use super::Settings;
@@ -117,6 +117,17 @@ impl Mx {
         }
     }
 
+    /// What a rule makes of a lane.
+    async fn diverted(&self, rule: &DestinationRule, lane: &Lane, families: Families) -> Result<Site, NoSite> {
+        match rule.diversion {
+            Diversion::Block => Err(NoSite::Bounced(Why::OurConfiguration, rule.refusal(&lane.next_hop))),
+            Diversion::Reroute(route) => {
+                let by_relay = Lane { transport: TransportName::Smarthost(route), ..lane.clone() };
+                self.0.relays.site(&by_relay, families).await
+            }
+        }
+    }
+
     /// DANE counts only for hosts that DNSSEC proves to be the domain's (RFC 7672 s2.2.1).
     async fn dane(&self, proven: &[Domain], host: &Host, port: u16) -> Result<Option<Dane>, LookupError> {
         match proven.iter().find(|name| name.as_str() == host.name) {
@@ -156,16 +167,20 @@ fn of_provider<'s>(settings: &'s Settings, hosts: &[Host]) -> Option<&'s str> {
 impl Transport for Mx {
     async fn site(&self, lane: &Lane, families: Families) -> Result<Site, NoSite> {
         let settings = self.0.settings.borrow().clone();
+        // Rules by recipient domain need no answer of DNS, and hold where there is none.
+        let named = Whither { domain: &lane.next_hop, hosts: &[], provider: None };
+        if let Some(rule) = self.0.destinations.rule_for(&named) {
+            return self.diverted(&rule, lane, families).await;
+        }
         let ourselves = Ourselves::of(&self.0.vips.all());
-        let hosts = lookup::hosts(&*self.0.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        let found = lookup::hosts(&*self.0.resolver, &lane.next_hop, families, &ourselves, &settings).await?;
+        let Exchangers { hosts, better } = found;
         let whither = Whither { domain: &lane.next_hop, hosts: &hosts, provider: of_provider(&settings, &hosts) };
         if let Some(rule) = self.0.destinations.rule_for(&whither) {
-            return match rule.diversion {
-                Diversion::Block => Err(NoSite::Bounced(Why::OurConfiguration, rule.refusal(&lane.next_hop))),
-                Diversion::Reroute(route) => {
-                    let by_relay = Lane { transport: TransportName::Smarthost(route), ..lane.clone() };
-                    self.0.relays.site(&by_relay, families).await
-                }
+            return match better {
+                // The best host decides, and that is none of these.
+                Some(no_site) => Err(no_site),
+                None => self.diverted(&rule, lane, families).await,
             };
         }
         let hosts = self.judged(&lane.next_hop, hosts, &settings).await?;
@@ -179,6 +194,11 @@ impl Transport for Mx {
             realm: 0,
             login: None,
         })
+    }
+
+    fn revision(&self) -> u64 {
+        // Both only grow: their sum is another after each change of either.
+        self.0.destinations.revision().wrapping_add(self.0.relays.revision())
     }
 
     async fn attempt(&self, job: Job) -> Report {

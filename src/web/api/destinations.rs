@@ -14,6 +14,8 @@ use crate::access::Actor;
 use crate::delivery::{Destination, DestinationRule, Diversion};
 use crate::ext::Timestamp;
 use crate::mail::Domain;
+use crate::routing::RouteScope;
+use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
@@ -74,7 +76,7 @@ fn json(rule: DestinationRule) -> DestinationRuleJson {
     }
 }
 
-fn destination(parts: &crate::web::Parts, asked: &NewDestinationRuleJson) -> Result<Destination, Problem> {
+fn destination(parts: &Parts, asked: &NewDestinationRuleJson) -> Result<Destination, Problem> {
     let NewDestinationRuleJson { mx, network, to, provider, .. } = asked;
     match (mx, network, to, provider) {
         (Some(mx), None, None, None) => Ok(Destination::MxHost(mx.clone())),
@@ -109,6 +111,17 @@ pub(super) async fn list(
     Ok(Json(PageJson { rows: page.rows.into_iter().map(json).collect(), next: page.next }))
 }
 
+/// The route, if everybody's mail may go by it: a tenant's own is paid for by that tenant, and knows it by its login.
+fn anybodys(parts: &Parts, id: u64) -> Result<u64, Problem> {
+    match parts.routes.route(id).map(|route| route.scope) {
+        Some(RouteScope::Instance | RouteScope::OnDemand) => Ok(id),
+        _ => Err(Problem::field(
+            "route",
+            "mail of all tenants would go by it: only a relay that was added with --all or --on-demand may be named",
+        )),
+    }
+}
+
 #[utoipa::path(
     post,
     path = "/destination-rules",
@@ -126,7 +139,7 @@ pub(super) async fn add(
     super::require_instance(&actor)?;
     let diversion = match &asked.route {
         None => Diversion::Block,
-        Some(text) => Diversion::Reroute(super::routes::called(&parts, text)?),
+        Some(text) => Diversion::Reroute(anybodys(&parts, super::routes::called(&parts, text)?)?),
     };
     let destination = destination(&parts, &asked)?;
     let made = parts.destinations.add(&actor, (destination, diversion), &asked.reason, Timestamp::now()).await?;

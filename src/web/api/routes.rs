@@ -214,6 +214,11 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     require_instance(&actor)?;
     let id = called(&parts, &route)?;
+    if let Some(rule) = parts.destinations.naming(id).first() {
+        return Err(Problem::in_use(format!(
+            "destination rule {rule} sends mail by it; take that rule back first (postern delivery unblock {rule})"
+        )));
+    }
     let queue = parts.queue.clone();
     if off_workers(move || Ok(queue.has_mail_by(id)?)).await? {
         return Err(Problem::in_use(

@@ -93,7 +93,7 @@ async fn judge(case: &str) -> Result<(), String> {
     };
     let domain = Domain::parse("shop.example").unwrap();
     let found = match hosts(&zone, &domain, families, &ourselves, &settings).await {
-        Ok(hosts) => {
+        Ok(Exchangers { hosts, .. }) => {
             let show = |host: &Host| {
                 let addresses: Vec<String> = host.addresses.iter().map(IpAddr::to_string).collect();
                 format!("{} {}[{}]", host.preference, host.name, addresses.join(" "))
@@ -127,9 +127,34 @@ async fn hosts_and_addresses_are_bounded() {
     }
     let (domain, settings) = (Domain::parse("shop.example").unwrap(), Settings::default());
     let families = Families { ipv4: true, ipv6: false };
-    let hosts = hosts(&zone, &domain, families, &Ourselves::default(), &settings).await.unwrap();
+    let Exchangers { hosts, better } = hosts(&zone, &domain, families, &Ourselves::default(), &settings).await.unwrap();
+    assert_eq!(better, None);
     assert_eq!(hosts.len(), settings.mx_hosts_max);
     assert!(hosts.iter().all(|host| host.addresses.len() == settings.addresses_per_host_max));
+}
+
+#[tokio::test]
+async fn a_host_that_is_preferred_and_left_out_is_told_of_unless_it_is_proved_to_be_none() {
+    for (best, spare, expected) in [
+        ("a a.example fail", "a b.example 203.0.115.2", Some(Why::Dns)),
+        ("a a.example 10.0.0.1", "a b.example 203.0.115.2", Some(Why::Dns)),
+        ("aaaa a.example 2001:db8::1", "a b.example 203.0.115.2", Some(Why::OurConfiguration)),
+        ("a a.example nxdomain", "a b.example 203.0.115.2", None),
+        ("a a.example 203.0.115.1", "a b.example fail", None),
+    ] {
+        let mut zone = Maps::default();
+        for record in ["mx shop.example 10 a.example", "mx shop.example 20 b.example", best, spare] {
+            zone.add(record);
+        }
+        let (domain, settings) = (Domain::parse("shop.example").unwrap(), Settings::default());
+        let families = Families { ipv4: true, ipv6: false };
+        let found = hosts(&zone, &domain, families, &Ourselves::default(), &settings).await.unwrap();
+        let better = found.better.map(|no_site| match no_site {
+            NoSite::Deferred(why, _) => why,
+            NoSite::Bounced(..) => panic!("{best}: given up"),
+        });
+        assert_eq!(better, expected, "{best}");
+    }
 }
 
 #[test]
