@@ -2,7 +2,8 @@
 //!
 //! Works without a daemon. Everything is written under another name and gets its own when the file has
 //! proved to be whole. Easy to get wrong: the mail in it was owed when it was taken and may have been
-//! delivered since; it is left out, or every recipient is held and every notice dropped on record.
+//! delivered since; it is left out, or every recipient is held and every notice dropped on record. Acts on many
+//! messages that were under way are over: one of them would let go what is held.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -137,6 +138,10 @@ impl<'a> Restoring<'a> {
             Entry::End => self.end()?,
             Entry::Store(commit) => {
                 self.filling = Some(Filling::begin(&self.data.join("store"), commit, self.handle.clone())?);
+            }
+            Entry::Set(key, value) if key.first() == Some(&prefix::SWEEP) => {
+                let ended = queue::ended_sweep(value, "restored from a backup", Timestamp::now());
+                self.filling()?.set(key, ended.as_deref().unwrap_or(value))?;
             }
             Entry::Set(key, value) => {
                 if !is_of_the_moment(key) && (self.mail == Mail::Held || !queue::is_of_owed_mail(key)) {

@@ -239,11 +239,34 @@ async fn acts_on_a_deleted_tenants_mail_end_and_of_the_last_one_only_its_number_
 #[tokio::test]
 async fn an_act_on_what_is_there_leaves_alone_what_comes_later() {
     let bench = Bench::new().await;
+    let there = owe(&bench, &["b@one.example"], |_| {}).await;
     begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), None).await.unwrap();
     let later = message(&["a@one.example"]);
     let id = later.id;
     bench.queue.enqueue(later, Timestamp(WALL.0 + 1)).await.unwrap();
     assert_eq!(bench.claim_all().first().map(|claim| claim.queue_id), Some(id));
+    work(&bench).await;
+    let is_queued = |id| bench.queue.message(id).unwrap().is_some();
+    assert!(!is_queued(there) && is_queued(id));
+}
+
+#[tokio::test]
+async fn an_act_that_comes_back_from_a_backup_is_over_and_lets_go_of_nothing() {
+    let mut bench = Bench::new().await;
+    let held = owe(&bench, &["a@one.example"], |_| {}).await;
+    bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
+    let release = begin(&bench, &admin(), BulkAct::Release, to("one.example"), None).await.unwrap();
+    let own = [&[prefix::SWEEP][..], &release.number.to_be_bytes()].concat();
+    let stored = bench.store.get(&own).unwrap().unwrap();
+    let mut batch = Batch::new();
+    batch.set(own, ended_sweep(&stored, "restored from a backup", WALL).unwrap());
+    bench.store.commit(batch).await.unwrap();
+    bench.reopen().await;
+    work(&bench).await;
+    assert!(bench.claim_all().is_empty());
+    let sweep = bench.queue.sweep_numbered(&admin(), release.number).unwrap();
+    assert_eq!(sweep.state, SweepState::Ended("restored from a backup".to_owned()));
+    assert_eq!(ended_sweep(b"nonsense", "x", WALL), None);
 }
 
 #[tokio::test]

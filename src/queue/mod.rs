@@ -49,7 +49,7 @@ pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
 pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
 pub use show::{Histories, LaneWait, Listed, PAGE_MAX, Page, Shown, WaitsFor, WhyLine};
-pub use sweeps::{LASTING_MAX, NewSweep, SWEEPS_MAX, SWEEPS_PER_TENANT_MAX, Sweep, SweepState};
+pub use sweeps::{LASTING_MAX, NewSweep, SWEEPS_MAX, SWEEPS_PER_TENANT_MAX, Sweep, SweepState, ended_sweep};
 pub use verbs::Changed;
 
 use crate::events;

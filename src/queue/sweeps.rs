@@ -70,6 +70,15 @@ pub struct Sweep {
     pub finished: Option<Timestamp>,
 }
 
+/// A stored act as it is after a restore: over, if it was not. `None` if it cannot be read.
+pub fn ended_sweep(bytes: &[u8], why: &str, now: Timestamp) -> Option<Vec<u8>> {
+    let mut sweep: Sweep = codec::decode(bytes).ok()?;
+    if !sweep.state.is_over() {
+        (sweep.state, sweep.finished) = (SweepState::Ended(why.to_owned()), Some(now));
+    }
+    Some(codec::encode(&sweep))
+}
+
 /// How far an act is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SweepState {
@@ -342,7 +351,7 @@ impl Queue {
         now: Timestamp,
     ) -> Result<(), AdminError> {
         let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
-        let filter = self.resolved(filter);
+        let filter = self.resolved(sweep.bounded(filter));
         let is_over = || shutdown.is_cancelled() || self.is_ended(sweep.number);
         self.sweep(by, (sweep.act.verb(), &filter), (&counts, &is_over), now).await.map(|_| ())
     }
@@ -507,6 +516,16 @@ impl Watched {
 }
 
 impl Sweep {
+    /// The filter without what came in later, unless the act lasts.
+    fn bounded(&self, filter: Filter) -> Filter {
+        if self.until.is_some() {
+            return filter;
+        }
+        let end = Timestamp(self.began.0.saturating_add(1));
+        let accepted_before = Some(filter.accepted_before.map_or(end, |before| before.min(end)));
+        Filter { accepted_before, ..filter }
+    }
+
     /// The entry in the audit log.
     fn entry(&self, act: String) -> Act {
         let until = self.until.map(|until| format!(", and what comes until {}", until.rfc3339())).unwrap_or_default();

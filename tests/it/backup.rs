@@ -190,6 +190,18 @@ async fn received(sink: Sink) -> (Sink, String) {
 async fn a_restore_leaves_the_mail_out_unless_asked_and_never_overwrites() {
     let shop = Shop::open().await;
     shop.submit(1).await;
+    let asked = postern::queue::NewSweep {
+        act: postern::queue::BulkAct::Cancel,
+        filter: postern::queue::Filter {
+            recipient_domain: Some(domain("gone.test")),
+            ..postern::queue::Filter::default()
+        },
+        reason: "gone".to_owned(),
+        lasting: Some(Duration::from_secs(86_400)),
+    };
+    let queue = Arc::clone(&shop.running.daemon.queue);
+    queue.begin_sweep(&operator(), asked, postern::ext::Timestamp::now()).await.unwrap();
+    drop(queue);
     shop.back_up().await;
     let again = tool(&shop.folder, &["backup", "make", &text(&shop.file)]).await;
     assert!(!again.status.success() && said(&again).contains("never overwritten"), "{}", said(&again));
@@ -200,6 +212,9 @@ async fn a_restore_leaves_the_mail_out_unless_asked_and_never_overwrites() {
     let again = Running::start_in(new, Arc::new(zone), closed_port()).await;
     let page = again.daemon.queue.list(&operator(), &postern::queue::Filter::default(), None, 10).unwrap();
     assert!(page.messages.is_empty(), "{page:?}");
+    let acts = again.daemon.queue.sweeps(&operator(), None).unwrap();
+    let states: Vec<_> = acts.into_iter().map(|act| (act.number, act.state)).collect();
+    assert_eq!(states, [(1, postern::queue::SweepState::Ended("restored from a backup".to_owned()))]);
     let tenant = again.daemon.accounts.tenant_named("shop").unwrap().id;
     assert!(again.daemon.domains.signer(tenant, &domain("shop.example.com")).is_ok());
     let to = "someone@receiver.test";
