@@ -9,8 +9,10 @@ use postern::ext::Timestamp;
 use postern::mail::Address;
 use postern::net::Zone;
 use postern::vips::Owner;
+use serde_json::Value;
 
 use crate::harness::daemon::Running;
+use crate::sending_by_http::ask;
 
 async fn postern(socket: &Path, arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
@@ -46,6 +48,24 @@ async fn a_list_goes_in_and_out_by_file_and_counts_for_mail_at_once() {
     assert!(!is_done && said.contains("exists"), "a file that is there is not overwritten: {said}");
     let (_, said) = postern(&socket, &["suppression", "operations", "shop"]).await;
     assert!(said.matches("done").count() == 3 && said.contains("import") && said.contains("export"), "{said}");
+
+    let (_, said) = postern(&socket, &["suppression", "operations", "--kind", "export", "--text", "UID "]).await;
+    assert!(said.contains("export") && !said.contains("import") && said.contains("shop"), "{said}");
+    let (_, said) = postern(&socket, &["suppression", "operations", "--state", "failed"]).await;
+    assert!(said.contains("there are none"), "{said}");
+    let (is_done, said) = postern(&socket, &["suppression", "operations", "--kind", "weather"]).await;
+    assert!(!is_done && said.contains("import, export, tenant-export"), "{said}");
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (status, _, page) = ask(&running, "GET", &format!("/operations?limit=1{cursor}"), None, Value::Null).await;
+        assert!(status == 200 && page["rows"].as_array().unwrap().len() == 1, "{page}");
+        seen.push(page["rows"][0]["id"].as_str().unwrap().to_owned());
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    let distinct: std::collections::BTreeSet<&String> = seen.iter().collect();
+    assert!(seen.len() == 3 && distinct.len() == 3, "each once, in pages: {seen:?}");
+    assert!(seen.is_sorted_by(|one, other| one > other), "newest first: {seen:?}");
 
     let (is_done, said) =
         postern(&socket, &["suppression", "add", "shop", "a@x.test", "b@x.test", "--note", "n"]).await;
