@@ -166,7 +166,7 @@ async fn texts(resolver: &dyn Resolver, name: &str) -> Result<Vec<String>, Strin
     match resolver.txt(&name).await {
         Ok(texts) => Ok(texts),
         Err(LookupError::NoSuchName | LookupError::NoRecord) => Ok(Vec::new()),
-        Err(LookupError::Temporary(why)) => Err(why),
+        Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => Err(why),
     }
 }
 
@@ -284,7 +284,7 @@ async fn exchanger(resolver: &dyn Resolver, domain: &Domain) -> Look {
         Err(LookupError::NoSuchName | LookupError::NoRecord) => {
             (Vec::new(), Verdict::Missing, Some("without it nobody can answer, and some receivers refuse".to_owned()))
         }
-        Err(LookupError::Temporary(why)) => unknown(why),
+        Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => unknown(why),
     }
 }
 

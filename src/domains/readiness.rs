@@ -217,7 +217,7 @@ async fn names(resolver: &dyn Resolver, address: IpAddr, ehlo: &Domain) -> Addre
     let names = match resolver.ptr(address).await {
         Ok(names) => Ok(names),
         Err(LookupError::NoSuchName | LookupError::NoRecord) => Ok(Vec::new()),
-        Err(LookupError::Temporary(why)) => Err(why),
+        Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => Err(why),
     };
     let mut leads_back = false;
     for name in names.iter().flatten() {

@@ -343,7 +343,7 @@ pub(super) async fn look_mx(resolver: &dyn Resolver, name: &Domain, expected: &E
         Err(LookupError::NoSuchName | LookupError::NoRecord) => {
             return RecordState::Wrong(format!("{name} has no MX record"));
         }
-        Err(LookupError::Temporary(_)) => return RecordState::Unknown,
+        Err(LookupError::Temporary(_) | LookupError::Bogus(_)) => return RecordState::Unknown,
     };
     let hosts: Vec<Domain> = hosts.into_iter().filter_map(|exchanger| exchanger.host).collect();
     // Every one: what goes elsewhere is lost to us.

@@ -47,7 +47,7 @@ impl Look<'_> {
             let texts = match self.resolver.txt(&domain).await {
                 Ok(texts) => texts,
                 Err(LookupError::NoSuchName | LookupError::NoRecord) => return Ok(Spf::None),
-                Err(LookupError::Temporary(why)) => return Err(why),
+                Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => return Err(why),
             };
             let is_spf =
                 |text: &&String| text.split(' ').next().is_some_and(|word| word.eq_ignore_ascii_case("v=spf1"));
@@ -117,7 +117,7 @@ impl Look<'_> {
         match found {
             Ok(is_there) => Ok(is_there),
             Err(LookupError::NoSuchName | LookupError::NoRecord) => Ok(false),
-            Err(LookupError::Temporary(why)) => Err(why),
+            Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => Err(why),
         }
     }
 
@@ -125,7 +125,7 @@ impl Look<'_> {
         let exchangers = match self.resolver.mx(domain).await {
             Ok(exchangers) => exchangers,
             Err(LookupError::NoSuchName | LookupError::NoRecord) => return Ok(false),
-            Err(LookupError::Temporary(why)) => return Err(why),
+            Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => return Err(why),
         };
         for host in exchangers.into_iter().filter_map(|exchanger| exchanger.host).take(LOOKUPS_MAX) {
             if self.is_at(&host).await? {

@@ -104,7 +104,7 @@ async fn look_one(
             None => Finding::Absent,
         },
         Err(LookupError::NoSuchName | LookupError::NoRecord) => Finding::Absent,
-        Err(LookupError::Temporary(error)) => Finding::Unknown(error),
+        Err(LookupError::Temporary(error) | LookupError::Bogus(error)) => Finding::Unknown(error),
     }
 }
 

@@ -117,7 +117,7 @@ impl Feedback {
         for name in names {
             match self.parts.resolver.txt(name).await {
                 Ok(texts) => drop(records.insert(name.clone(), texts)),
-                Err(LookupError::Temporary(why)) => failure = Some(why),
+                Err(LookupError::Temporary(why) | LookupError::Bogus(why)) => failure = Some(why),
                 Err(LookupError::NoSuchName | LookupError::NoRecord) => {}
             }
         }

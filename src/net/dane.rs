@@ -47,6 +47,16 @@ impl Tlsa {
         is_sound && self.selector <= 1 && matches!(self.usage, DANE_TA | DANE_EE)
     }
 
+    /// As zone files have it (RFC 6698 s2.2).
+    pub fn presentation(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = format!("{} {} {} ", self.usage, self.selector, self.matching);
+        for octet in &self.data {
+            let _ = write!(text, "{octet:02x}");
+        }
+        text
+    }
+
     fn matches(&self, certificate: &CertificateDer<'_>) -> bool {
         let selected = match self.selector {
             0 => Some(certificate.as_ref()),

@@ -30,7 +30,7 @@ pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
 pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
 pub use post::{Answer, Line, Outgoing, Post, PostError, Poster, TARGET_OCTETS_MAX, Target, TargetUnusable};
 pub use reach::is_public;
-pub use tls::{ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify};
+pub use tls::{CertificateFault, ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify};
 pub use validated::Validation;
 pub use zone::{Trouble, Zone, ZoneServer};
 
@@ -46,6 +46,9 @@ pub enum LookupError {
     /// Timeout, SERVFAIL, refused, bogus: try again later. Never permanent.
     #[error("DNS did not answer: {0}")]
     Temporary(String),
+    /// There is an answer, and DNSSEC refutes it: try again later. Only questions that ask for proof end so.
+    #[error("DNSSEC refutes the answer: {0}")]
+    Bogus(String),
 }
 
 /// One MX record.
@@ -72,14 +75,14 @@ pub trait Resolver: Send + Sync {
     async fn ptr(&self, address: IpAddr) -> Result<Vec<Domain>, LookupError>;
 
     /// The mail exchangers of `domain` (itself, if it has no MX record) if DNSSEC proves them; `None`
-    /// if nothing does. Bogus answers are [`LookupError::Temporary`].
+    /// if nothing does. Answers that DNSSEC refutes are [`LookupError::Bogus`].
     async fn proven_mx(&self, domain: &Domain) -> Result<Option<Vec<Domain>>, LookupError> {
         let _ = domain;
         Ok(None)
     }
 
     /// What DNSSEC proves about the certificate of `host` at `port` (RFC 7672); `None` if nothing.
-    /// Bogus answers are [`LookupError::Temporary`].
+    /// Answers that DNSSEC refutes are [`LookupError::Bogus`].
     async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
         let _ = (host, port);
         Ok(None)

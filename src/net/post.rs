@@ -321,7 +321,7 @@ impl Poster {
         }
         match ipv6 {
             Ok(addresses) => found.extend(addresses.into_iter().map(IpAddr::V6)),
-            Err(error @ LookupError::Temporary(_)) => failed = Some(error),
+            Err(error @ (LookupError::Temporary(_) | LookupError::Bogus(_))) => failed = Some(error),
             Err(_) => {}
         }
         if found.is_empty() {

@@ -63,11 +63,35 @@ pub enum HandshakeFault {
     /// The two sides have no version or suite in common: the peer's TLS is too old for us.
     Incompatible,
     /// The certificate is not good enough.
-    Certificate,
+    Certificate(CertificateFault),
     /// The connection broke before the peer had said anything about TLS.
     Lost,
     /// Anything else: nonsense, an alert.
     Other,
+}
+
+/// What is wrong with a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// It is for other names.
+    OtherName,
+    /// It has expired, or is not valid yet.
+    Expired,
+    /// Nobody we know vouches for it, it does not match its TLSA record, or its chain is broken.
+    Untrusted,
+}
+
+impl CertificateFault {
+    fn of(error: &rustls::CertificateError) -> Self {
+        use rustls::CertificateError as Wrong;
+        match error {
+            Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => Self::OtherName,
+            Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+                Self::Expired
+            }
+            _ => Self::Untrusted,
+        }
+    }
 }
 
 impl HandshakeError {
@@ -79,11 +103,19 @@ impl HandshakeError {
                 Error::PeerIncompatible(_)
                 | Error::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure),
             ) => HandshakeFault::Incompatible,
-            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => HandshakeFault::Certificate,
-            Some(_) => HandshakeFault::Other,
+            Some(error) => certificate_fault(error).map_or(HandshakeFault::Other, HandshakeFault::Certificate),
             None => HandshakeFault::Lost,
         };
         Self { reason: told(&error.to_string()), kind }
+    }
+}
+
+/// What is wrong with the certificate, if that is what is wrong.
+fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
+    match error {
+        rustls::Error::InvalidCertificate(wrong) => Some(CertificateFault::of(wrong)),
+        rustls::Error::NoCertificatesPresented => Some(CertificateFault::Untrusted),
+        _ => None,
     }
 }
 
@@ -95,7 +127,7 @@ pub struct Secured {
     /// The suite's registered name.
     pub suite: String,
     /// What vouched for the certificate; if nothing, why not.
-    pub verified: Result<Proof, String>,
+    pub verified: Result<Proof, HandshakeError>,
 }
 
 impl Secured {
@@ -211,12 +243,16 @@ impl ClientTls {
         Ok((stream, secured))
     }
 
-    fn would_verify(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Result<Proof, String> {
-        let Some((leaf, rest)) = chain.split_first() else { return Err("no certificate".to_owned()) };
-        self.verifier
-            .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
-            .map(|_| Proof::Root)
-            .map_err(|error| told(&error.to_string()))
+    fn would_verify(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Result<Proof, HandshakeError> {
+        let untrusted = HandshakeFault::Certificate(CertificateFault::Untrusted);
+        let Some((leaf, rest)) = chain.split_first() else {
+            return Err(HandshakeError { reason: "no certificate".to_owned(), kind: untrusted });
+        };
+        let verified = self.verifier.verify_server_cert(leaf, rest, name, &[], UnixTime::now());
+        verified.map(|_| Proof::Root).map_err(|error| {
+            let kind = certificate_fault(&error).map_or(untrusted, HandshakeFault::Certificate);
+            HandshakeError { reason: told(&error.to_string()), kind }
+        })
     }
 }
 
@@ -294,7 +330,8 @@ mod tests {
         let chain = [named.cert.der().clone()];
         let tls = ClientTls::with_roots(vec![chain[0].clone()]).unwrap();
         let asked = ServerName::try_from("mx.other.example").unwrap();
-        let reason = tls.would_verify(&asked, &chain).unwrap_err();
+        let HandshakeError { reason, kind } = tls.would_verify(&asked, &chain).unwrap_err();
+        assert_eq!(kind, HandshakeFault::Certificate(CertificateFault::OtherName));
         assert!(reason.starts_with("invalid peer certificate: certificate not valid for name"), "{reason}");
         assert!(reason.ends_with(CUT) && reason.len() <= REASON_OCTETS_MAX + CUT.len(), "{}", reason.len());
         let error = rustls::Error::General(names.join(" "));

@@ -128,14 +128,27 @@ impl Validators {
         Ok(None)
     }
 
+    /// Whether there is an answer if nobody validates it: then SERVFAIL meant that it is bogus, and not that
+    /// nobody could be asked.
+    async fn is_there_unchecked(&self, server: SocketAddr, name: &Name, kind: RecordType) -> bool {
+        let asked = exchange(server, name, kind, Checking::Disabled);
+        let answer = tokio::time::timeout(self.timeout, asked).await;
+        let code = answer.ok().and_then(Result::ok).map(|answer| answer.metadata.response_code);
+        matches!(code, Some(ResponseCode::NoError | ResponseCode::NXDomain))
+    }
+
     /// NOERROR and NXDOMAIN are answers; anything else, bogus answers with it, is none.
     async fn ask(&self, name: &Name, kind: RecordType) -> Result<Message, LookupError> {
         let mut last = "no validating resolver is configured".to_owned();
         for server in self.servers.iter().cycle().take(self.servers.len().saturating_mul(self.attempts)) {
-            let answer = tokio::time::timeout(self.timeout, exchange(*server, name, kind)).await;
+            let asked = exchange(*server, name, kind, Checking::Asked);
+            let answer = tokio::time::timeout(self.timeout, asked).await;
             match answer {
                 Ok(Ok(answer)) => match answer.metadata.response_code {
                     ResponseCode::NoError | ResponseCode::NXDomain => return Ok(answer),
+                    ResponseCode::ServFail if self.is_there_unchecked(*server, name, kind).await => {
+                        return Err(LookupError::Bogus(printable(&format!("{kind} of {name}: {server} said so"))));
+                    }
                     code => last = format!("{server} said {code}"),
                 },
                 Ok(Err(error)) => last = format!("{server}: {error}"),
@@ -144,6 +157,15 @@ impl Validators {
         }
         Err(LookupError::Temporary(printable(&format!("{kind} of {name}: {last}"))))
     }
+}
+
+/// Whether the resolver is to validate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checking {
+    /// It is.
+    Asked,
+    /// It is to hand over what it has (RFC 4035 s3.2.2).
+    Disabled,
 }
 
 fn name_of(text: &str) -> Result<Name, LookupError> {
@@ -170,11 +192,12 @@ fn expansion(answer: &Message, name: &Name) -> Option<Name> {
     (at != *name).then_some(at)
 }
 
-fn question(id: u16, name: &Name, kind: RecordType) -> Message {
+fn question(id: u16, name: &Name, kind: RecordType, checking: Checking) -> Message {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     // RFC 6840 s5.7: either of the two asks for the bit; not every resolver knows both.
     message.metadata.authentic_data = true;
+    message.metadata.checking_disabled = checking == Checking::Disabled;
     message.add_query(Query::query(name.clone(), kind));
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_OCTETS_MAX).set_version(0).set_dnssec_ok(true);
@@ -189,9 +212,9 @@ fn is_answer(answer: &Message, id: u16, name: &Name, kind: RecordType) -> bool {
         && answer.queries.first().is_some_and(|asked| asked.name() == name && asked.query_type() == kind)
 }
 
-async fn exchange(server: SocketAddr, name: &Name, kind: RecordType) -> std::io::Result<Message> {
+async fn exchange(server: SocketAddr, name: &Name, kind: RecordType, checking: Checking) -> std::io::Result<Message> {
     let id = u16::from_be_bytes(random_bytes());
-    let bytes = question(id, name, kind).to_vec().map_err(std::io::Error::other)?;
+    let bytes = question(id, name, kind, checking).to_vec().map_err(std::io::Error::other)?;
     let own: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(own, 0)).await?;
     socket.connect(server).await?;

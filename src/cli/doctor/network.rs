@@ -89,7 +89,9 @@ impl World<'_> {
         let (ipv4, ipv6) = tokio::join!(self.resolver.ipv4(&name), self.resolver.ipv6(&name));
         let failed = |error: LookupError| {
             let remedy = match error {
-                LookupError::Temporary(_) => "without DNS no mail leaves; a local resolver such as unbound is best",
+                LookupError::Temporary(_) | LookupError::Bogus(_) => {
+                    "without DNS no mail leaves; a local resolver such as unbound is best"
+                }
                 _ => "give --probe another host",
             };
             let blind = Finding::warn("port 25", "not checked for want of DNS", "mend DNS first");
@@ -218,7 +220,7 @@ async fn way_back(resolver: &dyn Resolver, vip: &VipJson, address: IpAddr) -> Fi
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             return Finding::fail(check, format!("is {}, not {name}", names.join(", ")), set);
         }
-        Err(LookupError::Temporary(text)) => return Finding::warn(check, text, "try again"),
+        Err(LookupError::Temporary(text) | LookupError::Bogus(text)) => return Finding::warn(check, text, "try again"),
         Err(error) => return Finding::fail(check, error.to_string(), set),
     }
     let forward: Result<Vec<IpAddr>, LookupError> = match address {
@@ -230,7 +232,7 @@ async fn way_back(resolver: &dyn Resolver, vip: &VipJson, address: IpAddr) -> Fi
     match forward {
         Ok(found) if found.contains(&address) => Finding::ok(check, format!("is {name}, which leads back")),
         Ok(_) => Finding::fail(check, format!("is {name}, which leads elsewhere"), publish),
-        Err(LookupError::Temporary(text)) => Finding::warn(check, text, "try again"),
+        Err(LookupError::Temporary(text) | LookupError::Bogus(text)) => Finding::warn(check, text, "try again"),
         Err(error) => Finding::fail(check, format!("is {name}, and that name leads nowhere: {error}"), publish),
     }
 }
