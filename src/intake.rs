@@ -21,7 +21,7 @@ use crate::mail::{
 use crate::metrics::REFUSED;
 use crate::pipeline::{About, Octets, Pipeline, Prepared};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Queue};
-use crate::routing::Routes;
+use crate::routing::{Lane, Routes, TransportName};
 use crate::store::{Batch, CommitError, Store};
 use once::{Keyed, Known};
 
@@ -187,14 +187,21 @@ impl Intake {
         let recipients = envelope.recipients.into_iter().zip(0_u16..).map(|(recipient, number)| {
             let is_suppressed = suppressed.binary_search(&number).is_ok();
             let domain = recipient.address.domain();
-            let lane = (!is_suppressed).then(|| table.lane(source.vip, source.tenant, source.class, domain));
+            let lane = (!is_suppressed).then(|| {
+                let lane = table.lane(source.vip, source.tenant, source.class, domain);
+                match (lane.transport, &source.way) {
+                    // RFC 8460 s3: delivered despite any failure of TLS.
+                    (TransportName::Mx, Way::TlsReport) => Lane { transport: TransportName::MxDespiteTls, ..lane },
+                    _ => lane,
+                }
+            });
             NewRecipient { address: recipient.address, notify: recipient.notify, orcpt: recipient.orcpt, lane }
         });
         let (source_name, notice_about) = match source.way {
             Way::Smtp(_) => (SOURCE_SMTP, None),
             Way::Http(_) => (SOURCE_API, None),
             Way::Notice { about } => (SOURCE_NOTICE, Some(about)),
-            Way::Report => (SOURCE_NOTICE, None),
+            Way::Report | Way::TlsReport => (SOURCE_NOTICE, None),
         };
         NewMessage {
             id,

@@ -47,6 +47,7 @@ pub mod intake; // the only way mail gets in
 pub mod pipeline; // turns a draft into final bytes
 pub mod queue; // what is still owed
 pub mod submission; // the SMTP door
+pub mod tlsrpt; // what TLS came to, reported to recipient domains once a day
 
 pub mod tenancy; // tenants that leave: deletion after a grace period
 

@@ -49,6 +49,8 @@ pub const ATTEMPTS: &str = "postern_delivery_connections";
 pub const STALLED: &str = "postern_delivery_stalled_total";
 /// Recipient domains that gave less TLS than ever before, label `to`: `plaintext`, `encrypted`.
 pub const TLS_DOWNGRADES: &str = "postern_tls_downgrades_total";
+/// Reports about TLS to recipient domains, label `result`: `sent`, `given-up`.
+pub const TLS_REPORTS: &str = "postern_tls_reports_total";
 /// Messages that are owed.
 pub const QUEUE_MESSAGES: &str = "postern_queue_messages";
 /// Addresses of virtual IPs that are not on this host.
@@ -129,6 +131,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "Recipient domains that gave less TLS than the best they ever gave, by what it came to",
     ),
+    (TLS_REPORTS, Kind::Counter, "Reports about TLS to recipient domains, by what became of them"),
     (QUEUE_MESSAGES, Kind::Gauge, "Messages that are owed; counts up for a moment after a start"),
     (VIPS_MISSING, Kind::Gauge, "Addresses of virtual IPs that are not on this host; their mail waits"),
     (ACCOUNTS_PAUSED, Kind::Gauge, "SMTP accounts that are paused; their mail waits"),

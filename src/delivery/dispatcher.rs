@@ -488,7 +488,7 @@ impl Dispatcher {
 
     fn transport(&self, lane: &Lane) -> Arc<dyn Transport> {
         match lane.transport {
-            TransportName::Mx => self.wiring.mx.clone(),
+            TransportName::Mx | TransportName::MxDespiteTls => self.wiring.mx.clone(),
             TransportName::Smarthost(_) => self.wiring.smarthost.clone(),
         }
     }

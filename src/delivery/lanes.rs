@@ -52,7 +52,8 @@ impl Places {
             ipv4: source.addresses.iter().any(std::net::IpAddr::is_ipv4),
             ipv6: source.addresses.iter().any(std::net::IpAddr::is_ipv6),
         };
-        let domain = (lane.transport == TransportName::Mx).then(|| lane.next_hop.clone());
+        let is_by_mx = matches!(lane.transport, TransportName::Mx | TransportName::MxDespiteTls);
+        let domain = is_by_mx.then(|| lane.next_hop.clone());
         let place = Place { transport: lane.transport, domain, families, revision, settings: self.settings };
         match self.known.get(&place) {
             Some(Entry::LookingUp) => Standing::LookingUp,

@@ -317,6 +317,8 @@ const SIGNED: &[(&str, bool)] = &[
     ("List-Unsubscribe", false),
     ("List-Unsubscribe-Post", false),
     ("X-Postern-Trace", false),
+    ("TLS-Report-Domain", false),
+    ("TLS-Report-Submitter", false),
 ];
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub enum Way {
     },
     /// The same about something that is not owed any more: what came back, a letter to the postmaster.
     Report,
+    /// The same: a report about TLS to a recipient domain. Its delivery heeds no TLS policy of the domain.
+    TlsReport,
 }
 
 /// What the Received field needs (RFC 5321 s4.4).
@@ -116,7 +118,7 @@ impl About {
 
     /// Whether it is a notice of ours.
     pub fn is_notice(&self) -> bool {
-        matches!(self.source.way, Way::Notice { .. } | Way::Report)
+        matches!(self.source.way, Way::Notice { .. } | Way::Report | Way::TlsReport)
     }
 }
 

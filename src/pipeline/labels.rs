@@ -53,7 +53,7 @@ impl Stage for Labels {
     async fn apply(&self, draft: &mut Draft, about: &mut About) -> Result<(), Refusal> {
         let labels = match &about.source.way {
             Way::Http(facts) => facts.labels.clone(),
-            Way::Smtp(_) | Way::Notice { .. } | Way::Report => Attached::default(),
+            Way::Smtp(_) | Way::Notice { .. } | Way::Report | Way::TlsReport => Attached::default(),
         };
         let mut wishes = Wishes { labels, send_at: None, taken: Vec::new(), hold_max: self.hold_max, now: about.now };
         let recipients: Vec<&Address> = about.envelope.recipients.iter().map(|recipient| &recipient.address).collect();

@@ -32,7 +32,7 @@ impl Stage for Trace {
         let value = match &about.source.way {
             Way::Smtp(facts) => self.received(facts, about),
             Way::Http(facts) => self.received_by_http(facts, about),
-            Way::Notice { .. } | Way::Report => return Ok(()),
+            Way::Notice { .. } | Way::Report | Way::TlsReport => return Ok(()),
         };
         draft.header.prepend("Received", &value);
         Ok(())

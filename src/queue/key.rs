@@ -84,6 +84,7 @@ pub(super) fn lane(lane: &Lane) -> Key {
     let (kind, route) = match lane.transport {
         TransportName::Mx => (0, 0),
         TransportName::Smarthost(route) => (1, route),
+        TransportName::MxDespiteTls => (2, 0),
     };
     key.push(kind);
     key.extend_from_slice(&route.to_be_bytes());
@@ -129,6 +130,7 @@ pub(super) fn read_due(key: &[u8]) -> Option<(Lane, Entry)> {
     let transport = match kind {
         0 => TransportName::Mx,
         1 => TransportName::Smarthost(route),
+        2 => TransportName::MxDespiteTls,
         _ => return None,
     };
     let next_hop = Domain::parse(std::str::from_utf8(hop).ok()?).ok()?;
@@ -248,7 +250,7 @@ mod tests {
                 vip: VipId(vip),
                 tenant: TenantId(tenant),
                 class: if class { Class::Transactional } else { Class::Marketing },
-                transport: route.map_or(TransportName::Mx, TransportName::Smarthost),
+                transport: route.map_or(if vip % 2 == 0 { TransportName::Mx } else { TransportName::MxDespiteTls }, TransportName::Smarthost),
                 next_hop: Domain::parse(&hop).unwrap(),
             }
         }

@@ -33,6 +33,9 @@ pub enum TransportName {
     Mx,
     /// A configured relay, by route id.
     Smarthost(u64),
+    /// The recipient domain's mail exchangers, whatever its policies demand of TLS: reports about TLS, which
+    /// must not fail by what they report (RFC 8460 s3).
+    MxDespiteTls,
 }
 
 /// A smarthost people configured.

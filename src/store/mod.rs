@@ -123,6 +123,8 @@ pub mod prefix {
     pub const TLS_POLICY: u8 = b't';
     /// delivery: what TLS came to with recipient domains and hosts.
     pub const TLS_SEEN: u8 = b'L';
+    /// tlsrpt: what TLS came to with recipient domains, by day, and reports of it.
+    pub const TLS_REPORT: u8 = b'r';
     /// breaker: counts, pauses, limits and waivers of SMTP accounts.
     pub const BREAKER: u8 = b'b';
     /// events: the log, appended.
