@@ -61,6 +61,7 @@ use crate::net::{ClientTls, Dialer, Fetcher, Resolver};
 use crate::queue::Queue;
 use crate::routing::Routes;
 use crate::store::Store;
+use crate::tlsrpt::TlsReports;
 use crate::trace::Tracer;
 use crate::vips::Vips;
 
@@ -96,6 +97,8 @@ pub struct Parts {
     pub destinations: Arc<Destinations>,
     /// What TLS came to.
     pub tls_memory: Arc<TlsMemory>,
+    /// What is reported to recipient domains.
+    pub tls_reports: Arc<TlsReports>,
     /// Shows sessions to whoever follows them.
     pub tracer: Arc<Tracer>,
     /// Settings, followed as they change.
@@ -106,8 +109,9 @@ pub struct Parts {
 pub async fn run(parts: Parts, shutdown: Shutdown) {
     let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, .. } = parts;
     let Parts { delivery, pacing, tls_policies, destinations, return_path, settings, .. } = parts;
-    let (tracer, tls_memory) = (parts.tracer, parts.tls_memory);
-    let client = Arc::new(Client::new(dialer, tls.clone(), return_path, tracer).remembering(tls_memory.clone()));
+    let (tracer, tls_memory, reports) = (parts.tracer, parts.tls_memory, parts.tls_reports);
+    let client = Client::new(dialer, tls.clone(), return_path, tracer);
+    let client = Arc::new(client.remembering(tls_memory.clone()).reporting(reports.clone()));
     let smarthost = Arc::new(Smarthost::new(resolver.clone(), routes, client.clone()));
     let mx = Arc::new(Mx::new(MxParts {
         resolver: resolver.clone(),
@@ -116,6 +120,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
         destinations,
         relays: smarthost.clone(),
         policies: tls_policies,
+        reports,
         fetcher: Fetcher::new(resolver, tls),
         settings: settings.clone(),
     }));

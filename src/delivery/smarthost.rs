@@ -54,7 +54,7 @@ impl Smarthost {
         }
         match (found.is_empty(), last) {
             (false, _) => Ok(found),
-            (true, Some(LookupError::Temporary(reason))) => {
+            (true, Some(LookupError::Temporary(reason) | LookupError::Bogus(reason))) => {
                 Err(NoSite::Deferred(Why::Dns, format!("relay {host}: {reason}")))
             }
             (true, _) => Err(wrong(format!("relay {host} has no address this virtual IP can reach"))),
@@ -117,6 +117,7 @@ impl Transport for Smarthost {
                 tls,
                 policy: None,
                 standing: Standing::Proven,
+                reported: Arc::default(),
             }],
             port: route.port,
             realm: realm(&route),

@@ -27,6 +27,7 @@ use crate::net::Verify;
 use crate::queue::{Claim, Outcome};
 use crate::routing::Lane;
 use crate::store::{BodyReader, StoreError};
+use crate::tlsrpt::Applied;
 
 /// A virtual IP as a source of connections: its addresses that are on this host now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct Host {
     /// Whether somebody we believe says that it is a host of the domain: DNSSEC, MTA-STS, or the
     /// operator who named it.
     pub standing: Standing,
+    /// Under which policies sessions with it are reported to the domain; none if they are not.
+    pub reported: Arc<[Applied]>,
 }
 
 /// Whether a host is proved to be one of its domain.

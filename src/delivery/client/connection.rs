@@ -5,7 +5,7 @@
 //! handshake must not survive it (RFC 3207 s4.2).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -14,20 +14,21 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::opening::lack_of;
 use super::stream::Stream;
 use crate::delivery::Settings;
-use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
+use crate::delivery::mx::TlsMemory;
 use crate::delivery::outcome::{Failure, Phase, Trouble, of_verdict, passed_on};
 use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
-use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, HandshakeFault, Proof, Verify};
 use crate::queue::Outcome;
 use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
+use crate::tlsrpt::{Applied, Lack, LackKind, TlsReports};
 use crate::trace::{Direction, Facts, Side, Tap, Tracer};
 
 /// Octets kept of a reply's text, as people read it: more than any honest peer says.
@@ -73,6 +74,10 @@ pub(super) struct Call<'a> {
     pub(super) provider: Option<&'a Arc<str>>,
     /// Messages it may carry.
     pub(super) messages_max: usize,
+    /// Under which policies the session is reported.
+    pub(super) reported: &'a [Applied],
+    /// What it lacks of verified TLS, once that shows.
+    pub(super) lack: Mutex<Option<Lack>>,
 }
 
 /// The return-path of ours for a recipient of a message, at a name.
@@ -87,6 +92,7 @@ pub(super) struct Tools<'a> {
     pub(super) progress: &'a Progress,
     pub(super) tracer: &'a Arc<Tracer>,
     pub(super) tls_memory: Option<&'a TlsMemory>,
+    pub(super) reports: Option<&'a TlsReports>,
 }
 
 /// An open conversation, ready for MAIL.
@@ -108,7 +114,11 @@ pub struct Connection {
     /// The last transaction was not ended by a final dot: RSET goes before the next MAIL.
     pub(super) needs_reset: bool,
     /// What vouched for the peer's certificate.
-    proof: Option<Proof>,
+    pub(super) proof: Option<Proof>,
+    /// What it lacks of verified TLS.
+    pub(super) lack: Option<Lack>,
+    /// The domains it was counted for in reports.
+    pub(super) counted_for: Vec<Domain>,
     /// Messages it may carry.
     messages_max: usize,
     rules: Arc<Rules>,
@@ -131,60 +141,18 @@ fn towards(host: &str, lane: &Lane) -> String {
     format!("{host} for {}", lane.next_hop)
 }
 
-/// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
-pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
-    // Through a relay nothing is learnt about the recipient domain, and a relay's own TLS is the operator's matter.
-    let memory = tools.tls_memory.filter(|_| call.login.is_none() && call.key.realm == 0);
-    let opened = open_at_best(call, tools, memory).await;
-    if let (Ok(open), Some(memory)) = (&opened, memory) {
-        let level = match (&open.stream, &open.proof) {
-            (Stream::Plain(_), _) => TlsLevel::Plain,
-            (Stream::Tls(_), None) => TlsLevel::Encrypted,
-            (Stream::Tls(_), Some(_)) => TlsLevel::Verified,
-        };
-        let spoken = Spoken { domain: &call.lane.next_hop, host: call.host, level, words: &open.peer.tls };
-        memory.spoke(&spoken, Timestamp::now());
-        if level > TlsLevel::Plain {
-            memory.succeeded(call.host);
-        }
-    }
-    opened
-}
-
-/// In the clear only where nobody demands more, after TLS has failed: now, or a few hours ago.
-async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMemory>) -> Result<Connection, Failure> {
-    if call.key.tls != TlsUse::Opportunistic {
-        return open_once(call, tools, &call.key.tls).await;
-    }
-    if let Some(known) = memory.and_then(|memory| memory.fails(call.host, Timestamp::now())) {
-        let mut connection = open_once(call, tools, &TlsUse::Never).await?;
-        let until = known.until.rfc3339();
-        connection.peer.tls =
-            call.noted(format!("none (TLS failed before: {}; tried again after {until})", known.reason));
-        return Ok(connection);
-    }
-    match open_once(call, tools, &TlsUse::Opportunistic).await {
-        Err(Failure { trouble: trouble @ (Trouble::Tls(_) | Trouble::TlsLost(_)), .. }) => {
-            let mut connection = open_once(call, tools, &TlsUse::Never).await?;
-            // A connection that breaks may break for any reason: only what a peer's TLS said is held against it.
-            if let (Trouble::Tls(reason), Some(memory)) = (&trouble, memory) {
-                memory.failed(call.host, reason, Timestamp::now());
-            }
-            let (Trouble::Tls(reason) | Trouble::TlsLost(reason)) = trouble else { return Ok(connection) };
-            connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
-            Ok(connection)
-        }
-        other => other,
-    }
-}
-
 impl Call<'_> {
     /// What TLS came to, with the policy it was held against.
-    fn noted(&self, tls: String) -> String {
+    pub(super) fn noted(&self, tls: String) -> String {
         match self.policy {
             Some(policy) => format!("{tls}; policy: {policy}"),
             None => tls,
         }
+    }
+
+    /// The session lacks this of verified TLS.
+    pub(super) fn lacks(&self, kind: LackKind, reason: impl Into<String>) {
+        *self.lack.lock().unwrap_or_else(PoisonError::into_inner) = Some(Lack { kind, reason: reason.into() });
     }
 
     /// TLS is required and not there. With a policy that is said in its name and with its status
@@ -197,7 +165,7 @@ impl Call<'_> {
     }
 }
 
-async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
+pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
     let timeouts = &tools.settings.timeouts;
     let peer = Peer {
         host: call.host.to_owned(),
@@ -238,6 +206,8 @@ async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<C
         domains: Vec::new(),
         needs_reset: false,
         proof: None,
+        lack: None,
+        counted_for: Vec::new(),
         messages_max: call.messages_max,
         rules: Arc::clone(&tools.settings.replies),
         provider: call.provider.cloned(),
@@ -451,6 +421,7 @@ impl Connection {
             TlsUse::Required(verify) => (verify, true),
         };
         if !self.extensions.starttls {
+            call.lacks(LackKind::NotOffered, "STARTTLS is not offered");
             if is_required {
                 let trouble = call.lacking("4.7.4", "required, and the peer does not offer STARTTLS".to_owned());
                 return Err(self.failure(Phase::StartTls, trouble));
@@ -464,6 +435,7 @@ impl Connection {
             if reply.code.0 == 421 {
                 return Err(self.failure(Phase::StartTls, Trouble::Refused(reply)));
             }
+            call.lacks(LackKind::NotOffered, format!("STARTTLS was refused: {reply}"));
             if is_required {
                 let trouble = call.lacking("4.7.4", format!("required, and the peer said {reply}"));
                 return Err(self.failure(Phase::StartTls, trouble));
@@ -499,11 +471,21 @@ impl Connection {
         let shaken = tokio::time::timeout(patience, tools.tls.connect(verify, call.host, plain)).await;
         let (stream, secured) = match shaken {
             Ok(Ok(done)) => done,
-            Ok(Err(error)) => return Err(failure(error.reason, error.kind == HandshakeFault::Lost)),
-            Err(_) => return Err(failure(format!("no handshake within {} s", patience.as_secs()), true)),
+            Ok(Err(error)) => {
+                call.lacks(lack_of(&error), error.reason.clone());
+                return Err(failure(error.reason, error.kind == HandshakeFault::Lost));
+            }
+            Err(_) => {
+                let reason = format!("no handshake within {} s", patience.as_secs());
+                call.lacks(LackKind::Other, reason.clone());
+                return Err(failure(reason, true));
+            }
         };
         self.peer.tls = call.noted(secured.describe());
         self.tap.note(|| format!("(TLS: {})", self.peer.tls));
+        if let Err(error) = &secured.verified {
+            call.lacks(lack_of(error), error.reason.clone());
+        }
         self.proof = secured.verified.ok();
         self.stream = Stream::Tls(Box::new(stream));
         Ok(self)

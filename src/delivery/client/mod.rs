@@ -8,13 +8,14 @@
 
 mod body;
 mod connection;
+mod opening;
 mod pool;
 mod stream;
 mod transaction;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 pub use connection::{Connection, PoolKey, ReturnAddress};
@@ -31,6 +32,7 @@ use crate::ext::random_bytes;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::{Claim, Outcome};
 use crate::store::StoreError;
+use crate::tlsrpt::TlsReports;
 use crate::trace::Tracer;
 
 /// Bytes of the text buffer kept between messages.
@@ -45,6 +47,7 @@ pub struct Client {
     return_path: ReturnAddress,
     tracer: Arc<Tracer>,
     tls_memory: Option<Arc<TlsMemory>>,
+    reports: Option<Arc<TlsReports>>,
 }
 
 /// One address to try.
@@ -103,7 +106,7 @@ impl Client {
     /// A client that dials with `dialer`, secures with `tls`, says `return_path`s, and shows its sessions to
     /// whoever follows.
     pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<ClientTls>, return_path: ReturnAddress, tracer: Arc<Tracer>) -> Self {
-        Self { dialer, tls, return_path, tracer, tls_memory: None }
+        Self { dialer, tls, return_path, tracer, tls_memory: None, reports: None }
     }
 
     /// The same client, telling this memory what TLS came to, and asking it.
@@ -112,12 +115,21 @@ impl Client {
         Self { tls_memory: Some(memory), ..self }
     }
 
+    /// The same client, counting its sessions for reports.
+    #[must_use]
+    pub fn reporting(self, reports: Arc<TlsReports>) -> Self {
+        Self { reports: Some(reports), ..self }
+    }
+
     /// Drains claims until there are none, the turn is over, or the site fails.
     pub async fn drain(&self, mut job: Job) -> Report {
         let mut report = Report::default();
         let mut connection = job.idle.take();
         if let Some(idle) = &mut connection {
             idle.serve(&job.lane);
+            if let Some(reports) = &self.reports {
+                idle.report_again(&job, reports);
+            }
         }
         let mut is_kept = connection.is_some();
         let mut buffer = Vec::new();
@@ -215,6 +227,7 @@ impl Client {
             progress: &job.progress,
             tracer: &self.tracer,
             tls_memory: self.tls_memory.as_deref(),
+            reports: self.reports.as_deref(),
         };
         let mut unmet = None;
         let mut last = Failure {
@@ -225,7 +238,11 @@ impl Client {
         for target in candidates.into_iter().take(job.settings.addresses_tried_max) {
             let address = target.key.address;
             let Some(source) = job.source.towards(address.ip()) else { continue };
+            // Where a message demands more than the domain, what it lacks is not the domain's.
+            let is_domains = target.key.tls == target.host.tls;
             let call = Call {
+                reported: if is_domains { &target.host.reported } else { &[] },
+                lack: Mutex::default(),
                 host: &target.host.name,
                 lane: &job.lane,
                 policy: target.host.policy.as_ref(),
@@ -236,7 +253,7 @@ impl Client {
                 provider: job.site.provider.as_ref(),
                 messages_max: at_most(job.permit.messages_per_connection),
             };
-            let opened = connection::open(&call, &tools).await;
+            let opened = opening::open(&call, &tools).await;
             match need.judged(opened, job).await {
                 Ok(open) => {
                     report.dialled = report.dialled.saturating_add(1);
@@ -503,6 +520,7 @@ mod tests {
             tls: TlsUse::Opportunistic,
             policy: None,
             standing,
+            reported: Arc::default(),
         };
         Site { name: "one".into(), provider: None, hosts: vec![host], port: 25, realm: 0, login: None }
     }

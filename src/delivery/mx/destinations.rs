@@ -272,6 +272,7 @@ mod tests {
             tls: TlsUse::Opportunistic,
             policy: None,
             standing: Standing::Claimed,
+            reported: Arc::default(),
         }
     }
 

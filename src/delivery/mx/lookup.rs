@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 
@@ -94,7 +95,7 @@ async fn exchangers(resolver: &dyn Resolver, domain: &Domain, hosts_max: usize) 
         Err(LookupError::NoSuchName) => {
             return Err(NoSite::Bounced(Why::NoSuchDomain, format!("550 5.1.2 the domain {domain} does not exist")));
         }
-        Err(LookupError::Temporary(reason)) => {
+        Err(LookupError::Temporary(reason) | LookupError::Bogus(reason)) => {
             return Err(NoSite::Deferred(Why::Dns, format!("451 4.4.3 MX of {domain}: {reason}")));
         }
     };
@@ -132,12 +133,16 @@ async fn examine(
     let mut addresses: Vec<IpAddr> = Vec::new();
     match ipv4 {
         Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V4)),
-        Err(LookupError::Temporary(reason)) => unanswered = Some(format!("A of {host}: {reason}")),
+        Err(LookupError::Temporary(reason) | LookupError::Bogus(reason)) => {
+            unanswered = Some(format!("A of {host}: {reason}"))
+        }
         Err(_) => {}
     }
     match ipv6 {
         Ok(found) => addresses.extend(found.into_iter().map(IpAddr::V6)),
-        Err(LookupError::Temporary(reason)) => unanswered = Some(format!("AAAA of {host}: {reason}")),
+        Err(LookupError::Temporary(reason) | LookupError::Bogus(reason)) => {
+            unanswered = Some(format!("AAAA of {host}: {reason}"))
+        }
         Err(_) => {}
     }
     if settings.private_addresses == PrivateAddresses::Refused {
@@ -160,6 +165,7 @@ async fn examine(
             tls: TlsUse::Opportunistic,
             policy: None,
             standing: Standing::Claimed,
+            reported: Arc::default(),
         }),
         (true, Some(reason)) => Found::Unanswered(preference, reason),
         (true, None) => other_family(resolver, (preference, host), families).await,
@@ -177,7 +183,9 @@ async fn other_family(resolver: &dyn Resolver, (preference, host): (u16, &Domain
     };
     match other {
         Ok(()) => Found::OtherFamily(preference),
-        Err(LookupError::Temporary(reason)) => Found::Unanswered(preference, format!("address of {host}: {reason}")),
+        Err(LookupError::Temporary(reason) | LookupError::Bogus(reason)) => {
+            Found::Unanswered(preference, format!("address of {host}: {reason}"))
+        }
         Err(LookupError::NoSuchName | LookupError::NoRecord) => Found::Absent,
     }
 }

@@ -4,6 +4,7 @@ mod destinations;
 mod lookup;
 mod mta_sts;
 mod policies;
+mod reported;
 mod rules;
 mod tls_memory;
 mod tls_policy;
@@ -36,6 +37,7 @@ use crate::ext::Timestamp;
 use crate::mail::Domain;
 use crate::net::{Dane, FetchLimits, Fetcher, LookupError, Reach, Resolver};
 use crate::routing::{Lane, TransportName};
+use crate::tlsrpt::{Applied, Protection, Session, TlsReports};
 use crate::vips::Vips;
 
 /// What the transport works with.
@@ -52,7 +54,9 @@ pub struct Parts {
     pub destinations: Arc<Destinations>,
     /// The other way.
     pub relays: Arc<Smarthost>,
-    /// How they are fetched.
+    /// What is reported to them.
+    pub reports: Arc<TlsReports>,
+    /// How policies are fetched.
     pub fetcher: Fetcher,
     /// Settings, followed as they change.
     pub settings: watch::Receiver<Arc<Settings>>,
@@ -91,20 +95,25 @@ impl Mx {
         Asking { resolver: &*self.0.resolver, fetcher: &self.0.fetcher, limits }
     }
 
-    /// The hosts of `domain` that may have its mail, each with what is demanded of it. This is about
+    /// The hosts of the lane's domain that may have its mail, each with what is demanded of it. This is about
     /// one domain; others that share its hosts have their own answer.
-    async fn judged(&self, domain: &Domain, hosts: Vec<Host>, settings: &Settings) -> Result<Vec<Host>, NoSite> {
+    async fn judged(&self, lane: &Lane, hosts: Vec<Host>, settings: &Settings) -> Result<Vec<Host>, NoSite> {
+        let (domain, now) = (&lane.next_hop, Timestamp::now());
+        if lane.transport == TransportName::MxDespiteTls {
+            return self.despite_tls(domain, hosts, settings);
+        }
         let asking = self.asking(settings);
         let (sts, proven) =
-            tokio::join!(self.0.policies.policy(domain, &asking, Timestamp::now()), self.0.resolver.proven_mx(domain));
-        let proven = proven.map_err(|error| bogus(&format!("MX of {domain}"), &error))?.unwrap_or_default();
+            tokio::join!(self.0.policies.policy(domain, &asking, now), self.0.resolver.proven_mx(domain));
+        let proven = proven.map_err(|error| self.bogus(lane, domain, (&format!("MX of {domain}"), &error)))?;
+        let proven = proven.unwrap_or_default();
         let port = settings.mx_port;
         let dane = join_all(hosts.iter().map(|host| self.dane(&proven, host, port))).await;
         let voices =
             Voices { domain, local: settings.mx_tls, operator: self.0.policies.rule(domain), sts: sts.as_ref() };
         let (mut kept, mut why_not) = (Vec::new(), None);
         for (host, dane) in hosts.into_iter().zip(dane) {
-            match heard(&voices, host, &proven, dane) {
+            match self.heard(lane, &voices, host, (&proven, dane)) {
                 Ok(host) => kept.push(host),
                 // What DNS did not answer may be answered soon: that is said rather than the rest.
                 Err(no_site @ NoSite::Deferred(Why::Dns, _)) => why_not = Some(no_site),
@@ -128,6 +137,54 @@ impl Mx {
         }
     }
 
+    /// The hosts for mail that must not fail by what the domain demands: what our own operator demands of all
+    /// mail holds, and nothing is reported.
+    fn despite_tls(&self, domain: &Domain, hosts: Vec<Host>, settings: &Settings) -> Result<Vec<Host>, NoSite> {
+        let voices = Voices { domain, local: settings.mx_tls, operator: None, sts: None };
+        hosts.into_iter().map(|host| demanded(&voices, host, &[], None)).collect()
+    }
+
+    fn heard(
+        &self,
+        lane: &Lane,
+        voices: &Voices<'_>,
+        host: Host,
+        (proven, dane): (&[Domain], Result<Option<Dane>, LookupError>),
+    ) -> Result<Host, NoSite> {
+        let name = Domain::parse(&host.name).unwrap_or_else(|_| voices.domain.clone());
+        let dane = dane.map_err(|error| self.bogus(lane, &name, (&format!("TLSA of {}", host.name), &error)))?;
+        let demanded = demanded(voices, host, proven, dane.as_ref());
+        if !self.0.reports.is_on() {
+            return demanded;
+        }
+        match demanded {
+            Ok(host) => {
+                let fault = self.0.policies.fault(voices.domain, Timestamp::now());
+                Ok(Host { reported: reported::applied(voices, &name, dane.as_ref(), fault).into(), ..host })
+            }
+            Err(no_site) => {
+                if let Some(applied) = reported::unnamed(voices) {
+                    self.failed(lane, Some(name.as_str()), applied);
+                }
+                Err(no_site)
+            }
+        }
+    }
+
+    /// An answer that is not there, or that DNSSEC refutes, keeps mail waiting (RFC 7672 s2.1.2).
+    fn bogus(&self, lane: &Lane, name: &Domain, (what, error): (&str, &LookupError)) -> NoSite {
+        if matches!(error, LookupError::Bogus(_)) {
+            self.failed(lane, None, reported::refuted(name, format!("{what}: {error}")));
+        }
+        NoSite::Deferred(Why::Dns, format!("451 4.4.3 {what}: {error}"))
+    }
+
+    /// What kept a session from coming about is reported as one that failed.
+    fn failed(&self, lane: &Lane, host: Option<&str>, applied: Applied) {
+        let session = Session { domain: &lane.next_hop, vip: lane.vip, source: None, host, address: None };
+        self.0.reports.count(&session, &[applied], &Protection::Verified, Timestamp::now());
+    }
+
     /// DANE counts only for hosts that DNSSEC proves to be the domain's (RFC 7672 s2.2.1).
     async fn dane(&self, proven: &[Domain], host: &Host, port: u16) -> Result<Option<Dane>, LookupError> {
         match proven.iter().find(|name| name.as_str() == host.name) {
@@ -137,19 +194,8 @@ impl Mx {
     }
 }
 
-/// An answer that is not there, or that DNSSEC refutes, keeps mail waiting (RFC 7672 s2.1.2).
-fn bogus(what: &str, error: &LookupError) -> NoSite {
-    NoSite::Deferred(Why::Dns, format!("451 4.4.3 {what}: {error}"))
-}
-
-fn heard(
-    voices: &Voices<'_>,
-    host: Host,
-    proven: &[Domain],
-    dane: Result<Option<Dane>, LookupError>,
-) -> Result<Host, NoSite> {
-    let dane = dane.map_err(|error| bogus(&format!("TLSA of {}", host.name), &error))?;
-    let Demand { tls, policy } = tls_policy::demand(voices, &host.name, dane.as_ref())
+fn demanded(voices: &Voices<'_>, host: Host, proven: &[Domain], dane: Option<&Dane>) -> Result<Host, NoSite> {
+    let Demand { tls, policy } = tls_policy::demand(voices, &host.name, dane)
         .map_err(|why| NoSite::Deferred(Why::TlsPolicy, format!("451 4.7.4 {why}")))?;
     let is_proven = proven.iter().any(|name| name.as_str() == host.name) || tls_policy::vouches(voices.sts, &host.name);
     let standing = if is_proven { Standing::Proven } else { Standing::Claimed };
@@ -183,7 +229,7 @@ impl Transport for Mx {
                 None => self.diverted(&rule, lane, families).await,
             };
         }
-        let hosts = self.judged(&lane.next_hop, hosts, &settings).await?;
+        let hosts = self.judged(lane, hosts, &settings).await?;
         let provider = of_provider(&settings, &hosts).and_then(|name| settings.providers.named(name));
         let provider = provider.map(|provider| provider.name.clone());
         Ok(Site {

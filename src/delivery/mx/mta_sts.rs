@@ -58,6 +58,14 @@ impl Policy {
         })
     }
 
+    /// Its lines, as a report tells them: what we took from it.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines = vec!["version: STSv1".to_owned(), format!("mode: {}", self.mode.word())];
+        lines.extend(self.mx.iter().map(|host| format!("mx: {host}")));
+        lines.push(format!("max_age: {}", self.max_age.as_secs()));
+        lines
+    }
+
     /// Reads a policy file (s3.2).
     ///
     /// # Errors

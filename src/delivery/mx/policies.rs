@@ -16,9 +16,10 @@ use super::mta_sts::{Policy, announced};
 use super::rules::DomainRule;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
-use crate::net::{FetchLimits, Fetcher, LookupError, Resolver};
+use crate::net::{FetchError, FetchLimits, Fetcher, LookupError, Resolver};
 use crate::records::{self, Damage, Desk};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
+use crate::tlsrpt::ResultType;
 
 /// Policies kept, at most; beyond, a policy holds for the attempt at hand alone.
 const KEPT_MAX: usize = 50_000;
@@ -68,6 +69,13 @@ impl KeptPolicy {
     }
 }
 
+/// A policy that is announced and could not be had.
+#[derive(Clone, Debug)]
+struct Failed {
+    at: Timestamp,
+    fault: (ResultType, String),
+}
+
 /// How policies are found and fetched.
 pub(super) struct Asking<'a> {
     pub(super) resolver: &'a dyn Resolver,
@@ -81,7 +89,7 @@ pub struct TlsPolicies {
     pub(super) desk: Desk,
     pub(super) rules: Arc<Mutex<BTreeMap<Domain, DomainRule>>>,
     kept: Mutex<HashMap<Domain, KeptPolicy>>,
-    failed: Mutex<HashMap<Domain, Timestamp>>,
+    failed: Mutex<HashMap<Domain, Failed>>,
     damaged: Vec<Damage>,
 }
 
@@ -128,9 +136,9 @@ impl TlsPolicies {
                 self.keep_one(fresh).await;
                 Some(policy)
             }
-            Err(why) => {
-                tracing::warn!(%domain, why, "its MTA-STS policy cannot be fetched");
-                self.note_failure(domain, now);
+            Err(fault) => {
+                tracing::warn!(%domain, why = fault.1, "its MTA-STS policy cannot be fetched");
+                self.note_failure(domain, fault, now);
                 self.use_of(kept, now).await
             }
         }
@@ -146,16 +154,22 @@ impl TlsPolicies {
     }
 
     fn failed_lately(&self, domain: &Domain, now: Timestamp) -> bool {
-        records::lock(&self.failed).get(domain).is_some_and(|at| now.since(*at) < FETCH_PAUSE)
+        records::lock(&self.failed).get(domain).is_some_and(|failed| now.since(failed.at) < FETCH_PAUSE)
     }
 
-    fn note_failure(&self, domain: &Domain, now: Timestamp) {
+    /// Why there is no policy of a domain that announces one, if it was asked for lately.
+    pub(super) fn fault(&self, domain: &Domain, now: Timestamp) -> Option<(ResultType, String)> {
+        let failed = records::lock(&self.failed);
+        failed.get(domain).filter(|failed| now.since(failed.at) < FETCH_PAUSE).map(|failed| failed.fault.clone())
+    }
+
+    fn note_failure(&self, domain: &Domain, fault: (ResultType, String), now: Timestamp) {
         let mut failed = records::lock(&self.failed);
         if failed.len() >= FAILED_MAX {
-            failed.retain(|_, at| now.since(*at) < FETCH_PAUSE);
+            failed.retain(|_, failed| now.since(failed.at) < FETCH_PAUSE);
         }
         if failed.len() < FAILED_MAX {
-            failed.insert(domain.clone(), now);
+            failed.insert(domain.clone(), Failed { at: now, fault });
         }
     }
 
@@ -192,10 +206,10 @@ impl TlsPolicies {
                     let id = announcement(&kept.domain, asking.resolver).await.unwrap_or(kept.id);
                     self.keep_one(KeptPolicy { id, policy, fetched: now, ..kept }).await;
                 }
-                Err(why) => {
+                Err(fault) => {
                     let until = kept.until().rfc3339();
-                    tracing::warn!(domain = %kept.domain, why, until, "an MTA-STS policy cannot be fetched anew; it holds until");
-                    self.note_failure(&kept.domain, now);
+                    tracing::warn!(domain = %kept.domain, why = fault.1, until, "an MTA-STS policy cannot be fetched anew; it holds until");
+                    self.note_failure(&kept.domain, fault, now);
                 }
             }
         });
@@ -226,7 +240,7 @@ async fn announcement(domain: &Domain, resolver: &dyn Resolver) -> Option<String
     let name = Domain::parse(&format!("_mta-sts.{domain}")).ok()?;
     match resolver.txt(&name).await {
         Ok(records) => announced(&records),
-        Err(LookupError::Temporary(reason)) => {
+        Err(LookupError::Temporary(reason) | LookupError::Bogus(reason)) => {
             tracing::debug!(%domain, reason, "whether it has an MTA-STS policy is not known");
             None
         }
@@ -234,19 +248,29 @@ async fn announcement(domain: &Domain, resolver: &dyn Resolver) -> Option<String
     }
 }
 
-/// RFC 8461 s3.3: over HTTPS with a certificate for exactly that host, 200 and text/plain.
-async fn fetch(domain: &Domain, asking: &Asking<'_>) -> Result<Policy, String> {
-    let host = Domain::parse(&format!("mta-sts.{domain}")).map_err(|error| error.to_string())?;
+/// RFC 8461 s3.3: over HTTPS with a certificate for exactly that host, 200 and text/plain. `Err` says what a
+/// report would call it, too.
+async fn fetch(domain: &Domain, asking: &Asking<'_>) -> Result<Policy, (ResultType, String)> {
+    let not_there = |why: String| (ResultType::StsPolicyFetchError, why);
+    let host = Domain::parse(&format!("mta-sts.{domain}")).map_err(|error| not_there(error.to_string()))?;
     let fetched = asking.fetcher.get(&host, PATH, &asking.limits).await;
-    let fetched = fetched.map_err(|error| format!("https://{host}{PATH}: {error}"))?;
+    let fetched = fetched.map_err(|error| {
+        let result = match &error {
+            FetchError::Tls(_) => ResultType::StsWebpkiInvalid,
+            FetchError::TooLarge(_) => ResultType::StsPolicyInvalid,
+            _ => ResultType::StsPolicyFetchError,
+        };
+        (result, format!("https://{host}{PATH}: {error}"))
+    })?;
     if fetched.status != 200 {
-        return Err(format!("https://{host}{PATH} said {}", fetched.status));
+        return Err(not_there(format!("https://{host}{PATH} said {}", fetched.status)));
     }
+    let invalid = |why: String| (ResultType::StsPolicyInvalid, why);
     if fetched.media_type != "text/plain" {
-        return Err(format!("https://{host}{PATH} is {:?}, not text/plain", fetched.media_type));
+        return Err(invalid(format!("https://{host}{PATH} is {:?}, not text/plain", fetched.media_type)));
     }
-    let text = String::from_utf8(fetched.body).map_err(|_| "the policy is not text".to_owned())?;
-    Policy::parse(&text).map_err(|why| format!("the policy cannot be used: {why}"))
+    let text = String::from_utf8(fetched.body).map_err(|_| invalid("the policy is not text".to_owned()))?;
+    Policy::parse(&text).map_err(|why| invalid(format!("the policy cannot be used: {why}")))
 }
 
 fn key(domain: &Domain) -> Key {

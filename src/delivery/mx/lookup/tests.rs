@@ -166,6 +166,7 @@ fn the_same_hosts_make_the_same_site() {
         tls: TlsUse::Opportunistic,
         policy: None,
         standing: Standing::Claimed,
+        reported: Arc::default(),
     };
     assert_eq!(site_name(&[host("b"), host("a"), host("b")]), site_name(&[host("a"), host("b")]));
 }

@@ -1,0 +1,128 @@
+//! Opening a connection at the best TLS that can be had, and telling what that came to: the memory of levels,
+//! and the reports to recipient domains.
+//!
+//! Easy to get wrong: a handshake that failed and the conversation in the clear after it are one session; and a
+//! connection that is used again serves another domain, which is to hear of it too.
+
+use std::sync::PoisonError;
+
+use super::connection::{Call, Connection, Tools, open_once};
+use super::stream::Stream;
+use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
+use crate::delivery::outcome::{Failure, Trouble};
+use crate::delivery::transport::{Job, TlsUse};
+use crate::ext::Timestamp;
+use crate::net::{CertificateFault, HandshakeError, HandshakeFault};
+use crate::tlsrpt::{Lack, LackKind, Protection, Session, TlsReports};
+
+/// Domains one connection is counted for, at most.
+const COUNTED_FOR_MAX: usize = 64;
+
+/// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
+pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
+    // Through a relay nothing is learnt about the recipient domain, and a relay's own TLS is the operator's matter.
+    let memory = tools.tls_memory.filter(|_| call.login.is_none() && call.key.realm == 0);
+    let mut opened = open_at_best(call, tools, memory).await;
+    let lack = call.lack.lock().unwrap_or_else(PoisonError::into_inner).take();
+    report(call, tools, (&mut opened, lack));
+    if let (Ok(open), Some(memory)) = (&opened, memory) {
+        let level = match (&open.stream, &open.proof) {
+            (Stream::Plain(_), _) => TlsLevel::Plain,
+            (Stream::Tls(_), None) => TlsLevel::Encrypted,
+            (Stream::Tls(_), Some(_)) => TlsLevel::Verified,
+        };
+        let spoken = Spoken { domain: &call.lane.next_hop, host: call.host, level, words: &open.peer.tls };
+        memory.spoke(&spoken, Timestamp::now());
+        if level > TlsLevel::Plain {
+            memory.succeeded(call.host);
+        }
+    }
+    opened
+}
+
+/// In the clear only where nobody demands more, after TLS has failed: now, or a few hours ago.
+async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMemory>) -> Result<Connection, Failure> {
+    if call.key.tls != TlsUse::Opportunistic {
+        return open_once(call, tools, &call.key.tls).await;
+    }
+    if let Some(known) = memory.and_then(|memory| memory.fails(call.host, Timestamp::now())) {
+        let mut connection = open_once(call, tools, &TlsUse::Never).await?;
+        let until = known.until.rfc3339();
+        call.lacks(LackKind::Other, format!("TLS failed before: {}", known.reason));
+        connection.peer.tls =
+            call.noted(format!("none (TLS failed before: {}; tried again after {until})", known.reason));
+        return Ok(connection);
+    }
+    match open_once(call, tools, &TlsUse::Opportunistic).await {
+        Err(Failure { trouble: trouble @ (Trouble::Tls(_) | Trouble::TlsLost(_)), .. }) => {
+            let mut connection = open_once(call, tools, &TlsUse::Never).await?;
+            // A connection that breaks may break for any reason: only what a peer's TLS said is held against it.
+            if let (Trouble::Tls(reason), Some(memory)) = (&trouble, memory) {
+                memory.failed(call.host, reason, Timestamp::now());
+            }
+            let (Trouble::Tls(reason) | Trouble::TlsLost(reason)) = trouble else { return Ok(connection) };
+            connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
+            Ok(connection)
+        }
+        other => other,
+    }
+}
+
+/// What a failed handshake, or a certificate that would not have passed, lacks.
+pub(super) fn lack_of(error: &HandshakeError) -> LackKind {
+    match error.kind {
+        HandshakeFault::Certificate(CertificateFault::OtherName) => LackKind::OtherName,
+        HandshakeFault::Certificate(CertificateFault::Expired) => LackKind::Expired,
+        HandshakeFault::Certificate(CertificateFault::Untrusted) => LackKind::Untrusted,
+        HandshakeFault::Incompatible | HandshakeFault::Lost | HandshakeFault::Other => LackKind::Other,
+    }
+}
+
+/// Counts the session. One that ended before it came to TLS is none.
+fn report(call: &Call<'_>, tools: &Tools<'_>, (opened, lack): (&mut Result<Connection, Failure>, Option<Lack>)) {
+    let Some(reports) = tools.reports else { return };
+    let protection = match opened {
+        Ok(open) => {
+            open.lack = lack;
+            open.counted_for.push(call.lane.next_hop.clone());
+            open.protection()
+        }
+        Err(_) => lack.map(Protection::Plain),
+    };
+    let Some(protection) = protection else { return };
+    let session = Session {
+        domain: &call.lane.next_hop,
+        vip: call.key.vip,
+        source: Some(call.source),
+        host: Some(call.host),
+        address: Some(call.key.address.ip()),
+    };
+    reports.count(&session, call.reported, &protection, Timestamp::now());
+}
+
+impl Connection {
+    /// What TLS came to; `None` if it was never meant to be.
+    fn protection(&self) -> Option<Protection> {
+        match (&self.stream, &self.lack) {
+            (Stream::Tls(_), None) => Some(Protection::Verified),
+            (Stream::Tls(_), Some(lack)) => Some(Protection::Encrypted(lack.clone())),
+            (Stream::Plain(_), lack) => lack.clone().map(Protection::Plain),
+        }
+    }
+
+    /// It serves this job's domain from now on: if that is another, it is a session of that domain too.
+    pub(super) fn report_again(&mut self, job: &Job, reports: &TlsReports) {
+        let domain = &job.lane.next_hop;
+        if self.counted_for.contains(domain) || self.counted_for.len() >= COUNTED_FOR_MAX {
+            return;
+        }
+        self.counted_for.push(domain.clone());
+        let (address, name) = (self.key.address.ip(), &self.peer.host);
+        let mut hosts = job.site.hosts.iter().filter(|host| host.addresses.contains(&address));
+        let host = hosts.clone().find(|host| host.name == *name).or_else(|| hosts.next());
+        let (Some(host), Some(protection)) = (host, self.protection()) else { return };
+        let source = self.peer.source.parse().ok();
+        let session = Session { domain, vip: self.key.vip, source, host: Some(&host.name), address: Some(address) };
+        reports.count(&session, &host.reported, &protection, Timestamp::now());
+    }
+}
