@@ -45,6 +45,7 @@ use crate::store::{Health, Store};
 use crate::submission::{self, GivenSocket};
 use crate::suppression::Suppression;
 use crate::tenancy::Tenancy;
+use crate::tlsrpt::TlsReports;
 use crate::vips::Vips;
 use crate::web::{self, Monitor, Readiness};
 use crate::webhooks::Webhooks;
@@ -140,6 +141,8 @@ pub struct Daemon {
     pub webhooks: Arc<Webhooks>,
     /// Which messages fit.
     pub search: Arc<Search>,
+    /// What is reported about TLS.
+    pub tls_reports: Arc<TlsReports>,
     /// The local socket.
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
@@ -201,6 +204,7 @@ impl Daemon {
             people: rooms.people,
             webhooks: rooms.webhooks,
             search: rooms.search,
+            tls_reports: rooms.tls_reports,
             socket: config.web.socket.clone(),
             delivery: rooms.delivery,
             certificates: Arc::clone(&world.certificates),
@@ -236,6 +240,8 @@ impl Daemon {
         let (intake, stop) = (Arc::clone(&rooms.intake), shutdown());
         self.rest.vital("intake", async move { intake.keep(&stop).await });
         self.rest.vital("operations", Arc::clone(&rooms.operations).run(shutdown()));
+        let (reports, intake, stop) = (Arc::clone(&self.tls_reports), Arc::clone(&rooms.intake), shutdown());
+        self.rest.vital("TLS reports", async move { reports.run(intake, stop).await });
         let format = match config.log.format {
             LogFormat::Text => events::LogFormat::Text,
             LogFormat::Json => events::LogFormat::Json,
@@ -329,6 +335,7 @@ impl Daemon {
             tls_policies: Arc::clone(&rooms.tls_policies),
             destinations: Arc::clone(&rooms.destinations),
             tls_memory: Arc::clone(&rooms.tls_memory),
+            tls_reports: Arc::clone(&rooms.tls_reports),
             tracer: Arc::clone(&rooms.tracer),
             settings: self.delivery_settings.subscribe(),
         }
@@ -439,6 +446,7 @@ impl Daemon {
         self.accounts.adjust(config.accounts);
         self.breaker.adjust(config.breaker);
         self.pipeline.adjust(&config.pipeline);
+        self.tls_reports.adjust(&config.tls_reports);
         if let Err(error) = self.certificates.reload() {
             tracing::warn!(%error, "the certificate folder cannot be read; what was loaded stays in use");
         }

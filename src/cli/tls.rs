@@ -3,10 +3,10 @@
 use clap::{Subcommand, ValueEnum};
 
 use super::client::{Fault, encoded};
-use super::output::{Table, when};
+use super::output::{Table, or_dash, when};
 use super::{Session, rows};
 use crate::mail::{Domain, printable};
-use crate::web::{NewTlsRuleJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson};
+use crate::web::{NewTlsRuleJson, TlsFailingJson, TlsPolicyJson, TlsReportJson, TlsReportRowJson, TlsRuleJson};
 
 #[derive(Debug, Subcommand)]
 pub enum Tls {
@@ -26,6 +26,13 @@ pub enum Tls {
     },
     /// List mail hosts with which TLS fails, and until when they are spoken to in the clear
     Failing,
+    /// List what is counted for reports to recipient domains about TLS, by domain and day (tls_reports.send)
+    Reports,
+    /// Show the report about TLS as it would be sent to a recipient domain now
+    Report {
+        /// The recipient domain
+        domain: Domain,
+    },
     /// Show what was set for a recipient domain, the MTA-STS policy kept for it, and the best TLS it ever gave
     Show {
         /// The recipient domain
@@ -67,6 +74,11 @@ pub async fn run(session: &Session, command: &Tls) -> Result<(), Fault> {
             session.done(&answer, &format!("nothing is set for {domain} any more"))
         }
         Tls::Failing => session.show(&session.client.list("/tls-failing", usize::MAX).await?, failing),
+        Tls::Reports => session.show(&session.client.list("/tls-reports", usize::MAX).await?, reports),
+        Tls::Report { domain } => {
+            let shown = session.client.get(&format!("/tls-reports/{}", encoded(domain.as_str()))).await?;
+            session.show(&shown, report)
+        }
         Tls::Show { domain } => {
             let shown = session.client.get(&format!("/tls-policies/{}", encoded(domain.as_str()))).await?;
             session.show(&shown, one)
@@ -90,6 +102,24 @@ fn failing(session: &Session, list: serde_json::Value) -> String {
         table.row([known.host, when(&known.until, session.now), printable(&known.reason)]);
     }
     table.text(session.colour, "TLS fails with no host")
+}
+
+fn reports(session: &Session, list: serde_json::Value) -> String {
+    let days: Vec<TlsReportRowJson> = rows(&list).unwrap_or_default();
+    let mut table = Table::new(&["DATE", "DOMAIN", "STATE", "GOOD", "FAILED", "WHEN", "TO"]);
+    for day in days {
+        let at = day.sent.or(day.next).map(|at| when(&at, session.now));
+        let what = day.error.unwrap_or_else(|| day.to.join(" "));
+        let (good, failed) = (day.successful.to_string(), day.failed.to_string());
+        table.row([day.date, day.domain, day.state, good, failed, or_dash(at), printable(&what)]);
+    }
+    table.text(session.colour, "nothing is counted; tls_reports.send switches it on")
+}
+
+/// JSON for machines and people alike: it is what the domain gets.
+fn report(_: &Session, shown: TlsReportJson) -> String {
+    let text = serde_json::to_string_pretty(&shown.report).unwrap_or_default();
+    format!("{}\n", text.lines().map(printable).collect::<Vec<_>>().join("\n"))
 }
 
 fn one(session: &Session, known: TlsPolicyJson) -> String {

@@ -13,7 +13,9 @@ use crate::mail::dkim::Algorithms;
 use crate::net::{DnsSettings, Reach, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
-use crate::{accounts, breaker, delivery, domains, feedback, gate, pipeline, queue, smtp, store, submission, web};
+use crate::{
+    accounts, breaker, delivery, domains, feedback, gate, pipeline, queue, smtp, store, submission, tlsrpt, web,
+};
 
 /// Checks a file's text; `path` is named in problems.
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, Vec<Problem>> {
@@ -45,6 +47,7 @@ fn build(path: &Path, file: &File) -> Config {
         },
         domains: domains::Settings::default(),
         delivery: delivery(file),
+        tls_reports: tls_reports(file),
         history_kept: file.span("events.history_kept"),
         search: crate::search::Settings {
             kept: file.span("search.messages_kept").min(file.span("events.history_kept")),
@@ -89,6 +92,16 @@ fn build(path: &Path, file: &File) -> Config {
             level: file.text("log.level"),
         },
         effective: file.effective(),
+    }
+}
+
+fn tls_reports(file: &File) -> tlsrpt::Settings {
+    let (hostname, organization) = (file.name("hostname"), file.text("tls_reports.organization"));
+    let contact = file.text("tls_reports.contact");
+    tlsrpt::Settings {
+        sending: if file.flag("tls_reports.send") { tlsrpt::Sending::On } else { tlsrpt::Sending::Off },
+        organization: if organization.is_empty() { hostname.to_string() } else { organization },
+        contact: if contact.is_empty() { format!("postmaster@{hostname}") } else { contact },
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Config {
     pub domains: domains::Settings,
     /// For `delivery`.
     pub delivery: delivery::Settings,
+    /// For `tlsrpt`.
+    pub tls_reports: crate::tlsrpt::Settings,
     /// How long past events are kept.
     pub history_kept: Duration,
     /// For `search`.

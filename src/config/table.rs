@@ -8,7 +8,7 @@ use super::value::Kind;
 
 use Applied::{AtStart, OnReload};
 use Kind::{
-    Addresses, Choice, Count, Flag, Group, Loopback, Mailbox, Name, Path, PathOrNone, Ports, Secret, Size, Span,
+    Addresses, Choice, Count, Flag, Group, Line, Loopback, Mailbox, Name, Path, PathOrNone, Ports, Secret, Size, Span,
 };
 use Presence::{Rare, Required, Shown};
 
@@ -231,6 +231,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("queue.notice_gather", Span(0, HOUR) => "\"10m\"", Rare OnReload,
         "Failures of one message within this time after the first share one notice.",
         "Whoever wants notices at once."),
+    setting!("tls_reports.send", Flag => "false", Shown OnReload,
+        "Whether sessions with receivers are counted, and each recipient domain that publishes `_smtp._tls` is sent one \
+         report a day about what TLS came to (RFC 8460).",
+        "Whoever sends much, so that receivers learn that their policies fail. Domains then see how many sessions they had."),
+    setting!("tls_reports.organization", Line(200) => "\"\"", Rare OnReload,
+        "Who reports, by name; `hostname` if empty.",
+        "Whoever wants receivers to read a company's name."),
+    setting!("tls_reports.contact", Mailbox => "\"\"", Rare OnReload,
+        "Whom receivers may ask about reports; postmaster at `hostname` if empty.",
+        "Whoever does not read `postern mailbox`."),
     setting!("overload.memory_max", Size(0, 1024 * GIB) => "\"0 B\"", Rare AtStart,
         "Memory this process may take, beside the limits of its control group, its resource limits and the machine, \
          which it finds out by itself; the tightest counts. 0 B for no limit of its own.",

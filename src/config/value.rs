@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Group,
     /// A mail address; may be empty.
     Mailbox,
+    /// One line of at most so many characters; may be empty.
+    Line(usize),
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `true` or `false`.
@@ -66,6 +68,7 @@ impl Kind {
             Self::Secret => "an absolute path, or `credential:NAME` for a systemd credential".to_owned(),
             Self::Group => "the name of a Unix group, or empty".to_owned(),
             Self::Mailbox => "a mail address, or empty".to_owned(),
+            Self::Line(most) => format!("a line of at most {most} characters, or empty"),
             Self::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
                 words.join(" or ")
@@ -133,6 +136,10 @@ impl Kind {
                 Ok(address) => Ok(Value::Text(address.to_string())),
                 Err(error) => Err(format!("{text:?} is not a mail address: {error}")),
             },
+            Self::Line(most) if text.chars().count() > most || text.contains(char::is_control) => {
+                Err(format!("must be one line of at most {most} characters"))
+            }
+            Self::Line(_) => Ok(Value::Text(text.trim().to_owned())),
             Self::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
             Self::Choice(words) => Err(format!("must be one of {}, not {text:?}", words.join(", "))),
             Self::Span(least, most) => read_unit(text, SPAN_UNITS, "a duration such as \"5m\" (units s, m, h, d)")

@@ -11,7 +11,7 @@ use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::breaker::Breaker;
 use crate::config::Config;
-use crate::delivery::{Delivery, Destinations, Pacing, Pulse, TlsMemory, TlsPolicies};
+use crate::delivery::{Delivery, Destinations, Pacing, PrivateAddresses, Pulse, TlsMemory, TlsPolicies};
 use crate::domains::{Domains, SelectorUsage};
 use crate::events::EventLog;
 use crate::ext::Timestamp;
@@ -19,7 +19,7 @@ use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
 use crate::mail::{Refusal, Reply};
-use crate::net::{ClientTls, Poster};
+use crate::net::{ClientTls, Poster, Reach};
 use crate::notifications::{self, Notifications};
 use crate::operations::Operations;
 use crate::people::People;
@@ -32,6 +32,7 @@ use crate::statistics::{self, Statistics};
 use crate::store::{Blobs, Opened, Store, StoreError};
 use crate::suppression::Suppression;
 use crate::tenancy::{self, Tenancy};
+use crate::tlsrpt::{self, TlsReports};
 use crate::trace::Tracer;
 use crate::vips::{Owner, Vips};
 use crate::webhooks::{self, Webhooks};
@@ -59,6 +60,7 @@ pub(super) struct Rooms {
     pub(super) tls_policies: Arc<TlsPolicies>,
     pub(super) destinations: Arc<Destinations>,
     pub(super) tls_memory: Arc<TlsMemory>,
+    pub(super) tls_reports: Arc<TlsReports>,
     pub(super) pulse: Arc<Pulse>,
     pub(super) tracer: Arc<Tracer>,
     pub(super) bell: events::Bell,
@@ -102,6 +104,8 @@ impl Rooms {
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let (pacing, pulse) = watched(&queue, pacing);
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
+        let tls_reports = tls_reports(config, (records(), &vips, &domains), (world, tls));
+        let tls_reports = Arc::new(tls_reports.map_err(unreadable("reports about TLS"))?);
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
         let entry = may_enter(&delivery, &pacing);
@@ -135,6 +139,7 @@ impl Rooms {
             tls_policies: known.0,
             destinations: known.1,
             tls_memory: known.2,
+            tls_reports,
             pulse,
             tracer: Arc::default(),
             bell,
@@ -184,6 +189,7 @@ impl Rooms {
             self.tls_policies.damaged(),
             self.destinations.damaged(),
             self.tls_memory.damaged(),
+            self.tls_reports.damaged(),
             self.operations.damaged(),
             self.webhooks.damaged(),
             self.notifications.damaged(),
@@ -214,6 +220,7 @@ impl Rooms {
             tls_policies: rooms.tls_policies,
             destinations: rooms.destinations,
             tls_memory: rooms.tls_memory,
+            tls_reports: rooms.tls_reports,
             pulse: rooms.pulse,
             tracer: rooms.tracer,
             store: rooms.store,
@@ -368,6 +375,27 @@ fn receivers(store: &Arc<dyn Store>) -> Result<Receivers, StoreError> {
     let policies = TlsPolicies::open(Arc::clone(store))?;
     let (rules, memory) = (Destinations::open(Arc::clone(store))?, TlsMemory::open(Arc::clone(store))?);
     Ok((Arc::new(policies), Arc::new(rules), Arc::new(memory)))
+}
+
+/// Reports about TLS; those that go by HTTPS lead where mail may lead.
+fn tls_reports(
+    config: &Config,
+    (store, vips, domains): (Arc<dyn Store>, &Arc<Vips>, &Arc<Domains>),
+    (world, tls): (&World, &ClientTls),
+) -> Result<TlsReports, StoreError> {
+    let reach = match config.delivery.private_addresses {
+        PrivateAddresses::Refused => Reach::Public,
+        PrivateAddresses::Allowed => Reach::Anywhere,
+    };
+    let signers = Arc::clone(domains);
+    let parts = tlsrpt::Parts {
+        store,
+        resolver: Arc::clone(&world.resolver),
+        post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), reach)),
+        vips: Arc::clone(vips),
+        signed_as: Arc::new(move |vip, tenant| Some(signers.name_signer(vip, tenant)?.domain.clone())),
+    };
+    TlsReports::open(parts, config.tls_reports.clone())
 }
 
 /// The queue knows sites by their names, and who watches it feels its pulse.

@@ -50,6 +50,7 @@ use crate::statistics::Statistics;
 use crate::store::{Blobs, Store};
 use crate::suppression::Suppression;
 use crate::tenancy::Tenancy;
+use crate::tlsrpt::TlsReports;
 use crate::trace::Tracer;
 use crate::vips::Vips;
 use crate::webhooks::Webhooks;
@@ -72,9 +73,10 @@ pub use api::{
     SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson,
     SmtpAccountChangeJson, SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson,
     SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson,
-    SuspensionJson, SweepActJson, TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson, TopJson,
-    TopProviderJson, TraceJson, TracedJson, TracedLineJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson,
-    VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    SuspensionJson, SweepActJson, TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsReportJson,
+    TlsReportRowJson, TlsRuleJson, TopJson, TopProviderJson, TraceJson, TracedJson, TracedLineJson, UserChangeJson,
+    UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
+    WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, TlsNow};
 pub use guard::PeerUser;
@@ -120,6 +122,8 @@ pub struct Parts {
     pub destinations: Arc<Destinations>,
     /// What TLS came to with receivers.
     pub tls_memory: Arc<TlsMemory>,
+    /// What is reported about TLS to them.
+    pub tls_reports: Arc<TlsReports>,
     /// What happens at this moment.
     pub pulse: Arc<Pulse>,
     /// Live sessions.

@@ -225,6 +225,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
         tls_policies: Arc::new(crate::delivery::TlsPolicies::open(store.clone()).unwrap()),
         destinations: Arc::new(crate::delivery::Destinations::open(store.clone()).unwrap()),
         tls_memory: Arc::new(crate::delivery::TlsMemory::open(store.clone()).unwrap()),
+        tls_reports: Arc::new(crate::tlsrpt::idle(store.clone())),
         pulse: Arc::default(),
         tracer: Arc::default(),
         people,

@@ -29,6 +29,7 @@ mod suppressions;
 mod suspensions;
 mod tenants;
 mod tls;
+mod tls_reports;
 mod top;
 mod trace;
 mod users;
@@ -89,6 +90,7 @@ pub use suppressions::{NewSuppressionJson, SuppressionChangesJson, SuppressionJs
 pub use suspensions::{NewSuspensionJson, ResumedJson, SuspensionJson};
 pub use tenants::{DeletionJson, LimitsJson, NewDeletionJson, NewTenantJson, TenantChangeJson, TenantJson};
 pub use tls::{NewTlsRuleJson, SeenTlsJson, StsPolicyJson, TlsFailingJson, TlsPolicyJson, TlsRuleJson};
+pub use tls_reports::{TlsReportJson, TlsReportRowJson};
 pub use top::{TopJson, TopProviderJson};
 pub use trace::{NewTraceJson, TraceJson, TracedJson, TracedLineJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
@@ -214,6 +216,8 @@ fn site_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(tls::clear))
         .routes(routes!(tls::show))
         .routes(routes!(tls::failing))
+        .routes(routes!(tls_reports::list))
+        .routes(routes!(tls_reports::show))
 }
 
 fn webhook_routes() -> OpenApiRouter<Shared> {
