@@ -12,6 +12,7 @@ mod daemon_life;
 mod dialogues;
 mod disk_full;
 mod dkim_verifiers;
+mod dnssec;
 mod faults;
 mod fuzz;
 mod hardening;

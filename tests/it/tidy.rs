@@ -33,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("webhooks", &["mail", "access", "net", "store", "events", "records"]),
     ("domains", &["mail", "access", "store", "events", "records", "net", "vips"]),
     ("pipeline", &["mail", "accounts", "domains", "suppression", "vips"]),
+    ("tlsrpt", &["mail", "access", "net", "store", "events", "records", "vips", "domains", "intake"]),
     ("queue", &["mail", "routing", "access", "store", "events", "records"]),
     ("breaker", &["mail", "access", "store", "events", "records", "accounts", "queue"]),
     (
@@ -83,6 +84,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gate",
             "records",
             "trace",
+            "tlsrpt",
         ],
     ),
     (
@@ -115,6 +117,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "statistics",
             "search",
             "trace",
+            "tlsrpt",
         ],
     ),
     ("sink", &[]),
@@ -149,6 +152,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rcgen", &["net", "sink"]),
     // delivery: its data files of providers and replies.
     ("tantivy", &["search"]),
+    ("flate2", &["tlsrpt"]),
     ("toml", &["config", "delivery"]),
 ];
 

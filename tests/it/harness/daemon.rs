@@ -107,7 +107,8 @@ impl Running {
         (Self::start_with(config, folder, zone).await, free)
     }
 
-    async fn start_with(config: Config, folder: Arc<TempDir>, zone: Arc<ZoneServer>) -> Self {
+    /// Starts with a configuration of the test's own.
+    pub async fn start_with(config: Config, folder: Arc<TempDir>, zone: Arc<ZoneServer>) -> Self {
         let bind = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let socket = |mode| {
             let listener = TcpListener::bind(bind).unwrap();

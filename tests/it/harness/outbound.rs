@@ -11,11 +11,12 @@ use postern::delivery::{self, Delivery, Destinations, Pacing, PrivateAddresses, 
 use postern::events::{Event, EventKind, InstanceEvent, MailEvent};
 use postern::ext::Timestamp;
 use postern::mail::{Address, Body, Class, Domain, MailParameters, Notify, QueueId, ReversePath, Sealed, TenantId};
-use postern::net::{BoundDialer, ClientTls, Zone, ZoneServer};
+use postern::net::{BoundDialer, ClientTls, Poster, Reach, Resolver, Zone, ZoneServer};
 use postern::queue::{self, Needs8bit, NewMessage, NewRecipient, Queue};
 use postern::routing::{Lane, Routes, TransportName};
 use postern::seal::MasterKey;
 use postern::store::{MemoryStore, Store, after_prefix, codec, prefix};
+use postern::tlsrpt::{self, TlsReports};
 use postern::vips::{NewVip, Owner, Vip, Vips};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -35,10 +36,22 @@ pub struct Outbound {
     pub tls_policies: Arc<TlsPolicies>,
     pub destinations: Arc<Destinations>,
     pub tls_memory: Arc<delivery::TlsMemory>,
+    pub tls_reports: Arc<TlsReports>,
     settings: watch::Sender<Arc<delivery::Settings>>,
     pub shutdown: Shutdown,
     task: Option<tokio::task::JoinHandle<()>>,
     parts: Box<dyn Fn() -> delivery::Parts + Send>,
+}
+
+/// Counts for reports; nothing here sends them.
+fn reports(
+    store: Arc<MemoryStore>,
+    (resolver, tls, vips): (Arc<dyn Resolver>, &ClientTls, Arc<Vips>),
+) -> Arc<TlsReports> {
+    let post = Arc::new(Poster::new(resolver.clone(), tls.clone(), Reach::Anywhere));
+    let parts = tlsrpt::Parts { store, resolver, post, vips, signed_as: Arc::new(|_, _| None) };
+    let settings = tlsrpt::Settings { sending: tlsrpt::Sending::On, ..Default::default() };
+    Arc::new(TlsReports::open(parts, settings).unwrap())
 }
 
 /// Short limits, so that hostility costs milliseconds.
@@ -103,6 +116,8 @@ impl Outbound {
         let tls_policies = Arc::new(TlsPolicies::open(store.clone()).unwrap());
         let destinations = Arc::new(Destinations::open(store.clone()).unwrap());
         let tls_memory = Arc::new(delivery::TlsMemory::open(store.clone()).unwrap());
+        let tls_reports = reports(store.clone(), (resolver.clone(), &tls, vips.clone()));
+        let kept_reports = tls_reports.clone();
         let (kept_memory, kept_destinations) = (tls_memory.clone(), destinations.clone());
         let world =
             (store.clone(), queue.clone(), vips.clone(), routes.clone(), delivery.clone(), tls_policies.clone());
@@ -124,6 +139,7 @@ impl Outbound {
                 tls_policies,
                 destinations: destinations.clone(),
                 tls_memory: tls_memory.clone(),
+                tls_reports: tls_reports.clone(),
                 tracer: Arc::default(),
                 settings: receiver.clone(),
             }
@@ -140,6 +156,7 @@ impl Outbound {
             tls_policies,
             destinations: kept_destinations,
             tls_memory: kept_memory,
+            tls_reports: kept_reports,
             settings,
             shutdown,
             task: None,
