@@ -244,8 +244,7 @@ impl TlsReports {
         let settings = self.settings();
         let letter = Letter { day, id, to, gzip: &gzip, organization: &settings.organization };
         match intake.accept_as(recipient.id, letter.submission(&egress, now), now).await {
-            Ok(taken) if taken.suppressed.is_empty() => Ok(Fate::Taken),
-            Ok(_) => Ok(Fate::Refused(format!("{to} is on the suppression list"))),
+            Ok(_) => Ok(Fate::Taken),
             Err(refusal) if refusal.reply.severity() == Severity::Permanent => Ok(Fate::Refused(refusal.to_string())),
             Err(refusal) => Err(refusal.to_string()),
         }

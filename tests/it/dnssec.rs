@@ -25,7 +25,6 @@ use crate::harness::peer::{Peer, Script};
 
 const TEST: &str = "dnssec::what_a_signed_zone_and_a_policy_server_demand_is_kept_and_downgrades_are_refused";
 const HTTPS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 100);
-const VIP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 /// How long a verdict may take, DNS included.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -190,7 +189,7 @@ async fn start(world: &World) -> (Running, Login) {
     config.tls_reports.sending = Sending::On;
     let running = Running::start_with(config, folder, Arc::new(zone)).await;
     let tenant = running.tenant("shop").await;
-    running.vip(VIP, "out.shop.test", Owner::Tenant(tenant)).await;
+    running.vip(Ipv4Addr::LOCALHOST, "out.shop.test", Owner::Tenant(tenant)).await;
     running.trusted_domain(tenant, "shop.test").await;
     let login = running.account(tenant).await;
     (running, login)

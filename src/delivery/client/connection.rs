@@ -24,7 +24,7 @@ use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
 use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
-use crate::net::{ClientTls, Dialer, HandshakeFault, Proof, Verify};
+use crate::net::{ClientTls, Dialer, HandshakeError, HandshakeFault, Proof, Verify};
 use crate::queue::Outcome;
 use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
@@ -76,7 +76,7 @@ pub(super) struct Call<'a> {
     pub(super) messages_max: usize,
     /// Under which policies the session is reported.
     pub(super) reported: &'a [Applied],
-    /// What it lacks of verified TLS, once that shows.
+    /// Why there is no TLS, once that shows.
     pub(super) lack: Mutex<Option<Lack>>,
 }
 
@@ -150,7 +150,7 @@ impl Call<'_> {
         }
     }
 
-    /// The session lacks this of verified TLS.
+    /// There is no TLS in this session, for this reason.
     pub(super) fn lacks(&self, kind: LackKind, reason: impl Into<String>) {
         *self.lack.lock().unwrap_or_else(PoisonError::into_inner) = Some(Lack { kind, reason: reason.into() });
     }
@@ -483,9 +483,8 @@ impl Connection {
         };
         self.peer.tls = call.noted(secured.describe());
         self.tap.note(|| format!("(TLS: {})", self.peer.tls));
-        if let Err(error) = &secured.verified {
-            call.lacks(lack_of(error), error.reason.clone());
-        }
+        let lack = |error: &HandshakeError| Lack { kind: lack_of(error), reason: error.reason.clone() };
+        self.lack = secured.verified.as_ref().err().map(lack);
         self.proof = secured.verified.ok();
         self.stream = Stream::Tls(Box::new(stream));
         Ok(self)

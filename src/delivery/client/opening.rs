@@ -83,7 +83,9 @@ fn report(call: &Call<'_>, tools: &Tools<'_>, (opened, lack): (&mut Result<Conne
     let Some(reports) = tools.reports else { return };
     let protection = match opened {
         Ok(open) => {
-            open.lack = lack;
+            if lack.is_some() {
+                open.lack = lack;
+            }
             open.counted_for.push(call.lane.next_hop.clone());
             open.protection()
         }
