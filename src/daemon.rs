@@ -180,6 +180,7 @@ impl Daemon {
         let state = State::new(&rooms, Arc::clone(&world.certificates), started);
         let daemon = Self::around(&config, &rooms, &world, state);
         daemon.start_rest(&config, &rooms, (folders.archive, overrides.mail_log, Arc::clone(&tenancy)));
+        daemon.start_tls_reports(&rooms);
         administrators::welcome(&rooms.people, &daemon.admin).await;
         daemon.start_returning(&config, &rooms, &folders.drafts);
         daemon.start_doors(config, &rooms, world, (folders.drafts, tls, started, tenancy));
@@ -240,8 +241,6 @@ impl Daemon {
         let (intake, stop) = (Arc::clone(&rooms.intake), shutdown());
         self.rest.vital("intake", async move { intake.keep(&stop).await });
         self.rest.vital("operations", Arc::clone(&rooms.operations).run(shutdown()));
-        let (reports, intake, stop) = (Arc::clone(&self.tls_reports), Arc::clone(&rooms.intake), shutdown());
-        self.rest.vital("TLS reports", async move { reports.run(intake, stop).await });
         let format = match config.log.format {
             LogFormat::Text => events::LogFormat::Text,
             LogFormat::Json => events::LogFormat::Json,
@@ -296,6 +295,13 @@ impl Daemon {
             })
             .await;
         });
+    }
+
+    /// What recipient domains are told about TLS; it outlives delivery, whose last sessions it counts.
+    fn start_tls_reports(&self, rooms: &Rooms) {
+        let (reports, intake) = (Arc::clone(&self.tls_reports), Arc::clone(&rooms.intake));
+        let stop = self.rest.shutdown().clone();
+        self.rest.vital("TLS reports", async move { reports.run(intake, stop).await });
     }
 
     /// The door for what comes back, and what goes on from there.

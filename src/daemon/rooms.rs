@@ -104,8 +104,7 @@ impl Rooms {
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let (pacing, pulse) = watched(&queue, pacing);
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
-        let tls_reports = tls_reports(config, (records(), &vips, &domains), (world, tls));
-        let tls_reports = Arc::new(tls_reports.map_err(unreadable("reports about TLS"))?);
+        let tls_reports = tls_reports(config, (records(), &vips, &domains), (world, tls))?;
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
         let entry = may_enter(&delivery, &pacing);
@@ -114,7 +113,6 @@ impl Rooms {
         let operations = Arc::new(operations.map_err(unreadable("operations"))?);
         let sources = (records(), bell.clone(), &accounts);
         let webhooks = webhooks(config, key, sources, (world, folders, tls)).map_err(unreadable("webhooks"))?;
-        let people = Arc::new(people);
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
         let notifications = Arc::new(notifications);
         let statistics = Arc::new(statistics(records(), &accounts, config));
@@ -129,7 +127,7 @@ impl Rooms {
             suppression,
             operations,
             routes,
-            people,
+            people: Arc::new(people),
             queue,
             backup,
             delivery,
@@ -382,7 +380,7 @@ fn tls_reports(
     config: &Config,
     (store, vips, domains): (Arc<dyn Store>, &Arc<Vips>, &Arc<Domains>),
     (world, tls): (&World, &ClientTls),
-) -> Result<TlsReports, StoreError> {
+) -> Result<Arc<TlsReports>, StartError> {
     let reach = match config.delivery.private_addresses {
         PrivateAddresses::Refused => Reach::Public,
         PrivateAddresses::Allowed => Reach::Anywhere,
@@ -395,7 +393,9 @@ fn tls_reports(
         vips: Arc::clone(vips),
         signed_as: Arc::new(move |vip, tenant| Some(signers.name_signer(vip, tenant)?.domain.clone())),
     };
-    TlsReports::open(parts, config.tls_reports.clone())
+    let opened = TlsReports::open(parts, config.tls_reports.clone());
+    let unreadable = |error| StartError::Unavailable(format!("the reports about TLS cannot be read: {error}"));
+    opened.map(Arc::new).map_err(unreadable)
 }
 
 /// The queue knows sites by their names, and who watches it feels its pulse.

@@ -212,57 +212,59 @@ fn unpacked(gzip: &[u8]) -> Value {
     serde_json::from_str(&json).unwrap()
 }
 
+/// A member, what it must be, and whether it must be there.
+type Rule = (&'static str, fn(&Value) -> bool, bool);
+fn is_text(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.is_empty())
+}
+fn is_moment(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.len() == 20 && Timestamp::from_rfc3339(text).is_some())
+}
+fn is_address(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| crate::mail::Address::parse(text).is_ok())
+}
+fn is_texts(value: &Value) -> bool {
+    value.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(is_text))
+}
+fn is_name(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| Domain::parse(text).is_ok())
+}
+fn is_ip(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok())
+}
+fn is_kind(value: &Value) -> bool {
+    matches!(value.as_str(), Some("tlsa" | "sts" | "no-policy-found"))
+}
+fn is_result(value: &Value) -> bool {
+    const ALL: [&str; 11] = [
+        "starttls-not-supported",
+        "certificate-host-mismatch",
+        "certificate-expired",
+        "certificate-not-trusted",
+        "validation-failure",
+        "tlsa-invalid",
+        "dnssec-invalid",
+        "dane-required",
+        "sts-policy-fetch-error",
+        "sts-policy-invalid",
+        "sts-webpki-invalid",
+    ];
+    value.as_str().is_some_and(|text| ALL.contains(&text))
+}
+fn check(value: &Value, rules: &[Rule]) {
+    let object = value.as_object().unwrap_or_else(|| panic!("no object: {value}"));
+    for (name, is_fine, is_needed) in rules {
+        match object.get(*name) {
+            Some(member) => assert!(is_fine(member), "{name}: {member}"),
+            None => assert!(!is_needed, "{name} is missing in {value}"),
+        }
+    }
+    let strange = object.keys().find(|name| !rules.iter().any(|(known, _, _)| known == name));
+    assert_eq!(strange, None, "{value}");
+}
+
 /// What RFC 8460 s4.4 says a report consists of: each member, its type, whether it must be there, and no other.
 fn check_schema(report: &Value) {
-    type Rule = (&'static str, fn(&Value) -> bool, bool);
-    fn is_text(value: &Value) -> bool {
-        value.as_str().is_some_and(|text| !text.is_empty())
-    }
-    fn is_moment(value: &Value) -> bool {
-        value.as_str().is_some_and(|text| text.len() == 20 && Timestamp::from_rfc3339(text).is_some())
-    }
-    fn is_address(value: &Value) -> bool {
-        value.as_str().is_some_and(|text| crate::mail::Address::parse(text).is_ok())
-    }
-    fn is_texts(value: &Value) -> bool {
-        value.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(is_text))
-    }
-    fn is_name(value: &Value) -> bool {
-        value.as_str().is_some_and(|text| Domain::parse(text).is_ok())
-    }
-    fn is_ip(value: &Value) -> bool {
-        value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok())
-    }
-    fn is_kind(value: &Value) -> bool {
-        matches!(value.as_str(), Some("tlsa" | "sts" | "no-policy-found"))
-    }
-    fn is_result(value: &Value) -> bool {
-        const ALL: [&str; 11] = [
-            "starttls-not-supported",
-            "certificate-host-mismatch",
-            "certificate-expired",
-            "certificate-not-trusted",
-            "validation-failure",
-            "tlsa-invalid",
-            "dnssec-invalid",
-            "dane-required",
-            "sts-policy-fetch-error",
-            "sts-policy-invalid",
-            "sts-webpki-invalid",
-        ];
-        value.as_str().is_some_and(|text| ALL.contains(&text))
-    }
-    fn check(value: &Value, rules: &[Rule]) {
-        let object = value.as_object().unwrap_or_else(|| panic!("no object: {value}"));
-        for (name, is_fine, is_needed) in rules {
-            match object.get(*name) {
-                Some(member) => assert!(is_fine(member), "{name}: {member}"),
-                None => assert!(!is_needed, "{name} is missing in {value}"),
-            }
-        }
-        let strange = object.keys().find(|name| !rules.iter().any(|(known, _, _)| known == name));
-        assert_eq!(strange, None, "{value}");
-    }
     let any = |_: &Value| true;
     check(
         report,
