@@ -313,45 +313,8 @@ fn check_schema(report: &Value) {
     }
 }
 
-/// RFC 8460 s4.4 and appendix B: the shapes of its examples, an MTA-STS policy in testing mode whose hosts have
-/// an expired certificate, no STARTTLS, and something else wrong; with a DANE policy and none beside it.
-#[test]
-fn a_report_has_the_members_of_the_rfc_and_the_shape_of_its_examples() {
-    let own = domain("company-y.example");
-    let lines = ["version: STSv1", "mode: testing", "mx: *.mail.company-y.example", "max_age: 86400"];
-    let sts = Policy::sts(&own, lines.map(str::to_owned).to_vec(), vec!["*.mail.company-y.example".to_owned()]);
-    let failures = |result, source: &str, host: &str, address: Option<&str>, sessions, reason: &str| Failures {
-        result,
-        source: Some(source.parse().unwrap()),
-        host: Some(host.to_owned()),
-        address: address.map(|address| address.parse().unwrap()),
-        reason: reason.to_owned(),
-        sessions,
-    };
-    let (mx1, mx2) = ("mx1.mail.company-y.example", "mx2.mail.company-y.example");
-    let under = |policy, successful, failed, failures| UnderPolicy { policy, successful, failed, failures };
-    let policies = vec![
-        under(
-            sts,
-            5326,
-            303,
-            vec![
-                failures(ResultType::CertificateExpired, "2001:db8:abcd:12::1", mx1, None, 100, ""),
-                failures(ResultType::StarttlsNotSupported, "2001:db8:abcd:13::1", mx2, Some("203.0.113.56"), 200, ""),
-                failures(ResultType::ValidationFailure, "198.51.100.62", mx2, Some("203.0.113.58"), 3, "odd chain"),
-            ],
-        ),
-        under(Policy::tlsa(&domain(mx1), vec![format!("3 1 1 {}", "1f".repeat(32))]), 7, 0, Vec::new()),
-        under(Policy::none(&own), 1, 0, Vec::new()),
-    ];
-    let day = DomainDay { policies, ..DomainDay::new(&own, 16_892, crate::mail::VipId(1)) };
-    let submitter = domain("mail.company-x.example");
-    let by = Submitter { organization: "Company-X", contact: "sts-reporting@company-x.example", domain: &submitter };
-    let id = QueueId([7; 16]);
-    let report = Report::of(&day, id, &by, &|address| address);
-    let found: Value = serde_json::from_slice(&report.to_json()).unwrap();
-    check_schema(&found);
-    let expected = json!({
+fn expected_report(lines: &[&str], (mx1, mx2): (&str, &str), id: QueueId) -> Value {
+    json!({
         "organization-name": "Company-X",
         "date-range": {"start-datetime": "2016-04-01T00:00:00Z", "end-datetime": "2016-04-01T23:59:59Z"},
         "contact-info": "sts-reporting@company-x.example",
@@ -402,7 +365,48 @@ fn a_report_has_the_members_of_the_rfc_and_the_shape_of_its_examples() {
                 "summary": {"total-successful-session-count": 1, "total-failure-session-count": 0}
             }
         ]
-    });
+    })
+}
+
+/// RFC 8460 s4.4 and appendix B: the shapes of its examples, an MTA-STS policy in testing mode whose hosts have
+/// an expired certificate, no STARTTLS, and something else wrong; with a DANE policy and none beside it.
+#[test]
+fn a_report_has_the_members_of_the_rfc_and_the_shape_of_its_examples() {
+    let own = domain("company-y.example");
+    let lines = ["version: STSv1", "mode: testing", "mx: *.mail.company-y.example", "max_age: 86400"];
+    let sts = Policy::sts(&own, lines.map(str::to_owned).to_vec(), vec!["*.mail.company-y.example".to_owned()]);
+    let failures = |result, source: &str, host: &str, address: Option<&str>, sessions, reason: &str| Failures {
+        result,
+        source: Some(source.parse().unwrap()),
+        host: Some(host.to_owned()),
+        address: address.map(|address| address.parse().unwrap()),
+        reason: reason.to_owned(),
+        sessions,
+    };
+    let (mx1, mx2) = ("mx1.mail.company-y.example", "mx2.mail.company-y.example");
+    let under = |policy, successful, failed, failures| UnderPolicy { policy, successful, failed, failures };
+    let policies = vec![
+        under(
+            sts,
+            5326,
+            303,
+            vec![
+                failures(ResultType::CertificateExpired, "2001:db8:abcd:12::1", mx1, None, 100, ""),
+                failures(ResultType::StarttlsNotSupported, "2001:db8:abcd:13::1", mx2, Some("203.0.113.56"), 200, ""),
+                failures(ResultType::ValidationFailure, "198.51.100.62", mx2, Some("203.0.113.58"), 3, "odd chain"),
+            ],
+        ),
+        under(Policy::tlsa(&domain(mx1), vec![format!("3 1 1 {}", "1f".repeat(32))]), 7, 0, Vec::new()),
+        under(Policy::none(&own), 1, 0, Vec::new()),
+    ];
+    let day = DomainDay { policies, ..DomainDay::new(&own, 16_892, crate::mail::VipId(1)) };
+    let submitter = domain("mail.company-x.example");
+    let by = Submitter { organization: "Company-X", contact: "sts-reporting@company-x.example", domain: &submitter };
+    let id = QueueId([7; 16]);
+    let report = Report::of(&day, id, &by, &|address| address);
+    let found: Value = serde_json::from_slice(&report.to_json()).unwrap();
+    check_schema(&found);
+    let expected = expected_report(&lines, (mx1, mx2), id);
     assert_eq!(found, expected);
     assert_eq!(serde_json::from_value::<Report>(found).unwrap(), report);
     let name = report::file_name(&day, id, &submitter);

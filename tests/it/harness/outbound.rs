@@ -79,6 +79,12 @@ pub fn settings(mx_port: u16) -> delivery::Settings {
     settings
 }
 
+fn new_vip(source: IpAddr) -> NewVip {
+    let IpAddr::V4(ipv4) = source else { panic!("IPv4 here") };
+    let (ehlo, owner) = (Domain::parse("out.sender.example").unwrap(), Owner::Tenant(TENANT));
+    NewVip { ipv4: Some(ipv4), ipv6: None, public_ipv4: None, public_ipv6: None, ehlo, owner }
+}
+
 impl Outbound {
     /// Starts delivery from `source`, asking `zone`.
     pub async fn start(source: &str, zone: Zone, settings: delivery::Settings) -> Self {
@@ -95,16 +101,7 @@ impl Outbound {
         let store = Arc::new(MemoryStore::new());
         let queue = Queue::open(store.clone(), store.clone(), queue::Settings::default()).await.unwrap();
         let vips = Arc::new(Vips::open(store.clone()).unwrap());
-        let source: IpAddr = source.parse().unwrap();
-        let IpAddr::V4(ipv4) = source else { panic!("IPv4 here") };
-        let new = NewVip {
-            ipv4: Some(ipv4),
-            ipv6: None,
-            public_ipv4: None,
-            public_ipv6: None,
-            ehlo: Domain::parse("out.sender.example").unwrap(),
-            owner: Owner::Tenant(TENANT),
-        };
+        let new = new_vip(source.parse().unwrap());
         let vip = vips.add(&Actor::local(0), new, Timestamp::now()).await.unwrap();
         let routes = Arc::new(Routes::open(store.clone(), Arc::new(MasterKey::from_bytes([1; 32]))).unwrap());
         let (zone, resolver) = super::zone::serve(zone).await;
