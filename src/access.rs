@@ -294,6 +294,33 @@ impl Actor {
         Err(self.forbidden(Sight::Hidden, Scope { resource: Resource::Domains, action: Action::Read }))
     }
 
+    /// Whether it may read or change mail of a tenant: all that was handed in by `account` or from the domain
+    /// `sender`, as far as that is said. Whoever is narrowed to some SMTP accounts or sending domains needs one
+    /// of them said.
+    ///
+    /// # Errors
+    /// As [`Actor::require`]; hidden if what keeps it away is its narrowing.
+    pub fn require_mail(
+        &self,
+        (tenant, action): (TenantId, Action),
+        account: Option<SmtpAccountId>,
+        sender: Option<&Domain>,
+    ) -> Result<(), Forbidden> {
+        let needed = Scope { resource: Resource::Queue, action };
+        self.require(match action {
+            Action::Read => Permission::Read(Resource::Queue, tenant),
+            Action::Write => Permission::Write(Resource::Queue, tenant),
+        })?;
+        let granted = self.narrowing.accounts.as_ref();
+        let may_by_account = granted.is_none_or(|granted| {
+            account.and_then(|account| granted.get(&account)).is_some_and(|granted| *granted >= action)
+        });
+        let listed = self.narrowing.domains.as_ref();
+        let may_by_sender =
+            listed.is_none_or(|listed| sender.is_some_and(|own| listed.iter().any(|of| own.is_within(of))));
+        if may_by_account && may_by_sender { Ok(()) } else { Err(self.forbidden(Sight::Hidden, needed)) }
+    }
+
     /// For dangerous acts: a person must have proved itself within [`PROOF_FRESH`].
     ///
     /// # Errors
@@ -496,6 +523,33 @@ mod tests {
         assert!(person.require_account((OWN, write), Action::Write).is_ok(), "granted beyond the role, by an admin");
         assert_eq!(person.require_account((OWN, none), Action::Read).unwrap_err().sight, Sight::Hidden);
         assert_eq!(person.require_account((OTHER, read), Action::Read).unwrap_err().sight, Sight::Hidden);
+    }
+
+    #[test]
+    fn whoever_is_narrowed_sees_and_changes_only_that_mail() {
+        let (read, write) = (SmtpAccountId(1), SmtpAccountId(2));
+        let accounts = Some(BTreeMap::from([(read, Action::Read), (write, Action::Write)]));
+        let narrowed = |narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("d", Role::Developer(OWN)) };
+        let person = narrowed(Narrowing { accounts, ..Narrowing::default() });
+        for (action, account, is_fine) in [
+            (Action::Read, Some(read), true),
+            (Action::Write, Some(read), false),
+            (Action::Write, Some(write), true),
+            (Action::Read, Some(SmtpAccountId(3)), false),
+            (Action::Read, None, false),
+        ] {
+            let answer = person.require_mail((OWN, action), account, None);
+            assert_eq!(answer.is_ok(), is_fine, "{action:?} {account:?}");
+        }
+        let (own, below, other) = ("a.example", "b.a.example", "c.example");
+        let domain = |text: &str| Domain::parse(text).unwrap();
+        let key = narrowed(Narrowing { domains: Some(vec![domain(own)]), ..Narrowing::default() });
+        for (sender, is_fine) in [(Some(own), true), (Some(below), true), (Some(other), false), (None, false)] {
+            let sender = sender.map(domain);
+            assert_eq!(key.require_mail((OWN, Action::Read), None, sender.as_ref()).is_ok(), is_fine, "{sender:?}");
+        }
+        assert!(Actor::of("d", Role::Developer(OWN)).require_mail((OWN, Action::Write), None, None).is_ok());
+        assert!(Actor::of("d", Role::Developer(OTHER)).require_mail((OWN, Action::Read), None, None).is_err());
     }
 
     #[test]

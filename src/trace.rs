@@ -18,6 +18,10 @@ use crate::mail::{TenantId, VipId, printable};
 
 /// Followers at a time, at most.
 pub const FOLLOWERS_MAX: usize = 10;
+/// Of these, followers of single tenants' sessions: the others are kept for who runs the instance.
+pub const FOLLOWERS_OF_TENANTS_MAX: usize = 8;
+/// Of these, of one tenant's.
+pub const FOLLOWERS_PER_TENANT_MAX: usize = 2;
 /// Lines kept for a follower until it reads them, at most; further ones are left out and counted.
 pub const LINES_MAX: usize = 2_000;
 /// Characters of a line, at most.
@@ -169,7 +173,7 @@ impl Tracer {
     /// Follows the sessions that fit from now on; the number to read by.
     ///
     /// # Errors
-    /// If [`FOLLOWERS_MAX`] follow already.
+    /// If [`FOLLOWERS_MAX`] follow already, or the most that may of tenants or of this one.
     pub fn follow(&self, filter: TraceFilter) -> Result<u64, String> {
         let lower = |text: Option<String>| text.map(|text| text.to_ascii_lowercase());
         let filter = TraceFilter { address: lower(filter.address), towards: lower(filter.towards), ..filter };
@@ -177,6 +181,18 @@ impl Tracer {
         kept.1.retain(|_, follower| follower.read.elapsed() < IDLE_MAX);
         if kept.1.len() >= FOLLOWERS_MAX {
             return Err(format!("{FOLLOWERS_MAX} follow sessions already, the most there may be"));
+        }
+        if filter.tenant.is_some() {
+            let of_tenants = kept.1.values().filter_map(|follower| follower.filter.tenant);
+            let (own, all) = of_tenants.fold((0_usize, 0_usize), |(own, all), tenant| {
+                (own + usize::from(Some(tenant) == filter.tenant), all + 1)
+            });
+            if own >= FOLLOWERS_PER_TENANT_MAX || all >= FOLLOWERS_OF_TENANTS_MAX {
+                return Err(format!(
+                    "{own} follow sessions of this tenant already and {all} those of any; the most are \
+                     {FOLLOWERS_PER_TENANT_MAX} and {FOLLOWERS_OF_TENANTS_MAX}"
+                ));
+            }
         }
         kept.0 = kept.0.saturating_add(1);
         let number = kept.0;
@@ -317,6 +333,9 @@ impl Tap {
     }
 }
 
+/// What may follow AUTH; anything else is taken for a secret.
+const MECHANISMS: [&str; 8] =
+    ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"];
 /// Stands for what logs somebody in.
 const SECRET: &str = "(a secret)";
 
@@ -326,7 +345,12 @@ fn masked(line: String) -> String {
     let verb = words.next().unwrap_or_default().to_ascii_uppercase();
     if verb == "AUTH" {
         let mechanism = words.next().unwrap_or_default();
-        return if words.next().is_some() { format!("AUTH {mechanism} {SECRET}") } else { line };
+        let is_mechanism = MECHANISMS.iter().any(|known| mechanism.eq_ignore_ascii_case(known));
+        return match (is_mechanism, words.next()) {
+            (true, None) => line,
+            (true, Some(_)) => format!("AUTH {mechanism} {SECRET}"),
+            (false, _) => format!("AUTH {SECRET}"),
+        };
     }
     // The lone dot that ends a message without a recipient.
     if verb == "." || VERBS.contains(&verb.as_str()) {
@@ -375,6 +399,37 @@ mod tests {
         assert_eq!(heard[1], "AUTH plain (a secret)");
         assert_eq!(heard[3..6], ["AUTH LOGIN", "(a secret)", "(no command, 8 octets)"]);
         assert_eq!(heard.last().unwrap(), "RCPT TO:<b@c.example>");
+    }
+
+    #[test]
+    fn whatever_follows_auth_and_is_no_mechanism_is_a_secret() {
+        for (line, shown) in [
+            ("AUTH LOGIN", "AUTH LOGIN"),
+            ("auth scram-sha-256", "auth scram-sha-256"),
+            ("AUTH PLAIN AHVz", "AUTH PLAIN (a secret)"),
+            ("AUTH PLAIN?AHVzZXIAc2VjcmV0", "AUTH (a secret)"),
+            ("AUTH AHVzZXIAc2VjcmV0", "AUTH (a secret)"),
+            ("AUTH  AHVzZXIAc2VjcmV0", "AUTH (a secret)"),
+        ] {
+            assert_eq!(masked(line.to_owned()), shown);
+        }
+    }
+
+    #[test]
+    fn tenants_never_take_all_places_of_followers() {
+        let tracer = Arc::new(Tracer::new());
+        let of = |number: u64| TraceFilter { tenant: Some(TenantId(number)), ..TraceFilter::default() };
+        for number in 0..FOLLOWERS_OF_TENANTS_MAX as u64 / FOLLOWERS_PER_TENANT_MAX as u64 {
+            for _ in 0..FOLLOWERS_PER_TENANT_MAX {
+                tracer.follow(of(number)).unwrap();
+            }
+            assert!(tracer.follow(of(number)).unwrap_err().contains("of this tenant"));
+        }
+        assert!(tracer.follow(of(99)).is_err());
+        for _ in FOLLOWERS_OF_TENANTS_MAX..FOLLOWERS_MAX {
+            tracer.follow(TraceFilter::default()).unwrap();
+        }
+        assert!(tracer.follow(TraceFilter::default()).is_err());
     }
 
     #[tokio::test]

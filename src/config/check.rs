@@ -51,6 +51,7 @@ fn build(path: &Path, file: &File) -> Config {
         history_kept: file.span("events.history_kept"),
         search: crate::search::Settings {
             kept: file.span("search.messages_kept").min(file.span("events.history_kept")),
+            free_bytes_min: file.count("store.free_bytes_min").saturating_mul(2),
         },
         statistics: crate::statistics::Settings {
             hours_kept: file.span("statistics.hours_kept"),

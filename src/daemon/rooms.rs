@@ -230,6 +230,7 @@ impl Rooms {
             feedback: rooms.feedback,
             statistics: rooms.statistics,
             search: rooms.search,
+            scans: web::Scans::default(),
             about,
         }
     }

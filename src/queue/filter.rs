@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::record::{LaneRecord, QueuedMessage, QueuedRecipient};
-use crate::access::{Actor, Forbidden, Permission, Resource};
+use crate::access::{Action, Actor, Forbidden, Permission};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Class, Domain, QueueId, ReversePath, SmtpAccountId, TenantId, VipId};
 use crate::store::{Key, after_prefix, prefix};
@@ -49,7 +49,7 @@ pub struct Filter {
     pub state: Option<Standing>,
     /// With an unfinished recipient that was tried at least so often.
     pub attempts_min: Option<u32>,
-    /// With an unfinished recipient whose last reply or cause has this text in it, in any case.
+    /// With an unfinished recipient whose last reply or cause, in lower case, has this text in it.
     pub last: Option<String>,
     /// With an unfinished recipient that leaves by this virtual IP; if nothing else is asked of
     /// recipients, also what was accepted for it and is not retired, since notices about that leave by it.
@@ -119,15 +119,21 @@ impl SenderIs {
 impl Filter {
     /// Whether `actor` may see what it means.
     pub(super) fn require(&self, actor: &Actor) -> Result<(), Forbidden> {
-        actor
-            .require(self.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Read(Resource::Queue, tenant)))
+        self.require_to(actor, Action::Read)
     }
 
     /// Whether `actor` may change what it means.
     pub(super) fn require_change(&self, actor: &Actor) -> Result<(), Forbidden> {
-        actor.require(
-            self.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Write(Resource::Queue, tenant)),
-        )
+        self.require_to(actor, Action::Write)
+    }
+
+    fn require_to(&self, actor: &Actor, action: Action) -> Result<(), Forbidden> {
+        let Some(tenant) = self.tenant else { return actor.require(Permission::ManageInstance) };
+        let sender = match &self.sender {
+            Some(SenderIs::Domain(domain)) => Some(domain),
+            _ => None,
+        };
+        actor.require_mail((tenant, action), self.account, sender)
     }
 
     /// Whether something is asked of recipients, the virtual IP aside.
@@ -154,7 +160,7 @@ impl Filter {
     pub(super) fn fits(&self, record: &LaneRecord, recipient: &QueuedRecipient, standing: Standing) -> bool {
         let has_text = |text: &String| {
             let last = recipient.last_detail.as_deref().unwrap_or_default();
-            last.to_lowercase().contains(&text.to_lowercase())
+            last.to_lowercase().contains(text)
         };
         self.vip.is_none_or(|vip| record.lane.vip == vip)
             && self.state.is_none_or(|state| state == standing)

@@ -8,7 +8,8 @@
 use super::Queue;
 use super::filter::first_id;
 use super::key;
-use crate::access::{Actor, Permission, Resource};
+use super::show::may_by_history;
+use crate::access::{Action, Actor};
 use crate::events::{ERASE_ACT, History, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, ReversePath, TenantId};
@@ -105,7 +106,7 @@ impl Queue {
     pub async fn erase(&self, actor: &Actor, id: QueueId, now: Timestamp) -> Result<(), AdminError> {
         let _lock = self.locks.lock(id).await;
         let history = self.history(id)?.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
-        actor.require(Permission::Write(Resource::Queue, history.tenant))?;
+        may_by_history(actor, Action::Write, &history)?;
         if self.message(id)?.is_some() {
             return Err(AdminError::Invalid(format!("message {id} is still owed: cancel it first")));
         }

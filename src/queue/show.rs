@@ -13,9 +13,9 @@ use super::lanes::{Flight, Name};
 use super::record::{Ending, LaneRecord, NoticeOwed, QueuedMessage, QueuedRecipient, RecipientState};
 use super::verbs::RECORDS_MAX;
 use super::walk::{Budget, Meant, Walk};
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor, Forbidden};
 use crate::events::{Event, EventKind, History, MailEvent, NoticeKind, Why, history_key};
-use crate::mail::{QueueId, SmtpAccountId, TenantId};
+use crate::mail::{Address, QueueId, SmtpAccountId, TenantId};
 use crate::records::AdminError;
 use crate::store::{Key, StoreError, after_prefix, prefix};
 
@@ -156,6 +156,19 @@ pub struct WhyLine {
     pub sentence: String,
 }
 
+/// Whether `actor` may do that to a message that is owed.
+pub(super) fn may(actor: &Actor, action: Action, message: &QueuedMessage) -> Result<(), Forbidden> {
+    let sender = message.reverse_path.0.as_ref().map(Address::domain);
+    actor.require_mail((message.tenant, action), message.account, sender)
+}
+
+/// The same for one that is finished.
+pub(super) fn may_by_history(actor: &Actor, action: Action, history: &History) -> Result<(), Forbidden> {
+    let sender = history.reverse_path.0.as_ref().map(Address::domain);
+    let account = history.entry.as_ref().and_then(|entry| entry.account);
+    actor.require_mail((history.tenant, action), account, sender)
+}
+
 impl Queue {
     /// Up to `most` messages that fit the filter, oldest first, after `after`. A page may be short, or
     /// empty, and have a next one: a bounded number of records is looked at. Blocks on the disk.
@@ -202,9 +215,11 @@ impl Queue {
     pub fn show(&self, actor: &Actor, id: QueueId) -> Result<Shown, AdminError> {
         let message = self.message(id)?;
         let history = self.history(id)?;
-        let tenant = message.as_ref().map(|message| message.tenant).or(history.as_ref().map(|history| history.tenant));
-        let tenant = tenant.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
-        actor.require(Permission::Read(Resource::Queue, tenant))?;
+        let missing = || AdminError::Missing(format!("message {id}"));
+        match (&message, &history) {
+            (Some(message), _) => may(actor, Action::Read, message)?,
+            (None, history) => may_by_history(actor, Action::Read, history.as_ref().ok_or_else(missing)?)?,
+        }
         let (records, damaged) = self.lane_records_of(id)?;
         let mut notices = Vec::new();
         for own in self.notices_owed().keys_about(id) {

@@ -8,8 +8,9 @@ use super::Queue;
 use super::key::{self, Entry};
 use super::lanes::{Name, Seized};
 use super::record::{Ending, LaneRecord, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
+use super::show::may;
 use super::verdict;
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor};
 use crate::events::{MailEvent, NoticeKind};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, TenantId, VipId};
@@ -142,7 +143,7 @@ impl Queue {
         let id = order.id;
         let _lock = self.locks.lock(id).await;
         let message = self.message(id)?.ok_or_else(|| AdminError::Missing(format!("message {id} in the queue")))?;
-        order.actor.require(Permission::Write(Resource::Queue, message.tenant))?;
+        may(order.actor, Action::Write, &message)?;
         if let Verb::Move(to) = order.verb {
             (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
         }

@@ -130,7 +130,7 @@ async fn pages_of_ten_million_events() {
         clock: Arc::new(|| Timestamp(START)),
         days_kept: Arc::new(|_| None),
         forget: Arc::new(|_| Box::pin(async { Ok(Vec::new()) })),
-        settings: Settings { kept: Duration::from_secs(3_650 * 86_400) },
+        settings: Settings { kept: Duration::from_secs(3_650 * 86_400), ..Settings::default() },
     };
     let index = folder.path().join("search");
     let search = Arc::new(Search::open(parts, &index).unwrap());

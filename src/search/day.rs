@@ -30,6 +30,8 @@ use crate::mail::{QueueId, TenantId};
 use crate::statistics::{STATUSES, Status};
 use crate::store::codec;
 
+/// Rounds of rewriting, should a merge of the library's own come between.
+const PURGE_ROUNDS_MAX: usize = 5;
 /// Memory in which documents are gathered before they become a segment.
 const GATHER_BYTES: usize = 16 * 1024 * 1024;
 /// After everything that begins with a text: no character is behind it.
@@ -215,13 +217,13 @@ impl Day {
         Ok(Found { messages: messages.collect::<Result<_, DayError>>()?, seen })
     }
 
-    /// The ids of a tenant's messages, at most so many.
+    /// The ids of a tenant's messages, newest first, those before one, at most so many.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub fn ids_of(&self, tenant: TenantId, most: usize) -> Result<Vec<QueueId>, DayError> {
+    pub fn ids_of(&self, tenant: TenantId, before: Option<QueueId>, most: usize) -> Result<Vec<QueueId>, DayError> {
         let query = term(Term::from_field_u64(self.fields.tenant, tenant.0));
-        let newest = Newest { most, before: None, times: (0, u64::MAX) };
+        let newest = Newest { most, before: before.map(halves), times: (0, u64::MAX) };
         let found = self.reader.searcher().search(&*query, &newest).map_err(|error| self.failed(&error))?;
         Ok(found.1.into_iter().map(|(halves, _)| whole(halves)).collect())
     }
@@ -392,23 +394,29 @@ impl Writer {
         committed.map(|_| ()).map_err(|error| DayError::Failed(self.name.clone(), error.to_string()))
     }
 
-    /// Rewrites the files in which something was taken out, so that it is gone from the disk.
+    /// Rewrites the files in which something was taken out, so that it is gone from the disk. Whether all of it
+    /// is: a merge of the library's own that was under way keeps it, and then this is to be called again.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn purge(&mut self) -> Result<(), DayError> {
-        let failed = |error: TantivyError| DayError::Failed(self.name.clone(), error.to_string());
-        let segments = self.inner.index().searchable_segment_metas().map_err(failed)?;
-        for segment in segments.iter().filter(|segment| segment.has_deletes()) {
-            // One at a time: each becomes a file of what is left of it.
-            let merged = self.inner.merge(&[segment.id()]).wait();
-            if let Err(error) = merged {
-                // A merge of the library's own took it meanwhile, and left out what was taken out.
-                tracing::debug!(%error, "a segment was merged by somebody else");
+    pub fn purge(&mut self) -> Result<bool, DayError> {
+        let mut is_gone = false;
+        for _ in 0..PURGE_ROUNDS_MAX {
+            let segments = self.inner.index().searchable_segment_metas().map_err(|error| self.failed(&error))?;
+            let touched: Vec<_> = segments.iter().filter(|segment| segment.has_deletes()).collect();
+            is_gone = touched.is_empty();
+            if is_gone {
+                break;
+            }
+            for segment in touched {
+                // One at a time: each becomes a file of what is left of it.
+                if let Err(error) = self.inner.merge(&[segment.id()]).wait() {
+                    tracing::debug!(%error, "a segment could not be rewritten, or was merged by somebody else");
+                }
             }
         }
-        let gone = self.inner.garbage_collect_files().wait();
-        gone.map(|_| ()).map_err(|error| DayError::Failed(self.name.clone(), error.to_string()))
+        self.inner.garbage_collect_files().wait().map_err(|error| self.failed(&error))?;
+        Ok(is_gone)
     }
 
     /// Ends after the merges that are under way.

@@ -46,7 +46,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Added to the thread's nice value.
 const NICE: i32 = 10;
 /// Names the file that says how far the index is.
-const PLACE: &str = "place";
+pub(super) const PLACE: &str = "place";
 /// Begins the names of files that say: something was erased from that day and may still be on the disk.
 pub(super) const PURGE: &str = "purge-";
 
@@ -191,11 +191,16 @@ impl Search {
     fn step(&self, work: &mut Work, (handle, shutdown): (&Handle, &Shutdown)) -> Result<Duration, Failure> {
         if self.is_to_rebuild.swap(false, Ordering::AcqRel) {
             work.writer = None;
-            self.wipe()?;
+            self.wipe().inspect_err(|_| self.is_to_rebuild.store(true, Ordering::Release))?;
             *work = self.begin();
         }
-        if !matches!(self.parts.log.store().health(), Health::Accepting) {
-            return Ok(RETRY_MAX);
+        match self.parts.log.store().health() {
+            Health::Accepting if self.has_room() => {}
+            Health::Stopped(_) => return Ok(RETRY_MAX),
+            _ => {
+                self.take_away(work, (handle, shutdown))?;
+                return Ok(RETRY_MAX);
+            }
         }
         let page = work.reader.next_page(PAGE_EVENTS)?;
         for (_, event) in &page.events {
@@ -218,13 +223,24 @@ impl Search {
         if !is_up {
             return Ok(COMPANY.saturating_sub(waited).max(Duration::from_millis(50)));
         }
+        self.take_away(work, (handle, shutdown))?;
+        Ok(LOOK_PERIOD)
+    }
+
+    /// Takes out what nobody may find any more.
+    fn take_away(&self, work: &mut Work, (handle, shutdown): (&Handle, &Shutdown)) -> Result<(), Failure> {
         self.take_out_gone(work)?;
-        self.purge(work)?;
         if work.forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
             work.forgotten = Some(Instant::now());
             self.forget_past(&mut work.writer, (handle, shutdown))?;
         }
-        Ok(LOOK_PERIOD)
+        self.purge(work)
+    }
+
+    fn has_room(&self) -> bool {
+        // What cannot be told is not believed to be short.
+        let Ok(free) = rustix::fs::statvfs(&self.folder) else { return true };
+        free.f_bavail.saturating_mul(free.f_frsize) >= self.parts.settings.free_bytes_min
     }
 
     fn tell(&self, work: &Work, is_up: bool) {
@@ -349,10 +365,18 @@ impl Search {
             let entry = entry?;
             let file = entry.file_name().to_string_lossy().into_owned();
             let Some(name) = file.strip_prefix(PURGE) else { continue };
+            let mut is_gone = true;
             if self.known_day(name).is_some() {
-                self.change(&mut work.writer, name, |writer| Ok(writer.purge()?))?;
+                self.change(&mut work.writer, name, |writer| {
+                    is_gone = writer.purge()?;
+                    Ok(())
+                })?;
             }
-            fs::remove_file(entry.path())?;
+            if is_gone {
+                fs::remove_file(entry.path())?;
+            } else {
+                tracing::warn!(day = name, "what was erased is still in files of the search index; tried again");
+            }
         }
         Ok(())
     }

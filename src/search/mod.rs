@@ -41,11 +41,14 @@ const FORM: &str = "1";
 pub struct Settings {
     /// Unless a tenant has its own (15 days).
     pub kept: Duration,
+    /// With less free on the disk nothing is added to the index (1 GiB: twice what new mail needs, so that the
+    /// index is never what stops mail); what is to be forgotten is taken out all the same.
+    pub free_bytes_min: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kept: Duration::from_secs(15 * 24 * 60 * 60) }
+        Self { kept: Duration::from_secs(15 * 24 * 60 * 60), free_bytes_min: 1024 * 1024 * 1024 }
     }
 }
 
@@ -173,9 +176,13 @@ impl Search {
         records::read(&self.days).get(name).map(Arc::clone)
     }
 
-    /// Removes everything.
+    /// Removes everything; first how far the index was, so that what is left by a failure is not believed.
     fn wipe(&self) -> io::Result<()> {
         records::write(&self.days).clear();
+        match fs::remove_file(self.folder.join(feed::PLACE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         fs::remove_dir_all(&self.folder)?;
         fs::create_dir_all(&self.folder)
     }

@@ -39,12 +39,16 @@ impl Search {
                     continue;
                 }
                 let mut is_changed = false;
+                let mut before = None;
                 while !shutdown.is_cancelled() {
-                    let ids = day.ids_of(tenant, AT_ONCE)?;
+                    let ids = day.ids_of(tenant, before, AT_ONCE)?;
+                    let Some(last) = ids.last().copied() else { break };
+                    before = Some(last);
                     let forgotten = handle.block_on((self.parts.forget)(ids));
                     let forgotten = forgotten.map_err(|error| Failure::Other(error.to_string()))?;
                     if forgotten.is_empty() {
-                        break;
+                        // All of them are still owed; older ones may not be.
+                        continue;
                     }
                     std::fs::File::create(self.folder.join(format!("{PURGE}{name}")))?;
                     is_changed = true;

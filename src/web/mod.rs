@@ -28,6 +28,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::accounts::Accounts;
 use crate::background::Shutdown;
@@ -146,8 +147,23 @@ pub struct Parts {
     pub search: Arc<Search>,
     /// What happened to recipients, in numbers.
     pub statistics: Arc<Statistics>,
+    /// Turns for reads that walk much.
+    pub scans: Scans,
     /// What else people are told.
     pub about: About,
+}
+
+/// Reads that may walk much (searches, statistics, totals and shapes of the queue) at a time.
+pub const SCANS_MAX: usize = 2;
+
+/// Turns for them.
+#[derive(Clone, Debug)]
+pub struct Scans(pub(crate) Arc<Semaphore>);
+
+impl Default for Scans {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(SCANS_MAX)))
+    }
 }
 
 /// Limits of a message handed in over HTTP: those of the SMTP door.

@@ -240,6 +240,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
         statistics: statistics(&store),
         webhooks: hooks,
         feedback,
+        scans: Default::default(),
         about: About {
             hostname: Domain::parse("mx.example.com").unwrap(),
             tls_ports: vec![465],

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::statistics::{account_called, moment};
-use super::{Answer, Shared, off_workers, queue, require_instance, tenant_called, tenant_name};
+use super::{Answer, Shared, off_workers, queue, require_instance, scan, tenant_called, tenant_name};
 use crate::access::{Action, Actor, Permission, Resource};
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
@@ -234,7 +234,7 @@ pub(super) async fn search(
     let criteria = criteria(&parts, &actor, asked)?;
     let before = paging.after.map(|text| queue::read_id(&text)).transpose()?;
     let own = parts.search.clone();
-    let page = off_workers(move || own.find(&actor, criteria, before, paging.limit)).await?;
+    let page = scan(&parts, move || own.find(&actor, criteria, before, paging.limit)).await?;
     let next = page.next.map(|id| paging::wrap(&id.to_string()));
     Ok(Json(PageJson { rows: page.hits.into_iter().map(|hit| row(&parts, hit)).collect(), next }))
 }

@@ -315,6 +315,21 @@ where
     })??)
 }
 
+/// The same for a read that may walk much: only some run at a time, the others wait their turn.
+async fn scan<T, F>(parts: &Parts, work: F) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, AdminError> + Send + 'static,
+{
+    // Held by the work itself: it goes on when nobody waits for it any more.
+    let turn = Arc::clone(&parts.scans.0).acquire_owned().await;
+    off_workers(move || {
+        let _turn = turn;
+        work()
+    })
+    .await
+}
+
 /// The tenant people call `text`: its name, else its id. One the actor may not see does not exist.
 fn tenant_called(parts: &Parts, actor: &Actor, text: &str) -> Result<Tenant, Problem> {
     let by_id = || text.parse::<TenantId>().ok().and_then(|id| parts.accounts.tenant(id));

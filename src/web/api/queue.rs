@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::filter::Filtered;
-use super::{Answer, Shared, off_workers, tenant_name, vip_called};
+use super::{Answer, Shared, off_workers, scan, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
@@ -188,7 +188,7 @@ pub(super) async fn list(
     let filter = filter::read(&parts, &actor, &asked)?;
     let after = paging.after.map(|text| read_id(&text)).transpose()?;
     let queue = parts.queue.clone();
-    let page = off_workers(move || queue.list(&actor, &filter, after, paging.limit)).await?;
+    let page = scan(&parts, move || queue.list(&actor, &filter, after, paging.limit)).await?;
     let next = page.next.map(|id| paging::wrap(&id.to_string()));
     Ok(Json(PageJson { rows: page.messages.into_iter().map(|message| row(&parts, message)).collect(), next }))
 }

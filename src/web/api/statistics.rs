@@ -12,7 +12,7 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Answer, Shared, off_workers, tenant_called, tenant_name, vip_called};
+use super::{Answer, Shared, scan, tenant_called, tenant_name, vip_called};
 use crate::access::{Action, Actor};
 use crate::ext::Timestamp;
 use crate::operations;
@@ -227,7 +227,7 @@ pub(super) fn account_called(parts: &Parts, actor: &Actor, login: &str) -> Resul
 async fn answered(parts: &Shared, actor: Actor, asked: &Asked) -> Result<StatisticsJson, Problem> {
     let question = question(parts, &actor, asked)?;
     let statistics = parts.statistics.clone();
-    let answer = off_workers(move || statistics.ask(&actor, &question)).await?;
+    let answer = scan(&parts, move || statistics.ask(&actor, &question)).await?;
     Ok(json(parts, asked, &answer))
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called, tenant_name, vip_called};
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor, Permission};
 use crate::records::AdminError;
 use crate::trace::{Direction, Side, TraceFilter, TracedLine};
 use crate::web::Parts;
@@ -102,9 +102,12 @@ fn filter(parts: &Parts, actor: &Actor, asked: NewTraceJson) -> Result<TraceFilt
 
 /// Whoever may read a tenant's queue may follow its sessions; everybody's is the instance's.
 fn require(actor: &Actor, filter: &TraceFilter) -> Result<(), Problem> {
-    let permission =
-        filter.tenant.map_or(Permission::ManageInstance, |tenant| Permission::Read(Resource::Queue, tenant));
-    Ok(actor.require(permission).map_err(AdminError::from)?)
+    // Sessions are of a tenant, not of an SMTP account: nobody who is narrowed to some follows them.
+    let may = match filter.tenant {
+        Some(tenant) => actor.require_mail((tenant, Action::Read), None, None),
+        None => actor.require(Permission::ManageInstance),
+    };
+    Ok(may.map_err(AdminError::from)?)
 }
 
 /// A trace that the actor may read; another one does not exist.

@@ -20,6 +20,8 @@ use crate::web::problem::Problem;
 
 /// Keys of a query that belong to the page, not to the filter.
 const OF_THE_PAGE: [&str; 3] = ["limit", "cursor", "act"];
+/// Characters of the text asked for in the last reply, at most.
+const LAST_CHARACTERS_MAX: usize = 200;
 /// Keys of a query that are numbers.
 const NUMBERS: [&str; 3] = ["older_secs", "newer_secs", "attempts_min"];
 
@@ -66,7 +68,7 @@ pub struct QueueFilterJson {
     /// Tried at least so often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts_min: Option<u32>,
-    /// With this in the last reply or cause, in any case.
+    /// With this in the last reply or cause, in any case; at most 200 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
 }
@@ -129,9 +131,17 @@ pub(super) fn read(parts: &Parts, actor: &Actor, asked: &QueueFilterJson) -> Res
         site: None,
         state: asked.state.as_deref().map(standing).transpose()?,
         attempts_min: asked.attempts_min,
-        last: asked.last.clone().filter(|text| !text.is_empty()),
+        last: last(asked)?,
         vip: vip.map(|vip| vip.id),
     })
+}
+
+fn last(asked: &QueueFilterJson) -> Result<Option<String>, Problem> {
+    let text = asked.last.as_deref().filter(|text| !text.is_empty());
+    if text.is_some_and(|text| text.chars().count() > LAST_CHARACTERS_MAX) {
+        return Err(Problem::field("last", format!("has at most {LAST_CHARACTERS_MAX} characters")));
+    }
+    Ok(text.map(str::to_lowercase))
 }
 
 fn standing(text: &str) -> Result<Standing, Problem> {

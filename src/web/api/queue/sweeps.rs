@@ -11,7 +11,7 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::{Answer, Shared, off_workers};
+use super::super::{Answer, Shared, scan};
 use super::filter::{self, Filtered, QueueFilterJson};
 use crate::access::Actor;
 use crate::ext::Timestamp;
@@ -289,7 +289,7 @@ pub(in crate::web::api) async fn totals(
 ) -> Answer<QueueTotalsJson> {
     let filter = filter::read(&parts, &actor, &of)?;
     let (queue, act) = (parts.queue.clone(), asked.act.map(SweepActJson::act));
-    let sum = off_workers(move || queue.sum(&actor, &filter, act)).await?;
+    let sum = scan(&parts, move || queue.sum(&actor, &filter, act)).await?;
     Ok(Json(QueueTotalsJson {
         messages: sum.messages,
         bytes: sum.bytes,
@@ -318,7 +318,7 @@ pub(in crate::web::api) async fn shape(
 ) -> Answer<QueueShapeJson> {
     let filter = filter::read(&parts, &actor, &of)?;
     let queue = parts.queue.clone();
-    let shape = off_workers(move || queue.shape(&actor, &filter, Timestamp::now())).await?;
+    let shape = scan(&parts, move || queue.shape(&actor, &filter, Timestamp::now())).await?;
     let (shown, left) = shape.destinations.split_at(paging.limit.min(shape.destinations.len()));
     let mut others = shape.others;
     left.iter().for_each(|(_, row)| others.join(row));
