@@ -227,7 +227,7 @@ pub(super) fn account_called(parts: &Parts, actor: &Actor, login: &str) -> Resul
 async fn answered(parts: &Shared, actor: Actor, asked: &Asked) -> Result<StatisticsJson, Problem> {
     let question = question(parts, &actor, asked)?;
     let statistics = parts.statistics.clone();
-    let answer = scan(&parts, move || statistics.ask(&actor, &question)).await?;
+    let answer = scan(parts, move || statistics.ask(&actor, &question)).await?;
     Ok(json(parts, asked, &answer))
 }
 
