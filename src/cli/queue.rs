@@ -114,7 +114,8 @@ async fn act(session: &Session, act: SweepActJson, asked: &QueueMany) -> Result<
     loop {
         let answer = session.client.get(&format!("/queue-sweeps/{}", begun.number)).await?;
         let sweep: QueueSweepJson = output::read(&answer)?;
-        if sweep.state == "running" {
+        // What is not decided is decided by delivery, in its own time.
+        if sweep.state == "running" && sweep.undecided == 0 {
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
@@ -133,9 +134,13 @@ fn came_to(sweep: &QueueSweepJson) -> String {
     };
     let failed = match sweep.failed {
         0 => String::new(),
-        some => format!("; {some} messages were changed by somebody else at the same moment"),
+        some => format!("; {some} messages were changed by somebody else at the same moment, or are damaged"),
     };
-    format!("{} messages, {} recipients{flying}{failed}", sweep.messages, sweep.recipients)
+    let undecided = match sweep.undecided {
+        0 => String::new(),
+        some => format!("; of {some} messages it is not known yet whether they go to that provider"),
+    };
+    format!("{} messages, {} recipients{flying}{failed}{undecided}", sweep.messages, sweep.recipients)
 }
 
 fn swept(session: &Session, sweep: &QueueSweepJson, done: &str) -> String {
@@ -145,13 +150,28 @@ fn swept(session: &Session, sweep: &QueueSweepJson, done: &str) -> String {
         }
         _ => String::new(),
     };
-    format!("{} {done}{lasts}\n", came_to(sweep))
+    let goes_on = match sweep.state.as_str() {
+        "running" => format!("; act {} goes on (postern queue acts, postern queue end {0})", sweep.number),
+        _ => String::new(),
+    };
+    format!("{} {done}{lasts}{goes_on}\n", came_to(sweep))
 }
 
 fn acts(session: &Session, list: serde_json::Value) -> String {
     let sweeps: Vec<QueueSweepJson> = rows(&list).unwrap_or_default();
-    let mut table =
-        Table::new(&["ACT", "DOES", "TO", "STATE", "BEGAN", "UNTIL", "MESSAGES", "RECIPIENTS", "BY", "REASON"]);
+    let mut table = Table::new(&[
+        "ACT",
+        "DOES",
+        "TO",
+        "STATE",
+        "BEGAN",
+        "UNTIL",
+        "MESSAGES",
+        "RECIPIENTS",
+        "UNDECIDED",
+        "BY",
+        "REASON",
+    ]);
     for sweep in sweeps {
         table.row([
             sweep.number.to_string(),
@@ -162,6 +182,7 @@ fn acts(session: &Session, list: serde_json::Value) -> String {
             or_dash(sweep.until.map(|until| when(&until, session.now))),
             sweep.messages.to_string(),
             sweep.recipients.to_string(),
+            sweep.undecided.to_string(),
             printable(&sweep.by),
             printable(&sweep.reason),
         ]);

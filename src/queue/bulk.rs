@@ -4,6 +4,7 @@
 //! grow with the queue. Easy to get wrong: it is not one batch. What it has reached is done, what
 //! comes in behind it is not: that is for `sweeps`, which gives an act a beginning and an end.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt as _;
@@ -11,14 +12,15 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
 use super::filter::{Filter, Standing};
+use super::sweeps::Heading;
 use super::verbs::{Audited, Order, Verb};
 use super::walk::{Budget, Meant, Walk};
 use super::{Changed, Queue};
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::mail::QueueId;
+use crate::mail::{Domain, QueueId};
 use crate::records::AdminError;
-use crate::store::CommitError;
+use crate::store::{CommitError, StoreError};
 
 /// Messages changed at a time, so that they share syncs.
 const AT_ONCE: usize = 64;
@@ -78,17 +80,52 @@ impl BulkAct {
         }
     }
 
+    /// Whether it does something to a recipient that stands so.
+    pub(super) fn applies(self, standing: Standing) -> bool {
+        self.verb().applies(standing)
+    }
+}
+
+impl Verb {
     /// Whether it does something to a recipient that stands so. What is being tried now cannot be
     /// made due, nor given up.
-    pub(super) fn applies(self, standing: Standing) -> bool {
-        match (self, standing) {
-            (Self::Retry, standing) => standing == Standing::Waiting,
-            (Self::Hold, standing) => standing != Standing::Held,
-            (Self::Release, standing) => standing == Standing::Held,
-            (Self::Cancel, _) => true,
-            (Self::Expire, standing) => standing != Standing::InFlight,
+    fn applies(self, standing: Standing) -> bool {
+        match self {
+            Self::Retry => standing == Standing::Waiting,
+            Self::Hold => standing != Standing::Held,
+            Self::Release => standing == Standing::Held,
+            Self::Expire => standing != Standing::InFlight,
+            _ => true,
         }
     }
+}
+
+/// One walk through the queue that changes what is meant.
+pub(super) struct Round<'a> {
+    pub(super) actor: &'a Actor,
+    pub(super) verb: Verb,
+    /// What is meant, its provider resolved.
+    pub(super) filter: &'a Filter,
+    pub(super) counts: &'a Counts,
+    /// Asked before each message.
+    pub(super) is_over: &'a (dyn Fn() -> bool + Sync),
+    /// If there are any, only recipients whose mail goes there are meant.
+    pub(super) only_to: &'a BTreeSet<Domain>,
+}
+
+/// How far a page of it came.
+#[derive(Default)]
+pub(super) struct Passed {
+    /// There is nothing left behind it.
+    pub(super) is_end: bool,
+    /// Up to this message everything is done.
+    pub(super) reached: Option<QueueId>,
+    /// Messages of which nobody knows yet whether they go to the provider that is meant.
+    pub(super) undecided: u64,
+    /// Where their mail goes.
+    pub(super) unknown: BTreeSet<Domain>,
+    /// What ended it before its time.
+    pub(super) trouble: Option<AdminError>,
 }
 
 /// What an act on many came to.
@@ -100,7 +137,8 @@ pub struct Done {
     pub recipients: u64,
     /// Of these, those being tried meanwhile: it takes effect when their attempt has ended.
     pub in_flight: u64,
-    /// Messages it could not be applied to, because somebody else changed them at the same moment.
+    /// Messages it could not be applied to, because somebody else changed them at the same moment, or because
+    /// their records are damaged.
     pub failed: u64,
 }
 
@@ -143,7 +181,30 @@ impl Counts {
         }
     }
 
-    pub(super) fn add(&self, changed: &Changed) {
+    /// Counts on from what a stored act came to.
+    pub(super) fn from(done: &Done) -> Self {
+        Self {
+            messages: done.messages.into(),
+            recipients: done.recipients.into(),
+            in_flight: done.in_flight.into(),
+            failed: done.failed.into(),
+        }
+    }
+
+    /// What became of one message; `Err` if that is no matter of this message, and is to be tried again.
+    pub(super) fn note(&self, result: Result<Changed, AdminError>) -> Result<(), AdminError> {
+        match result {
+            Ok(changed) => self.add(&changed),
+            Err(AdminError::Missing(_)) => {}
+            Err(AdminError::Commit(CommitError::Conflict) | AdminError::Store(StoreError::Damaged(_))) => {
+                self.failed.fetch_add(1, Ordering::AcqRel);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn add(&self, changed: &Changed) {
         let length = |numbers: &[u16]| u64::try_from(numbers.len()).unwrap_or(u64::MAX);
         if !changed.recipients.is_empty() {
             self.messages.fetch_add(1, Ordering::AcqRel);
@@ -169,48 +230,105 @@ impl Queue {
         Ok(sum)
     }
 
-    /// Applies a verb to everything that is meant, or until `is_over` says so, which is asked at each page.
-    /// `Err` leaves what was done until then. Blocks on the disk.
+    /// Applies a verb to everything that is meant. `Err` leaves what was done until then. Blocks on the disk.
     pub(super) async fn sweep(
         &self,
         actor: &Actor,
         (verb, filter): (Verb, &Filter),
-        (counts, is_over): (&Counts, &(dyn Fn() -> bool + Sync)),
         now: Timestamp,
     ) -> Result<Done, AdminError> {
-        let whole = !filter.asks_of_recipients() && filter.vip.is_none();
+        let counts = Counts::default();
+        let only_to = BTreeSet::new();
+        let round = Round { actor, verb, filter, counts: &counts, is_over: &|| false, only_to: &only_to };
         let mut after = None;
         loop {
-            let mut noted = Vec::new();
-            after = self.walk(filter, after, Budget::PAGE, &mut |meant| {
-                let numbers = meant.numbers();
-                // Of a whole message also what cannot be read goes.
-                if whole || !numbers.is_empty() {
-                    noted.push((meant.id, if whole { Vec::new() } else { numbers }));
-                }
-                Ok(if noted.len() >= NOTED_MAX { Walk::Stop } else { Walk::GoOn })
-            })?;
-            let (mut left, mut running) = (noted.into_iter(), FuturesUnordered::new());
-            loop {
-                while running.len() < AT_ONCE {
-                    let Some((id, only)) = left.next() else { break };
-                    running.push(self.apply((actor, verb), id, only, now));
-                }
-                match running.next().await {
-                    None => break,
-                    Some(Ok(changed)) => counts.add(&changed),
-                    Some(Err(AdminError::Missing(_))) => {}
-                    Some(Err(AdminError::Commit(CommitError::Conflict))) => {
-                        counts.failed.fetch_add(1, Ordering::AcqRel);
-                    }
-                    Some(Err(error)) => return Err(error),
-                }
+            let passed = self.sweep_page(&round, after, now).await?;
+            if let Some(trouble) = passed.trouble {
+                return Err(trouble);
             }
-            if after.is_none() || is_over() {
+            if passed.is_end {
                 return Ok(counts.done());
             }
+            after = passed.reached;
             tokio::task::yield_now().await;
         }
+    }
+
+    /// One page of that, behind `after`. Blocks on the disk.
+    pub(super) async fn sweep_page(
+        &self,
+        round: &Round<'_>,
+        after: Option<QueueId>,
+        now: Timestamp,
+    ) -> Result<Passed, StoreError> {
+        let whole = !round.filter.asks_of_recipients() && round.filter.vip.is_none();
+        // Whether they go to the provider is asked of each recipient below, since it may not be known.
+        let anywhere = Filter { provider: None, site: None, ..round.filter.clone() };
+        let (mut passed, mut noted) = (Passed::default(), Vec::new());
+        let next = self.walk(&anywhere, after, Budget::PAGE, &mut |meant| {
+            let numbers = self.sort_out(round, &meant, &mut passed);
+            // Of a whole message also what cannot be read goes.
+            if whole || !numbers.is_empty() {
+                noted.push((meant.id, if whole { Vec::new() } else { numbers }));
+            }
+            Ok(if noted.len() >= NOTED_MAX { Walk::Stop } else { Walk::GoOn })
+        })?;
+        let all = noted.len();
+        let begun = self.apply_all(round, (noted, &mut passed), now).await;
+        if passed.trouble.is_none() && begun.len() == all {
+            (passed.is_end, passed.reached) = (next.is_none(), next);
+        } else {
+            passed.reached = begun.last().copied().or(after);
+        }
+        Ok(passed)
+    }
+
+    /// Changes message by message, many at a time, until it is over or one cannot be changed; those that
+    /// need not be looked at again, in order.
+    async fn apply_all(
+        &self,
+        round: &Round<'_>,
+        (noted, passed): (Vec<(QueueId, Vec<u16>)>, &mut Passed),
+        now: Timestamp,
+    ) -> Vec<QueueId> {
+        let (mut left, mut running) = (noted.into_iter(), FuturesUnordered::new());
+        let (mut begun, mut first_failed) = (Vec::new(), None::<QueueId>);
+        loop {
+            while running.len() < AT_ONCE && passed.trouble.is_none() && !(round.is_over)() {
+                let Some((id, only)) = left.next() else { break };
+                begun.push(id);
+                running.push(async move { (id, self.apply((round.actor, round.verb), id, only, now).await) });
+            }
+            let Some((id, result)) = running.next().await else { break };
+            if let Err(error) = round.counts.note(result) {
+                first_failed = Some(first_failed.map_or(id, |first| first.min(id)));
+                passed.trouble.get_or_insert(error);
+            }
+        }
+        begun.retain(|id| first_failed.is_none_or(|failed| *id < failed));
+        begun
+    }
+
+    /// Numbers of the recipients it is about; of a message with others of whom that is not known, it is noted.
+    fn sort_out(&self, round: &Round<'_>, meant: &Meant, passed: &mut Passed) -> Vec<u16> {
+        let (mut numbers, mut is_undecided) = (Vec::new(), false);
+        for one in meant.unfinished.iter().filter(|one| one.is_meant) {
+            let (Some(record), Some(recipient)) = (meant.record(one), meant.recipient(one)) else { continue };
+            let next_hop = &record.lane.next_hop;
+            if !round.only_to.is_empty() && !round.only_to.contains(next_hop) {
+                continue;
+            }
+            match self.heading(round.filter, next_hop) {
+                Heading::There => numbers.push(recipient.number),
+                Heading::Unknown if round.verb.applies(one.standing) => {
+                    is_undecided = true;
+                    passed.unknown.insert(next_hop.clone());
+                }
+                Heading::Elsewhere | Heading::Unknown => {}
+            }
+        }
+        passed.undecided = passed.undecided.saturating_add(u64::from(is_undecided));
+        numbers
     }
 
     pub(super) async fn apply(

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::bulk::{Counts, Round};
 use super::tests::{Bench, WALL, all, deferred, delivered, message};
 use super::walk::Budget;
 use super::*;
 use crate::access::{Actor, Role};
 use crate::events::{EventKind, MailEvent};
 use crate::mail::{Address, Class};
+
+/// More than an act notes at once.
+const MANY: usize = 1_100;
 
 const ACCOUNT: SmtpAccountId = SmtpAccountId(7);
 
@@ -28,6 +33,23 @@ fn listed(bench: &Bench, filter: &Filter) -> Vec<QueueId> {
     let page = bench.queue.list(&admin(), filter, None, 100).unwrap();
     assert_eq!(page.next, None);
     page.messages.into_iter().map(|listed| listed.id).collect()
+}
+
+fn listed_all(bench: &Bench) -> Vec<QueueId> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = bench.queue.list(&admin(), &Filter::default(), after, 100).unwrap();
+        all.extend(page.messages.into_iter().map(|listed| listed.id));
+        after = page.next;
+        if after.is_none() {
+            return all;
+        }
+    }
+}
+
+fn held(bench: &Bench) -> usize {
+    let sum = bench.queue.sum(&admin(), &Filter::default(), None).unwrap();
+    usize::try_from(sum.held).unwrap()
 }
 
 fn domain(text: &str) -> Domain {
@@ -267,6 +289,143 @@ async fn an_act_that_comes_back_from_a_backup_is_over_and_lets_go_of_nothing() {
     let sweep = bench.queue.sweep_numbered(&admin(), release.number).unwrap();
     assert_eq!(sweep.state, SweepState::Ended("restored from a backup".to_owned()));
     assert_eq!(ended_sweep(b"nonsense", "x", WALL), None);
+}
+
+#[tokio::test]
+async fn an_act_goes_on_behind_what_it_has_passed_after_a_stop_and_after_a_crash() {
+    for is_crash in [false, true] {
+        let mut bench = Bench::new().await;
+        for _ in 0..MANY {
+            owe(&bench, &["a@one.example"], |_| {}).await;
+        }
+        let hold = begin(&bench, &admin(), BulkAct::Hold, to("one.example"), None).await.unwrap();
+        // The second page fails: a crash, or a full disk, in the middle of the act.
+        let shutdown = crate::background::Shutdown::new();
+        let stop = shutdown.clone();
+        let all_but_few = listed_all(&bench).len() - MANY % 1_024;
+        let watch = async {
+            while held(&bench) < all_but_few {
+                tokio::task::yield_now().await;
+            }
+            if is_crash {
+                bench.store.fail_next(10_000, CommitError::Full("the test".into()));
+            } else {
+                stop.cancel();
+            }
+        };
+        tokio::join!(bench.queue.work_off(&shutdown, true), watch);
+        bench.store.reopen();
+        let first = listed_all(&bench)[0];
+        bench.queue.release_hold(&admin(), first, &[], WALL).await.unwrap();
+        bench.reopen().await;
+        work(&bench).await;
+        let done = bench.queue.sweep_numbered(&admin(), hold.number).unwrap();
+        assert_eq!(done.state, SweepState::Done);
+        let left: Vec<QueueId> = bench.claim_all().iter().map(|claim| claim.queue_id).collect();
+        assert_eq!(left, [first], "what people decided since stays so; crash: {is_crash}");
+        assert_eq!(done.done.messages, u64::try_from(MANY).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn an_act_ends_between_two_messages_and_says_up_to_where_it_came() {
+    let bench = Bench::new().await;
+    for _ in 0..90 {
+        owe(&bench, &["a@one.example"], |_| {}).await;
+    }
+    let (asked, counts, filter, actor) = (AtomicUsize::new(0), Counts::default(), to("one.example"), admin());
+    let is_over = || asked.fetch_add(1, Ordering::AcqRel) >= 10;
+    let only_to = BTreeSet::new();
+    let round = Round {
+        actor: &actor,
+        verb: BulkAct::Hold.verb(),
+        filter: &filter,
+        counts: &counts,
+        is_over: &is_over,
+        only_to: &only_to,
+    };
+    let passed = bench.queue.sweep_page(&round, None, WALL).await.unwrap();
+    assert!(!passed.is_end && counts.done().messages == 10, "{:?}", counts.done());
+    assert_eq!(passed.reached, listed(&bench, &Filter::default()).get(9).copied());
+    let passed = bench.queue.sweep_page(&Round { is_over: &|| false, ..round }, passed.reached, WALL).await.unwrap();
+    assert!(passed.is_end && counts.done().messages == 90, "{:?}", counts.done());
+}
+
+#[tokio::test]
+async fn an_act_waits_out_a_full_disk_and_says_so_and_a_conflict_is_counted() {
+    for lasting in [None, Some(LASTING_MAX)] {
+        let bench = Bench::new().await;
+        owe(&bench, &["a@one.example"], |_| {}).await;
+        let cancel = begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), lasting).await.unwrap();
+        let now = || bench.queue.sweep_numbered(&admin(), cancel.number).unwrap();
+        bench.store.fail_next(1, CommitError::Full("the test".into()));
+        work(&bench).await;
+        assert_eq!(now().state, SweepState::Running);
+        assert!(now().trouble.is_some_and(|trouble| trouble.contains("the test")));
+        work(&bench).await;
+        let after = if lasting.is_some() { SweepState::Lasting } else { SweepState::Done };
+        assert_eq!((now().state, now().done.messages, now().trouble), (after, 1, None));
+        if lasting.is_some() {
+            owe(&bench, &["b@one.example"], |_| {}).await;
+            assert!(bench.claim_all().is_empty());
+            bench.store.fail_next(1, CommitError::Conflict);
+            bench.queue.work_off(&crate::background::Shutdown::new(), false).await;
+            assert_eq!((now().state, now().done.failed), (SweepState::Lasting, 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_act_on_a_provider_goes_on_until_it_is_known_where_all_mail_goes() {
+    let mut bench = Bench::new().await;
+    let known = Arc::new(StdMutex::new(Vec::from([("one.example", "big")])));
+    let names = |known: &Arc<StdMutex<Vec<(&'static str, &'static str)>>>| {
+        let asked = Arc::clone(known);
+        let of = move |domain: &Domain| {
+            let known = asked.lock().unwrap();
+            let found = known.iter().find(|(own, _)| *own == domain.as_str()).map(|(_, site)| *site);
+            found.map(Arc::from)
+        };
+        SiteNames { called: Box::new(|text| (text == "big").then(|| "big".into())), of: Box::new(of) }
+    };
+    bench.queue.name_sites_with(names(&known));
+    let first = owe(&bench, &["a@one.example"], |_| {}).await;
+    let later = owe(&bench, &["b@two.example"], |_| {}).await;
+    let other = owe(&bench, &["c@three.example"], |_| {}).await;
+    let filter = Filter { provider: Some("big".to_owned()), ..Filter::default() };
+    let hold = begin(&bench, &admin(), BulkAct::Hold, filter, None).await.unwrap();
+    work(&bench).await;
+    let now = |bench: &Bench| bench.queue.sweep_numbered(&admin(), hold.number).unwrap();
+    assert_eq!((now(&bench).state, now(&bench).done.messages, now(&bench).undecided), (SweepState::Running, 1, 2));
+    // Somebody lets the first one go; the act has passed it.
+    bench.queue.release_hold(&admin(), first, &[], WALL).await.unwrap();
+    known.lock().unwrap().push(("two.example", "big"));
+    bench.reopen().await;
+    bench.queue.name_sites_with(names(&known));
+    work(&bench).await;
+    assert_eq!((now(&bench).state, now(&bench).done.messages, now(&bench).undecided), (SweepState::Running, 2, 1));
+    known.lock().unwrap().push(("three.example", "small"));
+    work(&bench).await;
+    assert_eq!((now(&bench).state, now(&bench).done.messages, now(&bench).undecided), (SweepState::Done, 2, 0));
+    let free: BTreeSet<QueueId> = bench.claim_all().iter().map(|claim| claim.queue_id).collect();
+    assert_eq!(free, BTreeSet::from([first, other]));
+    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Held), ..Filter::default() }), [later]);
+}
+
+#[tokio::test]
+async fn a_look_begins_where_the_last_one_began_however_long_ago_that_was() {
+    let bench = Bench::new().await;
+    let cancel = begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), Some(LASTING_MAX)).await.unwrap();
+    work(&bench).await;
+    // Held mail never comes up for delivery: only a look finds it.
+    let hour_ago = Timestamp(Timestamp::now().0 - 3_600_000);
+    bench.queue.looked_last(cancel.number, hour_ago);
+    let at = Timestamp(hour_ago.0 + 60_000);
+    let id = QueueId::new(at);
+    bench.queue.enqueue(NewMessage { id, ..message(&["a@one.example"]) }, at).await.unwrap();
+    bench.queue.hold(&admin(), id, &[], WALL).await.unwrap();
+    work(&bench).await;
+    assert!(bench.queue.message(id).unwrap().is_none());
 }
 
 #[tokio::test]

@@ -108,7 +108,7 @@ impl Queue {
 
     /// To the end of the queue; an error if something is left that has to be done again.
     async fn sweep_all(&self, actor: &Actor, of: (Verb, &Filter), now: Timestamp) -> Result<Done, AdminError> {
-        let done = self.sweep(actor, of, (&super::bulk::Counts::default(), &|| false), now).await?;
+        let done = self.sweep(actor, of, now).await?;
         match done.failed {
             0 => Ok(done),
             failed => Err(AdminError::Invalid(format!("{failed} messages were changed by somebody else meanwhile"))),

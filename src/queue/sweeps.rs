@@ -6,8 +6,12 @@
 //! handed out any more, however long the walk through the queue takes: each claim is looked at too.
 
 mod forgetting;
+mod stored;
+mod work;
 
-use std::collections::{BTreeMap, HashSet};
+pub use stored::ended_sweep;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +21,11 @@ use super::Queue;
 use super::bulk::{BulkAct, Counts, Done};
 use super::filter::{Addresses, Filter, Standing};
 use super::record::{Claim, RecipientState};
-use crate::access::{Actor, Role};
-use crate::background::Shutdown;
+use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, TenantId};
 use crate::records::{self, Act, AdminError};
-use crate::store::{Batch, Key, StoreError, codec, prefix};
+use crate::store::{Batch, Key, StoreError, prefix};
 
 /// Acts that are not over, at most.
 pub const SWEEPS_MAX: usize = 200;
@@ -40,10 +43,6 @@ const REASON_CHARACTERS_MAX: usize = 500;
 const PUT_BACK: Duration = Duration::from_secs(5);
 /// Messages noted at their claim, at most; beyond that the whole queue is walked through again.
 const FOUND_MAX: usize = 10_000;
-/// How often lasting acts look for mail that came in.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How often it is seen whether one is over, or was ended.
-const TICK: Duration = Duration::from_millis(500);
 
 /// One act on many messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,19 +63,40 @@ pub struct Sweep {
     pub until: Option<Timestamp>,
     /// How far it is.
     pub state: SweepState,
-    /// What it came to so far; counted from its beginning or the last start of the daemon.
+    /// What it came to so far; a crash may leave some of the last messages out of it.
     pub done: Done,
     /// When it was over.
     pub finished: Option<Timestamp>,
+    /// Messages of which nobody knew at its last walk whether they go to the provider it means.
+    pub undecided: u64,
+    course: Course,
+    /// Why it does not get on now; it is tried again.
+    #[serde(skip)]
+    pub trouble: Option<String>,
 }
 
-/// A stored act as it is after a restore: over, if it was not. `None` if it cannot be read.
-pub fn ended_sweep(bytes: &[u8], why: &str, now: Timestamp) -> Option<Vec<u8>> {
-    let mut sweep: Sweep = codec::decode(bytes).ok()?;
-    if !sweep.state.is_over() {
-        (sweep.state, sweep.finished) = (SweepState::Ended(why.to_owned()), Some(now));
-    }
-    Some(codec::encode(&sweep))
+/// How far the walk of an act that does not last came, so that it touches nothing twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Course {
+    /// Up to this message everything is done.
+    reached: Option<QueueId>,
+    /// If there are any, the walk is only about mail that goes there: of the rest it was known before.
+    only_to: BTreeSet<Domain>,
+    /// Messages passed of which nobody knows yet whether they go to the provider that is meant.
+    undecided: u64,
+    /// Where their mail goes.
+    unknown: BTreeSet<Domain>,
+    /// There were more such domains than are noted: the next walk is about all mail again.
+    overflows: bool,
+}
+
+/// Whether mail goes to the provider that is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heading {
+    There,
+    Elsewhere,
+    /// Nobody asked DNS yet since the daemon started.
+    Unknown,
 }
 
 /// How far an act is.
@@ -124,6 +144,13 @@ struct Watched {
     found: HashSet<QueueId>,
     /// More came up than were noted.
     again: bool,
+    /// See [`Course::only_to`].
+    only_to: BTreeSet<Domain>,
+    /// When the last look began that saw everything; `None` before the first.
+    looked: Option<Timestamp>,
+    /// It goes on when lasting acts look next.
+    rests: bool,
+    trouble: Option<String>,
 }
 
 /// All acts.
@@ -149,7 +176,7 @@ pub struct NewSweep {
 impl Queue {
     /// Reads the acts that were begun.
     pub(super) fn discover_sweeps(&self) -> Result<(), StoreError> {
-        let (stored, damaged) = records::load::<Sweep>(&*self.store, &[prefix::SWEEP])?;
+        let (stored, damaged) = records::load_with(&*self.store, &[prefix::SWEEP], Sweep::from_bytes)?;
         for damage in damaged {
             tracing::error!(?damage, "an act on many messages cannot be read and is left out");
         }
@@ -191,9 +218,12 @@ impl Queue {
             state: SweepState::Running,
             done: Done::default(),
             finished: None,
+            undecided: 0,
+            course: Course::default(),
+            trouble: None,
         };
         let mut batch = Batch::new();
-        batch.set(key(number), codec::encode(&sweep));
+        batch.set(key(number), sweep.to_bytes());
         records::record(&mut batch, actor, sweep.entry(act.name().to_owned()), now);
         self.commit(batch).await?;
         {
@@ -277,150 +307,6 @@ impl Queue {
         None
     }
 
-    /// Carries acts out, the oldest first, until `shutdown`; what is under way then goes on at the next start.
-    pub async fn run_sweeps(self: Arc<Self>, shutdown: Shutdown) {
-        let mut looked = Timestamp(0);
-        loop {
-            if shutdown.is_cancelled() {
-                return;
-            }
-            let (own, stop, handle) = (Arc::clone(&self), shutdown.clone(), tokio::runtime::Handle::current());
-            let now = Timestamp::now();
-            let looks = now.since(looked) >= LOOK_EVERY;
-            let work = tokio::task::spawn_blocking(move || handle.block_on(own.work_off(&stop, looks)));
-            if let Err(error) = work.await {
-                tracing::error!(%error, "acts on many messages cannot be carried out now");
-            }
-            if looks {
-                looked = now;
-            }
-            let is_idle = self.sweeps_kept().watched.is_empty() && !self.has_running();
-            let pause = if is_idle { KEPT_FOR / 100 } else { TICK };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = self.sweep_nudge.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
-
-    fn has_running(&self) -> bool {
-        self.sweeps_kept().all.values().any(|sweep| sweep.state == SweepState::Running)
-    }
-
-    /// One round: every running act is carried out, every lasting one looks at what came up, and if it
-    /// `looks` at what came in.
-    pub(super) async fn work_off(&self, shutdown: &Shutdown, looks: bool) {
-        let open: Vec<Sweep> =
-            self.sweeps_kept().all.values().filter(|sweep| !sweep.state.is_over()).cloned().collect();
-        for sweep in open {
-            if shutdown.is_cancelled() {
-                return;
-            }
-            let now = Timestamp::now();
-            let by = Actor::of(sweep.by.clone(), Role::InstanceAdmin);
-            let worked = match sweep.state {
-                SweepState::Running => self.walk_for(&by, (&sweep, sweep.filter.clone()), shutdown, now).await,
-                _ => self.catch_up(&by, &sweep, (looks, shutdown), now).await,
-            };
-            if shutdown.is_cancelled() || self.is_ended(sweep.number) {
-                continue;
-            }
-            let over = match worked {
-                Err(error) => Some(SweepState::Failed(error.to_string())),
-                Ok(()) if sweep.until.is_none_or(|until| until <= Timestamp::now()) => Some(SweepState::Done),
-                Ok(()) => None,
-            };
-            let ended = match over {
-                Some(state) => self.finish_sweep(&by, sweep.number, state, Timestamp::now()).await,
-                None if sweep.state == SweepState::Running => self.lasts(sweep.number).await,
-                None => Ok(()),
-            };
-            if let Err(error) = ended {
-                tracing::warn!(%error, number = sweep.number, "the end of an act could not be written down yet");
-            }
-        }
-        self.forget_sweeps(Timestamp::now()).await;
-    }
-
-    async fn walk_for(
-        &self,
-        by: &Actor,
-        (sweep, filter): (&Sweep, Filter),
-        shutdown: &Shutdown,
-        now: Timestamp,
-    ) -> Result<(), AdminError> {
-        let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
-        let filter = self.resolved(sweep.bounded(filter));
-        let is_over = || shutdown.is_cancelled() || self.is_ended(sweep.number);
-        self.sweep(by, (sweep.act.verb(), &filter), (&counts, &is_over), now).await.map(|_| ())
-    }
-
-    /// What came up for delivery, or came in, since the last time.
-    async fn catch_up(
-        &self,
-        by: &Actor,
-        sweep: &Sweep,
-        (looks, shutdown): (bool, &Shutdown),
-        now: Timestamp,
-    ) -> Result<(), AdminError> {
-        let (found, again) = {
-            let mut sweeps = self.sweeps_kept();
-            let Some(watched) = sweeps.watched.get_mut(&sweep.number) else { return Ok(()) };
-            (std::mem::take(&mut watched.found), std::mem::take(&mut watched.again))
-        };
-        if again {
-            return self.walk_for(by, (sweep, sweep.filter.clone()), shutdown, now).await;
-        }
-        let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
-        let filter = self.resolved(sweep.filter.clone());
-        for id in found {
-            let Some(message) = self.message(id)?.filter(|message| filter.fits_message(message)) else { continue };
-            let (records, _) = self.lane_records_of(id)?;
-            let Some(meant) = self.meant(&filter, (id, message), records) else { continue };
-            let numbers = meant.numbers();
-            if numbers.is_empty() {
-                continue;
-            }
-            match self.apply((by, sweep.act.verb()), id, numbers, now).await {
-                Ok(changed) => counts.add(&changed),
-                Err(AdminError::Missing(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if !looks {
-            return Ok(());
-        }
-        // Whatever was accepted since the look before the last.
-        let since = Timestamp(now.0.saturating_sub(3 * u64::try_from(LOOK_EVERY.as_millis()).unwrap_or(0)));
-        let since = sweep.filter.accepted_from.map_or(since, |from| from.max(since));
-        let fresh = Filter { accepted_from: Some(since), ..sweep.filter.clone() };
-        self.walk_for(by, (sweep, fresh), shutdown, now).await
-    }
-
-    fn is_ended(&self, number: u64) -> bool {
-        self.sweeps_kept().all.get(&number).is_none_or(|sweep| sweep.state.is_over())
-    }
-
-    fn counts_of(&self, number: u64) -> Option<Arc<Counts>> {
-        self.sweeps_kept().watched.get(&number).map(|watched| Arc::clone(&watched.counts))
-    }
-
-    /// The walk is through; from now on it applies to what comes.
-    async fn lasts(&self, number: u64) -> Result<(), AdminError> {
-        let _turn = self.sweep_turn.lock().await;
-        let Some(mut sweep) = self.sweeps_kept().all.get(&number).cloned() else { return Ok(()) };
-        if sweep.state.is_over() {
-            return Ok(());
-        }
-        sweep.state = SweepState::Lasting;
-        let mut batch = Batch::new();
-        batch.set(key(number), codec::encode(&sweep));
-        self.commit(batch).await?;
-        self.sweeps_kept().all.insert(number, sweep);
-        Ok(())
-    }
-
     async fn finish_sweep(
         &self,
         actor: &Actor,
@@ -436,7 +322,7 @@ impl Queue {
         let Some(mut sweep) = found else { return Ok(()) };
         (sweep.state, sweep.finished) = (state, Some(now));
         let mut batch = Batch::new();
-        batch.set(key(number), codec::encode(&sweep));
+        batch.set(key(number), sweep.to_bytes());
         let act = sweep.entry(format!("queue.{}-over", sweep.act.word()));
         let messages = usize::try_from(sweep.done.messages).unwrap_or(usize::MAX);
         records::record(&mut batch, actor, act.many(messages, number.to_string().as_bytes()), now);
@@ -457,11 +343,22 @@ impl Queue {
         Filter { site, ..filter }
     }
 
-    /// Whether mail to a domain goes to the provider a resolved filter names. Of one that nobody knows
-    /// nothing is meant, rather than everything.
+    /// Whether mail to a domain goes to the provider a resolved filter names.
     pub(super) fn goes_there(&self, filter: &Filter, next_hop: &Domain) -> bool {
-        let site = || (self.site_names.get()?.of)(next_hop);
-        filter.provider.is_none() || (filter.site.is_some() && filter.site == site())
+        self.heading(filter, next_hop) == Heading::There
+    }
+
+    /// The same, as far as it is known.
+    pub(super) fn heading(&self, filter: &Filter, next_hop: &Domain) -> Heading {
+        if filter.provider.is_none() {
+            return Heading::There;
+        }
+        let Some(names) = self.site_names.get() else { return Heading::Unknown };
+        match (&filter.site, (names.of)(next_hop)) {
+            (_, None) => Heading::Unknown,
+            (Some(meant), Some(site)) if *meant == site => Heading::There,
+            _ => Heading::Elsewhere,
+        }
     }
 }
 
@@ -475,9 +372,13 @@ impl Sweeps {
             filter: sweep.filter.clone(),
             began: sweep.began,
             until: sweep.until,
-            counts: Arc::new(Counts::default()),
+            counts: Arc::new(Counts::from(&sweep.done)),
             found: HashSet::new(),
             again: false,
+            only_to: sweep.course.only_to.clone(),
+            looked: None,
+            rests: false,
+            trouble: None,
         };
         self.watched.insert(sweep.number, watched);
     }
@@ -494,8 +395,10 @@ impl Sweeps {
 
     /// The act with its counts as they are now.
     fn shown(&self, sweep: &Sweep) -> Sweep {
-        let done = self.watched.get(&sweep.number).map_or(sweep.done, |watched| watched.counts.done());
-        Sweep { done, ..sweep.clone() }
+        let watched = self.watched.get(&sweep.number);
+        let done = watched.map_or(sweep.done, |watched| watched.counts.done());
+        let trouble = watched.and_then(|watched| watched.trouble.clone());
+        Sweep { done, trouble, ..sweep.clone() }
     }
 }
 
@@ -507,7 +410,9 @@ impl Watched {
             // What fits now is what was there when it was asked.
             None => claim.message.accepted > self.began,
         };
-        if is_late || !self.act.may_last() || !self.filter.fits_message(&claim.message) {
+        // What it has passed already, and somebody released since, it leaves alone.
+        let is_passed = !self.only_to.is_empty() && !self.only_to.contains(&claim.record.lane.next_hop);
+        if is_late || is_passed || !self.act.may_last() || !self.filter.fits_message(&claim.message) {
             return false;
         }
         let mut waiting = claim.record.recipients.iter().filter(|one| one.state == RecipientState::Waiting);
@@ -516,16 +421,6 @@ impl Watched {
 }
 
 impl Sweep {
-    /// The filter without what came in later, unless the act lasts.
-    fn bounded(&self, filter: Filter) -> Filter {
-        if self.until.is_some() {
-            return filter;
-        }
-        let end = Timestamp(self.began.0.saturating_add(1));
-        let accepted_before = Some(filter.accepted_before.map_or(end, |before| before.min(end)));
-        Filter { accepted_before, ..filter }
-    }
-
     /// The entry in the audit log.
     fn entry(&self, act: String) -> Act {
         let until = self.until.map(|until| format!(", and what comes until {}", until.rfc3339())).unwrap_or_default();

@@ -3,12 +3,12 @@
 //! Easy to get wrong: the record with the last number stays, or that number were given twice and the audit log
 //! told of two acts by one name.
 
-use super::{KEPT_FOR, KEPT_MAX, Sweep, SweepState, key};
+use super::{Course, KEPT_FOR, KEPT_MAX, Sweep, SweepState, key};
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId};
 use crate::queue::{Filter, Queue};
 use crate::records::AdminError;
-use crate::store::{Batch, codec};
+use crate::store::Batch;
 
 impl Queue {
     /// Removes the acts that were asked for on mail of a tenant, or of its SMTP accounts, whether they are over
@@ -38,7 +38,7 @@ impl Queue {
         for sweep in &gone {
             if Some(sweep.number) == last {
                 let kept = emptied_of(sweep, now);
-                batch.set(key(sweep.number), codec::encode(&kept));
+                batch.set(key(sweep.number), kept.to_bytes());
                 emptied = Some(kept);
             } else {
                 batch.remove(key(sweep.number));
@@ -89,6 +89,7 @@ fn emptied_of(sweep: &Sweep, now: Timestamp) -> Sweep {
         until: None,
         state: SweepState::Done,
         finished: Some(sweep.finished.unwrap_or(now)),
+        course: Course::default(),
         ..sweep.clone()
     }
 }

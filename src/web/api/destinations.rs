@@ -23,7 +23,7 @@ use crate::web::problem::Problem;
 /// A rule about destinations; what it does not name is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DestinationRuleJson {
-    /// Its number; of several that fit the first counts.
+    /// Its number; of several that fit the first counts, those by recipient domain before the others.
     pub number: u64,
     /// Which destinations, in words.
     pub what: String,

@@ -73,7 +73,7 @@ pub struct QueueSweepJson {
     pub until: Option<String>,
     /// `running`, `lasting`, `done`, `ended`, `failed`.
     pub state: String,
-    /// Why it failed, or who ended it.
+    /// Why it failed or does not get on, or who ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// Messages it was applied to so far.
@@ -83,8 +83,12 @@ pub struct QueueSweepJson {
     /// Of these, those being tried meanwhile: it takes effect when their attempt has ended. What is to
     /// expire is left alone then.
     pub in_flight: u64,
-    /// Messages that somebody else changed at the same moment: left as they were.
+    /// Messages that somebody else changed at the same moment, or whose records are damaged: left as they were.
     pub failed: u64,
+    /// Messages of which it was not known at the last walk through the queue whether they go to the provider
+    /// that is meant: while there are any, an act on what is queued goes on.
+    #[serde(default)]
+    pub undecided: u64,
     /// When it was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<String>,
@@ -158,7 +162,7 @@ impl SweepActJson {
 fn json(parts: &Parts, sweep: &Sweep) -> QueueSweepJson {
     let why = match &sweep.state {
         SweepState::Ended(why) | SweepState::Failed(why) => Some(why.clone()),
-        SweepState::Running | SweepState::Lasting | SweepState::Done => None,
+        SweepState::Running | SweepState::Lasting | SweepState::Done => sweep.trouble.clone(),
     };
     QueueSweepJson {
         number: sweep.number,
@@ -174,6 +178,7 @@ fn json(parts: &Parts, sweep: &Sweep) -> QueueSweepJson {
         recipients: sweep.done.recipients,
         in_flight: sweep.done.in_flight,
         failed: sweep.done.failed,
+        undecided: sweep.undecided,
         finished: sweep.finished.map(Timestamp::rfc3339),
     }
 }
