@@ -21,6 +21,7 @@ use super::frame::{self, DeadEntry, Kind};
 use super::layout::{Layout, group_synced, seal_bytes};
 use super::plan::Plan;
 use super::record::{self, Before, Location, Position};
+use super::scan;
 use super::segment::{DATA_START, InHand, Segment};
 use super::shared::{Faults, Shared, refused};
 use super::table::Chain;
@@ -230,7 +231,8 @@ impl Committer {
 
     fn write_and_apply(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<(), CommitError> {
         let bound: usize = group.iter().zip(verdicts).map(|(work, verdict)| bytes_bound(work, verdict)).sum();
-        let segment = self.room_for(bound as u64 + seal_bytes()).map_err(|error| refused(&error))?;
+        let bound = bound as u64 + seal_bytes();
+        let segment = self.room_for(bound).map_err(|error| refused(&error))?;
         let start = self.end;
         self.group += 1;
         let mut tally = Vec::new();
@@ -255,7 +257,7 @@ impl Committer {
             }
             let end = match self.write(layout, &segment) {
                 Ok(end) => end,
-                Err(error) => return Err(self.roll_back(&segment, &error)),
+                Err(error) => return Err(self.roll_back(&segment, bound, &error)),
             };
             ((plan.payloads, plan.before), end)
         };
@@ -301,14 +303,15 @@ impl Committer {
         if Faults::take(&faults.writes_fail) { Err(rustix::io::Errno::IO.into()) } else { Ok(end) }
     }
 
-    /// A write that failed: what arrived of it is made unreadable, and the next group goes elsewhere
-    /// unless the disk was merely full.
-    fn roll_back(&mut self, segment: &Segment, error: &io::Error) -> CommitError {
-        use std::os::unix::fs::FileExt;
-        let wiped = segment.file.write_all_at(&[0; frame::HEADER_BYTES], self.end);
+    /// A write that failed: what arrived of it, `bound` octets at most, is made unreadable, and the next
+    /// group goes elsewhere unless the disk was merely full. No frame of it may be found later: that a body
+    /// was moved is said in frames of their own, and is not true.
+    fn roll_back(&mut self, segment: &Segment, bound: u64, error: &io::Error) -> CommitError {
+        let wiped =
+            scan::wipe(&segment.file, segment.header.salt, (self.end, self.end.saturating_add(bound)), |_| true);
         let refused = refused(error);
         if let (Err(wipe), CommitError::Failed(_)) = (&wiped, &refused) {
-            tracing::warn!(%wipe, "the start of a failed group could not be wiped; a new segment is begun");
+            tracing::warn!(%wipe, "a failed group could not be wiped; a new segment is begun");
         }
         self.leave_unless_full(&refused);
         refused

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::blobs::SegmentReader;
 use super::engine::lock_folder;
 use super::format;
-use super::frame::{self, Kind};
+use super::frame::{self, DeadEntry, Kind, Seal};
 use super::record::{self, Location, Operation, Position, location_key_id, locations_range};
 use super::replay::bound_ends;
 use super::scan::{self, Found, Frames, Group, Placed};
@@ -267,30 +267,70 @@ pub fn salvage(folder: &Path) -> Result<Salvage, OpenError> {
     format::check(folder)?;
     let mut damage = Vec::new();
     let used = used_segments(folder, &mut damage)?;
-    let mut bodies: Vec<(Arc<Segment>, Placed)> = Vec::new();
-    let (mut dead, mut settled) = (HashSet::new(), HashMap::<QueueId, BTreeSet<u16>>::new());
+    let mut gathered = Gathered::default();
     for segment in used.values() {
+        gathered.segment(segment).map_err(OpenError::Files)?;
+    }
+    let Gathered { mut bodies, dead, settled, .. } = gathered;
+    bodies.retain(|(segment, placed)| !dead.contains(&(placed.header.body, segment.header.number)));
+    Ok(Salvage { _lock: lock, left: bodies.into_iter(), settled, damage })
+}
+
+/// What the segments say. What is said of bodies (moved, freed, settled) counts once its group is sealed or
+/// something follows it: the last group of all may be unfinished, and then nothing of that is true.
+#[derive(Default)]
+struct Gathered {
+    bodies: Vec<(Arc<Segment>, Placed)>,
+    dead: HashSet<DeadEntry>,
+    settled: HashMap<QueueId, BTreeSet<u16>>,
+    group: u64,
+    first: u64,
+    frames: u32,
+    said: Vec<(Kind, Vec<u8>)>,
+}
+
+impl Gathered {
+    fn segment(&mut self, segment: &Arc<Segment>) -> std::io::Result<()> {
         let mut frames = frames_of(segment);
-        while let Some(found) = frames.next_found().map_err(OpenError::Files)? {
+        while let Some(found) = frames.next_found()? {
             let Found::Frame(placed) = found else { continue };
+            if segment.header.usage == Use::Own {
+                self.bodies.push((Arc::clone(segment), placed));
+                continue;
+            }
+            if placed.header.group != self.group {
+                self.believe();
+                (self.group, self.first, self.frames) = (placed.header.group, placed.offset, 0);
+            }
             match placed.header.kind {
-                Kind::Body => bodies.push((Arc::clone(segment), placed)),
-                Kind::Dead => {
-                    let payload = scan::payload(&segment.file, &placed).map_err(OpenError::Files)?;
-                    dead.extend(frame::dead_entries(&payload.unwrap_or_default()));
+                Kind::Body => self.bodies.push((Arc::clone(segment), placed)),
+                kind @ (Kind::Dead | Kind::Settled) => {
+                    self.said.push((kind, scan::payload(&segment.file, &placed)?.unwrap_or_default()));
                 }
-                Kind::Settled => {
-                    let payload = scan::payload(&segment.file, &placed).map_err(OpenError::Files)?;
-                    for (queue_id, numbers) in frame::settled_entries(&payload.unwrap_or_default()) {
-                        settled.entry(queue_id).or_default().extend(numbers);
+                Kind::Seal => {
+                    let seal = scan::payload(&segment.file, &placed)?.as_deref().and_then(Seal::from_bytes);
+                    if seal.is_some_and(|seal| seal.start == self.first && seal.frames == self.frames) {
+                        self.believe();
                     }
                 }
-                Kind::Batch | Kind::Seal => {}
+                Kind::Batch => {}
+            }
+            self.frames = self.frames.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn believe(&mut self) {
+        for (kind, payload) in self.said.drain(..) {
+            if kind == Kind::Dead {
+                self.dead.extend(frame::dead_entries(&payload));
+                continue;
+            }
+            for (queue_id, numbers) in frame::settled_entries(&payload) {
+                self.settled.entry(queue_id).or_default().extend(numbers);
             }
         }
     }
-    bodies.retain(|(segment, placed)| !dead.contains(&(placed.header.body, segment.header.number)));
-    Ok(Salvage { _lock: lock, left: bodies.into_iter(), settled, damage })
 }
 
 impl Salvage {

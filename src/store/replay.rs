@@ -56,6 +56,11 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
         applier.segment(segment, &mut torn).map_err(OpenError::Files)??;
     }
     for (segment, group) in torn {
+        // What it says of bodies that were moved, freed or settled must not be believed once the segment
+        // that says where this one ended is gone.
+        let (salt, end) = (segment.header.salt, segment.end.load(Ordering::Acquire));
+        let says = |kind| matches!(kind, Kind::Dead | Kind::Settled);
+        scan::wipe(&segment.file, salt, (end, segment.size), says).map_err(OpenError::Files)?;
         let faults = group.faults.join("; ");
         tracing::info!(
             segment = segment.header.number,

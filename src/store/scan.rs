@@ -136,6 +136,21 @@ fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(filled)
 }
 
+/// Makes frames of some kinds between two offsets unreadable, durably if there was one: they never counted.
+pub fn wipe(file: &File, salt: Salt, (from, end): (u64, u64), is_meant: impl Fn(Kind) -> bool) -> io::Result<()> {
+    let mut frames = Frames::new(file, salt, from, end);
+    let mut is_wiped = false;
+    while let Some(found) = frames.next_found()? {
+        if let Found::Frame(frame) = found
+            && is_meant(frame.header.kind)
+        {
+            file.write_all_at(&[0; HEADER_BYTES], frame.offset)?;
+            is_wiped = true;
+        }
+    }
+    if is_wiped { file.sync_data() } else { Ok(()) }
+}
+
 /// The payload of a small frame; `None` if its checksum does not match.
 pub fn payload(file: &File, frame: &Placed) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; usize::try_from(frame.header.payload_bytes).map_err(io::Error::other)?];

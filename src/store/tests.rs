@@ -501,6 +501,51 @@ fn groups_that_failed_one_after_another_stay_away_and_hide_nothing_after_a_crash
     assert_eq!(opened.engine.damage(), Vec::<String>::new());
 }
 
+#[test]
+fn a_move_that_failed_hides_no_body_from_salvage_and_neither_does_one_that_was_cut_off() {
+    let place = Place::new();
+    let opened = place.open();
+    // A segment that is full, and then nearly empty: what is left in it is moved.
+    let bodies: Vec<_> = (0..10).map(|number| place.put(&opened, &format!("T{number}"), 8_000)).collect();
+    let kept = [bodies[0].0, bodies[1].0];
+    opened.engine.at_rest(|| {
+        for (id, _) in &bodies[2..] {
+            place.free(&opened, *id);
+        }
+        // The next write is housekeeping's.
+        place.faults.writes_fail.store(1, Ordering::Release);
+    });
+    eventually("the move met the fault", || place.faults.writes_fail.load(Ordering::Acquire) == 0);
+    let copied = opened.engine.at_rest(|| place.crash_copy("after"));
+    drop(opened);
+    let saved: BTreeSet<_> = salvage(&copied.folder).unwrap().map(|body| body.id).collect();
+    assert!(kept.iter().all(|id| saved.contains(id)), "{saved:?}");
+    // As a power cut leaves a group: its seal never arrived.
+    let last = segments(&place.settings.folder).pop().unwrap();
+    let header = SegmentHeader::read(&fs::File::open(&last).unwrap()).unwrap().unwrap();
+    let file = writable(&last);
+    let mut frames = super::scan::Frames::new(&file, header.salt, DATA_START, header_end(&file));
+    let mut seal = None;
+    while let Some(found) = frames.next_found().unwrap() {
+        if let super::scan::Found::Frame(placed) = found
+            && placed.header.kind == super::frame::Kind::Seal
+        {
+            seal = Some(placed.offset);
+        }
+    }
+    file.write_all_at(&[0; 8], seal.unwrap()).unwrap();
+    let cut: BTreeSet<_> = salvage(&place.settings.folder).unwrap().map(|body| body.id).collect();
+    assert!(kept.iter().all(|id| cut.contains(id)), "{cut:?}");
+    let opened = place.open();
+    for (id, whole) in &bodies[..2] {
+        assert_eq!(read(&*opened.bodies, *id).unwrap().as_ref(), Some(whole));
+    }
+}
+
+fn header_end(file: &fs::File) -> u64 {
+    file.metadata().unwrap().len()
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(usize),
