@@ -283,7 +283,8 @@ struct Gathered {
     bodies: Vec<(Arc<Segment>, Placed)>,
     dead: HashSet<DeadEntry>,
     settled: HashMap<QueueId, BTreeSet<u16>>,
-    group: u64,
+    /// Segment and number of the group that is being read; numbers begin anew with each open.
+    group: Option<(u64, u64)>,
     first: u64,
     frames: u32,
     said: Vec<(Kind, Vec<u8>)>,
@@ -298,9 +299,10 @@ impl Gathered {
                 self.bodies.push((Arc::clone(segment), placed));
                 continue;
             }
-            if placed.header.group != self.group {
+            let group = Some((segment.header.number, placed.header.group));
+            if self.group != group {
                 self.believe();
-                (self.group, self.first, self.frames) = (placed.header.group, placed.offset, 0);
+                (self.group, self.first, self.frames) = (group, placed.offset, 0);
             }
             match placed.header.kind {
                 Kind::Body => self.bodies.push((Arc::clone(segment), placed)),
@@ -312,6 +314,7 @@ impl Gathered {
                     if seal.is_some_and(|seal| seal.start == self.first && seal.frames == self.frames) {
                         self.believe();
                     }
+                    self.group = None;
                 }
                 Kind::Batch => {}
             }
