@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -250,6 +251,9 @@ fn raise_descriptors(enough: u64) -> Result<(), String> {
 
 /// `strangers` silent sessions before TLS, then `senders` that each hand in a message of `octets`.
 fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): (usize, usize)) {
+    // One at a time: the clients' ends of both are descriptors of this one process.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let ceiling = match raise_descriptors(strangers as u64 + 500).and_then(|()| Ceiling::make(bytes)) {
         Ok(ceiling) => ceiling,
         Err(reason) => return not_run(name, &reason),
