@@ -172,7 +172,7 @@ fn accept_rates() {
             let folder = tempfile::tempdir().unwrap();
             let raw = measure_log("raw log: append and fdatasync", folder.path(), None).await;
             let folder = tempfile::tempdir().unwrap();
-            let records = Records::open(&folder.path().join("records"), 64 << 20).unwrap();
+            let records = Records::open(&folder.path().join("records"), 64 << 20, None).unwrap();
             let a = measure_log("(a) body sync, then sled flush, per group", folder.path(), Some(records)).await;
             let folder = tempfile::tempdir().unwrap();
             let b = measure_engine("(b) the engine: one sync per group", folder.path(), Duration::ZERO).await;

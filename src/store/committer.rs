@@ -339,6 +339,7 @@ impl Committer {
         let lists = payloads.iter().map(|payload| record::operations(payload)).collect::<Option<Vec<_>>>();
         let lists = lists.ok_or_else(|| self.shared.stop("a batch of our own cannot be read back".into()))?;
         let operations = lists.into_iter().flat_map(|(_, operations)| operations).zip(before.iter().copied());
+        let operations: Vec<_> = operations.collect();
         // Counts go up before a body can be found and down after it cannot, so that no segment
         // with a body in it ever looks empty.
         for change in tally {
@@ -348,7 +349,7 @@ impl Committer {
                 segment.gained(location.frame_bytes());
             }
         }
-        let applied = self.shared.records.apply(operations, position);
+        let applied = self.shared.apply(&operations, position);
         applied.map_err(|error| self.shared.stop(format!("the records refused a synced batch: {error}")))?;
         for change in tally {
             if let Tally::Lost(id, location) = change {

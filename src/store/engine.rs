@@ -20,17 +20,20 @@ use rustix::fs::FlockOperation;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::batch::{check_shape, record_bytes};
+use super::bell::Bell;
 use super::blobs;
 use super::census::Census;
 use super::committer::{Committer, ReadyBody, Waiting, Work};
+use super::copy::RecordsCopy;
 use super::format;
 use super::frame::{HEADER_BYTES, Header, Kind, padding};
 use super::housekeeping;
+use super::rebuild::{self, OpenedRecords};
 use super::record::Location;
 use super::replay::{self, Replayed};
 use super::segment::{self, DATA_START};
-use super::shared::{Bell, Faults, Shared};
-use super::sled::{Records, panic_text};
+use super::shared::{Faults, Shared};
+use super::sled::{self, Records, panic_text};
 use super::space::Space;
 use super::table::Segments;
 use super::{
@@ -70,10 +73,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     format::check(&settings.folder)?;
     let segments_folder = settings.folder.join("segments");
     make_folder(&segments_folder)?;
-    let records = Records::open(&settings.folder.join("records"), settings.cache_bytes).map_err(OpenError::Records)?;
-    let found = segment::open_all(&segments_folder).map_err(format::files)?;
-    format::stamp(&settings.folder)?;
-    let (replayed, free) = replay::replay(&records, found)?;
+    let Brought { records, copy, replayed, free } = bring_up(&settings)?;
     let Replayed { used, chain, last_number, damage, batches } = replayed;
     for what in &damage {
         tracing::error!(what, "damage in the store");
@@ -84,6 +84,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     }
     let shared = Arc::new(Shared {
         records,
+        copy,
         segments,
         space: Space::new(settings.folder.clone(), settings.free_bytes_min, settings.free_inodes_min),
         faults,
@@ -112,6 +113,41 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     };
     let store = Arc::new(SledStore::start(shared, committer, lock).map_err(OpenError::Files)?);
     Ok(Opened { records: store.clone(), bodies: store.clone(), replayed_batches: batches, engine: store })
+}
+
+/// The records as they were acknowledged.
+struct Brought {
+    records: Records,
+    copy: RecordsCopy,
+    replayed: Replayed,
+    free: Vec<(u64, segment::SpareFile)>,
+}
+
+/// Opens the records and replays what they lack; if they are damaged, or behind what the journal still
+/// covers, they are made anew.
+fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
+    let segments_folder = settings.folder.join("segments");
+    let mut opened = rebuild::open_records(settings)?;
+    format::stamp(&settings.folder)?;
+    loop {
+        let found = segment::open_all(&segments_folder).map_err(format::files)?;
+        let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
+        match replay::replay(&opened.records, &copy, found) {
+            Ok((mut replayed, free)) => {
+                replayed.damage.splice(0..0, opened.rebuilt);
+                return Ok(Brought { records: opened.records, copy, replayed, free });
+            }
+            Err(error @ (OpenError::Records(_) | OpenError::WentBack { .. })) if opened.rebuilt.is_none() => {
+                let OpenedRecords { records, .. } = opened;
+                drop(records);
+                opened = rebuild::rebuild(settings, &error.to_string()).map_err(|refusal| {
+                    tracing::error!(%refusal, "the records could not be made anew");
+                    error
+                })?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn make_folder(folder: &Path) -> Result<(), OpenError> {
@@ -218,6 +254,7 @@ impl Drop for SledStore {
         if let Some(inbox) = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = inbox.send(Work::Close);
         }
+        sled::stop_waiting_for_room();
         self.shared.house_bell.close();
         self.shared.flush_bell.close();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {

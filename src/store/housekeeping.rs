@@ -1,7 +1,7 @@
 //! Two threads beside the committer: the one flusher, and the one that gives space back.
 //!
-//! Flusher: makes the records durable every 5 seconds or every 64 MiB of journal; the journal before
-//! that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
+//! Flusher: makes the records and their copy durable every 5 seconds or every 64 MiB of journal; the
+//! journal before that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
 //! emptied first, one file kept ready. Easy to get wrong: before a segment goes, what it alone says
 //! about bodies that still lie elsewhere (settled recipients, dead copies) is written again.
 
@@ -12,13 +12,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::bell::Woken;
 use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
 use super::frame::{self, DeadEntry, Kind};
 use super::record::{Location, location_key, location_key_id, locations_range};
 use super::scan::{self, Found, Frames};
 use super::segment::{DATA_START, Segment, Use};
-use super::shared::{Shared, Woken};
+use super::shared::Shared;
 use super::{CommitError, StoreError};
 use crate::mail::{BodyId, QueueId};
 use crate::metrics::STORE_CHECKPOINT;
@@ -29,6 +30,8 @@ const ROUND: Duration = Duration::from_secs(1);
 const STRAGGLERS_PART: u64 = 4;
 /// A checkpoint is not begun with less than this free, and what was journalled since the last one.
 const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// A store that is being closed waits so long for a new copy of its records; the next opening makes one.
+const CLOSING_MAX: Duration = Duration::from_secs(1);
 /// Bytes of bodies copied with one request to the committer.
 const MOVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Locations read at a time when looking which messages live.
@@ -49,13 +52,23 @@ pub fn flush_loop(shared: &Shared) {
 /// Makes everything applied so far durable in the records.
 pub fn checkpoint(shared: &Shared) {
     let target = shared.applied.load(Ordering::Acquire);
-    let skipped = shared.faults.checkpoints_skipped.load(Ordering::Acquire);
-    if skipped || target == shared.checkpointed.load(Ordering::Acquire) {
+    if shared.faults.checkpoints_skipped.load(Ordering::Acquire) {
         return;
     }
+    if target != shared.checkpointed.load(Ordering::Acquire) && !make_durable(shared, target) {
+        return;
+    }
+    let tending = Instant::now();
+    let gives_up = || shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX;
+    shared.copy.tend(&shared.records, &shared.space, &gives_up);
+}
+
+/// Whether the records hold commit `target` durably now.
+fn make_durable(shared: &Shared, target: u64) -> bool {
     let bytes = shared.unflushed_bytes.load(Ordering::Acquire);
-    // The record engine does not survive a full disk. The journal does, and holds everything: it
-    // grows until there is room again, or until its last segment is full and commits are refused.
+    // Without room the record engine's writes wait, and this thread with them. The journal holds
+    // everything: it grows until there is room again, or until its last segment is full and commits
+    // are refused. Not to begin is better than to wait in the middle.
     let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes));
     if shared.checkpoint_waits.swap(waits, Ordering::AcqRel) != waits {
         match waits {
@@ -64,18 +77,20 @@ pub fn checkpoint(shared: &Shared) {
         }
     }
     if waits {
-        return;
+        return false;
     }
     let flushing = Instant::now();
-    match shared.records.flush() {
+    match shared.records.flush_after(|| shared.copy.append()) {
         Ok(()) => {
             metrics::histogram!(STORE_CHECKPOINT).record(flushing.elapsed().as_secs_f64());
             shared.checkpointed.store(target, Ordering::Release);
             shared.unflushed_bytes.fetch_sub(bytes, Ordering::AcqRel);
             shared.house_bell.ring();
+            true
         }
         Err(error) => {
             shared.stop(format!("a checkpoint failed: {error}"));
+            false
         }
     }
 }

@@ -6,11 +6,13 @@
 //! engine refuses every commit until it has been reopened from disk (the next sync may lie).
 
 mod batch;
+mod bell;
 mod blobs;
 mod census;
 mod chain;
 pub mod codec;
 mod committer;
+mod copy;
 mod engine;
 mod format;
 mod frame;
@@ -21,6 +23,7 @@ pub mod lease;
 mod memory;
 mod offline;
 mod plan;
+mod rebuild;
 mod record;
 mod replay;
 mod scan;
@@ -32,10 +35,17 @@ mod snapshot;
 mod space;
 mod table;
 
+/// What [`bell`] is built on; `tests/models` puts loom's in its place.
+mod sync {
+    pub use std::sync::{Condvar, Mutex, PoisonError};
+}
+
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod handover_tests;
 #[cfg(test)]
@@ -57,6 +67,7 @@ pub use frame::{
 };
 pub use memory::MemoryStore;
 pub use offline::{Salvage, Salvaged, VerifyReport, create_at, salvage, verify};
+pub use rebuild::{FoundRecords, salvage_records};
 #[doc(hidden)]
 pub use record::{Operation, Operations, operations};
 #[doc(hidden)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::OpenError;
+use super::copy::RecordsCopy;
 use super::frame::Kind;
 use super::record::{self, Before, Operation, Position};
 use super::scan::{self, Frames, Group};
@@ -32,8 +33,13 @@ pub struct Replayed {
 }
 
 /// Enters the found segments and replays what the records lack. The records hold it durably after this.
-pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
+pub fn replay(
+    records: &Records,
+    copy: &RecordsCopy,
+    found: Found,
+) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
     let position = records.position().map_err(|error| OpenError::Records(error.to_string()))?;
+    copy.begin(position);
     let numbers =
         found.used.iter().map(|(header, _)| header.number).chain(found.free.iter().map(|(number, _)| *number));
     let last_number = numbers.max().unwrap_or(0).max(position.segment);
@@ -48,7 +54,7 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     }
     bound_ends(&used);
     let mut replayed = Replayed { used, chain: Chain::default(), last_number, damage, batches: 0 };
-    let mut applier = Applier { records, position, missing: 0, damage: Vec::new(), batches: 0 };
+    let mut applier = Applier { records, copy, position, missing: 0, damage: Vec::new(), batches: 0 };
     let shared: Vec<_> =
         replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
     let mut torn: Torn = Vec::new();
@@ -74,8 +80,9 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     if applier.missing > 0 {
         replayed.damage.push(format!("{} commits are missing from the journal", applier.missing));
     }
+    copy.replayed(applier.position.commit, replayed.damage.is_empty());
     if applier.position != position {
-        records.flush().map_err(|error| OpenError::Records(error.to_string()))?;
+        records.flush_after(|| copy.append()).map_err(|error| OpenError::Records(error.to_string()))?;
     }
     replayed.chain = Chain {
         previous: shared.last().map_or(0, |last| last.header.number),
@@ -99,6 +106,7 @@ type Torn = Vec<(Arc<Segment>, Group)>;
 
 struct Applier<'a> {
     records: &'a Records,
+    copy: &'a RecordsCopy,
     position: Position,
     missing: u64,
     damage: Vec<String>,
@@ -164,10 +172,12 @@ impl Applier<'_> {
         }
         (self.position.segment, self.position.offset) = (segment.header.number, group.end);
         // Even without operations the position must move on: what lies before it will be given back.
-        let operations = operations.into_iter().map(|operation| (operation, Before::Unknown));
-        let applied = self.records.apply(operations, self.position);
+        let operations: Vec<_> = operations.into_iter().map(|operation| (operation, Before::Unknown)).collect();
+        let applied = self.copy.apply(self.records, &operations, self.position);
         // However long the journal is, so much of it is held in memory.
-        let applied = applied.and_then(|()| if self.records.is_full() { self.records.flush() } else { Ok(()) });
+        let applied = applied.and_then(|()| {
+            if self.records.is_full() { self.records.flush_after(|| self.copy.append()) } else { Ok(()) }
+        });
         Ok(applied.map_err(|error| OpenError::Records(error.to_string())))
     }
 }

@@ -7,7 +7,7 @@
 //! flushes; with a timer of ten years none does, and the one flusher stays the only one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::engine::{LOCK_PAUSE, LOCK_TRIES};
@@ -35,17 +35,50 @@ pub struct Records {
     pool: Mutex<Vec<Db>>,
     template: Mutex<Option<Db>>,
     broken: OnceLock<String>,
+    note: Option<PathBuf>,
+}
+
+/// Why the map could not be opened, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// What is in the files is wrong.
+    Damaged(String),
+    /// The device or the system refused; nothing is known to be wrong with the files.
+    Failed(String),
+}
+
+impl Broken {
+    /// What is wrong.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Damaged(why) | Self::Failed(why) => why,
+        }
+    }
+}
+
+/// A write of the records that waits for room on the disk waits no longer: the process is ending.
+pub fn stop_waiting_for_room() {
+    sled::room::give_up();
+}
+
+/// Whether an error is about what the files hold. The engine says so by these kinds; what the system
+/// refuses (no room, a bad device, no permission) has others.
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, Other, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | NotFound | Other | UnexpectedEof)
 }
 
 impl Records {
-    /// Opens or creates the map in `folder`. Damage and panics come back as text.
-    pub fn open(folder: &Path, cache_bytes: usize) -> Result<Self, String> {
+    /// Opens or creates the map in `folder`. If damage is met later, in the midst of work, `note` is
+    /// written with what it was.
+    pub fn open(folder: &Path, cache_bytes: usize, note: Option<PathBuf>) -> Result<Self, Broken> {
         let config = sled::Config::new()
             .path(folder)
             .cache_capacity_bytes(cache_bytes)
             .zstd_compression_level(COMPRESSION_LEVEL)
             .flush_every_ms(Some(NEVER_MS));
-        guard_snapshot(&folder.join("metadata")).map_err(|error| format!("the record files: {error}"))?;
+        guard_snapshot(&folder.join("metadata"))
+            .map_err(|error| Broken::Failed(format!("the record files: {error}")))?;
         let mut tries = LOCK_TRIES;
         let db = loop {
             match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_KEYS>())) {
@@ -55,8 +88,14 @@ impl Records {
                     tries -= 1;
                     std::thread::sleep(LOCK_PAUSE);
                 }
-                Ok(Err(error)) => return Err(format!("the record files could not be opened: {error}")),
-                Err(panic) => return Err(format!("the record files are damaged: {}", panic_text(&*panic))),
+                Ok(Err(error)) if is_damage(&error) => {
+                    return Err(Broken::Damaged(format!("the record files are damaged: {error}")));
+                }
+                Ok(Err(error)) => return Err(Broken::Failed(format!("the record files could not be opened: {error}"))),
+                Err(panic) => {
+                    let text = format!("the record files are damaged: {}", panic_text(&*panic));
+                    return Err(Broken::Damaged(text));
+                }
             }
         };
         Ok(Self {
@@ -65,6 +104,7 @@ impl Records {
             pool: Mutex::new(Vec::new()),
             template: Mutex::new(Some(db)),
             broken: OnceLock::new(),
+            note,
         })
     }
 
@@ -128,8 +168,15 @@ impl Records {
 
     /// Makes what was applied before this call durable. For the flusher, and at open and close.
     pub fn flush(&self) -> Result<(), StoreError> {
+        self.flush_after(|| {})
+    }
+
+    /// As [`Records::flush`], with something to be done once it is settled what becomes durable and
+    /// before any of it is.
+    pub fn flush_after(&self, first: impl FnOnce()) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         let layer = self.layers.write().unwrap_or_else(PoisonError::into_inner).begin();
+        first();
         self.with(|db| {
             sink(db, &layer)?;
             db.flush().map(drop)
@@ -161,8 +208,9 @@ impl Records {
                 lock(&self.pool).push(db);
                 Ok(value)
             }
+            Ok(Err(error)) if is_damage(&error) => Err(self.damaged(db, format!("sled: {error}"))),
             Ok(Err(error)) => Err(self.break_down(db, format!("sled: {error}"))),
-            Err(panic) => Err(self.break_down(db, format!("sled panicked: {}", panic_text(&*panic)))),
+            Err(panic) => Err(self.damaged(db, format!("sled panicked: {}", panic_text(&*panic)))),
         }
     }
 
@@ -172,6 +220,16 @@ impl Records {
         }
         let template = lock(&self.template);
         template.clone().ok_or_else(|| StoreError::Failed("the records are closed".into()))
+    }
+
+    /// Breaks down, and leaves a note for the next opening. A panic counts: what the engine cannot
+    /// bear once, it may not bear again.
+    fn damaged(&self, db: Db, why: String) -> StoreError {
+        let written = self.note.as_ref().map(|note| std::fs::write(note, &why).and_then(|()| sync_file(note)));
+        if let Some(Err(error)) = written {
+            tracing::error!(%error, "the note that the records are damaged could not be written");
+        }
+        self.break_down(db, why)
     }
 
     fn break_down(&self, db: Db, why: String) -> StoreError {
@@ -238,6 +296,11 @@ fn guard_snapshot(metadata: &Path) -> std::io::Result<()> {
     super::segment::sync_folder(metadata)
 }
 
+fn sync_file(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), super::segment::sync_folder)
+}
+
 /// What a panic said.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -272,7 +335,7 @@ mod tests {
             random
         };
         for round in 0..8 {
-            let records = Arc::new(Records::open(folder.path(), 1 << 20).unwrap());
+            let records = Arc::new(Records::open(folder.path(), 1 << 20, None).unwrap());
             let found: BTreeMap<_, _> = records.range(b"T", b"U", usize::MAX).unwrap().into_iter().collect();
             assert!(found == model, "round {round}: {} found, {} expected", found.len(), model.len());
             let done = Arc::new(AtomicBool::new(false));
@@ -308,7 +371,7 @@ mod tests {
     #[test]
     fn a_range_that_ends_before_its_limit_reads_nothing_far_behind_its_end() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         let keys: Vec<_> = (0..20_000_u32).map(|number| [b"z", &number.to_be_bytes()[..]].concat()).collect();
         let mut operations: Vec<_> = keys.iter().map(|key| Operation::Set(key, b"value")).collect();
         operations.push(Operation::Set(b"T", b"one"));
@@ -327,7 +390,7 @@ mod tests {
         let mut here = folder.path().join("0");
         let mut commit = 0;
         for round in 1..12_u64 {
-            let records = Records::open(&here, 1 << 20).unwrap();
+            let records = Records::open(&here, 1 << 20, None).unwrap();
             assert_eq!(records.position().unwrap().commit, commit, "round {round}");
             for _ in 0..round % 4 {
                 commit += 1;
@@ -348,13 +411,13 @@ mod tests {
     #[test]
     fn a_crash_between_the_two_steps_of_an_open_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         let place = Position { commit: 1, segment: 1, offset: 1 };
         apply(&records, &[Operation::Set(b"T", b"kept")], place);
         records.flush().unwrap();
         drop(records);
         for _ in 0..3 {
-            drop(Records::open(folder.path(), 1 << 20).unwrap());
+            drop(Records::open(folder.path(), 1 << 20, None).unwrap());
             for entry in std::fs::read_dir(folder.path().join("metadata")).unwrap() {
                 let path = entry.unwrap().path();
                 if path.file_name().unwrap().to_str().unwrap().starts_with("log_") {
@@ -362,7 +425,7 @@ mod tests {
                 }
             }
         }
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         assert_eq!(records.get(b"T"), Ok(Some(b"kept".to_vec())));
     }
 }

@@ -432,7 +432,8 @@ mod sys_io {
         buf: &[u8],
         offset: u64,
     ) -> io::Result<()> {
-        maybe!(file.write_all_at(buf, offset))
+        // postern: a full disk is waited for.
+        maybe!(crate::room::wait_for(|| file.write_all_at(buf, offset)))
     }
 }
 

@@ -142,6 +142,8 @@ mod leaf_coder;
 mod metadata_store;
 mod object_cache;
 mod object_location_mapper;
+/// postern: waiting for room on the disk.
+pub mod room;
 mod tree;
 
 #[cfg(any(

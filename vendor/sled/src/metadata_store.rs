@@ -360,7 +360,8 @@ impl MetadataStore {
 
         let mut log = self.inner.active_log.lock();
 
-        if let Err(e) = maybe!(log.file.write_all(&batch_bytes)) {
+        // postern: a full disk is waited for.
+        if let Err(e) = maybe!(crate::room::write_all(&mut log.file, &batch_bytes)) {
             self.set_error(&e);
             return Err(e);
         }
@@ -385,7 +386,8 @@ impl MetadataStore {
             let mut next_log_file_opts = fs::OpenOptions::new();
             next_log_file_opts.create(true).read(true).write(true);
 
-            let next_log_file = match maybe!(next_log_file_opts.open(next_path))
+            // postern: a full disk is waited for.
+            let next_log_file = match maybe!(crate::room::wait_for(|| next_log_file_opts.open(&next_path)))
             {
                 Ok(nlf) => nlf,
                 Err(e) => {
@@ -809,7 +811,8 @@ fn read_snapshot_and_apply_logs(
     let mut snapshot_file =
         fallible!(snapshot_file_opts.open(&new_snapshot_tmp_path));
 
-    fallible!(snapshot_file.write_all(&new_snapshot_data));
+    // postern: a full disk is waited for.
+    fallible!(crate::room::write_all(&mut snapshot_file, &new_snapshot_data));
     drop(new_snapshot_data);
 
     fallible!(snapshot_file.sync_all());
