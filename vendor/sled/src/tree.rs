@@ -18,6 +18,7 @@ use parking_lot::{
     RawRwLock,
 };
 
+use crate::patience::Patience;
 use crate::*;
 
 #[derive(Clone)]
@@ -202,7 +203,10 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
         let before_read_io = Instant::now();
 
         let mut read_loops: u64 = 0;
+        // postern: not for ever.
+        let mut patience = Patience::default();
         loop {
+            patience.look()?;
             let _heap_pin = self.cache.heap_object_id_pin();
 
             let (low_key, node) = self.index.get_lte(key).unwrap();
@@ -454,7 +458,10 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
     ) -> io::Result<LeafWriteGuard<'a, LEAF_FANOUT>> {
         assert_ne!(successor.low_key, &*InlineArray::MIN);
 
+        // postern: not for ever.
+        let mut patience = Patience::default();
         loop {
+            patience.look()?;
             let search_key = self
                 .index
                 .range::<InlineArray, _>(..&successor.low_key)
@@ -493,7 +500,10 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
         &'a self,
         key: &[u8],
     ) -> io::Result<LeafReadGuard<'a, LEAF_FANOUT>> {
+        // postern: not for ever.
+        let mut patience = Patience::default();
         loop {
+            patience.look()?;
             let (low_key, node) = self.index.get_lte(key).unwrap();
             let mut read = node.inner.read_arc();
 
