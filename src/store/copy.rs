@@ -6,7 +6,6 @@
 //! Easy to get wrong: a copy that missed one change is worth nothing, so any doubt about it ends it
 //! and a new base is written from the records; mail never waits for that.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::format::Newer;
 use super::frame::{HEADER_BYTES, Header, Kind, NO_BODY, Salt, Seal, frame_bytes, le32};
+use super::layers::Layer;
 use super::record::{self, Before, Operation, Operations, POSITION_KEY, Position, locations_range};
 use super::scan::{self, Found, Frames};
 use super::segment::sync_folder;
@@ -24,6 +24,8 @@ use super::space::Space;
 use super::{Key, StoreError, prefix};
 use crate::ext;
 
+/// A base in the making.
+const PARTIAL: &str = "new";
 /// Where it lies in the store's folder.
 pub const FOLDER: &str = "copy";
 const MAGIC: &[u8; 8] = b"PSTNCPY1";
@@ -39,6 +41,8 @@ const GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// A base that could not be written is tried again after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// More than this must not be noted while a base is written; it is tried again later.
+const NOTED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Bytes whose checksums are computed at each checkpoint, until all that was found at the open are.
 const CHECKED_AT_ONCE: u64 = 8 * 1024 * 1024;
 
@@ -71,11 +75,14 @@ pub fn copied_ranges() -> Vec<(Key, Key)> {
     ranges
 }
 
-/// What was applied to the records and is not in the file yet; the last value of each key counts.
+/// What was applied to the records and is not in the file yet; the last value of each key counts, and what
+/// was made and removed leaves no trace.
 #[derive(Default)]
 struct Pending {
-    changes: BTreeMap<Key, Option<Vec<u8>>>,
+    changes: Layer,
     position: Position,
+    /// A base was begun since the last append: what is made now may be in it.
+    is_read_for_base: bool,
 }
 
 /// The copy of an open store.
@@ -98,37 +105,52 @@ impl RecordsCopy {
     pub fn open(store: &Path) -> io::Result<Self> {
         let folder = store.join(FOLDER);
         fs::create_dir_all(&folder)?;
+        remove(&folder.join(PARTIAL))?;
         let file = match CopyFile::newest(&folder) {
             Ok(file) => file,
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Newer>()) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "the copy of the records cannot be used; a new one is made");
+                remove_all_but(&folder, None)?;
                 None
             }
         };
         Ok(Self { folder, pending: Mutex::default(), kept: Mutex::new(Kept { file, again: None }) })
     }
 
+    /// The last commit in it, if there is one.
+    pub fn commit(&self) -> Option<u64> {
+        lock(&self.kept).file.as_ref().map(|file| file.position.commit)
+    }
+
     /// The records were opened and stand at `position`: a copy that ends before it missed something.
-    pub fn begin(&self, position: Position) {
+    pub fn begin(&self, position: Position) -> io::Result<()> {
         lock(&self.pending).position = position;
-        self.keep_if("behind them", |copy| copy.commit >= position.commit);
+        self.keep_if("behind them", |copy| copy.commit >= position.commit)
     }
 
     /// The journal has been replayed up to commit `last`. What it could not give the records may be
     /// in the copy, and then the two differ.
-    pub fn replayed(&self, last: u64, is_whole: bool) {
-        self.keep_if("not what the journal gave them", |copy| is_whole && copy.commit <= last);
+    pub fn replayed(&self, last: u64, is_whole: bool) -> io::Result<()> {
+        self.keep_if("not what the journal gave them", |copy| is_whole && copy.commit <= last)
     }
 
-    fn keep_if(&self, why: &str, is_good: impl Fn(Position) -> bool) {
+    fn keep_if(&self, why: &str, is_good: impl Fn(Position) -> bool) -> io::Result<()> {
         let mut kept = lock(&self.kept);
         if let Some(file) = kept.file.as_ref()
             && !is_good(file.position)
         {
             tracing::warn!(commit = file.position.commit, "the copy of the records is {why}; a new one is made");
-            kept.file = None;
+            self.lose(&mut kept)?;
         }
+        Ok(())
+    }
+
+    /// Ends the copy, on the disk too: once the journal it ends at is gone, nothing else would tell that
+    /// it is behind.
+    fn lose(&self, kept: &mut Kept) -> io::Result<()> {
+        kept.file = None;
+        remove_all_but(&self.folder, None)
     }
 
     /// Applies to the records and notes it, so that whoever appends after a flush has begun finds noted
@@ -141,35 +163,42 @@ impl RecordsCopy {
     ) -> Result<(), StoreError> {
         let mut pending = lock(&self.pending);
         records.apply(operations.iter().copied(), position)?;
-        for (operation, _) in operations {
-            match operation {
-                Operation::Set(key, value) if is_copied(key) => {
-                    pending.changes.insert(key.to_vec(), Some(value.to_vec()));
-                }
-                Operation::Remove(key) if is_copied(key) => {
-                    pending.changes.insert(key.to_vec(), None);
-                }
-                _ => {}
-            }
+        for (operation, before) in operations.iter().filter(|(operation, _)| is_copied(operation.key())) {
+            let before = if pending.is_read_for_base { Before::Unknown } else { *before };
+            pending.changes.apply(operation, before);
         }
         pending.position = position;
         Ok(())
     }
 
     /// Makes everything noted so far durable in the file. For the flusher alone, between the begin of a
-    /// flush and its first write: the copy is never behind the records.
-    pub fn append(&self) {
+    /// flush and its first write: the copy is never behind the records. An error says that a copy which
+    /// is behind could not even be removed: then the flush must not be.
+    pub fn append(&self) -> io::Result<()> {
         let mut kept = lock(&self.kept);
-        let Pending { changes, position } = {
+        let Pending { changes, position, .. } = {
             let mut pending = lock(&self.pending);
             let position = pending.position;
-            std::mem::replace(&mut *pending, Pending { changes: BTreeMap::new(), position })
+            std::mem::replace(&mut *pending, Pending { position, ..Pending::default() })
         };
-        let Some(file) = kept.file.as_mut().filter(|file| file.position.commit < position.commit) else { return };
-        if let Err(error) = file.append(&changes, position) {
-            tracing::warn!(%error, "the copy of the records could not be written; a new one is made");
-            kept.file = None;
+        let Some(file) = kept.file.as_mut().filter(|file| file.position.commit < position.commit) else {
+            return Ok(());
+        };
+        match file.append(&changes, position) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "the copy of the records could not be written; a new one is made");
+                self.lose(&mut kept)
+            }
         }
+    }
+
+    /// Where a base that is read from now on stands.
+    fn begin_base(&self) -> Position {
+        let mut pending = lock(&self.pending);
+        pending.changes.forget_what_was_made();
+        pending.is_read_for_base = true;
+        pending.position
     }
 
     /// Checks some of the file, and writes a new one if it is time. For the flusher alone, after
@@ -180,38 +209,57 @@ impl RecordsCopy {
             && let Err(error) = file.check_some()
         {
             tracing::error!(%error, "damage in the copy of the records; a new one is made");
-            kept.file = None;
+            if let Err(error) = self.lose(&mut kept) {
+                tracing::error!(%error, "the damaged copy could not be removed");
+            }
         }
         let (is_due, bytes) = kept.file.as_ref().map_or((true, 0), |file| (file.is_due(), file.end));
         if !is_due || kept.again.is_some_and(|again| Instant::now() < again) {
             return;
         }
-        if !space.has_room_for(bytes.saturating_add(GROWTH_BYTES)) {
+        if !space.has_room_above_floor(bytes.saturating_add(GROWTH_BYTES)) {
             kept.again = Some(Instant::now() + AGAIN_AFTER);
             return;
         }
-        let position = lock(&self.pending).position;
-        match write_base(&self.folder, records, position, gives_up) {
-            Ok(None) => {}
-            Ok(Some(file)) => {
-                *kept = Kept { file: Some(file), again: None };
-                self.remove_others(&kept);
-            }
+        let gives_up = || {
+            let noted = lock(&self.pending).changes.bytes();
+            gives_up() || noted > NOTED_BYTES_MAX || !space.has_room_above_floor(2 * FRAME_BYTES as u64)
+        };
+        let written = write_base(&self.folder, records, self.begin_base(), &gives_up);
+        if !matches!(written, Ok(Some(_)))
+            && let Err(error) = remove(&self.folder.join(PARTIAL))
+        {
+            tracing::warn!(%error, "half a copy of the records could not be removed");
+        }
+        match written {
+            Ok(None) => kept.again = Some(Instant::now() + AGAIN_AFTER),
+            Ok(Some(file)) => *kept = Kept { file: Some(file), again: None },
             Err(error) => {
                 tracing::warn!(%error, "a new copy of the records could not be written yet");
                 kept.again = Some(Instant::now() + AGAIN_AFTER);
             }
         }
-    }
-
-    fn remove_others(&self, kept: &Kept) {
-        let Some(file) = &kept.file else { return };
-        let others = names(&self.folder).unwrap_or_default().into_iter().filter(|path| *path != file.path);
-        for other in others {
-            if let Err(error) = fs::remove_file(&other) {
-                tracing::warn!(%error, path = %other.display(), "an old copy of the records could not be removed");
-            }
+        // Also one that got its name and may not be durable.
+        if let Err(error) = remove_all_but(&self.folder, kept.file.as_ref()) {
+            tracing::warn!(%error, "an old copy of the records could not be removed");
         }
+    }
+}
+
+/// Removes every file of a copy but this one, durably.
+fn remove_all_but(folder: &Path, kept: Option<&CopyFile>) -> io::Result<()> {
+    let others: Vec<_> = names(folder)?.into_iter().filter(|path| kept.is_none_or(|file| file.path != *path)).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    others.iter().try_for_each(|other| remove(other))?;
+    sync_folder(folder)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -232,13 +280,18 @@ pub struct CopyFile {
 }
 
 impl CopyFile {
-    /// The newest file of a folder, opened without computing the checksums of all it holds.
+    /// The newest file of a folder, opened without computing the checksums of all it holds, to be gone on with.
     pub fn newest(folder: &Path) -> io::Result<Option<Self>> {
-        names(folder)?.pop().map(Self::open).transpose()
+        names(folder)?.pop().map(|path| Self::open(path, true)).transpose()
     }
 
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    /// The same, to be read alone.
+    pub fn look(folder: &Path) -> io::Result<Option<Self>> {
+        names(folder)?.pop().map(|path| Self::open(path, false)).transpose()
+    }
+
+    fn open(path: PathBuf, writes: bool) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(writes).open(&path)?;
         let length = file.metadata()?.len();
         let salt = read_head(&file, &path)?;
         let mut frames = Frames::new(&file, salt, HEAD_BYTES, length);
@@ -259,11 +312,14 @@ impl CopyFile {
         let last = last.ok_or_else(|| damaged("no whole base"))?;
         let payload = scan::payload(&file, &last)?.ok_or_else(|| damaged("its last change"))?;
         let position = position_in(&payload).ok_or_else(|| damaged("the position of its last change"))?;
-        if end < length {
+        if end < length && writes {
             // A group cut off by a crash: the records were not flushed after it either.
             file.set_len(end)?;
         }
-        Ok(Self { file, path, salt, group, base_end, end, checked: HEAD_BYTES, made: Instant::now(), position })
+        // The age counts from when the file was begun, however often it is opened.
+        let age = file.metadata()?.created().ok().and_then(|begun| begun.elapsed().ok()).unwrap_or_default();
+        let made = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        Ok(Self { file, path, salt, group, base_end, end, checked: HEAD_BYTES, made, position })
     }
 
     fn create(folder: &Path, path: &Path) -> io::Result<(File, Salt)> {
@@ -286,19 +342,15 @@ impl CopyFile {
         appended > self.base_end + GROWTH_BYTES || (appended > 0 && self.made.elapsed() > AGE_MAX)
     }
 
-    fn append(&mut self, changes: &BTreeMap<Key, Option<Vec<u8>>>, position: Position) -> io::Result<()> {
-        let mut operations = Operations::new(position.commit, 256);
-        for (key, value) in changes {
-            match value {
-                Some(value) => operations.set(key, value),
-                None => operations.remove(key),
-            }
+    fn append(&mut self, changes: &Layer, position: Position) -> io::Result<()> {
+        let writer = Writer { file: &self.file, salt: self.salt, group: self.group + 1, at: self.end };
+        let mut group = Group::begin(writer, position);
+        for (key, held) in changes.entries() {
+            group.put(key, held.value().map(Vec::as_slice))?;
         }
-        operations.set(&POSITION_KEY, &position.to_bytes());
-        let mut writer = Writer { file: &self.file, salt: self.salt, group: self.group + 1, at: self.end };
-        let group = writer.group(&[operations.into_bytes()])?;
+        let end = group.end()?;
         self.file.sync_data()?;
-        (self.end, self.group, self.position) = (group, self.group + 1, position);
+        (self.end, self.group, self.position) = (end, self.group + 1, position);
         Ok(())
     }
 
@@ -414,20 +466,49 @@ impl Writer<'_> {
         self.at += bytes.len() as u64;
         Ok(header)
     }
+}
 
-    fn seal(&mut self, start: u64, frames: u32, group_crc: u32) -> io::Result<()> {
-        self.frame(Kind::Seal, &Seal { start, frames, group_crc }.to_bytes()).map(drop)
+/// One group in the making: what is put into it goes to the file a frame at a time.
+struct Group<'a> {
+    writer: Writer<'a>,
+    start: u64,
+    position: Position,
+    frames: u32,
+    crc: u32,
+    operations: Operations,
+    /// Bytes in `operations`.
+    bytes: usize,
+}
+
+impl<'a> Group<'a> {
+    fn begin(writer: Writer<'a>, position: Position) -> Self {
+        let operations = Operations::new(position.commit, 256);
+        Self { start: writer.at, writer, position, frames: 0, crc: 0, operations, bytes: 0 }
     }
 
-    /// One whole group; where it ends.
-    fn group(&mut self, payloads: &[Vec<u8>]) -> io::Result<u64> {
-        let (start, mut crc, mut frames) = (self.at, 0, 0);
-        for payload in payloads {
-            crc = self.frame(Kind::Batch, payload)?.fold_into(crc);
-            frames += 1;
+    fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> io::Result<()> {
+        match value {
+            Some(value) => self.operations.set(key, value),
+            None => self.operations.remove(key),
         }
-        self.seal(start, frames, crc)?;
-        Ok(self.at)
+        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        if self.bytes >= FRAME_BYTES { self.frame() } else { Ok(()) }
+    }
+
+    fn frame(&mut self) -> io::Result<()> {
+        let full = std::mem::replace(&mut self.operations, Operations::new(self.position.commit, FRAME_BYTES));
+        self.crc = self.writer.frame(Kind::Batch, &full.into_bytes())?.fold_into(self.crc);
+        (self.bytes, self.frames) = (0, self.frames + 1);
+        Ok(())
+    }
+
+    /// Seals it; where it ends. Its position is in the last frame.
+    fn end(mut self) -> io::Result<u64> {
+        self.operations.set(&POSITION_KEY, &self.position.to_bytes());
+        self.frame()?;
+        let seal = Seal { start: self.start, frames: self.frames, group_crc: self.crc };
+        self.writer.frame(Kind::Seal, &seal.to_bytes())?;
+        Ok(self.writer.at)
     }
 }
 
@@ -440,26 +521,17 @@ fn write_base(
     gives_up: &dyn Fn() -> bool,
 ) -> io::Result<Option<CopyFile>> {
     let number = names(folder)?.last().map_or(0, |path| number_of(path)) + 1;
-    let (path, partial) = (folder.join(format!("{number:016x}.records")), folder.join("new"));
+    let (path, partial) = (folder.join(format!("{number:016x}.records")), folder.join(PARTIAL));
     let (file, salt) = CopyFile::create(folder, &partial)?;
-    let mut writer = Writer { file: &file, salt, group: 1, at: HEAD_BYTES };
-    let (mut crc, mut frames) = (0, 0);
-    let (mut operations, mut bytes) = (Operations::new(position.commit, FRAME_BYTES), 0);
+    let mut group = Group::begin(Writer { file: &file, salt, group: 1, at: HEAD_BYTES }, position);
     for (mut from, to) in copied_ranges() {
         loop {
             if gives_up() {
-                drop(fs::remove_file(&partial));
                 return Ok(None);
             }
             let page = records.range(&from, &to, PAGE).map_err(broken)?;
             for (key, value) in &page {
-                operations.set(key, value);
-                bytes += key.len() + value.len();
-            }
-            if bytes >= FRAME_BYTES {
-                let full = std::mem::replace(&mut operations, Operations::new(position.commit, FRAME_BYTES));
-                crc = writer.frame(Kind::Batch, &full.into_bytes())?.fold_into(crc);
-                (bytes, frames) = (0, frames + 1);
+                group.put(key, Some(value))?;
             }
             match page.last() {
                 Some((last, _)) if page.len() == PAGE => {
@@ -470,10 +542,7 @@ fn write_base(
             }
         }
     }
-    operations.set(&POSITION_KEY, &position.to_bytes());
-    crc = writer.frame(Kind::Batch, &operations.into_bytes())?.fold_into(crc);
-    writer.seal(HEAD_BYTES, frames + 1, crc)?;
-    let end = writer.at;
+    let end = group.end()?;
     file.sync_all()?;
     fs::rename(&partial, &path)?;
     sync_folder(folder)?;

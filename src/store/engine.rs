@@ -33,7 +33,7 @@ use super::record::Location;
 use super::replay::{self, Replayed};
 use super::segment::{self, DATA_START};
 use super::shared::{Faults, Shared};
-use super::sled::{self, Records, panic_text};
+use super::sled::{Records, panic_text};
 use super::space::Space;
 use super::table::Segments;
 use super::{
@@ -82,6 +82,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     for (number, spare) in free {
         segments.keep_or_remove(number, spare).map_err(OpenError::Files)?;
     }
+    records.begin_work(settings.layer_bytes_max);
     let shared = Arc::new(Shared {
         records,
         copy,
@@ -108,6 +109,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         chain,
         end: DATA_START,
         group: 0,
+        behind_since: None,
         commit: chain.commits,
         census: Census::new(last_number.saturating_add(1)),
     };
@@ -130,23 +132,32 @@ fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
     let mut opened = rebuild::open_records(settings)?;
     format::stamp(&settings.folder)?;
     loop {
+        let may_rebuild = opened.rebuilt.is_none();
         let found = segment::open_all(&segments_folder).map_err(format::files)?;
         let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
-        match replay::replay(&opened.records, &copy, found) {
+        let error = match replay::replay(&opened.records, &copy, found, may_rebuild) {
             Ok((mut replayed, free)) => {
+                rebuild::clear_up(&settings.folder, !may_rebuild).map_err(OpenError::Files)?;
                 replayed.damage.splice(0..0, opened.rebuilt);
                 return Ok(Brought { records: opened.records, copy, replayed, free });
             }
-            Err(error @ (OpenError::Records(_) | OpenError::WentBack { .. })) if opened.rebuilt.is_none() => {
-                let OpenedRecords { records, .. } = opened;
-                drop(records);
-                opened = rebuild::rebuild(settings, &error.to_string()).map_err(|refusal| {
-                    tracing::error!(%refusal, "the records could not be made anew");
-                    error
-                })?;
-            }
-            Err(error) => return Err(error),
+            Err(error) => error,
+        };
+        let is_mendable = match &error {
+            OpenError::Records(_) => opened.records.is_damaged(),
+            OpenError::WentBack { commit, .. } => copy.commit().is_some_and(|copied| copied > *commit),
+            _ => false,
+        };
+        if !(may_rebuild && is_mendable) {
+            return Err(error);
         }
+        let OpenedRecords { records, .. } = opened;
+        drop(records);
+        // Where that fails nothing is opened in its place: the copy has more than the records.
+        opened = rebuild::rebuild(settings, &error.to_string()).map_err(|refusal| {
+            tracing::error!(%refusal, "the records could not be made anew");
+            error
+        })?;
     }
 }
 
@@ -184,7 +195,11 @@ impl SledStore {
         };
         let (commit, flush, house) = (Arc::clone(&shared), Arc::clone(&shared), shared);
         store.spawn("store-commit", move || run_committer(&commit, committer, &work))?;
-        store.spawn("store-flush", move || housekeeping::flush_loop(&flush))?;
+        store.spawn("store-flush", move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| housekeeping::flush_loop(&flush))) {
+                flush.stop(format!("the flusher panicked: {}", panic_text(&*panic)));
+            }
+        })?;
         store.spawn("store-house", move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| housekeeping::house_loop(&house, &inbox))) {
                 house.damaged(format!("housekeeping ended: {}", panic_text(&*panic)));
@@ -254,7 +269,7 @@ impl Drop for SledStore {
         if let Some(inbox) = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = inbox.send(Work::Close);
         }
-        sled::stop_waiting_for_room();
+        self.shared.records.end_work();
         self.shared.house_bell.close();
         self.shared.flush_bell.close();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {

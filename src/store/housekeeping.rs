@@ -28,7 +28,8 @@ use crate::metrics::STORE_CHECKPOINT;
 const ROUND: Duration = Duration::from_secs(1);
 /// A segment is emptied by copying when at most one part in this many of it is live.
 const STRAGGLERS_PART: u64 = 4;
-/// A checkpoint is not begun with less than this free, and what was journalled since the last one.
+/// A checkpoint is not begun with less than this free, and what was journalled since the last one twice: for
+/// the records and for their copy.
 const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// A store that is being closed waits so long for a new copy of its records; the next opening makes one.
 const CLOSING_MAX: Duration = Duration::from_secs(1);
@@ -58,8 +59,12 @@ pub fn checkpoint(shared: &Shared) {
     if target != shared.checkpointed.load(Ordering::Acquire) && !make_durable(shared, target) {
         return;
     }
+    if shared.faults.copy_left_out.load(Ordering::Acquire) {
+        return;
+    }
     let tending = Instant::now();
-    let gives_up = || shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX;
+    // There is no checkpoint while a new copy is begun: rather none is than that commits wait for it.
+    let gives_up = || shared.records.is_full() || (shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX);
     shared.copy.tend(&shared.records, &shared.space, &gives_up);
 }
 
@@ -69,13 +74,8 @@ fn make_durable(shared: &Shared, target: u64) -> bool {
     // Without room the record engine's writes wait, and this thread with them. The journal holds
     // everything: it grows until there is room again, or until its last segment is full and commits
     // are refused. Not to begin is better than to wait in the middle.
-    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes));
-    if shared.checkpoint_waits.swap(waits, Ordering::AcqRel) != waits {
-        match waits {
-            true => tracing::warn!("the disk is nearly full; the records' checkpoints wait for room"),
-            false => tracing::info!("there is room for the records' checkpoints again"),
-        }
-    }
+    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes.saturating_mul(2)));
+    shared.checkpoint_waits.store(waits, Ordering::Release);
     if waits {
         return false;
     }
@@ -97,9 +97,18 @@ fn make_durable(shared: &Shared, target: u64) -> bool {
 
 /// Housekeeping's loop.
 pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
+    let mut lacks_room = false;
     loop {
         if shared.house_bell.wait(ROUND) == Woken::Closing || shared.stop_reason().is_some() {
             return;
+        }
+        // Said here because the flusher, which finds no room, waits for it in the midst of a write.
+        let lacked_room = std::mem::replace(&mut lacks_room, shared.lacks_room());
+        if lacked_room != lacks_room {
+            match lacks_room {
+                true => tracing::warn!("the disk is full or nearly so; the records' checkpoints wait for room"),
+                false => tracing::info!("there is room for the records' checkpoints again"),
+            }
         }
         let _at_work = shared.at_work[1].lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = round(shared, committer) {

@@ -49,6 +49,8 @@ mod copy_tests;
 #[cfg(test)]
 mod handover_tests;
 #[cfg(test)]
+mod room_tests;
+#[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]
 mod tests;

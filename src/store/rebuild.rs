@@ -58,11 +58,17 @@ pub fn open_records(settings: &Settings) -> Result<OpenedRecords, OpenError> {
         }
         forget(folder)?;
     }
-    if !place.exists() && CopyFile::newest(&folder.join(copy::FOLDER)).is_ok_and(|file| file.is_some()) {
-        return rebuild(settings, "the record files are gone");
+    if !place.exists() {
+        match CopyFile::look(&folder.join(copy::FOLDER)) {
+            Ok(None) => {}
+            Ok(Some(_)) => return rebuild(settings, "the record files are gone"),
+            // Not a new store: nothing is begun in its place.
+            Err(error) => return Err(OpenError::Records(format!("the record files are gone, and {error}"))),
+        }
     }
     let opened = Records::open(&place, settings.cache_bytes, Some(note)).and_then(|records| match records.position() {
         Ok(_) => Ok(records),
+        Err(StoreError::Failed(why)) if !records.is_damaged() => Err(Broken::Failed(why)),
         Err(StoreError::Damaged(why) | StoreError::Failed(why)) => Err(Broken::Damaged(why)),
     });
     match opened {
@@ -103,7 +109,7 @@ fn forget(folder: &Path) -> Result<(), OpenError> {
 /// Where the damaged files were put.
 fn make_anew(settings: &Settings) -> io::Result<PathBuf> {
     let folder = &settings.folder;
-    let file = CopyFile::newest(&folder.join(copy::FOLDER))?;
+    let file = CopyFile::look(&folder.join(copy::FOLDER))?;
     let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no copy"))?;
     let (place, partial, whole) = (folder.join(RECORDS), folder.join(PARTIAL), folder.join(WHOLE));
     remove_folder(&partial)?;
@@ -126,7 +132,6 @@ fn make_anew(settings: &Settings) -> io::Result<PathBuf> {
     drop(records);
     fs::rename(&partial, &whole)?;
     sync_folder(folder)?;
-    let earlier = set_aside(folder)?;
     let aside = folder.join(format!("{ASIDE}{}", Timestamp::now().0 / 1000));
     match fs::rename(&place, &aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -134,9 +139,21 @@ fn make_anew(settings: &Settings) -> io::Result<PathBuf> {
     }
     fs::rename(&whole, &place)?;
     sync_folder(folder)?;
-    // One set is kept to be looked at; more would fill the disk.
-    earlier.iter().filter(|path| **path != aside).try_for_each(|path| remove_folder(path))?;
     Ok(aside)
+}
+
+/// The store is open: what an earlier rebuild left behind goes, and once one has led to an open store, all
+/// but one set of damaged files, which is kept to be looked at; more would fill the disk.
+pub fn clear_up(folder: &Path, is_rebuilt: bool) -> io::Result<()> {
+    remove_folder(&folder.join(PARTIAL))?;
+    remove_folder(&folder.join(WHOLE))?;
+    if is_rebuilt {
+        let mut aside = set_aside(folder)?;
+        aside.sort();
+        aside.pop();
+        aside.iter().try_for_each(|path| remove_folder(path))?;
+    }
+    Ok(())
 }
 
 /// Into the new records; so much of it waits in memory for the disk as in the daemon's work.
@@ -223,7 +240,7 @@ pub fn salvage_records(folder: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<
         Operation::Remove(key) => drop(records.remove(key)),
         Operation::Set(..) => {}
     };
-    match CopyFile::newest(&folder.join(copy::FOLDER)) {
+    match CopyFile::look(&folder.join(copy::FOLDER)) {
         Ok(Some(file)) => {
             let records = &mut found.records;
             let mut each = |operations: Vec<Operation<'_>>| {
@@ -267,7 +284,7 @@ pub(super) fn compare(
     (records, journal): (&Records, &Journal),
     damaged: &mut Vec<String>,
 ) -> Result<Option<u64>, StoreError> {
-    let file = match CopyFile::newest(&folder.join(copy::FOLDER)) {
+    let file = match CopyFile::look(&folder.join(copy::FOLDER)) {
         Ok(None) => return Ok(None),
         Ok(Some(file)) => file,
         Err(error) => {
@@ -293,7 +310,10 @@ pub(super) fn compare(
         damaged.push(error.to_string());
         return Ok(None);
     }
-    if file.position.commit < journal.position.commit || file.position.commit > journal.last {
+    let (copied_to, last) = (file.position.commit, journal.last);
+    if copied_to < journal.position.commit || copied_to > last {
+        let text = format!("the copy of the records ends at commit {copied_to}, the records and the journal at {last}");
+        damaged.push(text);
         return Ok(None);
     }
     let changes = journal.changes.iter().filter(|(key, _)| is_copied(key));

@@ -33,13 +33,16 @@ pub struct Replayed {
 }
 
 /// Enters the found segments and replays what the records lack. The records hold it durably after this.
+/// If the records `may` be made `anew` and the copy has commits that they and the journal lack, that is
+/// an error, whatever else is damaged.
 pub fn replay(
     records: &Records,
     copy: &RecordsCopy,
     found: Found,
+    may_rebuild: bool,
 ) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
     let position = records.position().map_err(|error| OpenError::Records(error.to_string()))?;
-    copy.begin(position);
+    copy.begin(position).map_err(OpenError::Files)?;
     let numbers =
         found.used.iter().map(|(header, _)| header.number).chain(found.free.iter().map(|(number, _)| *number));
     let last_number = numbers.max().unwrap_or(0).max(position.segment);
@@ -54,7 +57,7 @@ pub fn replay(
     }
     bound_ends(&used);
     let mut replayed = Replayed { used, chain: Chain::default(), last_number, damage, batches: 0 };
-    let mut applier = Applier { records, copy, position, missing: 0, damage: Vec::new(), batches: 0 };
+    let mut applier = Applier { records, copy, position, may_rebuild, missing: 0, damage: Vec::new(), batches: 0 };
     let shared: Vec<_> =
         replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
     let mut torn: Torn = Vec::new();
@@ -70,6 +73,13 @@ pub fn replay(
             "an unfinished last group is left out"
         );
     }
+    // The copy has what was acknowledged and nothing else: what it has more is missing here.
+    if let Some(copied) = copy.commit().filter(|copied| *copied > applier.position.commit)
+        && may_rebuild
+    {
+        let commit = applier.position.commit;
+        return Err(OpenError::WentBack { commit, missing: copied - commit });
+    }
     let commits_before = shared.last().map_or(0, |last| last.header.commits_before);
     applier.missing += commits_before.saturating_sub(applier.position.commit);
     replayed.damage.append(&mut applier.damage);
@@ -80,7 +90,7 @@ pub fn replay(
     if applier.missing > 0 {
         replayed.damage.push(format!("{} commits are missing from the journal", applier.missing));
     }
-    copy.replayed(applier.position.commit, replayed.damage.is_empty());
+    copy.replayed(applier.position.commit, replayed.damage.is_empty()).map_err(OpenError::Files)?;
     if applier.position != position {
         records.flush_after(|| copy.append()).map_err(|error| OpenError::Records(error.to_string()))?;
     }
@@ -108,6 +118,7 @@ struct Applier<'a> {
     records: &'a Records,
     copy: &'a RecordsCopy,
     position: Position,
+    may_rebuild: bool,
     missing: u64,
     damage: Vec<String>,
     batches: u64,
@@ -149,6 +160,20 @@ impl Applier<'_> {
         self.group(segment, group)
     }
 
+    /// Commits that the journal lacks. If the copy has some of them it is not passed over them, nor may it
+    /// be added to as if they had never been.
+    fn pass_over(&mut self, missing: u64) -> Result<(), OpenError> {
+        let commit = self.position.commit;
+        if missing > 0 && self.copy.commit().is_some_and(|copied| copied > commit) {
+            if self.may_rebuild {
+                return Err(OpenError::WentBack { commit, missing });
+            }
+            self.copy.replayed(commit, false).map_err(OpenError::Files)?;
+        }
+        self.missing += missing;
+        Ok(())
+    }
+
     fn group(&mut self, segment: &Segment, group: &Group) -> io::Result<Result<(), OpenError>> {
         let mut payloads = Vec::new();
         for frame in group.frames.iter().filter(|frame| frame.header.kind == Kind::Batch) {
@@ -165,7 +190,9 @@ impl Applier<'_> {
             if commit <= self.position.commit {
                 continue;
             }
-            self.missing += commit - self.position.commit - 1;
+            if let Err(error) = self.pass_over(commit - self.position.commit - 1) {
+                return Ok(Err(error));
+            }
             self.position.commit = commit;
             self.batches += 1;
             operations.extend(list);

@@ -8,6 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::engine::{LOCK_PAUSE, LOCK_TRIES};
@@ -35,7 +36,9 @@ pub struct Records {
     pool: Mutex<Vec<Db>>,
     template: Mutex<Option<Db>>,
     broken: OnceLock<String>,
+    is_damaged: AtomicBool,
     note: Option<PathBuf>,
+    room: sled::room::Room,
 }
 
 /// Why the map could not be opened, in words.
@@ -56,11 +59,6 @@ impl Broken {
     }
 }
 
-/// A write of the records that waits for room on the disk waits no longer: the process is ending.
-pub fn stop_waiting_for_room() {
-    sled::room::give_up();
-}
-
 /// Whether an error is about what the files hold. The engine says so by these kinds; what the system
 /// refuses (no room, a bad device, no permission) has others.
 fn is_damage(error: &std::io::Error) -> bool {
@@ -72,11 +70,13 @@ impl Records {
     /// Opens or creates the map in `folder`. If damage is met later, in the midst of work, `note` is
     /// written with what it was.
     pub fn open(folder: &Path, cache_bytes: usize, note: Option<PathBuf>) -> Result<Self, Broken> {
-        let config = sled::Config::new()
+        let room = sled::room::Room::default();
+        let mut config = sled::Config::new()
             .path(folder)
             .cache_capacity_bytes(cache_bytes)
             .zstd_compression_level(COMPRESSION_LEVEL)
             .flush_every_ms(Some(NEVER_MS));
+        config.room = room.clone();
         guard_snapshot(&folder.join("metadata"))
             .map_err(|error| Broken::Failed(format!("the record files: {error}")))?;
         let mut tries = LOCK_TRIES;
@@ -104,13 +104,43 @@ impl Records {
             pool: Mutex::new(Vec::new()),
             template: Mutex::new(Some(db)),
             broken: OnceLock::new(),
+            is_damaged: AtomicBool::new(false),
             note,
+            room,
         })
+    }
+
+    /// Readies them for a daemon's work: a write of the record engine that finds the disk full waits for
+    /// room instead of failing for good, and `layer_bytes_max` is applied before [`Records::is_full`].
+    pub fn begin_work(&self, layer_bytes_max: usize) {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner).bytes_max = layer_bytes_max;
+        self.room.wait();
+    }
+
+    /// A write that waits for room waits no longer, it fails: the work is ending.
+    pub fn end_work(&self) {
+        self.room.give_up();
+    }
+
+    /// Whether a write of the record engine waits for room at this moment.
+    pub fn waits_for_room(&self) -> bool {
+        self.room.is_waited_for()
+    }
+
+    /// Whether every write of the record engine finds the disk full.
+    #[cfg(test)]
+    pub fn pretend_full(&self, is_full: bool) {
+        self.room.pretend_full(is_full);
     }
 
     /// Why nothing works any more, if so.
     pub fn broken(&self) -> Option<&str> {
         self.broken.get().map(String::as_str)
+    }
+
+    /// Whether it is because of what the files hold, and not of what the system refused.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Acquire)
     }
 
     /// The value of a key.
@@ -168,15 +198,19 @@ impl Records {
 
     /// Makes what was applied before this call durable. For the flusher, and at open and close.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.flush_after(|| {})
+        self.flush_after(|| Ok(()))
     }
 
     /// As [`Records::flush`], with something to be done once it is settled what becomes durable and
-    /// before any of it is.
-    pub fn flush_after(&self, first: impl FnOnce()) -> Result<(), StoreError> {
+    /// before any of it is. If that fails, nothing works any more.
+    pub fn flush_after(&self, first: impl FnOnce() -> std::io::Result<()>) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         let layer = self.layers.write().unwrap_or_else(PoisonError::into_inner).begin();
-        first();
+        if let Err(error) = first() {
+            let why = format!("before a flush: {error}");
+            let _ = self.broken.set(why.clone());
+            return Err(StoreError::Failed(why));
+        }
         self.with(|db| {
             sink(db, &layer)?;
             db.flush().map(drop)
@@ -225,6 +259,7 @@ impl Records {
     /// Breaks down, and leaves a note for the next opening. A panic counts: what the engine cannot
     /// bear once, it may not bear again.
     fn damaged(&self, db: Db, why: String) -> StoreError {
+        self.is_damaged.store(true, Ordering::Release);
         let written = self.note.as_ref().map(|note| std::fs::write(note, &why).and_then(|()| sync_file(note)));
         if let Some(Err(error)) = written {
             tracing::error!(%error, "the note that the records are damaged could not be written");
@@ -315,7 +350,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 

@@ -25,7 +25,7 @@ pub(super) struct Place {
     pub(super) folder: tempfile::TempDir,
     pub(super) settings: Settings,
     pub(super) faults: Arc<Faults>,
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
 }
 
 impl Place {
