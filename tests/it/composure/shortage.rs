@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -193,11 +193,15 @@ fn drained(mut world: World) {
 struct Ceiling {
     folder: PathBuf,
     is_first_version: bool,
+    /// One crowd at a time: the clients' ends are descriptors of this one process.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Ceiling {
     /// Makes one, or says why not.
     fn make(bytes: u64) -> Result<Self, String> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("postern-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let roots = [(Path::new("/sys/fs/cgroup/memory"), true), (Path::new("/sys/fs/cgroup"), false)];
@@ -207,7 +211,7 @@ impl Ceiling {
             .ok_or("no control group for memory")?;
         let folder = root.join(name);
         fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let ceiling = Self { folder, is_first_version };
+        let ceiling = Self { folder, is_first_version, _turn: turn };
         let limit = if is_first_version { "memory.limit_in_bytes" } else { "memory.max" };
         fs::write(ceiling.folder.join(limit), bytes.to_string()).map_err(|error| format!("{limit}: {error}"))?;
         Ok(ceiling)
@@ -251,9 +255,6 @@ fn raise_descriptors(enough: u64) -> Result<(), String> {
 
 /// `strangers` silent sessions before TLS, then `senders` that each hand in a message of `octets`.
 fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): (usize, usize)) {
-    // One at a time: the clients' ends of both are descriptors of this one process.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let ceiling = match raise_descriptors(strangers as u64 + 500).and_then(|()| Ceiling::make(bytes)) {
         Ok(ceiling) => ceiling,
         Err(reason) => return not_run(name, &reason),
