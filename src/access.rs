@@ -287,16 +287,29 @@ impl Actor {
     /// # Errors
     /// [`Forbidden`], hidden.
     pub fn require_domain(&self, domain: &Domain) -> Result<(), Forbidden> {
-        let is_listed = |own: &Domain| domain.is_within(own);
-        if self.narrowing.domains.as_ref().is_none_or(|own| own.iter().any(is_listed)) {
+        if self.is_listed(Some(domain)) {
             return Ok(());
         }
         Err(self.forbidden(Sight::Hidden, Scope { resource: Resource::Domains, action: Action::Read }))
     }
 
-    /// Whether it may read or change mail of a tenant: all that was handed in by `account` or from the domain
-    /// `sender`, as far as that is said. Whoever is narrowed to some SMTP accounts or sending domains needs one
-    /// of them said.
+    fn is_listed(&self, domain: Option<&Domain>) -> bool {
+        let listed = self.narrowing.domains.as_ref();
+        listed.is_none_or(|listed| domain.is_some_and(|domain| listed.iter().any(|own| domain.is_within(own))))
+    }
+
+    /// Whether no narrowing keeps it from mail handed in by `account` from the domain `sender`. Whoever is
+    /// narrowed to some SMTP accounts or sending domains needs one of them said.
+    pub fn has_part_in(&self, action: Action, account: Option<SmtpAccountId>, sender: Option<&Domain>) -> bool {
+        let granted = self.narrowing.accounts.as_ref();
+        let is_granted = granted.is_none_or(|granted| {
+            account.and_then(|account| granted.get(&account)).is_some_and(|granted| *granted >= action)
+        });
+        is_granted && self.is_listed(sender)
+    }
+
+    /// Whether it may read or change queued mail of a tenant: all that was handed in by `account` or from the
+    /// domain `sender`, as far as that is said; see [`Actor::has_part_in`].
     ///
     /// # Errors
     /// As [`Actor::require`]; hidden if what keeps it away is its narrowing.
@@ -311,14 +324,7 @@ impl Actor {
             Action::Read => Permission::Read(Resource::Queue, tenant),
             Action::Write => Permission::Write(Resource::Queue, tenant),
         })?;
-        let granted = self.narrowing.accounts.as_ref();
-        let may_by_account = granted.is_none_or(|granted| {
-            account.and_then(|account| granted.get(&account)).is_some_and(|granted| *granted >= action)
-        });
-        let listed = self.narrowing.domains.as_ref();
-        let may_by_sender =
-            listed.is_none_or(|listed| sender.is_some_and(|own| listed.iter().any(|of| own.is_within(of))));
-        if may_by_account && may_by_sender { Ok(()) } else { Err(self.forbidden(Sight::Hidden, needed)) }
+        if self.has_part_in(action, account, sender) { Ok(()) } else { Err(self.forbidden(Sight::Hidden, needed)) }
     }
 
     /// For dangerous acts: a person must have proved itself within [`PROOF_FRESH`].

@@ -36,6 +36,29 @@ where
     }
 }
 
+/// Calls `write` after each `changed`, with `gap` between two calls, until `shutdown`, and once more at its
+/// end. What changes meanwhile is written with the next call; one under way is never cut off.
+pub async fn after_changes<W, F>(changed: &Notify, gap: Duration, shutdown: &Shutdown, mut write: W)
+where
+    W: FnMut() -> F,
+    F: Future<Output = ()>,
+{
+    loop {
+        let stop = tokio::select! {
+            () = shutdown.cancelled() => true,
+            () = changed.notified() => false,
+        };
+        write().await;
+        if stop {
+            return;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(gap) => {}
+        }
+    }
+}
+
 /// The tasks of one daemon.
 #[derive(Clone, Default)]
 pub struct Background {
@@ -121,6 +144,27 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), waited).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn changes_are_written_together_with_a_gap_and_once_more_at_the_end() {
+        let (calls, changed, shutdown) = (AtomicUsize::new(0), Notify::new(), Shutdown::new());
+        let write = || async {
+            calls.fetch_add(1, Ordering::SeqCst);
+        };
+        let driver = async {
+            assert_eq!(calls.load(Ordering::SeqCst), 0, "nothing changed yet");
+            changed.notify_one();
+            until(|| calls.load(Ordering::SeqCst) == 1).await;
+            // In the gap, which is longer than this test: left to the write at the end.
+            changed.notify_one();
+            tokio::task::yield_now().await;
+            assert_eq!(calls.load(Ordering::SeqCst), 1);
+            shutdown.cancel();
+        };
+        tokio::join!(after_changes(&changed, Duration::from_secs(3_600), &shutdown, write), driver);
+        // Twice if the change in the gap was seen before the end.
+        assert!((2..=3).contains(&calls.load(Ordering::SeqCst)));
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use super::shaping::{
     Signal, Step, Target, Warmup,
 };
 use crate::access::{Actor, Permission};
-use crate::background::Shutdown;
+use crate::background::{Shutdown, after_changes};
 use crate::events::{Event, EventKind, InstanceEvent, record};
 use crate::ext::Timestamp;
 use crate::mail::{Class, Domain, TenantId, VipId};
@@ -327,20 +327,7 @@ impl Pacing {
 
     /// Writes what changed, until `shutdown`, and once more at its end.
     pub async fn keep(&self, shutdown: &Shutdown) {
-        loop {
-            let stop = tokio::select! {
-                () = shutdown.cancelled() => true,
-                () = self.changed.notified() => false,
-            };
-            self.write(Timestamp::now()).await;
-            if stop {
-                return;
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(WRITE_GAP) => {}
-            }
-        }
+        after_changes(&self.changed, WRITE_GAP, shutdown, || self.write(Timestamp::now())).await;
     }
 
     async fn write(&self, now: Timestamp) {

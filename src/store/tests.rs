@@ -524,7 +524,7 @@ fn a_move_that_failed_hides_no_body_from_salvage_and_neither_does_one_that_was_c
     let last = segments(&place.settings.folder).pop().unwrap();
     let header = SegmentHeader::read(&fs::File::open(&last).unwrap()).unwrap().unwrap();
     let file = writable(&last);
-    let mut frames = super::scan::Frames::new(&file, header.salt, DATA_START, header_end(&file));
+    let mut frames = super::scan::Frames::new(&file, header.salt, DATA_START, file.metadata().unwrap().len());
     let mut seal = None;
     while let Some(found) = frames.next_found().unwrap() {
         if let super::scan::Found::Frame(placed) = found
@@ -540,10 +540,6 @@ fn a_move_that_failed_hides_no_body_from_salvage_and_neither_does_one_that_was_c
     for (id, whole) in &bodies[..2] {
         assert_eq!(read(&*opened.bodies, *id).unwrap().as_ref(), Some(whole));
     }
-}
-
-fn header_end(file: &fs::File) -> u64 {
-    file.metadata().unwrap().len()
 }
 
 #[derive(Clone, Debug)]

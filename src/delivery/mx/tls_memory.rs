@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::access::{Actor, Permission};
-use crate::background::Shutdown;
+use crate::background::{Shutdown, after_changes};
 use crate::events::{Event, EventKind, InstanceEvent, record};
 use crate::ext::Timestamp;
 use crate::mail::Domain;
@@ -253,20 +253,7 @@ impl TlsMemory {
 
     /// Writes what changed, until `shutdown`, and once more at its end.
     pub async fn keep(&self, shutdown: &Shutdown) {
-        loop {
-            let stop = tokio::select! {
-                () = shutdown.cancelled() => true,
-                () = self.changed.notified() => false,
-            };
-            self.write(Timestamp::now()).await;
-            if stop {
-                return;
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(WRITE_GAP) => {}
-            }
-        }
+        after_changes(&self.changed, WRITE_GAP, shutdown, || self.write(Timestamp::now())).await;
     }
 
     async fn write(&self, now: Timestamp) {

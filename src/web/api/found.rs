@@ -16,6 +16,7 @@ use super::{Answer, Shared, off_workers, queue, require_instance, scan, tenant_c
 use crate::access::{Action, Actor, Permission, Resource};
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
+use crate::mail::Address;
 use crate::queue::Shown;
 use crate::records::AdminError;
 use crate::search::{Criteria, Hit};
@@ -276,18 +277,11 @@ fn require(actor: &Actor, shown: &Shown, id: crate::mail::QueueId) -> Result<(),
         return Err(missing());
     }
     actor.require(Permission::Read(Resource::Messages, tenant))?;
-    if actor.narrowing.accounts.is_some() {
-        let entry = history.and_then(|history| history.entry.as_ref());
-        let account = message.and_then(|message| message.account).or(entry.and_then(|entry| entry.account));
-        let account = account.ok_or_else(missing)?;
-        actor.require_account((tenant, account), Action::Read).map_err(|_| missing())?;
-    }
-    if actor.narrowing.domains.is_some() {
-        let path = message.map(|message| &message.reverse_path).or(history.map(|history| &history.reverse_path));
-        let address = path.and_then(|path| path.0.as_ref()).ok_or_else(missing)?;
-        actor.require_domain(address.domain()).map_err(|_| missing())?;
-    }
-    Ok(())
+    let entry = history.and_then(|history| history.entry.as_ref());
+    let account = message.and_then(|message| message.account).or(entry.and_then(|entry| entry.account));
+    let path = message.map(|message| &message.reverse_path).or(history.map(|history| &history.reverse_path));
+    let sender = path.and_then(|path| path.0.as_ref()).map(Address::domain);
+    if actor.has_part_in(Action::Read, account, sender) { Ok(()) } else { Err(missing()) }
 }
 
 fn json(parts: &Parts, shown: Shown, why: Vec<crate::queue::WhyLine>) -> MessageJson {
