@@ -103,6 +103,9 @@ struct World {
     unsure: BTreeSet<Name>,
     /// Who was deferred when the limit had passed: the only ones that may expire.
     late: BTreeSet<Name>,
+    /// Who will expire once an outcome given that late is recorded, unless held by then: the claim
+    /// that has it, and its token.
+    expiring: BTreeMap<Name, (Name, u64)>,
     wall: Timestamp,
 }
 
@@ -238,6 +241,7 @@ impl World {
             None => false,
         };
         let names: Vec<Name> = outcomes.iter().map(|(number, _)| (id, *number)).collect();
+        let taken = ((id, claim.number), claim.token);
         let is_deferred = matches!(outcome, Some(Outcome::Deferred { .. }));
         for name in names.iter().filter(|_| ended) {
             // Who was held during the attempt waits for an operator's word, however late it is.
@@ -251,6 +255,9 @@ impl World {
         }
         if self.bench.queue.settle(claim, outcomes, self.wall).await.is_err() {
             self.unsure.extend(&names);
+            if ended && is_deferred {
+                self.expiring.extend(names.iter().map(|name| (*name, taken)));
+            }
         }
     }
 
@@ -286,13 +293,22 @@ impl World {
         };
         let Ok(changed) = done else { return };
         for number in changed.recipients {
-            // An outcome that could not be recorded yet stays what happened.
-            if let Some(fate) = fate
-                && self.fates[&(id, number)] != Fate::Done
-            {
-                self.fates.insert((id, number), fate);
+            let name = (id, number);
+            let Some(fate) = fate else { continue };
+            // An outcome that could not be recorded yet stays what happened; but nobody expires who is
+            // held when it is recorded.
+            if self.expiring.contains_key(&name) {
+                self.fates.insert(name, if fate == Fate::Held { Fate::Held } else { Fate::Done });
+            } else if self.fates[&name] != Fate::Done {
+                self.fates.insert(name, fate);
             }
         }
+    }
+
+    /// Outcomes recorded meanwhile change nothing any more.
+    fn forget_recorded(&mut self) {
+        let lanes = self.bench.queue.in_memory();
+        self.expiring.retain(|_, (claim, token)| lanes.claimed(*claim, *token).is_some());
     }
 
     async fn recover(&mut self) {
@@ -389,10 +405,12 @@ proptest! {
                 ids: Vec::new(),
                 unsure: BTreeSet::new(),
                 late: BTreeSet::new(),
+                expiring: BTreeMap::new(),
                 wall: WALL,
             };
             for act in acts {
                 world.perform(act).await;
+                world.forget_recorded();
             }
             world.finish().await;
         });

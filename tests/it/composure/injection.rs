@@ -104,7 +104,7 @@ async fn nothing_a_client_or_a_peer_says_becomes_a_line_of_a_message_or_a_notice
         ("nothing", String::new()),
     ];
     let mut taken = 0;
-    for (field, text) in &fields {
+    for (number, (field, text)) in fields.iter().enumerate() {
         let is = |name: &str| *field == name;
         let with = |name: &str, own: &str| if is(name) { text.clone() } else { own.to_owned() };
         let mut client = world.session(&world.shop.1).await;
@@ -116,7 +116,9 @@ async fn nothing_a_client_or_a_peer_says_becomes_a_line_of_a_message_or_a_notice
         let envid = if is("ENVID") { format!(" ENVID={text}") } else { String::new() };
         let orcpt = if is("ORCPT") { format!(" ORCPT={text}") } else { String::new() };
         let mail = format!("MAIL FROM:<{}>{envid}", with("MAIL", "a@shop.test"));
-        let rcpt = format!("RCPT TO:<{}>{orcpt} NOTIFY=FAILURE", with("RCPT", "gone@there.test"));
+        // Who has bounced is not tried again: each message has a recipient of its own.
+        let gone = with("RCPT", &format!("gone{number}@there.test"));
+        let rcpt = format!("RCPT TO:<{gone}>{orcpt} NOTIFY=FAILURE");
         let message = format!(
             "From: {}\r\nSubject: {}\r\nMessage-ID: {}\r\n\r\nbody\r\n",
             with("From", "<a@shop.test>"),
