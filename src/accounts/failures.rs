@@ -1,5 +1,8 @@
 //! Failed logins, counted by (login, network) and by network. Pure: `now` is a value.
 //!
+//! Recipe: `failed` after a login that failed. Where looking at a try takes long, `tries` before and
+//! `failed_from` after it, so that tries at the same moment do not escape the delay.
+//!
 //! Both tables are bounded: an attacker who floods them with names pushes out old entries, mostly
 //! his own, and is still counted by network. Easy to get wrong: nothing here may depend on
 //! whether the login exists, so logins are kept as a keyed hash of what was typed.
@@ -34,6 +37,8 @@ pub struct Failures {
 struct Pair {
     count: u32,
     last: Option<Timestamp>,
+    /// The next try is not looked at before.
+    until: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -77,13 +82,39 @@ impl Failures {
 
     /// Books one failure.
     pub fn failed(&mut self, login: &str, network: Network, settings: &Settings, now: Timestamp) -> Failed {
+        let delay = self.pairs.entry((self.hasher.hash_one(login), network)).book(settings, now);
+        self.failed_from(network, delay, settings, now)
+    }
+
+    /// Books a try before it is looked at, as one that fails until [`Failures::succeeded`] or
+    /// [`Failures::excused`] says otherwise: how long its answer is delayed if it does.
+    ///
+    /// # Errors
+    /// How long no try of that login from that network is looked at: the delay of the last one is not over.
+    pub fn tries(
+        &mut self,
+        login: &str,
+        network: Network,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Result<Duration, Duration> {
         let pair = self.pairs.entry((self.hasher.hash_one(login), network));
-        if pair.last.is_some_and(|last| now.since(last) > PAIR_MEMORY) {
-            pair.count = 0;
+        match pair.until {
+            Some(until) if until > now => Err(until.since(now)),
+            _ => Ok(pair.book(settings, now)),
         }
-        pair.count = pair.count.saturating_add(1);
-        pair.last = Some(now);
-        let delay = delay(pair.count, settings);
+    }
+
+    /// A try that was booked by [`Failures::tries`] did not fail, and proved nothing either.
+    pub fn excused(&mut self, login: &str, network: Network) {
+        if let Some(pair) = self.pairs.existing(&(self.hasher.hash_one(login), network)) {
+            pair.count = pair.count.saturating_sub(1);
+            pair.until = None;
+        }
+    }
+
+    /// Books a failure of `network` alone; `delay` is that of its answer.
+    pub fn failed_from(&mut self, network: Network, delay: Duration, settings: &Settings, now: Timestamp) -> Failed {
         let level = self.networks.entry(network);
         level.drain(settings, now);
         level.units = level.units.saturating_add(ONE_FAILURE);
@@ -95,6 +126,20 @@ impl Failures {
     /// A login proved: its own failures from there are forgiven, the network's stay.
     pub fn succeeded(&mut self, login: &str, network: Network) {
         self.pairs.forget(&(self.hasher.hash_one(login), network));
+    }
+}
+
+impl Pair {
+    /// One failure more; how long its answer is delayed.
+    fn book(&mut self, settings: &Settings, now: Timestamp) -> Duration {
+        if self.last.is_some_and(|last| now.since(last) > PAIR_MEMORY) {
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.last = Some(now);
+        let delay = delay(self.count, settings);
+        self.until = Some(now.plus(delay));
+        delay
     }
 }
 
@@ -186,6 +231,25 @@ mod tests {
         assert_eq!(failures.failed("shop", OTHER, &settings, at(0)).delay, Duration::ZERO);
         failures.succeeded("shop", NETWORK);
         assert_eq!(failures.failed("shop", NETWORK, &settings, at(0)).delay, Duration::ZERO);
+    }
+
+    #[test]
+    fn tries_at_the_same_moment_do_not_escape_the_delay() {
+        let (settings, mut failures) = (Settings::default(), Failures::default());
+        let mut looked_at = |at_second| {
+            (0..1000).filter(|_| failures.tries("anna", NETWORK, &settings, at(at_second)).is_ok()).count()
+        };
+        assert_eq!(looked_at(0), 4, "the free ones, and the one whose answer is delayed");
+        assert_eq!((looked_at(1), looked_at(2), looked_at(3), looked_at(4)), (1, 1, 0, 1));
+        assert_eq!((5..3600).map(&mut looked_at).sum::<usize>(), 360, "one in ten seconds, then");
+        let waits = failures.tries("anna", NETWORK, &settings, at(3600)).unwrap_err();
+        assert!(waits <= settings.login_delay_max, "{waits:?}");
+        assert!(failures.tries("anna", OTHER, &settings, at(3600)).is_ok(), "other networks are not concerned");
+        failures.succeeded("anna", NETWORK);
+        for _ in 0..1000 {
+            assert_eq!(failures.tries("anna", NETWORK, &settings, at(3600)), Ok(Duration::ZERO));
+            failures.excused("anna", NETWORK);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The second factor of a person: set up by himself, taken away by an admin, and ten recovery codes.
 //!
 //! Easy to get wrong: a secret that was shown is asked for only after one code has proved that the
-//! person has it; and a code, of either kind, is spent in the batch that lets the person in.
+//! person has it; a code, of either kind, is spent in the batch that lets the person in; and whoever
+//! sets up a factor confirms with it alone from then on, so that setting it up needs a fresh proof itself.
 
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ impl People {
     /// the new one is.
     ///
     /// # Errors
-    /// If it is somebody else's, or one is in use and the proof is old.
+    /// If it is somebody else's, the proof is old, or one is in use.
     pub async fn offer_totp(
         &self,
         actor: &Actor,
@@ -49,6 +50,7 @@ impl People {
         issuer: &str,
         now: Timestamp,
     ) -> Result<Enrolment, AdminError> {
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let user = self.own(actor, id)?;
         if user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
@@ -73,7 +75,7 @@ impl People {
     /// shown this once; all other sessions of the person end.
     ///
     /// # Errors
-    /// If nothing was offered, or the code is wrong.
+    /// If the proof is old, nothing was offered, or the code is wrong.
     pub async fn prove_totp(
         &self,
         actor: &Actor,
@@ -81,6 +83,7 @@ impl People {
         code: &str,
         now: Timestamp,
     ) -> Result<Vec<Zeroizing<String>>, AdminError> {
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let user = self.own(actor, id)?;
         let mut changed = user.clone();

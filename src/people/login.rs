@@ -1,10 +1,11 @@
 //! Logging in: address and password, and a code where there is a second factor.
 //!
-//! Failures slow down the (person, network) they come from, and the network as a whole; nothing a
-//! stranger does keeps a person out who is on another network, or on one it has logged in from.
-//! Wrong codes after the right password are counted by person: only who knows the password can
-//! reach that limit. Easy to get wrong: every refusal does the same work; and hashing takes long, so
-//! the record is read again under the turn, and only that is written back.
+//! Failures slow down the (address, network) they come from, and the network as a whole; nothing a
+//! stranger does on another network keeps a person out. A try counts as failed while it is looked at,
+//! so that many at once wait for each other. Wrong codes after the right password are counted by
+//! person, wrong confirmations by session, which ends. Easy to get wrong: every refusal does the same
+//! work, and only a proven login is told apart; and hashing takes long, so the record is read again
+//! under the turn, and only that is written back.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{People, Session, TotpState, User, UserState, is_allowed, password, sessions, user_key};
 use crate::access::{Actor, Proof};
-use crate::accounts::{Failures, Network};
+use crate::accounts::{Failed, Failures, Network};
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{TenantId, UserId, printable};
@@ -26,6 +27,10 @@ use crate::store::{Batch, codec};
 const WRONG_CODES_MAX: u32 = 10;
 /// How long wrong codes are remembered.
 const CODE_MEMORY: Duration = Duration::from_secs(3600);
+/// Wrong confirmations after which a session ends: whoever holds it is not the person.
+pub const WRONG_CONFIRMATIONS_MAX: u32 = 5;
+/// What a network with too many failures is told to wait.
+const SLOWED_FOR: Duration = Duration::from_secs(60);
 /// (person, network) pairs that logged in, remembered at most.
 const KNOWN_MAX: usize = 65_536;
 /// Characters of a tried address that reach the log of events.
@@ -82,7 +87,11 @@ impl From<AdminError> for Refused {
 pub(super) struct Tries {
     failures: Failures,
     wrong_codes: HashMap<UserId, (u32, Timestamp)>,
-    known: HashSet<(UserId, Network)>,
+    /// By session: confirmations that are under way or were wrong.
+    confirmations: HashMap<[u8; 32], u32>,
+    /// Who logged in from a network.
+    known: HashMap<Network, HashSet<UserId>>,
+    known_pairs: usize,
 }
 
 impl Tries {
@@ -96,6 +105,60 @@ impl Tries {
         let (count, _) = self.wrong_codes.entry(user).or_insert((0, now));
         *count = count.saturating_add(1);
     }
+
+    fn is_known(&self, user: UserId, network: Network) -> bool {
+        self.known.get(&network).is_some_and(|people| people.contains(&user))
+    }
+
+    fn know(&mut self, user: UserId, network: Network) {
+        if self.known_pairs >= KNOWN_MAX {
+            self.known.clear();
+            self.known_pairs = 0;
+        }
+        if self.known.entry(network).or_default().insert(user) {
+            self.known_pairs = self.known_pairs.saturating_add(1);
+        }
+    }
+
+    /// Books a confirmation of a session before it is looked at; `false` if it has had too many.
+    fn confirms(&mut self, session: [u8; 32]) -> bool {
+        let count = self.confirmations.entry(session).or_insert(0);
+        *count = count.saturating_add(1);
+        *count <= WRONG_CONFIRMATIONS_MAX
+    }
+
+    /// A confirmation of which nothing was looked at.
+    fn excuse_confirmation(&mut self, session: &[u8; 32]) {
+        if let Some(count) = self.confirmations.get_mut(session) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    fn has_confirmed_wrong(&self, session: &[u8; 32]) -> bool {
+        self.confirmations.get(session).is_some_and(|count| *count >= WRONG_CONFIRMATIONS_MAX)
+    }
+
+    /// Forgets the confirmations of sessions that are over.
+    pub(super) fn forget_sessions(&mut self, is_open: impl Fn(&[u8; 32]) -> bool) {
+        self.confirmations.retain(|session, _| is_open(session));
+    }
+}
+
+/// A try to log in that is being looked at.
+#[derive(Clone, Copy)]
+struct Try<'a> {
+    given: &'a Credentials<'a>,
+    network: Network,
+    /// How long its answer is delayed if it is wrong.
+    delay: Duration,
+    /// Whether its network has failed too often.
+    is_slowed: bool,
+    now: Timestamp,
+}
+
+/// What failures are counted by: an address that is written in another way is the same.
+fn counted(given: &Credentials<'_>) -> String {
+    super::users::folded(given.email).unwrap_or_else(|_| given.email.to_lowercase())
 }
 
 fn may_come(user: &User, from: IpAddr) -> bool {
@@ -112,34 +175,28 @@ impl People {
     /// # Errors
     /// [`Refused`]; the caller waits for the delay in it before it answers.
     pub async fn log_in(&self, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
+        let attempt = self.begin_try(&given, now)?;
         let user = self.find(given.email, given.tenant);
-        let network = Network::of(given.from);
-        let is_known =
-            user.as_ref().is_some_and(|user| records::lock(&self.memory.tries).known.contains(&(user.id, network)));
-        if !is_known && records::lock(&self.memory.tries).failures.is_slowed(network, &self.settings, now) {
-            return Err(Refused::Slowed(Duration::from_secs(60)));
-        }
         let stored = user.as_ref().and_then(|user| user.password.clone());
         let typed = Zeroizing::new(given.password.to_owned());
-        let is_proven = self.hashes.matches(stored, typed).await?;
+        let is_proven = self.hashes.matches(stored, typed).await.inspect_err(|_| self.excuse(attempt))?;
         let Some(user) = user.filter(|user| is_proven && may_come(user, given.from)) else {
-            return Err(self.failed(&given, network, now).await);
+            return Err(self.failed(attempt).await);
         };
         let turn = self.desk.turn().await;
         let Some(current) = self.still(&user, given.from) else {
             drop(turn);
-            return Err(self.failed(&given, network, now).await);
+            return Err(self.failed(attempt).await);
         };
+        if attempt.is_slowed && !records::lock(&self.memory.tries).is_known(current.id, attempt.network) {
+            return Err(Refused::Slowed(SLOWED_FOR));
+        }
         let mut changed = User::clone(&current);
         if has_factor(&current) {
-            let Some(code) = given.code else { return Err(Refused::NeedsCode) };
-            if records::lock(&self.memory.tries).too_many_codes(current.id, now) {
-                return Err(Refused::Slowed(CODE_MEMORY));
-            }
-            if !self.spend_code(&mut changed, code, now)? {
+            let is_right = self.take_code(&mut changed, &given, now).inspect_err(|_| self.excuse(attempt))?;
+            if !is_right {
                 drop(turn);
-                records::lock(&self.memory.tries).wrong_code(current.id, now);
-                return Err(self.failed(&given, network, now).await);
+                return Err(self.failed(attempt).await);
             }
         }
         let mut batch = Batch::new();
@@ -158,46 +215,95 @@ impl People {
             known.sessions.insert(begun.digest, begun);
         })
         .await
+        .inspect_err(|_| self.excuse(attempt))
         .map_err(AdminError::from)?;
-        self.succeeded(&changed, network);
+        self.succeeded(&changed, attempt);
         self.renew_hash(&changed, given.password).await;
         Ok(LoggedIn { user: changed, session, secret })
     }
 
+    /// Books a try before it is looked at. A network that failed too often is answered at once if nobody
+    /// ever logged in from it; else whether somebody did is told by the right password only.
+    fn begin_try<'a>(&self, given: &'a Credentials<'a>, now: Timestamp) -> Result<Try<'a>, Refused> {
+        let network = Network::of(given.from);
+        let mut tries = records::lock(&self.memory.tries);
+        let is_slowed = tries.failures.is_slowed(network, &self.settings, now);
+        if is_slowed && !tries.known.contains_key(&network) {
+            return Err(Refused::Slowed(SLOWED_FOR));
+        }
+        let delay = tries.failures.tries(&counted(given), network, &self.settings, now);
+        let delay = delay.map_err(|wait| Refused::Slowed(wait.max(Duration::from_secs(1))))?;
+        Ok(Try { given, network, delay, is_slowed, now })
+    }
+
+    /// A try that did not fail does not count as one.
+    fn excuse(&self, attempt: Try<'_>) {
+        records::lock(&self.memory.tries).failures.excused(&counted(attempt.given), attempt.network);
+    }
+
+    /// Spends the code that was given; `false` if it is wrong.
+    fn take_code(&self, user: &mut User, given: &Credentials<'_>, now: Timestamp) -> Result<bool, Refused> {
+        let Some(code) = given.code else { return Err(Refused::NeedsCode) };
+        if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
+            return Err(Refused::Slowed(CODE_MEMORY));
+        }
+        let is_right = self.spend_code(user, code, now)?;
+        if !is_right {
+            records::lock(&self.memory.tries).wrong_code(user.id, now);
+        }
+        Ok(is_right)
+    }
+
     /// A fresh proof for a session: a code where there is a second factor, else the password. The
-    /// session gets a new secret; the old one is worth nothing.
+    /// session gets a new secret; the old one is worth nothing. After [`WRONG_CONFIRMATIONS_MAX`] wrong
+    /// ones it ends.
     ///
     /// # Errors
     /// As [`People::log_in`].
     pub async fn confirm(&self, old: &Session, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
         let user = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
-        let network = Network::of(given.from);
-        let had_factor = has_factor(&user);
+        if has_factor(&user) && given.code.is_none() {
+            return Err(Refused::NeedsCode);
+        }
+        let given = Credentials { email: &user.email, ..given };
+        if !records::lock(&self.memory.tries).confirms(old.digest) {
+            return Err(self.failed_to_confirm(old, &given, now).await);
+        }
+        match self.prove_again(old, (&user, &given), now).await {
+            Err(Refused::Wrong(_)) => Err(self.failed_to_confirm(old, &given, now).await),
+            Err(unproved) => {
+                records::lock(&self.memory.tries).excuse_confirmation(&old.digest);
+                Err(unproved)
+            }
+            Ok(done) => {
+                records::lock(&self.memory.tries).confirmations.remove(&old.digest);
+                Ok(done)
+            }
+        }
+    }
+
+    async fn prove_again(
+        &self,
+        old: &Session,
+        (user, given): (&User, &Credentials<'_>),
+        now: Timestamp,
+    ) -> Result<LoggedIn, Refused> {
+        let wrong = || Refused::Wrong(Duration::ZERO);
+        let had_factor = has_factor(user);
         if !had_factor {
             let typed = Zeroizing::new(given.password.to_owned());
             if !self.hashes.matches(user.password.clone(), typed).await? {
-                return Err(self.failed(&given, network, now).await);
+                return Err(wrong());
             }
         }
         let turn = self.desk.turn().await;
         let is_open = records::read(&self.memory.records).sessions.contains_key(&old.digest);
         // A factor that was taken away meanwhile leaves nothing that was proved.
-        let current = self.still(&user, given.from).filter(|current| is_open && (has_factor(current) || !had_factor));
-        let Some(current) = current else {
-            drop(turn);
-            return Err(self.failed(&given, network, now).await);
-        };
+        let current = self.still(user, given.from).filter(|current| is_open && (has_factor(current) || !had_factor));
+        let current = current.ok_or_else(wrong)?;
         let mut changed = User::clone(&current);
-        if has_factor(&current) {
-            let Some(code) = given.code else { return Err(Refused::NeedsCode) };
-            if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
-                return Err(Refused::Slowed(CODE_MEMORY));
-            }
-            if !self.spend_code(&mut changed, code, now)? {
-                drop(turn);
-                records::lock(&self.memory.tries).wrong_code(user.id, now);
-                return Err(self.failed(&given, network, now).await);
-            }
+        if has_factor(&current) && !self.take_code(&mut changed, given, now)? {
+            return Err(wrong());
         }
         let mut batch = Batch::new();
         batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&changed));
@@ -240,23 +346,41 @@ impl People {
         }
     }
 
-    fn succeeded(&self, user: &User, network: Network) {
+    fn succeeded(&self, user: &User, attempt: Try<'_>) {
         let mut tries = records::lock(&self.memory.tries);
-        tries.failures.succeeded(&user.email, network);
+        tries.failures.succeeded(&counted(attempt.given), attempt.network);
         tries.wrong_codes.remove(&user.id);
-        if tries.known.len() >= KNOWN_MAX {
-            tries.known.clear();
-        }
-        tries.known.insert((user.id, network));
+        tries.know(user.id, attempt.network);
     }
 
-    async fn failed(&self, given: &Credentials<'_>, network: Network, now: Timestamp) -> Refused {
-        let failed = records::lock(&self.memory.tries).failures.failed(
-            &given.email.to_lowercase(),
-            network,
-            &self.settings,
-            now,
-        );
+    /// The answer to a wrong login. From a network that failed too often it is the one everybody gets.
+    async fn failed(&self, attempt: Try<'_>) -> Refused {
+        let Try { given, network, delay, is_slowed, now } = attempt;
+        if is_slowed {
+            return Refused::Slowed(SLOWED_FOR);
+        }
+        let failed = records::lock(&self.memory.tries).failures.failed_from(network, delay, &self.settings, now);
+        self.told_of(failed, given, now).await
+    }
+
+    /// The answer to a wrong confirmation; the session ends if it was one too many.
+    async fn failed_to_confirm(&self, session: &Session, given: &Credentials<'_>, now: Timestamp) -> Refused {
+        let (failed, is_over) = {
+            let mut tries = records::lock(&self.memory.tries);
+            let failed = tries.failures.failed(&counted(given), Network::of(given.from), &self.settings, now);
+            (failed, tries.has_confirmed_wrong(&session.digest))
+        };
+        if is_over {
+            let actor = Actor::system("too many wrong confirmations");
+            match self.end_session(&actor, session.user, Some(session.digest), now).await {
+                Ok(_) | Err(AdminError::Missing(_)) => {}
+                Err(error) => return Refused::Failed(error),
+            }
+        }
+        self.told_of(failed, given, now).await
+    }
+
+    async fn told_of(&self, failed: Failed, given: &Credentials<'_>, now: Timestamp) -> Refused {
         if failed.tell {
             let told = InstanceEvent::LoginRefused {
                 login: printable(given.email).chars().take(SHOWN_MAX).collect(),

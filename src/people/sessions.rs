@@ -162,6 +162,10 @@ impl People {
             }
             unsaved
         };
+        {
+            let known = records::read(&self.memory.records);
+            records::lock(&self.memory.tries).forget_sessions(|session| known.sessions.contains_key(session));
+        }
         if batch.changes.is_empty() {
             return Ok(());
         }

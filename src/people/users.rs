@@ -161,7 +161,8 @@ impl People {
         Ok(User::clone(&user))
     }
 
-    /// Changes a person.
+    /// Changes a person. Whoever lets somebody in again, or from elsewhere, opens the way to what that person
+    /// has, so he needs what it takes to give that role.
     ///
     /// # Errors
     /// If the actor may not, or would shut himself out.
@@ -190,6 +191,9 @@ impl People {
                 if locked && is_self(actor, id) {
                     return Err(AdminError::Invalid("nobody locks himself out".to_owned()));
                 }
+                if !locked && user.state == UserState::Locked {
+                    actor.may_give(user.role)?;
+                }
                 user.state = match (locked, user.password.is_some()) {
                     (true, _) => UserState::Locked,
                     (false, true) => UserState::Active,
@@ -198,6 +202,9 @@ impl People {
             }
             if let Some(networks) = change.allowed_from {
                 check_networks(&networks)?;
+                if !is_self(actor, id) {
+                    actor.may_give(user.role)?;
+                }
                 if is_self(actor, id) && !is_allowed(&networks, actor.from) {
                     return Err(AdminError::Invalid(format!(
                         "you are at {}, which is in none of these networks: you would lock yourself out",
@@ -277,7 +284,8 @@ impl People {
     /// set one up.
     ///
     /// # Errors
-    /// If the actor may not, or names no role.
+    /// If the actor may not, names no role, asks it of a role he could not take away, or takes the duty off
+    /// one he could not give.
     pub async fn set_factor_policy(
         &self,
         actor: &Actor,
@@ -292,9 +300,19 @@ impl People {
             return Err(AdminError::Invalid(format!("{unknown:?} is no role")));
         }
         let turn = self.desk.turn().await;
+        let stands = self.policy(tenant);
+        for (word, _) in ROLES {
+            let Some(role) = Role::called(word, tenant) else { continue };
+            let holds = |policy: &FactorPolicy| policy.required_of.iter().any(|known| known == word);
+            match (holds(&stands), holds(&policy)) {
+                (true, false) => actor.may_give(role)?,
+                (false, true) => check_grant(actor, role)?,
+                _ => {}
+            }
+        }
         let mut batch = Batch::new();
         batch.set(policy_key(tenant), codec::encode(&(tenant, policy.clone())));
-        let before = self.policy(tenant).required_of.join(" ");
+        let before = stands.required_of.join(" ");
         let act = Act::new("users.second-factor-policy", "who must have a second factor");
         let act = tenant.map_or(act.clone(), |tenant| act.of(tenant));
         let act = act.changed("required_of", Some(before), Some(policy.required_of.join(" ")));
