@@ -236,9 +236,8 @@ mod tests {
     #[test]
     fn tries_at_the_same_moment_do_not_escape_the_delay() {
         let (settings, mut failures) = (Settings::default(), Failures::default());
-        let mut looked_at = |at_second| {
-            (0..1000).filter(|_| failures.tries("anna", NETWORK, &settings, at(at_second)).is_ok()).count()
-        };
+        let mut looked_at =
+            |at_second| (0..1000).filter(|_| failures.tries("anna", NETWORK, &settings, at(at_second)).is_ok()).count();
         assert_eq!(looked_at(0), 4, "the free ones, and the one whose answer is delayed");
         assert_eq!((looked_at(1), looked_at(2), looked_at(3), looked_at(4)), (1, 1, 0, 1));
         assert_eq!((5..3600).map(&mut looked_at).sum::<usize>(), 360, "one in ten seconds, then");

@@ -14,7 +14,10 @@ fn actor_of(people: &People, entered: &LoggedIn, now: Timestamp) -> (Actor, Sess
 
 fn asks_for_a_proof<T>(result: Result<T, AdminError>) {
     let refused = result.map(|_| ()).unwrap_err();
-    assert!(matches!(&refused, AdminError::Forbidden(forbidden) if forbidden.sight == Sight::ProofIsOld), "{refused:?}");
+    assert!(
+        matches!(&refused, AdminError::Forbidden(forbidden) if forbidden.sight == Sight::ProofIsOld),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -171,8 +174,7 @@ async fn who_lets_somebody_in_again_or_from_elsewhere_could_give_him_his_role() 
 #[tokio::test]
 async fn nobody_takes_the_duty_of_a_second_factor_off_whom_he_does_not_outrank() {
     let (_, people) = people();
-    let (owner, boss) =
-        (Actor::of("user o", Role::TenantOwner(SHOP)), Actor::of("user a", Role::TenantAdmin(SHOP)));
+    let (owner, boss) = (Actor::of("user o", Role::TenantOwner(SHOP)), Actor::of("user a", Role::TenantAdmin(SHOP)));
     let key = key_of(&people, new_key(Some(SHOP), &["users:write"])).await;
     let policy = |roles: &[&str]| FactorPolicy { required_of: roles.iter().map(|role| (*role).to_owned()).collect() };
     let set = |actor, roles| {
