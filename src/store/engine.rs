@@ -20,6 +20,7 @@ use rustix::fs::FlockOperation;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::batch::{check_shape, record_bytes};
+use super::bell::Bell;
 use super::blobs;
 use super::census::Census;
 use super::committer::{Committer, ReadyBody, Waiting, Work};
@@ -29,7 +30,7 @@ use super::housekeeping;
 use super::record::Location;
 use super::replay::{self, Replayed};
 use super::segment::{self, DATA_START};
-use super::shared::{Bell, Faults, Shared};
+use super::shared::{Faults, Shared};
 use super::sled::{Records, panic_text};
 use super::space::Space;
 use super::table::Segments;

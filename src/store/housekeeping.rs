@@ -12,13 +12,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::bell::Woken;
 use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
 use super::frame::{self, DeadEntry, Kind};
 use super::record::{Location, location_key, location_key_id, locations_range};
 use super::scan::{self, Found, Frames};
 use super::segment::{DATA_START, Segment, Use};
-use super::shared::{Shared, Woken};
+use super::shared::Shared;
 use super::{CommitError, StoreError};
 use crate::mail::{BodyId, QueueId};
 use crate::metrics::STORE_CHECKPOINT;

@@ -5,9 +5,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
+use super::bell::Bell;
 use super::record::{Location, location_key};
 use super::sled::Records;
 use super::space::Space;
@@ -85,64 +86,6 @@ impl Shared {
         let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         if damage.len() < DAMAGE_MAX {
             damage.push(what);
-        }
-    }
-}
-
-/// Wakes a thread that waits with a time limit.
-#[derive(Debug, Default)]
-pub struct Bell {
-    state: Mutex<BellState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct BellState {
-    is_rung: bool,
-    is_closing: bool,
-}
-
-/// Why a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
-    /// Somebody rang, or time passed.
-    Work,
-    /// The store is closing.
-    Closing,
-}
-
-impl Bell {
-    /// Wakes the thread now, or at its next wait.
-    pub fn ring(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_rung = true;
-        self.changed.notify_all();
-    }
-
-    /// Wakes the thread for the last time.
-    pub fn close(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closing = true;
-        self.changed.notify_all();
-    }
-
-    /// Whether the store is closing.
-    pub fn is_closing(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closing
-    }
-
-    /// Waits until rung, closed, or `limit` passed.
-    pub fn wait(&self, limit: Duration) -> Woken {
-        let until = Instant::now() + limit;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if state.is_closing {
-                return Woken::Closing;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if state.is_rung || left.is_zero() {
-                state.is_rung = false;
-                return Woken::Work;
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
