@@ -135,3 +135,103 @@ async fn labels_in_fields_of_a_message_by_smtp_are_read_and_taken_out() {
     assert!(reply.starts_with("550 5.6.0 ") && reply.contains("X-Send-At"), "{reply}");
     running.stop().await;
 }
+
+/// What would write a line of its own if a field let it: ends of lines of every kind, what decodes or
+/// truncates to one, and the end of the octets for whoever counts in C.
+const INJECTIONS: [&str; 9] = [
+    "x\r\nX-Injected: yes\r\n",
+    "x\nX-Injected: yes",
+    "x\rX-Injected: yes",
+    "x\r\n\r\nX-Injected: in the body",
+    "x%0d%0aX-Injected: yes",
+    "x=?utf-8?q?=0d=0aX-Injected:_yes?=",
+    "x\u{560d}\u{560a}X-Injected: yes",
+    "x\u{85}\u{2028}X-Injected: yes",
+    "x\u{0}\r\nX-Injected: yes",
+];
+
+/// The letter with a text in one of its fields.
+fn with(field: &str, text: &str) -> Value {
+    let mut letter = letter("injected");
+    match field {
+        "from name" => letter["from"] = json!(format!("{text} <orders@shop.example.com>")),
+        "from quoted" => letter["from"] = json!(format!("\"{text}\" <orders@shop.example.com>")),
+        "from local part" => letter["from"] = json!(format!("\"{text}\"@shop.example.com")),
+        "to name" => letter["to"] = json!([format!("{text} <someone@receiver.test>")]),
+        "to local part" => letter["to"] = json!([format!("\"{text}\"@receiver.test")]),
+        "cc" | "bcc" | "reply_to" => letter[field] = json!([format!("\"{text}\" <someone@receiver.test>")]),
+        "header name" => letter["headers"] = json!({text: "value"}),
+        "header value" => letter["headers"] = json!({"X-Own": text}),
+        "tag" => letter["tags"] = json!([text]),
+        "metadata name" => letter["metadata"] = json!({text: "value"}),
+        "metadata value" => letter["metadata"] = json!({"order-id": text}),
+        "attachment name" => {
+            letter["attachments"] = json!([{"name": text, "content": "eA==", "content_type": "text/plain"}])
+        }
+        "attachment type" => letter["attachments"] = json!([{"name": "x", "content": "eA==", "content_type": text}]),
+        "attachment id" => {
+            letter["attachments"] =
+                json!([{"name": "x", "content": "eA==", "content_type": "image/png", "content_id": text}]);
+        }
+        field => letter[field] = json!(text),
+    }
+    letter
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_text_in_any_field_of_a_message_by_http_becomes_a_line_or_a_recipient() {
+    let beside = tempfile::tempdir().unwrap();
+    let mut sink = sink(beside.path());
+    let running = Running::start(zone(), sink.address.port()).await;
+    shop(&running).await;
+    let fields = [
+        "from name",
+        "from quoted",
+        "from local part",
+        "to name",
+        "to local part",
+        "cc",
+        "bcc",
+        "reply_to",
+        "subject",
+        "header name",
+        "header value",
+        "tag",
+        "metadata name",
+        "metadata value",
+        "attachment name",
+        "attachment type",
+        "attachment id",
+        "return_path",
+        "send_at",
+        "tenant",
+    ];
+    let (mut refused, mut taken) = (0, 0);
+    for field in fields {
+        for text in INJECTIONS {
+            let (status, _, answer) = ask(&running, "POST", "/messages", None, with(field, text)).await;
+            assert!(status == 202 || (400..500).contains(&status), "{field} {text:?}: {status} {answer}");
+            if status != 202 {
+                refused += 1;
+                continue;
+            }
+            taken += 1;
+            let received;
+            (sink, received) = next(sink).await;
+            let is_ours = |address: &String| address.contains("@receiver.test");
+            assert!(received.recipients.iter().all(is_ours) && received.recipients.len() <= 2, "{field} {text:?}");
+            let message = String::from_utf8_lossy(&received.message).into_owned();
+            let (header, _) = message.split_once("\r\n\r\n").unwrap();
+            for line in header.split("\r\n") {
+                let line = line.to_ascii_lowercase();
+                assert!(!line.starts_with("x-injected") && !line.starts_with("bcc"), "{field} {text:?}:\n{header}");
+                assert!(!line.contains(['\r', '\n', '\0']), "{field} {text:?}:\n{header}");
+            }
+            assert!(!message.replace("\r\n", "").contains(['\r', '\n', '\0']), "{field} {text:?}: {message:?}");
+        }
+    }
+    println!("{refused} refused, {taken} taken");
+    assert!(refused > 50 && taken > 10, "{refused} refused, {taken} taken");
+    drop(sink);
+    running.stop().await;
+}
