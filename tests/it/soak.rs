@@ -90,10 +90,12 @@ impl Samples {
 #[test]
 #[ignore = "hours; see tests/load/soak"]
 fn the_books_are_clean_and_memory_is_flat_after_a_fault_a_minute() {
-    let minutes: u64 = std::env::var("POSTERN_SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let minutes = number("POSTERN_SOAK_MINUTES").unwrap_or(120);
     let folder = tempfile::tempdir().unwrap();
     let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::DefersEvery(10));
     promise.load.senders = 4;
+    promise.load.pause = Duration::from_millis(number("POSTERN_SOAK_PAUSE_MS").unwrap_or(0));
     let mut samples = Samples { began: Instant::now(), resting: Vec::new(), text: String::new() };
     let mut happened = [0_u64; 3];
     for _ in 0..minutes {

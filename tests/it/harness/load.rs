@@ -46,6 +46,8 @@ pub struct Load {
     /// Bodies of these lengths in turn.
     pub sizes: Vec<usize>,
     pub senders: usize,
+    /// What each sender waits after each message.
+    pub pause: Duration,
 }
 
 /// Senders at work until told to stop; they reconnect when the daemon is gone.
@@ -107,6 +109,7 @@ fn send_until_broken(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &Ato
         let stuffed = text.replace("\r\n.", "\r\n..");
         session.command(&format!("{stuffed}."), "250")?;
         ledger.note(serial);
+        thread::sleep(load.pause);
     }
     Ok(())
 }

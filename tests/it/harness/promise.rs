@@ -57,6 +57,7 @@ impl Promise {
             domains: DOMAINS.map(str::to_owned).to_vec(),
             sizes: sizes(),
             senders: SENDERS,
+            pause: Duration::ZERO,
         };
         let (ledger, next) = (Ledger::default(), Arc::default());
         Self { instance, sink, ledger, load, next, recorded: BTreeMap::new(), log_read: 0, _zone: zone }
