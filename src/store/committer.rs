@@ -100,6 +100,8 @@ pub struct Committer {
     pub(super) chain: Chain,
     pub(super) end: u64,
     pub(super) group: u64,
+    /// Since when commits wait because the records are too far behind.
+    pub(super) behind_since: Option<Instant>,
     pub(super) commit: u64,
     pub(super) census: Census,
 }
@@ -191,8 +193,11 @@ impl Committer {
         }
     }
 
-    /// Waits while the records are so far behind that memory must not hold more of what they lack.
-    fn wait_for_room(&self) -> Result<(), CommitError> {
+    /// Waits while the records are so far behind that memory must not hold more of what they lack: not
+    /// at all if it is for want of room on the disk, else until `checkpoint_wait_max` has passed since
+    /// the first commit that had to wait.
+    fn wait_for_room(&mut self) -> Result<(), CommitError> {
+        let wait_max = self.shared.settings.checkpoint_wait_max;
         while self.shared.records.is_full() {
             if let Some(why) = self.shared.stop_reason() {
                 return Err(CommitError::Stopped(why));
@@ -200,12 +205,16 @@ impl Committer {
             if self.shared.flush_bell.is_closing() {
                 return Err(CommitError::Stopped("the store is being closed".to_owned()));
             }
-            if self.shared.checkpoint_waits.load(Ordering::Acquire) {
+            if self.shared.lacks_room() {
                 return Err(CommitError::Full("the records' checkpoint waits for room on the disk".to_owned()));
+            }
+            if self.behind_since.get_or_insert_with(Instant::now).elapsed() >= wait_max {
+                return Err(CommitError::Failed(format!("a checkpoint of the records takes longer than {wait_max:?}")));
             }
             self.shared.flush_bell.ring();
             std::thread::sleep(CHECKPOINT_PAUSE);
         }
+        self.behind_since = None;
         Ok(())
     }
 

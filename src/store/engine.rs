@@ -83,6 +83,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     for (number, spare) in free {
         segments.keep_or_remove(number, spare).map_err(OpenError::Files)?;
     }
+    records.begin_work(settings.layer_bytes_max);
     let shared = Arc::new(Shared {
         records,
         segments,
@@ -108,6 +109,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         chain,
         end: DATA_START,
         group: 0,
+        behind_since: None,
         commit: chain.commits,
         census: Census::new(last_number.saturating_add(1)),
     };
@@ -149,7 +151,11 @@ impl SledStore {
         };
         let (commit, flush, house) = (Arc::clone(&shared), Arc::clone(&shared), shared);
         store.spawn("store-commit", move || run_committer(&commit, committer, &work))?;
-        store.spawn("store-flush", move || housekeeping::flush_loop(&flush))?;
+        store.spawn("store-flush", move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| housekeeping::flush_loop(&flush))) {
+                flush.stop(format!("the flusher panicked: {}", panic_text(&*panic)));
+            }
+        })?;
         store.spawn("store-house", move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| housekeeping::house_loop(&house, &inbox))) {
                 house.damaged(format!("housekeeping ended: {}", panic_text(&*panic)));
@@ -219,6 +225,7 @@ impl Drop for SledStore {
         if let Some(inbox) = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = inbox.send(Work::Close);
         }
+        self.shared.records.end_work();
         self.shared.house_bell.close();
         self.shared.flush_bell.close();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {

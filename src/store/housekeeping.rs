@@ -55,15 +55,11 @@ pub fn checkpoint(shared: &Shared) {
         return;
     }
     let bytes = shared.unflushed_bytes.load(Ordering::Acquire);
-    // The record engine does not survive a full disk. The journal does, and holds everything: it
-    // grows until there is room again, or until its last segment is full and commits are refused.
+    // Without room the record engine's writes wait, and this thread with them. The journal holds
+    // everything: it grows until there is room again, or until its last segment is full and commits
+    // are refused. Not to begin is better than to wait in the middle.
     let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes));
-    if shared.checkpoint_waits.swap(waits, Ordering::AcqRel) != waits {
-        match waits {
-            true => tracing::warn!("the disk is nearly full; the records' checkpoints wait for room"),
-            false => tracing::info!("there is room for the records' checkpoints again"),
-        }
-    }
+    shared.checkpoint_waits.store(waits, Ordering::Release);
     if waits {
         return;
     }
@@ -83,9 +79,18 @@ pub fn checkpoint(shared: &Shared) {
 
 /// Housekeeping's loop.
 pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
+    let mut lacks_room = false;
     loop {
         if shared.house_bell.wait(ROUND) == Woken::Closing || shared.stop_reason().is_some() {
             return;
+        }
+        // Said here because the flusher, which finds no room, waits for it in the midst of a write.
+        let lacked_room = std::mem::replace(&mut lacks_room, shared.lacks_room());
+        if lacked_room != lacks_room {
+            match lacks_room {
+                true => tracing::warn!("the disk is full or nearly so; the records' checkpoints wait for room"),
+                false => tracing::info!("there is room for the records' checkpoints again"),
+            }
         }
         let _at_work = shared.at_work[1].lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = round(shared, committer) {

@@ -15,8 +15,6 @@ use std::sync::Arc;
 use super::Key;
 use super::record::{Before, Operation};
 
-/// Bytes of one layer beyond which commits wait for the checkpoint: the engine is slower than they are.
-const LAYER_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// What an entry takes beside its key and value, about.
 const ENTRY_BYTES: usize = 96;
 
@@ -103,8 +101,10 @@ impl Layer {
 }
 
 /// The current layer, and the one that is being carried down.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Layers {
+    /// Bytes of one layer beyond which commits wait for the checkpoint: the engine is slower than they are.
+    pub bytes_max: usize,
     current: Layer,
     sinking: Option<Arc<Layer>>,
     turn: u64,
@@ -121,6 +121,13 @@ pub struct Part {
     pub turn: u64,
 }
 
+impl Default for Layers {
+    fn default() -> Self {
+        let bytes_max = super::Settings::default().layer_bytes_max;
+        Self { bytes_max, current: Layer::default(), sinking: None, turn: 0 }
+    }
+}
+
 impl Layers {
     /// Does one operation.
     pub fn apply(&mut self, operation: &Operation<'_>, before: Before) {
@@ -129,7 +136,7 @@ impl Layers {
 
     /// Whether so much waits for a checkpoint that commits must wait for it.
     pub fn is_full(&self) -> bool {
-        self.current.bytes >= LAYER_BYTES_MAX
+        self.current.bytes >= self.bytes_max
     }
 
     /// What is known about a key, `None` if the engine below must be asked.

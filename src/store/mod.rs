@@ -45,6 +45,8 @@ mod conformance;
 #[cfg(test)]
 mod handover_tests;
 #[cfg(test)]
+mod room_tests;
+#[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]
 mod tests;

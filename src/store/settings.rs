@@ -25,6 +25,11 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// ... and after this many bytes of journal. Default 64 MiB.
     pub checkpoint_bytes: u64,
+    /// Bytes of changes since the last checkpoint held in memory, at most; commits wait for the next
+    /// checkpoint then. Default 128 MiB.
+    pub layer_bytes_max: usize,
+    /// ... so long, and are refused after. Default 60 s.
+    pub checkpoint_wait_max: Duration,
     /// Bytes of batches waiting for the committer, at most; more wait their turn. Default 64 MiB.
     pub waiting_bytes_max: usize,
     /// Bytes of records kept in memory once read. Default 64 MiB.
@@ -42,6 +47,8 @@ impl Default for Settings {
             own_segment_bytes_min: 4 * 1024 * 1024,
             checkpoint_every: Duration::from_secs(5),
             checkpoint_bytes: 64 * 1024 * 1024,
+            layer_bytes_max: 128 * 1024 * 1024,
+            checkpoint_wait_max: Duration::from_secs(60),
             waiting_bytes_max: 64 * 1024 * 1024,
             cache_bytes: 64 * 1024 * 1024,
         }

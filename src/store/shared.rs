@@ -70,6 +70,11 @@ impl Shared {
         self.stopped.get().map(String::as_str).or_else(|| self.records.broken()).map(str::to_owned)
     }
 
+    /// Whether a checkpoint waits for room on the disk: put off before it began, or met in its midst.
+    pub fn lacks_room(&self) -> bool {
+        self.checkpoint_waits.load(Ordering::Acquire) || self.records.waits_for_room()
+    }
+
     /// Where a body lies.
     pub fn location(&self, id: BodyId) -> Result<Option<Location>, StoreError> {
         match self.records.get(&location_key(id))? {

@@ -35,16 +35,19 @@ pub struct Records {
     pool: Mutex<Vec<Db>>,
     template: Mutex<Option<Db>>,
     broken: OnceLock<String>,
+    room: sled::room::Room,
 }
 
 impl Records {
     /// Opens or creates the map in `folder`. Damage and panics come back as text.
     pub fn open(folder: &Path, cache_bytes: usize) -> Result<Self, String> {
-        let config = sled::Config::new()
+        let room = sled::room::Room::default();
+        let mut config = sled::Config::new()
             .path(folder)
             .cache_capacity_bytes(cache_bytes)
             .zstd_compression_level(COMPRESSION_LEVEL)
             .flush_every_ms(Some(NEVER_MS));
+        config.room = room.clone();
         guard_snapshot(&folder.join("metadata")).map_err(|error| format!("the record files: {error}"))?;
         let mut tries = LOCK_TRIES;
         let db = loop {
@@ -65,7 +68,31 @@ impl Records {
             pool: Mutex::new(Vec::new()),
             template: Mutex::new(Some(db)),
             broken: OnceLock::new(),
+            room,
         })
+    }
+
+    /// Readies them for a daemon's work: a write of the record engine that finds the disk full waits for
+    /// room instead of failing for good, and `layer_bytes_max` is applied before [`Records::is_full`].
+    pub fn begin_work(&self, layer_bytes_max: usize) {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner).bytes_max = layer_bytes_max;
+        self.room.wait();
+    }
+
+    /// A write that waits for room waits no longer, it fails: the work is ending.
+    pub fn end_work(&self) {
+        self.room.give_up();
+    }
+
+    /// Whether a write of the record engine waits for room at this moment.
+    pub fn waits_for_room(&self) -> bool {
+        self.room.is_waited_for()
+    }
+
+    /// Whether every write of the record engine finds the disk full.
+    #[cfg(test)]
+    pub fn pretend_full(&self, is_full: bool) {
+        self.room.pretend_full(is_full);
     }
 
     /// Why nothing works any more, if so.

@@ -21,15 +21,15 @@ use super::{
 };
 use crate::mail::{BodyId, QueueId};
 
-struct Place {
-    folder: tempfile::TempDir,
-    settings: Settings,
-    faults: Arc<Faults>,
-    runtime: Runtime,
+pub(super) struct Place {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) settings: Settings,
+    pub(super) faults: Arc<Faults>,
+    pub(super) runtime: Runtime,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings {
             folder: folder.path().join("store"),
@@ -49,22 +49,22 @@ impl Place {
         self
     }
 
-    fn open(&self) -> Opened {
+    pub(super) fn open(&self) -> Opened {
         open_with(self.settings.clone(), self.faults.clone()).unwrap()
     }
 
-    fn commit(&self, opened: &Opened, batch: Batch) -> Result<(), CommitError> {
+    pub(super) fn commit(&self, opened: &Opened, batch: Batch) -> Result<(), CommitError> {
         self.runtime.block_on(opened.records.commit(batch))
     }
 
     /// The folder as a crash now would leave it, under another name.
-    fn crash_copy(&self, name: &str) -> Settings {
+    pub(super) fn crash_copy(&self, name: &str) -> Settings {
         let to = self.folder.path().join(name);
         copy(&self.settings.folder, &to);
         Settings { folder: to, ..self.settings.clone() }
     }
 
-    fn put(&self, opened: &Opened, name: &str, length: usize) -> (BodyId, Vec<u8>) {
+    pub(super) fn put(&self, opened: &Opened, name: &str, length: usize) -> (BodyId, Vec<u8>) {
         let id = new_id();
         let (body, whole) = new_body(id, length);
         let mut batch = Batch::new();
@@ -105,7 +105,7 @@ fn writable(path: &Path) -> fs::File {
     fs::OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(20), "{what}");

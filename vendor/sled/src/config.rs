@@ -40,6 +40,8 @@ pub struct Config {
     /// A float between 0.0 and 1.0 that controls how much fragmentation can
     /// exist in a file before GC attempts to recompact it.
     pub target_heap_file_fill_ratio: f32,
+    /// postern: how a full disk is taken.
+    pub room: crate::room::Room,
 }
 
 impl Default for Config {
@@ -52,6 +54,7 @@ impl Default for Config {
             zstd_compression_level: 3,
             tempdir_deleter: None,
             target_heap_file_fill_ratio: 0.9,
+            room: Default::default(),
         }
     }
 }

@@ -496,6 +496,8 @@ mod sys_io {
 
 #[derive(Debug)]
 struct Slab {
+    // postern: see `room`.
+    room: crate::room::Room,
     file: fs::File,
     slot_size: usize,
     max_live_slot_since_last_truncation: AtomicU64,
@@ -596,7 +598,8 @@ impl Slab {
         let whence = self.slot_size as u64 * slot;
 
         log::trace!("writing to slot {} in slab {}", slot, self.slot_size);
-        sys_io::write_all_at(&self.file, &data, whence)
+        // postern: a full disk is waited for.
+        self.room.wait_for(|| sys_io::write_all_at(&self.file, &data, whence))
     }
 }
 
@@ -744,7 +747,7 @@ impl Heap {
         persistent_settings.verify_or_store(path, &directory_lock)?;
 
         let (metadata_store, recovered_metadata) =
-            MetadataStore::recover(path.join("metadata"))?;
+            MetadataStore::recover(path.join("metadata"), config.room.clone())?;
 
         let table = ObjectLocationMapper::new(
             &recovered_metadata,
@@ -784,6 +787,7 @@ impl Heap {
             let file = fallible!(slab_opts.open(slab_path));
 
             slabs.push(Slab {
+                room: config.room.clone(),
                 slot_size,
                 file,
                 max_live_slot_since_last_truncation: AtomicU64::new(0),

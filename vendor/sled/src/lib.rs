@@ -143,6 +143,8 @@ mod metadata_store;
 mod object_cache;
 mod object_location_mapper;
 mod patience;
+/// postern: waiting for room on the disk.
+pub mod room;
 mod tree;
 
 #[cfg(any(

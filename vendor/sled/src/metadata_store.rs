@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use zstd::stream::read::Decoder as ZstdDecoder;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-use crate::{heap::UpdateMetadata, CollectionId, ObjectId};
+use crate::{heap::UpdateMetadata, room::Room, CollectionId, ObjectId};
 
 const WARN: &str = "DO_NOT_PUT_YOUR_FILES_HERE";
 const TMP_SUFFIX: &str = ".tmp";
@@ -126,6 +126,7 @@ fn worker(
                     log_ids.into_iter().collect(),
                     Some(last_snapshot_lsn),
                     &inner.directory_lock,
+                    &inner.room,
                 );
                 match write_res {
                     Err(e) => {
@@ -204,6 +205,8 @@ struct Inner {
     storage_directory: PathBuf,
     directory_lock: Arc<fs::File>,
     worker_outbox: Sender<WorkerMessage>,
+    // postern: see `room`.
+    room: Room,
 }
 
 impl Drop for Inner {
@@ -257,6 +260,7 @@ impl MetadataStore {
     /// of free keys.
     pub fn recover<P: AsRef<Path>>(
         storage_directory: P,
+        room: Room,
     ) -> io::Result<(
         // Metadata writer
         MetadataStore,
@@ -284,7 +288,7 @@ impl MetadataStore {
         fallible!(directory_lock.try_lock_exclusive());
 
         let recovery =
-            MetadataStore::recover_inner(&storage_directory, &directory_lock)?;
+            MetadataStore::recover_inner(&storage_directory, &directory_lock, &room)?;
 
         let new_log = LogAndStats {
             log_sequence_number: recovery.id_for_next_log,
@@ -304,6 +308,7 @@ impl MetadataStore {
             global_error: Default::default(),
             active_log: Arc::new(Mutex::new(new_log)),
             worker_outbox: tx,
+            room,
         };
 
         let worker_inner = inner.clone();
@@ -335,6 +340,7 @@ impl MetadataStore {
     fn recover_inner<P: AsRef<Path>>(
         storage_directory: P,
         directory_lock: &fs::File,
+        room: &Room,
     ) -> io::Result<MetadataRecovery> {
         let path = storage_directory.as_ref();
 
@@ -347,6 +353,7 @@ impl MetadataStore {
             log_ids,
             snapshot_id_opt,
             directory_lock,
+            room,
         )
     }
 
@@ -360,7 +367,8 @@ impl MetadataStore {
 
         let mut log = self.inner.active_log.lock();
 
-        if let Err(e) = maybe!(log.file.write_all(&batch_bytes)) {
+        // postern: a full disk is waited for.
+        if let Err(e) = maybe!(self.inner.room.write_all(&mut log.file, &batch_bytes)) {
             self.set_error(&e);
             return Err(e);
         }
@@ -385,7 +393,8 @@ impl MetadataStore {
             let mut next_log_file_opts = fs::OpenOptions::new();
             next_log_file_opts.create(true).read(true).write(true);
 
-            let next_log_file = match maybe!(next_log_file_opts.open(next_path))
+            // postern: a full disk is waited for.
+            let next_log_file = match maybe!(self.inner.room.wait_for(|| next_log_file_opts.open(&next_path)))
             {
                 Ok(nlf) => nlf,
                 Err(e) => {
@@ -742,6 +751,7 @@ fn read_snapshot_and_apply_logs(
     log_ids: BTreeSet<u64>,
     snapshot_id_opt: Option<u64>,
     locked_directory: &fs::File,
+    room: &Room,
 ) -> io::Result<MetadataRecovery> {
     let (snapshot_tx, snapshot_rx) = bounded(1);
     if let Some(snapshot_id) = snapshot_id_opt {
@@ -806,10 +816,10 @@ fn read_snapshot_and_apply_logs(
     let mut snapshot_file_opts = fs::OpenOptions::new();
     snapshot_file_opts.create(true).read(false).write(true);
 
+    // postern: a full disk is waited for.
     let mut snapshot_file =
-        fallible!(snapshot_file_opts.open(&new_snapshot_tmp_path));
-
-    fallible!(snapshot_file.write_all(&new_snapshot_data));
+        fallible!(room.wait_for(|| snapshot_file_opts.open(&new_snapshot_tmp_path)));
+    fallible!(room.write_all(&mut snapshot_file, &new_snapshot_data));
     drop(new_snapshot_data);
 
     fallible!(snapshot_file.sync_all());
