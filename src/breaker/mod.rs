@@ -460,15 +460,7 @@ impl Breaker {
                 self.reached(&pause, None).await?;
             }
         }
-        for of in queue.found_paused() {
-            let by = Actor::system("its SMTP account is paused");
-            if queue.is_paused(of.1) {
-                queue.pause_account(&by, of, Timestamp::now()).await?;
-            } else {
-                queue.resume_account(&by, of, Timestamp::now()).await?;
-            }
-        }
-        Ok(())
+        queue.put_found_aside(&Actor::system("its SMTP account is paused"), Timestamp::now()).await
     }
 
     /// Stores how far a pause is, unless somebody said otherwise meanwhile; `None` is its end.

@@ -1,4 +1,4 @@
-//! How acts on many, counts, shapes and pauses of SMTP accounts behave.
+//! How acts on many, counts and shapes behave.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex as StdMutex;
@@ -486,79 +486,4 @@ async fn the_shape_counts_recipients_by_destination_and_age() {
     assert_eq!((shape.total.total(), shape.total.by_age[2], shape.others.total()), (3, 3, 0));
     let shape = bench.queue.shape(&admin(), &Filter::default(), Timestamp(WALL.0 + 100_000 * 60_000)).unwrap();
     assert_eq!(shape.total.by_age[AGES_MINUTES.len()], 3, "the oldest have a column of their own");
-}
-
-/// A queue whose accounts are paused by what is in the set.
-async fn with_pauses() -> (Bench, Arc<StdMutex<Option<SmtpAccountId>>>) {
-    let paused = Arc::new(StdMutex::new(None));
-    let asked = paused.clone();
-    let says = move |account| (*asked.lock().unwrap() == Some(account)).then(|| "SMTP account x is paused".to_owned());
-    let policy = Policy { paused: Arc::new(says), ..Policy::default() };
-    (Bench::with_policy(policy).await, paused)
-}
-
-#[tokio::test]
-async fn mail_of_a_paused_account_is_held_over_a_restart_and_goes_on_when_it_is_released() {
-    let (mut bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let held = owe(&bench, &["h@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let other = owe(&bench, &["b@one.example"], |_| {}).await;
-    bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
-    *paused.lock().unwrap() = Some(ACCOUNT);
-    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
-    assert_eq!((done.messages, bench.queue.found_paused().len()), (1, 0));
-    bench.reopen().await;
-    let claims = bench.claim_all();
-    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
-    let why = bench.queue.why(&admin(), own).unwrap();
-    assert!(
-        why[0].sentence.starts_with("held with its SMTP account, not tried yet: SMTP account x is paused"),
-        "{why:?}"
-    );
-    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
-    *paused.lock().unwrap() = None;
-    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
-    let claims = bench.claim_all();
-    assert_eq!(
-        claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(),
-        [own],
-        "what an operator holds stays held"
-    );
-}
-
-#[tokio::test]
-async fn mail_on_its_way_in_when_its_account_was_paused_is_never_handed_out() {
-    let (bench, paused) = with_pauses().await;
-    *paused.lock().unwrap() = Some(ACCOUNT);
-    let late = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let other = owe(&bench, &["b@two.example"], |_| {}).await;
-    assert!(bench.claim_all().iter().all(|claim| claim.queue_id == other));
-    assert_eq!(bench.queue.found_paused(), [(TenantId(2), ACCOUNT)]);
-    assert!(bench.queue.lanes().is_empty(), "nothing of the tenant is begun until its mail is held");
-    bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
-    bench.pass(60_000);
-    assert!(bench.claim_all().iter().all(|claim| claim.queue_id == other));
-    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [late]);
-    let all_of_it = Filter { account: Some(ACCOUNT), ..Filter::default() };
-    assert_eq!(carry_out(&bench, &admin(), BulkAct::Cancel, all_of_it).await.unwrap().messages, 1);
-    assert!(bench.queue.message(late).unwrap().is_none(), "what a thief left can be dropped");
-}
-
-#[tokio::test]
-async fn an_attempt_under_way_when_its_account_is_paused_is_recorded_and_not_repeated() {
-    let (bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example", "b@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let claim = bench.claim_all().remove(0);
-    *paused.lock().unwrap() = Some(ACCOUNT);
-    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
-    assert_eq!(done.in_flight, 2);
-    bench.queue.settle(claim, vec![(0, delivered()), (1, deferred())], WALL).await.unwrap();
-    bench.pass(24 * 3_600_000);
-    assert!(bench.claim_all().is_empty());
-    *paused.lock().unwrap() = None;
-    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
-    let claim = bench.claim_all().remove(0);
-    let states: Vec<RecipientState> = claim.record.recipients.iter().map(|recipient| recipient.state).collect();
-    assert_eq!(states, [RecipientState::Done(Ending::Delivered), RecipientState::Waiting]);
-    assert_eq!(claim.queue_id, own);
 }

@@ -34,7 +34,7 @@ impl Queue {
     /// Claims up to `most` ready records of a lane, the longest due first; none while
     /// [`Queue::can_record`] says no. May read the store.
     pub fn claim(&self, lane: &Lane, most: usize) -> Vec<Claim> {
-        if !self.can_record() || self.standstill().includes(lane.tenant) {
+        if !self.can_record() || self.found().stops(lane.tenant) {
             return Vec::new();
         }
         let now = self.now();

@@ -24,6 +24,9 @@ use crate::metrics::ACCEPTED;
 use crate::routing::Lane;
 use crate::store::{Batch, CommitError, NewBody, codec};
 
+/// Who holds mail that comes in while its SMTP account is paused, as its trail says.
+const PAUSED_BY: &str = "its SMTP account is paused";
+
 /// What lies beside a body in its frame: everything needed to owe the message again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BodyEnvelope {
@@ -93,7 +96,15 @@ impl Queue {
             Some(recipients) => Self::note(&mut batch, id, MailEvent::Salvaged { recipients }, now),
             None => note_acceptance(&mut batch, &message, now),
         }
-        let owed = self.write_message(&mut batch, message, now);
+        // Held until the commit has ended, so that the walk at the end of the pause sees it.
+        let pausing = self.pausing(message.account).await;
+        let owed = match &pausing {
+            Some(_) => {
+                note_pause(&mut batch, &message, now);
+                self.write_message(&mut batch, message, (RecipientState::Paused, now))
+            }
+            None => self.write_message(&mut batch, message, (RecipientState::Waiting, now)),
+        };
         self.in_memory().expect(owed.iter().map(|loaded| (id, loaded.0)));
         let mut marks = Marks { queue: self, id, numbers: owed.iter().map(|loaded| loaded.0).collect() };
         let committed = self.commit(batch).await;
@@ -127,15 +138,20 @@ impl Queue {
         self.nudge.notify_one();
     }
 
-    /// Fills the batch; returns the lane records as they will be.
-    fn write_message(&self, batch: &mut Batch, message: NewMessage, now: Timestamp) -> Vec<(u16, Box<Loaded>)> {
+    /// Fills the batch with recipients in that state; returns the lane records that are to be tried.
+    fn write_message(
+        &self,
+        batch: &mut Batch,
+        message: NewMessage,
+        (state, now): (RecipientState, Timestamp),
+    ) -> Vec<(u16, Box<Loaded>)> {
         let id = message.id;
         let accepted_at = self.now();
         let due = accepted_at.plus(schedule::held_back(&message.parameters, now));
         batch.append_history(&message, now);
         let envelope = envelope(&message, now);
         let (message, recipients, sealed) = split(message, accepted_at, now);
-        let mut records = lane_records(id, due, recipients);
+        let mut records = lane_records(id, (due, state), recipients);
         if records.is_empty() {
             return Vec::new();
         }
@@ -146,6 +162,9 @@ impl Queue {
         for (number, record) in records.drain(..) {
             // Its id was drawn for this message: nothing has been under these keys.
             batch.make(key::lane_record(id, number), record.to_bytes());
+            if state != RecipientState::Waiting {
+                continue;
+            }
             batch.make(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
             owed.push((number, Box::new(Loaded { message: Arc::clone(&message), record })));
         }
@@ -222,6 +241,15 @@ fn note_acceptance(batch: &mut Batch, message: &NewMessage, now: Timestamp) {
     }
 }
 
+/// Its SMTP account is paused: it waits with that.
+fn note_pause(batch: &mut Batch, message: &NewMessage, now: Timestamp) {
+    let numbered = (0_u16..).zip(&message.recipients).filter(|(_, recipient)| recipient.lane.is_some());
+    let recipients: Vec<u16> = numbered.map(|(number, _)| number).collect();
+    if !recipients.is_empty() {
+        Queue::note(batch, message.id, MailEvent::Held { recipients, by: PAUSED_BY.to_owned() }, now);
+    }
+}
+
 /// The envelope, written field by field in [`BodyEnvelope`]'s order without copying the message.
 fn envelope(message: &NewMessage, now: Timestamp) -> Vec<u8> {
     let recipient = |recipient: &NewRecipient| EnvelopeRecipient {
@@ -263,7 +291,11 @@ fn split(
 }
 
 /// Groups recipients by lane, in order of first appearance, at most [`LANE_RECIPIENTS_MAX`] each.
-fn lane_records(id: QueueId, due: QueueTime, recipients: Vec<NewRecipient>) -> Vec<(u16, LaneRecord)> {
+fn lane_records(
+    id: QueueId,
+    (due, state): (QueueTime, RecipientState),
+    recipients: Vec<NewRecipient>,
+) -> Vec<(u16, LaneRecord)> {
     let mut records: Vec<LaneRecord> = Vec::new();
     let mut open = std::collections::HashMap::<Lane, usize>::new();
     for (number, recipient) in (0_u16..).zip(recipients) {
@@ -273,7 +305,7 @@ fn lane_records(id: QueueId, due: QueueTime, recipients: Vec<NewRecipient>) -> V
             address: recipient.address,
             notify: recipient.notify,
             orcpt: recipient.orcpt,
-            state: RecipientState::Waiting,
+            state,
             last_why: None,
             last_detail: None,
             last_peer: None,

@@ -156,7 +156,8 @@ pub struct Queue {
     chores: Mutex<keep::Chores>,
     outages: Mutex<outage::Outages>,
     panics: Mutex<stuck::Panics>,
-    standstill: Mutex<paused::Standstill>,
+    found: Mutex<paused::Found>,
+    pausings: tokio::sync::RwLock<()>,
     sweeps: Mutex<sweeps::Sweeps>,
     sweep_turn: tokio::sync::Mutex<()>,
     sweep_nudge: Nudge,
@@ -223,7 +224,8 @@ impl Queue {
             chores: Mutex::default(),
             outages: Mutex::default(),
             panics: Mutex::default(),
-            standstill: Mutex::default(),
+            found: Mutex::default(),
+            pausings: tokio::sync::RwLock::default(),
             sweeps: Mutex::default(),
             sweep_turn: tokio::sync::Mutex::default(),
             sweep_nudge: Nudge::new(),
@@ -320,8 +322,8 @@ impl Queue {
     /// where this one stopped and goes round, so that none is forgotten.
     pub fn some_lanes(&self, most: usize) -> Vec<DueLane> {
         let due = self.in_memory().due(self.now(), most);
-        let standstill = self.standstill();
-        let moves = due.into_iter().filter(|(lane, _)| !standstill.includes(lane.tenant));
+        let found = self.found();
+        let moves = due.into_iter().filter(|(lane, _)| !found.stops(lane.tenant));
         moves.map(|(lane, ready)| DueLane { lane, ready }).collect()
     }
 
@@ -376,8 +378,8 @@ impl Queue {
         self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn standstill(&self) -> MutexGuard<'_, paused::Standstill> {
-        self.standstill.lock().unwrap_or_else(PoisonError::into_inner)
+    fn found(&self) -> MutexGuard<'_, paused::Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn panics(&self) -> MutexGuard<'_, stuck::Panics> {
@@ -406,6 +408,8 @@ mod mishap_tests;
 mod model_tests;
 #[cfg(test)]
 mod part_tests;
+#[cfg(test)]
+mod paused_tests;
 #[cfg(test)]
 mod scale_tests;
 #[cfg(test)]

@@ -1,41 +1,77 @@
 //! Mail of SMTP accounts that are paused: it is held with them, and goes on with them.
 //!
 //! Recipe: whoever pauses an account makes [`Policy::paused`](super::Policy::paused) say so, and calls
-//! [`Queue::pause_account`] until it succeeds, for that account and for those
-//! [`Queue::found_paused`] names; [`Queue::resume_account`] after the end.
-//! Easy to get wrong: an account has no lanes of its own. Until all of its mail is held, no mail of
-//! its tenant is handed out, so that nothing is claimed, looked at and put back again and again.
+//! [`Queue::pause_account`] until it succeeds; [`Queue::put_found_aside`] now and then; after the end
+//! [`Queue::resume_account`]. What comes in meanwhile is stored as paused.
+//! Easy to get wrong: an account has no lanes of its own, so its mail lies between that of others and is put
+//! aside message by message; and whatever is marked as paused must be seen by the walk that lets it go on.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::RwLockReadGuard;
+
 use super::Queue;
-use super::bulk::Done;
+use super::bulk::{Counts, Done};
 use super::filter::Filter;
 use super::record::Claim;
 use super::verbs::Verb;
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::mail::{SmtpAccountId, TenantId};
+use crate::mail::{QueueId, SmtpAccountId, TenantId};
 use crate::records::AdminError;
+use crate::store::Batch;
 
 /// A claim of a paused account is put back for so long, in memory; it is held before that is over.
 const PUT_BACK: Duration = Duration::from_secs(1);
+/// Messages of one account noted at their claims, at most. With more nothing of its tenant is handed out
+/// until the queue was walked through, so that not all of it is claimed and put back again and again.
+const FOUND_MAX: usize = 5_000;
+/// Messages put aside at a time, so that they share syncs.
+const AT_ONCE: usize = 64;
 
-/// Tenants of whom nothing is handed out now, and the accounts whose mail is being held.
+/// Whose account, and which.
+type Of = (TenantId, SmtpAccountId);
+
+/// What came up for delivery although its SMTP account is paused.
 #[derive(Debug, Default)]
-pub(super) struct Standstill(HashMap<TenantId, BTreeSet<SmtpAccountId>>);
+pub(super) struct Found {
+    messages: HashMap<Of, HashSet<QueueId>>,
+    /// Accounts with more of it than was noted.
+    crowded: BTreeSet<Of>,
+}
 
-impl Standstill {
+impl Found {
     /// Whether nothing of the tenant is handed out.
-    pub(super) fn includes(&self, tenant: TenantId) -> bool {
-        !self.0.is_empty() && self.0.contains_key(&tenant)
+    pub(super) fn stops(&self, tenant: TenantId) -> bool {
+        let own = (tenant, SmtpAccountId(0))..=(tenant, SmtpAccountId(u64::MAX));
+        !self.crowded.is_empty() && self.crowded.range(own).next().is_some()
+    }
+
+    fn note(&mut self, of: Of, id: QueueId) {
+        let messages = self.messages.entry(of).or_default();
+        if messages.len() < FOUND_MAX {
+            messages.insert(id);
+        } else {
+            self.crowded.insert(of);
+        }
+    }
+
+    /// It was not put aside; whoever is crowded stays so.
+    fn note_again(&mut self, of: Of) {
+        self.messages.entry(of).or_default();
+    }
+
+    fn forget(&mut self, of: Of) {
+        self.messages.remove(&of);
+        self.crowded.remove(&of);
     }
 }
 
 impl Queue {
-    /// Holds all mail of a paused SMTP account; how much there was. Until this has succeeded nothing
-    /// of its tenant is handed out: after an error, call it again.
+    /// Holds all mail of a paused SMTP account; how much there was. None of it is handed out meanwhile; after
+    /// an error, call it again.
     ///
     /// # Errors
     /// If the records could not be read or written.
@@ -45,14 +81,13 @@ impl Queue {
         (tenant, account): (TenantId, SmtpAccountId),
         now: Timestamp,
     ) -> Result<Done, AdminError> {
-        self.standstill().0.entry(tenant).or_default().insert(account);
         let done = self.sweep_account(actor, (tenant, account), Verb::Pause, now).await?;
         self.go_on((tenant, account));
         Ok(done)
     }
 
-    /// Lets mail go on that was held with an SMTP account; how much there was. What an operator holds
-    /// stays held.
+    /// Lets mail go on that was held with an SMTP account, unless that is paused for another reason; how much
+    /// there was. What an operator holds stays held.
     ///
     /// # Errors
     /// If the records could not be read or written; call it again.
@@ -62,11 +97,15 @@ impl Queue {
         (tenant, account): (TenantId, SmtpAccountId),
         now: Timestamp,
     ) -> Result<Done, AdminError> {
+        if self.is_paused(account) {
+            return Ok(Done::default());
+        }
+        self.pausings_ended().await?;
         self.go_on((tenant, account));
         self.sweep_account(actor, (tenant, account), Verb::Resume, now).await
     }
 
-    /// As [`Queue::resume_account`], whosever the account is; unless it is paused for another reason.
+    /// As [`Queue::resume_account`], whosever the account is.
     ///
     /// # Errors
     /// If the records could not be read or written; call it again.
@@ -79,6 +118,7 @@ impl Queue {
         if self.is_paused(account) {
             return Ok(());
         }
+        self.pausings_ended().await?;
         let filter = Filter { account: Some(account), ..Filter::default() };
         self.sweep_all(actor, (Verb::Resume, &filter), now).await.map(|_| ())
     }
@@ -88,11 +128,45 @@ impl Queue {
         (self.policy.paused)(account).is_some()
     }
 
-    /// SMTP accounts of which mail came up for delivery although they are paused: it was on its way in,
-    /// or was released by hand. Each is to be paused again.
-    pub fn found_paused(&self) -> Vec<(TenantId, SmtpAccountId)> {
-        let standstill = self.standstill();
-        standstill.0.iter().flat_map(|(tenant, own)| own.iter().map(|account| (*tenant, *account))).collect()
+    /// Holds mail that came up for delivery although its SMTP account is paused: it was queued before that,
+    /// or was released by hand. Call it every now and then.
+    ///
+    /// # Errors
+    /// If the records could not be read or written; what is left comes up again.
+    pub async fn put_found_aside(&self, actor: &Actor, now: Timestamp) -> Result<(), AdminError> {
+        let found: Vec<(Of, HashSet<QueueId>)> = self.found().messages.drain().collect();
+        for (of, messages) in found {
+            if !self.is_paused(of.1) {
+                self.go_on(of);
+            } else if self.found().crowded.contains(&of) {
+                self.pause_account(actor, of, now).await.inspect_err(|_| self.found().note_again(of))?;
+            } else {
+                let counts = Counts::default();
+                let apply = |id| self.apply((actor, Verb::Pause), id, Vec::new(), now);
+                let mut put = stream::iter(messages).map(apply).buffer_unordered(AT_ONCE);
+                while let Some(result) = put.next().await {
+                    counts.note(result)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// While this is held, mail of the account may be marked as paused, up to the end of that commit;
+    /// `None` if the account is not paused.
+    pub(super) async fn pausing(&self, account: Option<SmtpAccountId>) -> Option<RwLockReadGuard<'_, ()>> {
+        let account = account.filter(|account| self.is_paused(*account))?;
+        let held = self.pausings.read().await;
+        self.is_paused(account).then_some(held)
+    }
+
+    /// Waits until everything is stored that was begun to be marked as paused before the pause ended, so that
+    /// a walk sees it.
+    async fn pausings_ended(&self) -> Result<(), AdminError> {
+        drop(self.pausings.write().await);
+        // Whoever went away may have left a batch with the committer: once this empty one is through, so is that.
+        self.store.commit(Batch::new()).await?;
+        Ok(())
     }
 
     async fn sweep_account(
@@ -115,26 +189,19 @@ impl Queue {
         }
     }
 
-    fn go_on(&self, (tenant, account): (TenantId, SmtpAccountId)) {
-        let mut standstill = self.standstill();
-        if let Some(own) = standstill.0.get_mut(&tenant) {
-            own.remove(&account);
-            if own.is_empty() {
-                standstill.0.remove(&tenant);
-            }
-        }
-        drop(standstill);
+    fn go_on(&self, of: Of) {
+        self.found().forget(of);
         self.nudge.notify_one();
     }
 
-    /// The claim, unless its SMTP account is paused: then it is put back, and the account is named
-    /// by [`Queue::found_paused`].
+    /// The claim, unless its SMTP account is paused: then it is put back, to be held by
+    /// [`Queue::put_found_aside`].
     pub(super) fn unless_paused(&self, claim: Claim) -> Option<Claim> {
         let Some(account) = claim.message.account else { return Some(claim) };
-        if (self.policy.paused)(account).is_none() {
+        if !self.is_paused(account) {
             return Some(claim);
         }
-        self.standstill().0.entry(claim.message.tenant).or_default().insert(account);
+        self.found().note((claim.message.tenant, account), claim.queue_id);
         self.release(claim, PUT_BACK);
         None
     }

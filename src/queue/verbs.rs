@@ -144,6 +144,11 @@ impl Queue {
         let _lock = self.locks.lock(id).await;
         let message = self.message(id)?.ok_or_else(|| AdminError::Missing(format!("message {id} in the queue")))?;
         may(order.actor, Action::Write, &message)?;
+        let pausing = self.pausing(message.account.filter(|_| order.verb == Verb::Pause)).await;
+        if order.verb == Verb::Pause && pausing.is_none() {
+            // The pause is over: what would be marked now would not be seen by the walk that lets it go on.
+            return Ok(Changed::default());
+        }
         if let Verb::Move(to) = order.verb {
             (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
         }

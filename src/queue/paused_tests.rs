@@ -1,0 +1,212 @@
+//! How mail of paused SMTP accounts is held and let go on.
+
+use std::sync::Mutex as StdMutex;
+
+use async_trait::async_trait;
+
+use super::tests::{Bench, WALL, deferred, delivered, message};
+use super::*;
+use crate::access::Actor;
+use crate::events::MailEvent;
+use crate::store::{Key, MemoryStore};
+
+const ACCOUNT: SmtpAccountId = SmtpAccountId(7);
+
+fn admin() -> Actor {
+    Actor::local(0)
+}
+
+async fn owe(bench: &Bench, to: &[&str], change: impl FnOnce(&mut NewMessage)) -> QueueId {
+    let mut new = message(to);
+    change(&mut new);
+    let id = new.id;
+    bench.queue.enqueue(new, WALL).await.unwrap();
+    id
+}
+
+fn listed(bench: &Bench, filter: &Filter) -> Vec<QueueId> {
+    let page = bench.queue.list(&admin(), filter, None, 100).unwrap();
+    page.messages.into_iter().map(|listed| listed.id).collect()
+}
+
+/// A queue whose accounts are paused by what is in the set.
+async fn with_pauses() -> (Bench, Arc<StdMutex<Option<SmtpAccountId>>>) {
+    let paused = Arc::new(StdMutex::new(None));
+    let asked = paused.clone();
+    let says = move |account| (*asked.lock().unwrap() == Some(account)).then(|| "SMTP account x is paused".to_owned());
+    let policy = Policy { paused: Arc::new(says), ..Policy::default() };
+    (Bench::with_policy(policy).await, paused)
+}
+
+#[tokio::test]
+async fn mail_of_a_paused_account_is_held_over_a_restart_and_goes_on_when_it_is_released() {
+    let (mut bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let held = owe(&bench, &["h@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let other = owe(&bench, &["b@one.example"], |_| {}).await;
+    bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    assert_eq!(done.messages, 1);
+    bench.reopen().await;
+    let claims = bench.claim_all();
+    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
+    let why = bench.queue.why(&admin(), own).unwrap();
+    assert!(
+        why[0].sentence.starts_with("held with its SMTP account, not tried yet: SMTP account x is paused"),
+        "{why:?}"
+    );
+    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
+    *paused.lock().unwrap() = None;
+    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    let claims = bench.claim_all();
+    assert_eq!(
+        claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(),
+        [own],
+        "what an operator holds stays held"
+    );
+}
+
+#[tokio::test]
+async fn mail_that_comes_in_while_its_account_is_paused_is_stored_so_and_stops_nobody() {
+    let (bench, paused) = with_pauses().await;
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    for number in 0..20 {
+        let late = owe(&bench, &["a@one.example", "b@two.example"], |new| new.account = Some(ACCOUNT)).await;
+        let other = owe(&bench, &[&format!("b{number}@one.example")], |_| {}).await;
+        let claims = bench.claim_all();
+        assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
+        let why = bench.queue.why(&admin(), late).unwrap();
+        assert!(why[0].sentence.starts_with("held with its SMTP account"), "{why:?}");
+    }
+    assert_eq!(bench.count(prefix::DUE), 20, "only the others' are ever looked at");
+    let held = |event: &&MailEvent| matches!(event, MailEvent::Held { recipients, .. } if *recipients == [0, 1]);
+    assert_eq!(bench.mail_events().iter().filter(held).count(), 20, "the trail says that it was held");
+    bench.pass(30 * 24 * 3_600_000);
+    *paused.lock().unwrap() = None;
+    let done = bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    assert_eq!((done.messages, bench.claim_all().len()), (20, 40), "and goes on, however long that was");
+}
+
+#[tokio::test]
+async fn what_was_queued_before_a_pause_is_put_aside_singly_while_the_tenant_s_other_mail_goes() {
+    let (bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let early = owe(&bench, &["b@one.example"], |_| {}).await;
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let claims = bench.claim_all();
+    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [early]);
+    let other = owe(&bench, &["c@two.example"], |_| {}).await;
+    let claims = bench.claim_all();
+    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other], "its tenant does not wait");
+    bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
+    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
+    bench.pass(60_000);
+    assert!(bench.claim_all().is_empty());
+    let all_of_it = Filter { account: Some(ACCOUNT), ..Filter::default() };
+    let done = bench.queue.sum(&admin(), &all_of_it, Some(BulkAct::Cancel)).unwrap();
+    assert_eq!(done.messages, 1, "what a thief left can be dropped");
+}
+
+#[tokio::test]
+async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever() {
+    let (bench, paused) = with_pauses().await;
+    for number in 0..5_100 {
+        owe(&bench, &[&format!("a{number}@one.example")], |new| new.account = Some(ACCOUNT)).await;
+    }
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    assert_eq!(bench.claim_all().len(), 0);
+    for _ in 0..10 {
+        bench.claim_all();
+    }
+    let other = owe(&bench, &["c@two.example"], |_| {}).await;
+    assert!(bench.queue.lanes().is_empty(), "its tenant waits for the walk");
+    bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
+    assert_eq!(bench.count(prefix::DUE), 1);
+    let claims = bench.claim_all();
+    assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
+}
+
+/// An engine whose commits wait while the test says so.
+struct Gated {
+    inner: Arc<MemoryStore>,
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+#[async_trait]
+impl Store for Gated {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(key)
+    }
+    fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        self.inner.range(from, to, limit)
+    }
+    async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        self.inner.commit(batch).await
+    }
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+    fn sharing(&self) -> Sharing {
+        self.inner.sharing()
+    }
+}
+
+#[tokio::test]
+async fn a_pause_that_ends_while_its_mail_is_being_written_leaves_none_of_it_behind() {
+    let paused = Arc::new(StdMutex::new(Some(ACCOUNT)));
+    let asked = paused.clone();
+    let says = move |account| (*asked.lock().unwrap() == Some(account)).then(|| "paused".to_owned());
+    let store = Arc::new(Gated { inner: Arc::default(), open: tokio::sync::watch::Sender::new(true) });
+    let queue = Queue::open(store.clone(), store.inner.clone(), Settings::default()).await.unwrap();
+    let queue = Arc::new(queue.with_policy(Policy { paused: Arc::new(says), ..Policy::default() }));
+    let mut new = message(&["a@one.example"]);
+    new.account = Some(ACCOUNT);
+    store.open.send_replace(false);
+    let (accepting, resuming) = (queue.clone(), queue.clone());
+    let accepted = tokio::spawn(async move { accepting.enqueue(new, WALL).await });
+    tokio::task::yield_now().await;
+    *paused.lock().unwrap() = None;
+    let resumed = tokio::spawn(async move { resuming.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!resumed.is_finished(), "it waits for what is being written");
+    store.open.send_replace(true);
+    accepted.await.unwrap().unwrap();
+    assert_eq!(resumed.await.unwrap().unwrap().messages, 1);
+    assert_eq!(queue.lanes().iter().flat_map(|due| queue.claim(&due.lane, 10)).count(), 1);
+}
+
+#[tokio::test]
+async fn mail_found_at_a_claim_is_not_held_once_the_pause_is_over() {
+    let (bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    assert!(bench.claim_all().is_empty());
+    *paused.lock().unwrap() = None;
+    bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
+    bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    bench.pass(2_000);
+    assert_eq!(bench.claim_all().iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [own]);
+}
+
+#[tokio::test]
+async fn an_attempt_under_way_when_its_account_is_paused_is_recorded_and_not_repeated() {
+    let (bench, paused) = with_pauses().await;
+    let own = owe(&bench, &["a@one.example", "b@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let claim = bench.claim_all().remove(0);
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    assert_eq!(done.in_flight, 2);
+    bench.queue.settle(claim, vec![(0, delivered()), (1, deferred())], WALL).await.unwrap();
+    bench.pass(24 * 3_600_000);
+    assert!(bench.claim_all().is_empty());
+    *paused.lock().unwrap() = None;
+    bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
+    let claim = bench.claim_all().remove(0);
+    let states: Vec<RecipientState> = claim.record.recipients.iter().map(|recipient| recipient.state).collect();
+    assert_eq!(states, [RecipientState::Done(Ending::Delivered), RecipientState::Waiting]);
+    assert_eq!(claim.queue_id, own);
+}
