@@ -30,7 +30,9 @@ pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
 pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
 pub use post::{Answer, Line, Outgoing, Post, PostError, Poster, TARGET_OCTETS_MAX, Target, TargetUnusable};
 pub use reach::is_public;
-pub use tls::{CertificateFault, ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify};
+pub use tls::{
+    CertificateFault, ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify, is_tls_fault,
+};
 pub use validated::Validation;
 pub use zone::{Trouble, Zone, ZoneServer};
 

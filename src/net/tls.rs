@@ -110,6 +110,11 @@ impl HandshakeError {
     }
 }
 
+/// Whether a connection broke by what its other end's TLS said or did, and not by the network.
+pub fn is_tls_fault(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
 /// What is wrong with the certificate, if that is what is wrong.
 fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
     match error {

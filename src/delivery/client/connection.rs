@@ -14,6 +14,7 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::Need;
 use super::opening::lack_of;
 use super::stream::Stream;
 use crate::delivery::Settings;
@@ -24,7 +25,7 @@ use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
 use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
-use crate::net::{ClientTls, Dialer, HandshakeError, HandshakeFault, Proof, Verify};
+use crate::net::{ClientTls, Dialer, HandshakeError, HandshakeFault, Proof, Verify, is_tls_fault};
 use crate::queue::Outcome;
 use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
@@ -70,6 +71,8 @@ pub(super) struct Call<'a> {
     pub(super) key: PoolKey,
     pub(super) ehlo: &'a Domain,
     pub(super) login: Option<&'a Arc<Login>>,
+    /// What the message demands.
+    pub(super) need: Need,
     /// Whose rules for replies hold.
     pub(super) provider: Option<&'a Arc<str>>,
     /// Messages it may carry.
@@ -115,6 +118,8 @@ pub struct Connection {
     pub(super) needs_reset: bool,
     /// What vouched for the peer's certificate.
     pub(super) proof: Option<Proof>,
+    /// It broke by what the peer's TLS said or did.
+    tls_faulted: bool,
     /// What it lacks of verified TLS.
     pub(super) lack: Option<Lack>,
     /// The domains it was counted for in reports.
@@ -157,12 +162,19 @@ impl Call<'_> {
 
     /// TLS is required and not there. With a policy that is said in its name and with its status
     /// (RFC 3463 s3.8: 7.4 for a missing feature, 7.5 for a certificate); else it is a fault like others.
-    fn lacking(&self, status: &str, reason: String) -> Trouble {
+    pub(super) fn lacking(&self, status: &str, reason: String) -> Trouble {
         match self.policy {
             Some(policy) => Trouble::Policy(format!("451 {status} {}: {reason}; demanded by {policy}", self.host)),
             None => Trouble::Tls(reason),
         }
     }
+}
+
+/// What a peer's TLS said before the connection broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Nothing,
+    Refusal,
 }
 
 pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
@@ -206,6 +218,7 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         domains: Vec::new(),
         needs_reset: false,
         proof: None,
+        tls_faulted: false,
         lack: None,
         counted_for: Vec::new(),
         messages_max: call.messages_max,
@@ -309,7 +322,7 @@ impl Connection {
         });
         let result = match written.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Trouble::Lost(printable(&error.to_string()))),
+            Ok(Err(error)) => Err(self.lost(&error)),
             Err(_) => Err(Trouble::TimedOut),
         };
         self.out.clear();
@@ -357,12 +370,17 @@ impl Connection {
             match self.stream.read_buf(&mut self.inbox).await {
                 Ok(0) => return Err(Trouble::Lost("closed by the peer".to_owned())),
                 Ok(_) => {}
-                Err(error) => return Err(Trouble::Lost(printable(&error.to_string()))),
+                Err(error) => return Err(self.lost(&error)),
             }
             if let Some(reply) = self.parse()? {
                 return Ok(reply);
             }
         }
+    }
+
+    fn lost(&mut self, error: &std::io::Error) -> Trouble {
+        self.tls_faulted = is_tls_fault(error);
+        Trouble::Lost(printable(&error.to_string()))
     }
 
     /// Nothing may be waiting when we are about to speak: a reply before its command is either a
@@ -396,8 +414,17 @@ impl Connection {
 
     /// EHLO, and HELO where EHLO is not known (RFC 5321 s3.2).
     async fn greet(&mut self, name: &Domain, tools: &Tools<'_>) -> Result<(), Failure> {
+        let reply = self.hello("EHLO", name, tools).await?;
+        self.greeted(reply, name, tools).await
+    }
+
+    async fn hello(&mut self, verb: &str, name: &Domain, tools: &Tools<'_>) -> Result<Reply, Failure> {
         let patience = tools.settings.timeouts.hello;
-        let reply = self.ask(format!("EHLO {name}").as_bytes(), Phase::Hello, patience, tools.progress).await?;
+        self.ask(format!("{verb} {name}").as_bytes(), Phase::Hello, patience, tools.progress).await
+    }
+
+    /// `reply` came to EHLO.
+    async fn greeted(&mut self, reply: Reply, name: &Domain, tools: &Tools<'_>) -> Result<(), Failure> {
         match reply.severity() {
             Severity::Success => {
                 self.extensions = Extensions::from_reply(&reply);
@@ -406,7 +433,7 @@ impl Connection {
             Severity::Transient => return Err(self.failure(Phase::Hello, Trouble::Refused(reply))),
             Severity::Permanent => {}
         }
-        let reply = self.ask(format!("HELO {name}").as_bytes(), Phase::Hello, patience, tools.progress).await?;
+        let reply = self.hello("HELO", name, tools).await?;
         if reply.severity() != Severity::Success {
             return Err(self.failure(Phase::Hello, Trouble::Refused(reply)));
         }
@@ -430,7 +457,9 @@ impl Connection {
             return Ok(self);
         }
         let patience = tools.settings.timeouts.starttls;
-        let reply = self.ask(b"STARTTLS", Phase::StartTls, patience, tools.progress).await?;
+        let asked = self.ask(b"STARTTLS", Phase::StartTls, patience, tools.progress).await;
+        // Something on the way that lets nobody encrypt swallows the command or cuts the connection.
+        let reply = asked.map_err(|failure| call.without_tls(failure, Said::Nothing))?;
         if reply.code.0 != 220 {
             if reply.code.0 == 421 {
                 return Err(self.failure(Phase::StartTls, Trouble::Refused(reply)));
@@ -450,7 +479,17 @@ impl Connection {
         }
         let mut secured = self.secure(call, tools, verify).await?;
         secured.extensions = Extensions::default();
-        secured.greet(call.ehlo, tools).await?;
+        // Under TLS 1.3 our side is done before the peer has judged it: a certificate of ours that it demands is
+        // missed only now (RFC 8446 s4.4.2.4).
+        let reply = match secured.hello("EHLO", call.ehlo, tools).await {
+            Ok(reply) => reply,
+            Err(failure) if failure.trouble == Trouble::TimedOut => return Err(failure),
+            Err(failure) => {
+                let said = if secured.tls_faulted { Said::Refusal } else { Said::Nothing };
+                return Err(call.without_tls(failure, said));
+            }
+        };
+        secured.greeted(reply, call.ehlo, tools).await?;
         Ok(secured)
     }
 

@@ -250,6 +250,7 @@ impl Client {
                 key: target.key,
                 ehlo: &job.source.ehlo,
                 login: job.site.login.as_ref(),
+                need,
                 provider: job.site.provider.as_ref(),
                 messages_max: at_most(job.permit.messages_per_connection),
             };

@@ -6,10 +6,11 @@
 
 use std::sync::PoisonError;
 
-use super::connection::{Call, Connection, Tools, open_once};
+use super::Need;
+use super::connection::{Call, Connection, Said, Tools, open_once};
 use super::stream::Stream;
 use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
-use crate::delivery::outcome::{Failure, Trouble};
+use crate::delivery::outcome::{Failure, Phase, Trouble};
 use crate::delivery::transport::{Job, TlsUse};
 use crate::ext::Timestamp;
 use crate::net::{CertificateFault, HandshakeError, HandshakeFault};
@@ -75,6 +76,25 @@ pub(super) fn lack_of(error: &HandshakeError) -> LackKind {
         HandshakeFault::Certificate(CertificateFault::Expired) => LackKind::Expired,
         HandshakeFault::Certificate(CertificateFault::Untrusted) => LackKind::Untrusted,
         HandshakeFault::Incompatible | HandshakeFault::Lost | HandshakeFault::Other => LackKind::Other,
+    }
+}
+
+impl Call<'_> {
+    /// A conversation that came to its end where TLS was to begin: TLS failed, as in a handshake. Only a message that
+    /// asks for TLS all the way waits where the peer said nothing, instead of coming back for a broken connection.
+    pub(super) fn without_tls(&self, failure: Failure, said: Said) -> Failure {
+        if !matches!(failure.trouble, Trouble::Lost(_) | Trouble::TimedOut) {
+            return failure;
+        }
+        let reason = failure.describe();
+        self.lacks(LackKind::Other, reason.clone());
+        let trouble = match (said, &self.key.tls) {
+            (Said::Nothing, TlsUse::Opportunistic) => Trouble::TlsLost(reason),
+            (Said::Refusal, TlsUse::Opportunistic) => Trouble::Tls(reason),
+            (Said::Nothing, _) if self.need == Need::TlsAllTheWay => failure.trouble,
+            _ => self.lacking("4.7.5", reason),
+        };
+        Failure { phase: Phase::StartTls, trouble, peer: failure.peer }
     }
 }
 

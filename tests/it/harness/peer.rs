@@ -22,6 +22,8 @@ pub enum Act {
     SayAndClose(&'static str),
     /// Hang up without a word.
     Close,
+    /// Break the connection off, so that the other side sees a reset.
+    Reset,
     /// The polite reply, one octet at a time with this pause.
     Drip(Duration),
     /// Never answer.
@@ -113,15 +115,42 @@ impl Script {
     }
 
     /// Offers STARTTLS with a certificate of its own making for `name`; gives the certificate too.
-    pub fn with_tls(mut self, name: &str) -> (Self, CertificateDer<'static>) {
+    pub fn with_tls(self, name: &str) -> (Self, CertificateDer<'static>) {
+        self.secured(name, rustls::DEFAULT_VERSIONS, None)
+    }
+
+    /// The same, over this version, to nobody who shows no certificate of his own.
+    pub fn with_tls_for_known_clients(
+        self,
+        name: &str,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> (Self, CertificateDer<'static>) {
+        let known = rcgen::generate_simple_self_signed(vec!["client.example".to_owned()]).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(known.cert.der().clone()).unwrap();
+        self.secured(name, &[version], Some(Arc::new(roots)))
+    }
+
+    fn secured(
+        mut self,
+        name: &str,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        clients: Option<Arc<rustls::RootCertStore>>,
+    ) -> (Self, CertificateDer<'static>) {
         let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
         let certificate = made.cert.der().clone();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = match clients {
+            None => rustls::server::WebPkiClientVerifier::no_client_auth(),
+            Some(roots) => {
+                rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().unwrap()
+            }
+        };
         let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate.clone()], key)
             .unwrap();
         self.tls = Some(Arc::new(config).into());
@@ -215,10 +244,21 @@ async fn serve(stream: TcpStream, from: IpAddr, script: Script, seen: Arc<Mutex<
         return;
     }
     let mut plain = BufReader::new(stream);
-    if let Ok(Turn::StartTls) = converse(&mut plain, from, &script, &seen, (false, true)).await
-        && let Ok(stream) = tls.unwrap().accept(plain.into_inner()).await
-    {
-        let _ = converse(&mut BufReader::new(stream), from, &script, &seen, (true, false)).await;
+    match converse(&mut plain, from, &script, &seen, (false, true)).await {
+        Ok(Turn::StartTls) => match tls.unwrap().accept(plain.into_inner()).into_fallible().await {
+            Ok(stream) => {
+                let _ = converse(&mut BufReader::new(stream), from, &script, &seen, (true, false)).await;
+            }
+            // Closed with octets unread, the alert might be lost on its way.
+            Err((_, mut stream)) => {
+                let _ = stream.shutdown().await;
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+            let _ = plain.get_ref().set_zero_linger();
+        }
+        Ok(Turn::Go) | Err(_) => {}
     }
 }
 
@@ -331,6 +371,7 @@ async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, act: Option<Act>, polite:
             return closed();
         }
         Some(Act::Close | Act::CloseWithinMessage(_)) => return closed(),
+        Some(Act::Reset) => return Err(std::io::ErrorKind::ConnectionReset.into()),
         Some(Act::BrokenHandshake) => stream.write_all(b"220 go ahead\r\n").await?,
         Some(Act::Drip(pause)) => {
             for byte in format!("{polite}\r\n").bytes() {

@@ -121,6 +121,35 @@ async fn a_host_that_cannot_be_reached_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_host_that_cuts_the_connection_at_starttls_is_tried_again_and_gets_nothing_in_the_clear() {
+    for mode in ["testing", "enforce"] {
+        for act in [Act::Close, Act::Reset, Act::Silence] {
+            let (script, certificate) = keeping();
+            let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.always("STARTTLS", act)).await;
+            let (outbound, _host) = outbound(mode, &peer, &[certificate]).await;
+            let id = owe(&outbound, "ann@shop.example").await;
+            let event = outbound.verdict(id).await;
+            assert!(matches!(event, MailEvent::Deferred { why: Why::Network, .. }), "{mode}: {event:?}");
+            assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{mode}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_refuses_us_under_tls_gets_nothing_and_the_mail_comes_back() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let script = Script::polite().offering(&["PIPELINING", "REQUIRETLS"]);
+        let (script, certificate) = script.with_tls_for_known_clients(MX, version);
+        let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+        let (outbound, _host) = outbound("enforce", &peer, &[certificate]).await;
+        let id = owe(&outbound, "ann@shop.example").await;
+        let detail = bounced(&outbound.verdict(id).await);
+        assert!(detail.starts_with("550 5.7.10 REQUIRETLS: mx.shop.example: "), "{version:?}: {detail}");
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{version:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_does_not_keep_tls_is_not_used_though_it_is_open() {
     // Opened for other mail under a policy that only notes, to a certificate nobody vouches for.
     let (script, _) = keeping();

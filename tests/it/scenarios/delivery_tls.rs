@@ -92,6 +92,66 @@ async fn a_broken_handshake_is_retried_once_in_plain_text_and_recorded() {
     }
 }
 
+/// Whatever a peer does at the command itself instead of answering it.
+fn instead_of_an_answer() -> [Act; 3] {
+    [Act::Close, Act::Reset, Act::Silence]
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_up_resets_or_is_silent_at_starttls_gets_the_mail_in_plain_text() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    for act in instead_of_an_answer() {
+        let (event, peer) = verdict(script.clone().always("STARTTLS", act.clone()), MxTls::Opportunistic).await;
+        let used = tls_used(&event);
+        assert!(used.starts_with("none (TLS failed: ") && used.contains("after STARTTLS"), "{act:?}: {used}");
+        assert_eq!((peer.connections(), peer.taken().len()), (2, 1), "{act:?}");
+        assert!(!peer.taken()[0].tls);
+    }
+}
+
+#[tokio::test]
+async fn where_encryption_is_required_mail_waits_for_a_peer_that_hangs_up_resets_or_is_silent_at_starttls() {
+    let (script, _) = Script::polite().with_tls("mx.shop.example");
+    for act in instead_of_an_answer() {
+        let (event, peer) = verdict(script.clone().always("STARTTLS", act.clone()), MxTls::Encrypted).await;
+        assert!(matches!(event, MailEvent::Deferred { why: Why::Network, .. }), "{act:?}: {event:?}");
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{act:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_demands_a_certificate_of_ours_gets_the_mail_in_plain_text_under_either_version() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (script, _) = Script::polite().with_tls_for_known_clients("mx.shop.example", version);
+        let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script.clone()).await;
+        let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let used = tls_used(&outbound.verdict(id).await);
+        assert!(used.starts_with("none (TLS failed: ") && used.contains("alert"), "{version:?}: {used}");
+        assert_eq!((peer.connections(), peer.taken().len()), (2, 1), "{version:?}");
+        // What its TLS said is held against it.
+        let failing = outbound.tls_memory.failing(&Actor::local(0), Timestamp::now()).unwrap();
+        assert_eq!(failing.len(), 1, "{version:?}");
+        let (event, peer) = verdict(script, MxTls::Encrypted).await;
+        assert!(matches!(event, MailEvent::Deferred { why: Why::Network, .. }), "{version:?}: {event:?}");
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_lost_at_the_first_command_under_tls_is_retried_once_in_plain_text_and_a_later_one_is_not() {
+    let offer = Act::SayRaw(b"250-mx.example\r\n250 STARTTLS\r\n");
+    for (script, expected) in [
+        (Script::polite().once("EHLO", offer.clone()).once("EHLO", Act::Close), 2),
+        (Script::polite().once("EHLO", offer).once("EHLO", Act::Say("500 what")).once("HELO", Act::Close), 1),
+    ] {
+        let (script, _) = script.with_tls("mx.shop.example");
+        let (event, peer) = verdict(script, MxTls::Opportunistic).await;
+        assert_eq!(peer.connections(), expected, "{event:?}");
+        assert_eq!(matches!(event, MailEvent::Delivered { .. }), expected == 2, "{event:?}");
+    }
+}
+
 /// Two failures count only if they are some minutes apart.
 fn fails_twice(outbound: &Outbound, host: &str) {
     let now = Timestamp::now();
@@ -101,15 +161,17 @@ fn fails_twice(outbound: &Outbound, host: &str) {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_in_the_handshake_is_not_held_against_the_host() {
+async fn a_connection_that_breaks_before_or_in_the_handshake_is_not_held_against_the_host() {
     let (script, _) = Script::polite().with_tls("mx.shop.example");
-    let script = script.always("STARTTLS", Act::SayAndClose("220 go ahead"));
-    let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
-    let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
-    let id = outbound.owe(&["ann@shop.example"]).await;
-    let used = tls_used(&outbound.verdict(id).await);
-    assert!(used.starts_with("none (TLS failed"), "{used}");
-    assert_eq!(outbound.tls_memory.failing(&Actor::local(0), Timestamp::now()).unwrap(), []);
+    for act in instead_of_an_answer().into_iter().chain([Act::SayAndClose("220 go ahead")]) {
+        let script = script.clone().always("STARTTLS", act);
+        let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+        let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let used = tls_used(&outbound.verdict(id).await);
+        assert!(used.starts_with("none (TLS failed"), "{used}");
+        assert_eq!(outbound.tls_memory.failing(&Actor::local(0), Timestamp::now()).unwrap(), []);
+    }
 }
 
 #[tokio::test]

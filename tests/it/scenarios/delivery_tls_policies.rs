@@ -89,6 +89,9 @@ async fn starttls_refused_or_broken_under_enforce_makes_mail_wait() {
         (Act::Say("454 4.7.0 not now"), "451 4.7.4 "),
         (Act::BrokenHandshake, "451 4.7.5 "),
         (Act::SayAndClose("220 go ahead"), "451 4.7.5 "),
+        (Act::Close, "451 4.7.5 "),
+        (Act::Reset, "451 4.7.5 "),
+        (Act::Silence, "451 4.7.5 "),
     ] {
         let (script, certificate) = Script::polite().with_tls(MX);
         let script = script.always("STARTTLS", act);
@@ -98,6 +101,32 @@ async fn starttls_refused_or_broken_under_enforce_makes_mail_wait() {
         let detail = unmet(&outbound.verdict(id).await);
         assert!(detail.starts_with(status), "{detail}");
         assert!(peer.taken().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_refuses_us_under_tls_gets_nothing_in_the_clear_under_enforce_or_dane() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (script, certificate) = Script::polite().with_tls_for_known_clients(MX, version);
+        let (peer, host) = (peer(script).await, policy_host("enforce", &[MX]).await);
+        let outbound = outbound(announcing("1"), &peer, &host, std::slice::from_ref(&certificate)).await;
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let (by_dane, _kept) = by_dane(pinned(&peer, &pin(&certificate)), &peer).await;
+        for detail in [unmet(&outbound.verdict(id).await), unmet(&by_dane)] {
+            assert!(detail.starts_with("451 4.7.5 ") && detail.contains("alert"), "{version:?}: {detail}");
+        }
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_host_that_cuts_the_connection_at_starttls_gets_nothing_in_the_clear() {
+    let (script, certificate) = Script::polite().with_tls(MX);
+    for act in [Act::Close, Act::Reset, Act::Silence] {
+        let peer = peer(script.clone().always("STARTTLS", act)).await;
+        let (event, _outbound) = by_dane(pinned(&peer, &pin(&certificate)), &peer).await;
+        assert!(unmet(&event).starts_with("451 4.7.5 "));
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")));
     }
 }
 

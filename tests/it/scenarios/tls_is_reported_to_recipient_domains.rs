@@ -92,6 +92,27 @@ async fn a_handshake_that_fails_and_the_conversation_in_the_clear_after_it_are_o
 }
 
 #[tokio::test]
+async fn tls_that_fails_at_the_command_or_after_the_handshake_is_one_failed_session_too() {
+    let (script, certificate) = Script::polite().with_tls(MX);
+    let (known_only, of_known) = Script::polite().with_tls_for_known_clients(MX, &rustls::version::TLS13);
+    for script in [script.clone().always("STARTTLS", Act::Close), known_only.clone()] {
+        let peer = peer(script).await;
+        let outbound = Outbound::start("127.0.2.1", zone(), settings(peer.address.port())).await;
+        let (event, counted) = after_one(&outbound).await;
+        assert!(matches!(event, MailEvent::Delivered { .. }), "{event:?}");
+        assert_eq!(counted, ["no-policy-found 0/1 validation-failure=1@mx.shop.example"]);
+    }
+    for (script, root) in [(script.always("STARTTLS", Act::Close), certificate), (known_only, of_known)] {
+        let (peer, host) = (peer(script).await, PolicyHost::start("127.0.1.2", "shop.example").await);
+        host.publish("enforce", &[MX]);
+        let outbound = trusting(announcing(), &peer, &host, &[root]).await;
+        let (event, counted) = after_one(&outbound).await;
+        assert!(matches!(event, MailEvent::Deferred { .. }), "{event:?}");
+        assert_eq!(counted, ["sts 0/1 validation-failure=1@mx.shop.example"]);
+    }
+}
+
+#[tokio::test]
 async fn under_mta_sts_each_lack_is_told_as_the_rfc_names_it_in_testing_mode_too() {
     let (for_another, trusted) = Script::polite().with_tls("mx.somebody.example");
     let (nobody_vouches, _) = Script::polite().with_tls(MX);
