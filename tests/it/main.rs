@@ -14,6 +14,7 @@ mod disk_full;
 mod dkim_verifiers;
 mod dnssec;
 mod faults;
+mod figures;
 mod fuzz;
 mod hardening;
 #[allow(dead_code, reason = "shared by tests that come and go")]
