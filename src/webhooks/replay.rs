@@ -55,7 +55,8 @@ pub(super) fn gather(lane: &mut Lane, round: &mut Round, most: usize) -> Result<
     let (mut told, mut upto, mut is_over) = (Vec::new(), reader.at().clone(), page.is_end);
     for (key, event) in page.events {
         if key > replay.until || told.len() == limit {
-            is_over |= key > replay.until;
+            // What is left of the page comes next, also if it is the log's last.
+            is_over = key > replay.until;
             upto = told.last().map_or_else(|| upto.clone(), |last: &Arc<Told>| last.key.clone());
             break;
         }

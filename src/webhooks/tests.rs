@@ -463,6 +463,29 @@ async fn one_request_and_a_window_are_replayed_with_the_ids_they_had() {
 }
 
 #[tokio::test]
+async fn a_window_of_more_events_than_one_round_makes_is_replayed_to_its_end() {
+    for batch in [1, 7] {
+        let world = World::new(|_| Some(200));
+        let webhook = world.add(URL, |new| new.batch = batch).await.webhook;
+        let count = 700;
+        for _ in 0..count {
+            world.accept(TENANT, 1).await;
+        }
+        world.pass(Duration::from_secs(60));
+        let events = |own: &World| {
+            let bodies = own.sent().into_iter().map(|one| one.body);
+            bodies.map(|body| body.as_array().map_or(1, Vec::len)).sum::<usize>()
+        };
+        world.until("all are told", |own| events(own) == count).await;
+        let window = (START, START.plus(Duration::from_secs(30)));
+        world.room.replay_window(&Actor::local(0), (TENANT, webhook.id), window, world.now()).await.unwrap();
+        world.until("all are told again", |own| events(own) == 2 * count).await;
+        world.until("the window is done", |own| !own.doing(&webhook).is_replaying).await;
+        assert_eq!(events(&world), 2 * count, "batches of {batch}");
+    }
+}
+
+#[tokio::test]
 async fn a_test_says_what_became_of_it_and_changes_nothing() {
     let world = World::new(|_| Some(503));
     let webhook = world.add(URL, |_| {}).await.webhook;
