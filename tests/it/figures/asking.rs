@@ -69,13 +69,15 @@ impl Caller {
     }
 }
 
-/// A kind of request; `{n}` in its path and body is another number each time.
+/// A kind of request; `{n}` in its path and body is another number each time, `{known}` a multiple of ten below
+/// `known`.
 #[derive(Clone)]
 pub struct Question {
     pub name: &'static str,
     pub method: &'static str,
     pub path: String,
     pub body: Option<String>,
+    pub known: u64,
 }
 
 /// What asking came to, within the span that counts.
@@ -144,8 +146,9 @@ async fn ask_on(mut caller: Caller, question: Question, (first, step): (usize, u
         if began >= span.until {
             break;
         }
+        let known = (number as u64 * 10) % question.known.next_multiple_of(10);
         let number = number.to_string();
-        let path = question.path.replace("{n}", &number);
+        let path = question.path.replace("{n}", &number).replace("{known}", &known.to_string());
         let body = question.body.as_ref().map(|body| body.replace("{n}", &number));
         let (status, _) = caller.ask(question.method, &path, body).await;
         let ended = Instant::now();

@@ -4,7 +4,8 @@
 //! The daemon is the real binary in a process of its own. Clients, receivers and the mail's receiver are in
 //! this one and share the machine with it, so both are told: what the daemon used of the processors, and what
 //! everything around it used. Variables: `POSTERN_FIGURES_SECONDS` (each figure, 15), `POSTERN_FIGURES_CLIENTS`
-//! (16), `POSTERN_FIGURES_MESSAGES` (what there is before), `POSTERN_FIGURES_FOLDER` (the temp folder).
+//! (16), `POSTERN_FIGURES_RATE` (500), `POSTERN_FIGURES_MESSAGES` (what there is before), and
+//! `POSTERN_FIGURES_FOLDER` (the temp folder).
 
 mod api;
 mod asking;
