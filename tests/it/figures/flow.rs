@@ -61,6 +61,7 @@ impl Flow {
             domains: (0..DOMAINS).map(recipient_domain).collect(),
             sizes: vec![BODY_BYTES],
             senders: SESSIONS,
+            pause: Duration::ZERO,
         };
         let shared = Arc::new(Shared {
             load,
