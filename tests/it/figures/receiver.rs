@@ -187,7 +187,7 @@ fn note(taken: &mut Taken, id: String, body: &[u8], is_good: bool) {
     // "timestamp":"2027-01-31T12:00:00.123Z", without reading all of the JSON.
     let text = String::from_utf8_lossy(body);
     let told = text.split_once("\"timestamp\":\"").and_then(|(_, rest)| rest.split('"').next());
-    if let Some(at) = told.and_then(|told| Timestamp::from_rfc3339(told)) {
+    if let Some(at) = told.and_then(Timestamp::from_rfc3339) {
         let lag = Timestamp::now().since(at).as_micros();
         taken.lags.push(u32::try_from(lag).unwrap_or(u32::MAX));
     }
