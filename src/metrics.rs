@@ -111,6 +111,9 @@ pub const QUEUE_UNRECORDED: &str = "postern_queue_outcomes_unrecorded";
 /// When a certificate expires, label `certificate`, the folder's name.
 pub const CERTIFICATE_EXPIRY: &str = "postern_certificate_expiry_time_seconds";
 
+/// When the last backup was finished; 0 before the first.
+pub const BACKUP_LAST: &str = "postern_backup_last_time_seconds";
+
 /// All of them, with kind and help.
 pub const ALL: &[(&str, Kind, &str)] = &[
     (ACCEPTED, Kind::Counter, "Messages for which a 250 was said"),
@@ -159,6 +162,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (QUEUE_IN_FLIGHT, Kind::Gauge, "Delivery attempts running now"),
     (QUEUE_NOTICES, Kind::Gauge, "Notices to senders that are owed"),
     (QUEUE_UNRECORDED, Kind::Gauge, "Outcomes of attempts that could not be written down yet and are repeated"),
+    (BACKUP_LAST, Kind::Gauge, "When the last backup was finished, in seconds since 1970; 0 before the first"),
     (CERTIFICATE_EXPIRY, Kind::Gauge, "When a certificate expires, in seconds since 1970, by folder"),
 ];
 

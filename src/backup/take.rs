@@ -106,8 +106,14 @@ impl Backup {
                 store_format: FORMAT,
                 taken: now,
             };
-            match write((&*engine, &places), (&key, &master), manifest, out) {
-                Ok(counts) => tracing::info!(?counts, key = key.id(), "a backup was taken"),
+            let written = write((&*engine, &places), (&key, &master), manifest, out);
+            match written.and_then(|counts| fetched(&sender, &own).map(|()| counts)) {
+                Ok(counts) => {
+                    tracing::info!(?counts, key = key.id(), "a backup was taken");
+                    let (messages, unreadable) = (counts.bodies, counts.unreadable);
+                    let taken = InstanceEvent::BackupTaken { key: key.id(), messages, unreadable };
+                    own.block_on(tell(&*engine, taken, Timestamp::now()));
+                }
                 Err(error) => {
                     tracing::error!(%error, "a backup was not finished; what was fetched of it is of no use");
                     own.block_on(tell_failed(&*engine, &error, Timestamp::now()));
@@ -119,14 +125,34 @@ impl Backup {
     }
 }
 
-/// Writes down that a backup failed, for whoever is told; a store that is the reason cannot.
 async fn tell_failed(engine: &dyn Snapshots, why: &(dyn std::fmt::Display + Sync), now: Timestamp) {
-    let told = InstanceEvent::BackupFailed { reason: why.to_string() };
+    tell(engine, InstanceEvent::BackupFailed { reason: why.to_string() }, now).await;
+}
+
+/// Writes down how a backup ended, for whoever is told; a store that is the reason of a failure cannot.
+async fn tell(engine: &dyn Snapshots, told: InstanceEvent, now: Timestamp) {
     let mut batch = Batch::new();
     events::record(&mut batch, &Event { at: now, kind: EventKind::Instance(told) });
     if let Err(error) = engine.commit(batch).await {
-        tracing::warn!(%error, "that a backup failed could not be recorded");
+        tracing::warn!(%error, "how a backup ended could not be recorded");
     }
+}
+
+/// Waits until every chunk was taken: what nobody has is no backup.
+fn fetched(sender: &Sender<io::Result<Bytes>>, handle: &Handle) -> io::Result<()> {
+    match handle.block_on(async { tokio::time::timeout(STALL, sender.reserve_many(CHUNKS_MAX)).await }) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => Err(gone_away()),
+        Err(_) => Err(nobody_takes()),
+    }
+}
+
+fn gone_away() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "whoever fetched it went away")
+}
+
+fn nobody_takes() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "nobody took a chunk of it for a minute")
 }
 
 /// Gives the turn back, however the backup ends.
@@ -279,8 +305,8 @@ impl ChunkWriter {
         let sent = self.handle.block_on(async { tokio::time::timeout(STALL, sender.send(Ok(chunk))).await });
         match sent {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "whoever fetched it went away")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody took a chunk of it for a minute")),
+            Ok(Err(_)) => Err(gone_away()),
+            Err(_) => Err(nobody_takes()),
         }
     }
 }

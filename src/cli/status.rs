@@ -42,6 +42,7 @@ fn text(session: &Session, status: StatusJson) -> String {
         status.tenants,
         status.vips,
     );
+    text.push_str(&format!("Backup       {}\n", backup(session, &status)));
     if !status.accounts_paused.is_empty() {
         let paused = colour.yellow(&status.accounts_paused.join(", "));
         text.push_str(&format!("Paused       {paused}; see: postern breaker list\n"));
@@ -50,6 +51,12 @@ fn text(session: &Session, status: StatusJson) -> String {
         text.push_str(&format!("Delivery     {}\n", colour.yellow(&printable(suspension))));
     }
     text
+}
+
+fn backup(session: &Session, status: &StatusJson) -> String {
+    let last = status.last_backup.as_ref().map(|at| format!("the last finished {}", when(at, session.now)));
+    let last = last.unwrap_or_else(|| "none was made yet".to_owned());
+    if status.backup_overdue { session.colour.yellow(&format!("{last}: too long ago")) } else { last }
 }
 
 fn load(session: &Session, status: &StatusJson) -> String {
@@ -110,6 +117,8 @@ mod tests {
             tenants: 0,
             vips: 0,
             vips_missing: Vec::new(),
+            last_backup: None,
+            backup_overdue: false,
         };
         assert_eq!(queue(&status), "nothing waits");
         (status.queue_lanes, status.queue_notices) = (2, 1);

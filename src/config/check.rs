@@ -49,6 +49,7 @@ fn build(path: &Path, file: &File) -> Config {
         delivery: delivery(file),
         tls_reports: tls_reports(file),
         history_kept: file.span("events.history_kept"),
+        notifications: crate::notifications::Settings { backup_overdue_after: file.span("backup.overdue_after") },
         search: crate::search::Settings {
             kept: file.span("search.messages_kept").min(file.span("events.history_kept")),
             free_bytes_min: file.count("store.free_bytes_min").saturating_mul(2),

@@ -73,6 +73,8 @@ pub struct Config {
     pub tls_reports: crate::tlsrpt::Settings,
     /// How long past events are kept.
     pub history_kept: Duration,
+    /// For `notifications`.
+    pub notifications: crate::notifications::Settings,
     /// For `search`.
     pub search: crate::search::Settings,
     /// For `statistics`.

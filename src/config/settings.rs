@@ -63,6 +63,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("overload", "When new work is refused so that accepted work goes on."),
     ("dns", "Who is asked for names."),
     ("store", "The records and bodies on disk."),
+    ("backup", "Copies of everything, and whether they are made."),
     ("events", "What happened to each message."),
     ("search", "Finding messages."),
     ("statistics", "What happened to recipients, in numbers."),

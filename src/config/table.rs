@@ -294,6 +294,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("store.cache_bytes", Size(8 * MIB, 64 * GIB) => "\"64 MiB\"", Rare AtStart,
         "Memory for records that were read.",
         "Whoever has millions of messages waiting, or a very small machine."),
+    setting!("backup.overdue_after", Span(0, 3650 * DAY) => "\"7d\"", Shown AtStart,
+        "The instance is told once when no backup was finished for so long, counted from the first start if there was \
+         none (a notification `backup-overdue`, mailed to who wishes it); `\"0s\"` is never.",
+        "Whoever takes backups less often, or copies the machine by other means."),
     setting!("events.history_kept", Span(DAY, 3650 * DAY) => "\"90d\"", Shown AtStart,
         "How long the trail of a message can be shown: who handed it in, every try and every reply, in compressed files of \
          one day each.",

@@ -11,6 +11,7 @@ use crate::ext::Timestamp;
 use crate::gate::{Fill, Gate, Shortage};
 use crate::metrics;
 use crate::net::{Certificates, Issuer, is_present};
+use crate::notifications::Notifications;
 use crate::queue::Queue;
 use crate::store::{Blobs, Health, Store};
 use crate::vips::Vips;
@@ -41,6 +42,7 @@ pub(super) struct State {
     queue: Arc<Queue>,
     breaker: Arc<Breaker>,
     gate: Arc<Gate>,
+    notifications: Arc<Notifications>,
     started: Timestamp,
 }
 
@@ -55,6 +57,7 @@ impl State {
             queue: Arc::clone(&rooms.queue),
             breaker: Arc::clone(&rooms.breaker),
             gate: Arc::clone(&rooms.gate),
+            notifications: Arc::clone(&rooms.notifications),
             started,
         }
     }
@@ -115,6 +118,9 @@ impl State {
             warn("no-certificate", "no certificate covers this machine's name".to_owned());
         }
         let now = Timestamp::now();
+        if self.notifications.backup_standing(now).is_overdue {
+            warn("backup-overdue", "no backup was made for too long".to_owned());
+        }
         let expiries = self.certificates.expiries();
         let soon = expiries.iter().filter(|expiry| expiry.not_after.since(now).as_secs() < EXPIRY_WARNING_SECS).count();
         if soon > 0 {
@@ -147,6 +153,8 @@ impl State {
         ] {
             metrics::set(name, lossy(u64::try_from(number).unwrap_or(u64::MAX)));
         }
+        let last_backup = self.notifications.backup_standing(self.started).last;
+        metrics::set(metrics::BACKUP_LAST, lossy(last_backup.map_or(0, Timestamp::as_secs)));
         self.measure_load();
         if let Some(bytes) = resident_bytes() {
             metrics::set(metrics::RESIDENT, lossy(bytes));

@@ -114,7 +114,7 @@ impl Rooms {
         let sources = (records(), bell.clone(), &accounts);
         let webhooks = webhooks(config, key, sources, (world, folders, tls)).map_err(unreadable("webhooks"))?;
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
-        let notifications = Arc::new(notifications);
+        let notifications = Arc::new(notifications.with_settings(config.notifications));
         let statistics = Arc::new(statistics(records(), &accounts, config));
         let search = search(config, (&queue, &bell, &accounts), records(), folders)?;
         Ok(Self {

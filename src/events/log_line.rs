@@ -379,6 +379,10 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::TlsDowngraded { domain, host, from, to, detail } => {
             ("tls-downgraded", downgrade_fields([domain, host, from, to, detail]))
         }
+        InstanceEvent::BackupTaken { key, messages, unreadable } => (
+            "backup-taken",
+            vec![("key", key.clone()), ("messages", messages.to_string()), ("unreadable", unreadable.to_string())],
+        ),
         InstanceEvent::BackupFailed { reason } => ("backup-failed", vec![("reason", reason.clone())]),
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());

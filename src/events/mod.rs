@@ -256,6 +256,9 @@ pub enum InstanceEvent {
     TlsDowngraded { domain: String, host: String, from: String, to: String, detail: String },
     /// A backup could not be begun or finished.
     BackupFailed { reason: String },
+    /// A backup was finished, and its last octet fetched; it has so many messages in it, of which so many could not
+    /// be read.
+    BackupTaken { key: String, messages: u64, unreadable: u64 },
 }
 
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps

@@ -14,6 +14,9 @@ impl Consumer for Notifications {
     async fn consume(&self, events: &[Event]) -> Result<(), Retry> {
         for event in events {
             let EventKind::Instance(told) = &event.kind else { continue };
+            if matches!(told, InstanceEvent::BackupTaken { .. }) {
+                self.note_backup(event.at).await.map_err(|error| Retry(error.to_string()))?;
+            }
             let Some(news) = self.heard(told) else { continue };
             self.tell(news, event.at).await.map_err(|error| Retry(error.to_string()))?;
         }

@@ -255,3 +255,21 @@ async fn each_sets_its_own_wish_and_only_who_manages_people_that_of_others() {
         assert!(room.wish(&actor, OPERATOR).is_err());
     }
 }
+
+#[tokio::test]
+async fn that_no_backup_is_made_is_mailed_once_to_who_runs_the_instance() {
+    let (store, world) = (Arc::new(MemoryStore::new()), World::new());
+    let room = open(&store, &world);
+    for user in [OWNER, OPERATOR] {
+        wish(&room, user, &[]).await;
+    }
+    for day in [0, 6, 7, 8, 30] {
+        room.look_for_backups(minutes(day * 24 * 60)).await.unwrap();
+        room.pay(minutes(day * 24 * 60)).await.unwrap();
+    }
+    assert_eq!(world.receivers(), ["operator@people.example"]);
+    let (_, _, text) = world.sent().remove(0);
+    for expected in ["backup-overdue: backup\r\n", "no backup was made in the 7 days since the first start"] {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+}

@@ -1,5 +1,5 @@
 //! What people should know without looking for it: a domain that fails, an address that is listed, a webhook that
-//! was disabled, a paused SMTP account, a limit that is near. Per tenant and of the instance, each read or not by
+//! was disabled, a paused SMTP account, a limit that is near, backups that are not made. Per tenant and of the instance, each read or not by
 //! whoever asks, and mailed to those who wish it.
 //!
 //! Recipe: it consumes the event log, and [`Notifications::run`] asks the watches now and then; [`Notifications::list`]
@@ -8,6 +8,7 @@
 
 mod heard;
 mod mailing;
+mod overdue;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -25,8 +26,10 @@ use crate::records::{self, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
 pub use mailing::{Egress, EgressLookup, GATHERED_MAX, HandIn, MAILED_EVERY, Person, PersonLookup, Post, Wish};
+pub use overdue::{BackupStanding, Settings};
 
 use mailing::Mailing;
+use overdue::Backups;
 
 /// Whose notifications those of the instance are. Random tenant ids never become this one in practice.
 pub const INSTANCE: TenantId = TenantId(0);
@@ -63,6 +66,8 @@ pub enum Kind {
     RecordDamaged,
     /// A backup could not be taken.
     BackupFailed,
+    /// No backup was made for too long.
+    BackupOverdue,
 }
 
 /// Every kind.
@@ -75,6 +80,7 @@ pub const KINDS: &[Kind] = &[
     Kind::AddressMissing,
     Kind::RecordDamaged,
     Kind::BackupFailed,
+    Kind::BackupOverdue,
 ];
 
 impl Kind {
@@ -89,6 +95,7 @@ impl Kind {
             Self::AddressMissing => "address-missing",
             Self::RecordDamaged => "record-damaged",
             Self::BackupFailed => "backup-failed",
+            Self::BackupOverdue => "backup-overdue",
         }
     }
 
@@ -171,6 +178,8 @@ pub struct Notifications {
     post: OnceLock<Post>,
     /// Rung when something is owed to somebody.
     owed: Arc<Notify>,
+    backups: Arc<RwLock<Option<Backups>>>,
+    settings: Settings,
     damaged: Vec<Damage>,
 }
 
@@ -181,9 +190,12 @@ impl Notifications {
         let all = stored.into_iter().map(|(_, one)| ((one.tenant, one.id), one)).collect();
         let (mailing, more) = Mailing::load(&*store)?;
         damaged.extend(more);
+        let (backups, more) = overdue::load(&*store)?;
+        damaged.extend(more);
         let (all, mailing) = (Arc::new(RwLock::new(all)), Arc::new(RwLock::new(mailing)));
         let (desk, post, owed) = (Desk::new(store), OnceLock::new(), Arc::default());
-        Ok(Self { desk, all, vips, mailing, post, owed, damaged })
+        let (backups, settings) = (Arc::new(RwLock::new(backups)), Settings::default());
+        Ok(Self { desk, all, vips, mailing, post, owed, backups, settings, damaged })
     }
 
     /// Records that could not be read at open.
@@ -223,20 +235,29 @@ impl Notifications {
 
     /// Tells of something, unless it was told within [`TOLD_AGAIN`] before or after.
     pub async fn tell(&self, news: News, at: Timestamp) -> Result<(), AdminError> {
-        let News { tenant, kind, subject, text } = news;
         let turn = self.desk.turn().await;
         let is_near = |other: Timestamp| at.since(other) < TOLD_AGAIN && other.since(at) < TOLD_AGAIN;
-        let (is_told, gone) = {
-            let all = records::read(&self.all);
-            let own: Vec<&Notification> = all.range(bounds(tenant)).map(|(_, one)| one).collect();
-            let is_same = |one: &&Notification| one.kind == kind && one.subject == subject && is_near(one.at);
-            let excess = own.len().saturating_sub(KEPT_MAX - 1);
-            let gone = own.iter().enumerate().filter(|(place, one)| *place < excess || at.since(one.at) > KEPT);
-            (own.iter().any(is_same), gone.map(|(_, one)| one.id).collect::<Vec<_>>())
-        };
+        let is_told = records::read(&self.all)
+            .range(bounds(news.tenant))
+            .any(|(_, one)| one.kind == news.kind && one.subject == news.subject && is_near(one.at));
         if is_told {
             return Ok(());
         }
+        let (batch, told) = self.telling(news, at);
+        turn.commit(batch, told).await?;
+        Ok(())
+    }
+
+    /// What tells of something and makes room for it, and what is to be remembered then. Called under the turn.
+    fn telling(&self, news: News, at: Timestamp) -> (Batch, impl FnOnce() + Send + use<>) {
+        let News { tenant, kind, subject, text } = news;
+        let gone: Vec<NotificationId> = {
+            let all = records::read(&self.all);
+            let own: Vec<&Notification> = all.range(bounds(tenant)).map(|(_, one)| one).collect();
+            let excess = own.len().saturating_sub(KEPT_MAX - 1);
+            let gone = own.iter().enumerate().filter(|(place, one)| *place < excess || at.since(one.at) > KEPT);
+            gone.map(|(_, one)| one.id).collect()
+        };
         let text = printable(&text.chars().take(TEXT_CHARACTERS_MAX).collect::<String>());
         let one = Notification { id: new_id(at), tenant, at, kind, subject, text };
         let mut batch = Batch::new();
@@ -246,7 +267,7 @@ impl Notifications {
         }
         let outboxes = self.owe(&mut batch, &one);
         let (all, mailing, owed) = (Arc::clone(&self.all), Arc::clone(&self.mailing), Arc::clone(&self.owed));
-        turn.commit(batch, move || {
+        let told = move || {
             let mut all = records::write(&all);
             for id in gone {
                 all.remove(&(tenant, id));
@@ -256,9 +277,8 @@ impl Notifications {
                 records::write(&mailing).remember(outboxes);
                 owed.notify_one();
             }
-        })
-        .await?;
-        Ok(())
+        };
+        (batch, told)
     }
 
     /// Asks the watches while the daemon lives.
@@ -270,6 +290,9 @@ impl Notifications {
                 if let Err(error) = self.tell(news, now).await {
                     tracing::warn!(%error, "a notification could not be written");
                 }
+            }
+            if let Err(error) = self.look_for_backups(now).await {
+                tracing::warn!(%error, "whether backups are made could not be noted");
             }
         })
         .await;

@@ -9,11 +9,14 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use postern::ext::Timestamp;
 use postern::net::Zone;
 use postern::sink::Sink;
 use postern::vips::Owner;
+use serde_json::Value;
 
-use crate::harness::daemon::{Login, Running, certificate_folder, config_text, domain, operator};
+use crate::harness::daemon::{Login, Running, certificate_folder, config_text, domain, http_get, operator};
+use crate::sending_by_http::ask;
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -108,7 +111,7 @@ async fn a_backup_taken_under_load_restores_logins_keys_and_mail_that_arrives_on
     assert!(made.status.success(), "{}", said(&made));
     let verified = tool(&shop.folder, &["--json", "backup", "verify", &text(&shop.file)]).await;
     assert!(verified.status.success(), "{}", said(&verified));
-    let counted: serde_json::Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let counted: Value = serde_json::from_slice(&verified.stdout).unwrap();
     let in_it = usize::try_from(counted["messages"].as_u64().unwrap()).unwrap();
     assert!((8..=20).contains(&in_it), "{counted}");
     let Shop { login, folder, key, file, running } = shop;
@@ -136,7 +139,7 @@ async fn a_backup_taken_under_load_restores_logins_keys_and_mail_that_arrives_on
     assert!(again.daemon.domains.unusable_keys().is_empty());
     // Released, each arrives once, byte for byte what was signed then.
     for listed in &page.messages {
-        again.daemon.queue.release_hold(&operator(), listed.id, &[], postern::ext::Timestamp::now()).await.unwrap();
+        again.daemon.queue.release_hold(&operator(), listed.id, &[], Timestamp::now()).await.unwrap();
     }
     let mut sink = sink;
     let mut subjects = Vec::new();
@@ -159,6 +162,28 @@ async fn a_backup_taken_under_load_restores_logins_keys_and_mail_that_arrives_on
 
 /// Restores on a machine that has nothing but the file and its key; the folders are arranged as
 /// [`Running::start_in`] expects them. `files` are the old folder, the key, the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_was_finished_is_known_to_status_doctor_and_the_metrics() {
+    let shop = Shop::open().await;
+    let (_, _, before) = ask(&shop.running, "GET", "/status", None, Value::Null).await;
+    assert_eq!((&before["last_backup"], &before["backup_overdue"]), (&Value::Null, &Value::Bool(false)));
+    let began = Timestamp::now();
+    shop.back_up().await;
+    let mut last = Value::Null;
+    while last.is_null() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(Timestamp::now().since(began) < Duration::from_secs(60), "it is never known");
+        last = ask(&shop.running, "GET", "/status", None, Value::Null).await.2["last_backup"].clone();
+    }
+    let at = Timestamp::from_rfc3339(last.as_str().unwrap()).unwrap();
+    assert!(at.as_secs() >= began.as_secs(), "{last}");
+    let doctor = tool(&shop.folder, &["doctor", "--offline"]).await;
+    assert!(said(&doctor).contains("the last was finished at"), "{}", said(&doctor));
+    let metrics = http_get(shop.running.daemon.monitor.unwrap(), "/metrics").await;
+    assert!(metrics.contains(&format!("postern_backup_last_time_seconds {}", at.as_secs())), "{metrics}");
+    shop.running.stop().await;
+}
+
 async fn restore_from(files: &(PathBuf, PathBuf, PathBuf), more: &[&str]) -> Arc<tempfile::TempDir> {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("copied.key");
@@ -200,7 +225,7 @@ async fn a_restore_leaves_the_mail_out_unless_asked_and_never_overwrites() {
         lasting: Some(Duration::from_secs(86_400)),
     };
     let queue = Arc::clone(&shop.running.daemon.queue);
-    queue.begin_sweep(&operator(), asked, postern::ext::Timestamp::now()).await.unwrap();
+    queue.begin_sweep(&operator(), asked, Timestamp::now()).await.unwrap();
     drop(queue);
     shop.back_up().await;
     let again = tool(&shop.folder, &["backup", "make", &text(&shop.file)]).await;

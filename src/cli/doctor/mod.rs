@@ -126,6 +126,7 @@ async fn ask(client: &Client, found: &mut Vec<Finding>) -> Option<Known> {
                 let remedy = "if that is over: postern delivery resume";
                 found.push(Finding::warn("delivery", suspension.clone(), remedy));
             }
+            found.extend(backup(status));
             if known.vips.is_empty() {
                 let remedy = "postern vip add ADDRESS --ehlo NAME --tenant NAME";
                 found.push(Finding::warn("virtual IPs", "there are none, nobody can log in", remedy));
@@ -138,6 +139,17 @@ async fn ask(client: &Client, found: &mut Vec<Finding>) -> Option<Known> {
             None
         }
     }
+}
+
+/// Whether backups are made; nothing of a daemon too young to have one.
+fn backup(status: &StatusJson) -> Option<Finding> {
+    let last = status.last_backup.as_ref().map(|at| format!("the last was finished at {at}"));
+    if status.backup_overdue {
+        let text = last.unwrap_or_else(|| "none was ever made".to_owned());
+        let remedy = "postern backup make FILE, and every night: docs/operate/backup.md";
+        return Some(Finding::warn("backup", text, remedy));
+    }
+    last.map(|text| Finding::ok("backup", text))
 }
 
 async fn known(client: &Client) -> Result<Known, super::client::Fault> {

@@ -57,6 +57,12 @@ pub struct StatusJson {
     pub vips: usize,
     /// Virtual IPs of which an address is not on this host.
     pub vips_missing: Vec<String>,
+    /// When the last backup was finished; absent before the first.
+    #[serde(default)]
+    pub last_backup: Option<String>,
+    /// Whether none was made for as long as `backup.overdue_after` says.
+    #[serde(default)]
+    pub backup_overdue: bool,
 }
 
 #[utoipa::path(
@@ -79,6 +85,7 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
     let owed = parts.queue.totals();
     let load = parts.gate.load();
     let vips = parts.vips.all();
+    let backup = parts.notifications.backup_standing(Timestamp::now());
     let is_missing = |vip: &&crate::vips::Vip| vip.addresses().any(|address| !net::is_present(address));
     Ok(Json(StatusJson {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -102,5 +109,7 @@ pub(super) async fn show(State(parts): State<Shared>, Extension(actor): Extensio
         tenants: parts.accounts.tenants(&actor).len(),
         vips: vips.len(),
         vips_missing: vips.iter().filter(is_missing).map(|vip| vip.ehlo.to_string()).collect(),
+        last_backup: backup.last.map(Timestamp::rfc3339),
+        backup_overdue: backup.is_overdue,
     }))
 }
