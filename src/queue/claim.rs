@@ -18,6 +18,8 @@ use crate::store::{BodyReader, Key, StoreError, after_prefix, prefix};
 /// A claim whose records could not be read now is tried again after this.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(30);
 
+/// Entries looked at in one claim, about so many at most, if they are put back and not handed out.
+const LOOKED_AT_MAX: usize = 256;
 /// Keys read at once while lanes are looked for.
 const DISCOVERY_KEYS: usize = 256;
 
@@ -39,9 +41,22 @@ impl Queue {
         }
         let now = self.now();
         let refill = |lane: &Lane, from: Entry, limit: usize| self.entries(lane, from, limit);
-        let taken = self.in_memory().take(lane, now, most, &refill);
-        let claims = taken.into_iter().filter_map(|taken| self.load(lane, taken));
-        claims.filter_map(|claim| self.unless_swept(self.unless_paused(claim)?)).collect()
+        let (mut claims, mut looked_at) = (Vec::new(), 0);
+        // What is put back here has no end of an attempt: whoever asks would ask again at once, by a new attempt.
+        while claims.len() < most && looked_at < LOOKED_AT_MAX {
+            let taken = self.in_memory().take(lane, now, most - claims.len(), &refill);
+            if taken.is_empty() {
+                break;
+            }
+            looked_at += taken.len();
+            let loaded = taken.into_iter().filter_map(|taken| self.load(lane, taken));
+            claims.extend(loaded.filter_map(|claim| self.unless_swept(self.unless_paused(claim)?)));
+            // An account that was found paused stops its tenant: the rest of the lane is not looked at one by one.
+            if self.standstill().includes(lane.tenant) {
+                break;
+            }
+        }
+        claims
     }
 
     /// Gives a claim back untouched, due after `pause` (in memory only, no attempt counted).

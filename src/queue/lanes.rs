@@ -25,6 +25,12 @@ const RECORDS_MAX: usize = 50_000;
 const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// One part in so many of the lanes looked at is kept for marketing, if as many are due.
 const MARKETING_SHARE: usize = 5;
+/// Entries of one lane that were given back with a pause, about so many at most: with more the lane rests until
+/// the first pause ends. While an act on many messages walks through the queue, what it means is put back at
+/// each claim; a lane full of that would otherwise be read through to its end, again and again.
+const PAUSED_PER_LANE_MAX: usize = 1_000;
+/// The same of all lanes together; above it each lane that has one rests.
+const PAUSED_MAX: usize = 20_000;
 /// A lane whose entries could not be read is left alone this long, in milliseconds.
 const READ_FAILURE_PAUSE_MS: u64 = 5_000;
 
@@ -52,8 +58,8 @@ pub(super) enum Flight {
     Busy,
     /// Claimed; `changed` if the stored record was changed meanwhile.
     Claimed { token: u64, changed: bool },
-    /// Given back with a pause that is only in memory.
-    Paused,
+    /// Given back with a pause that is only in memory, until then.
+    Paused(QueueTime),
 }
 
 #[derive(Debug)]
@@ -88,6 +94,8 @@ pub(super) struct Lanes {
     entries: usize,
     records: usize,
     record_bytes: usize,
+    /// Entries given back with a pause, of all lanes.
+    paused: usize,
     tokens: u64,
     turn: [Option<(QueueTime, u32)>; 2],
 }
@@ -114,12 +122,13 @@ impl Lanes {
                 return Seized::InFlight;
             }
             Some(Flight::Busy) => return Seized::Busy,
-            Some(Flight::Paused) | None => {}
+            Some(Flight::Paused(_)) | None => {}
         }
         if let Some(&number) = self.numbers.get(lane) {
-            self.remove_entry(number, Entry { due, queue_id: name.0, number: name.1 });
-            if self.flights.get(&name) == Some(&Flight::Paused) {
-                self.remove_paused(number, name);
+            let entry = Entry { due, queue_id: name.0, number: name.1 };
+            self.remove_entry(number, entry);
+            if let Some(Flight::Paused(until)) = self.flights.get(&name).copied() {
+                self.remove_paused(number, Entry { due: until, ..entry });
             }
             self.refresh(number);
         }
@@ -208,9 +217,10 @@ impl Lanes {
         let keep = self.records < RECORDS_MAX && self.record_bytes < RECORD_BYTES_MAX;
         let loaded = loaded.filter(|_| keep);
         self.count(loaded.as_deref());
-        self.flights.insert(name, Flight::Paused);
+        self.flights.insert(name, Flight::Paused(until));
         if let Some(state) = self.state(number) {
-            state.paused.insert(Entry { due: until, ..entry }, (entry.due, loaded));
+            let before = state.paused.insert(Entry { due: until, ..entry }, (entry.due, loaded));
+            self.paused += usize::from(before.is_none());
         }
         self.refresh(number);
     }
@@ -237,7 +247,7 @@ impl Lanes {
             let mut reached = None;
             for key in behind.chain(before).take(room) {
                 let Some(state) = self.states.get(key.1 as usize).and_then(Option::as_ref) else { continue };
-                found.push((state.lane.clone(), ready(state, now)));
+                found.push((state.lane.clone(), ready(state, now, self.paused)));
                 reached = Some(*key);
             }
             if reached.is_some() {
@@ -252,6 +262,12 @@ impl Lanes {
         self.due.iter().filter_map(|set| set.first()).map(|(due, _)| *due).min()
     }
 
+    /// How many entries were given back and wait for the end of their pause.
+    #[cfg(test)]
+    pub(super) fn paused(&self) -> usize {
+        self.paused
+    }
+
     /// How many lanes there are, and how many claims are out.
     pub(super) fn totals(&self) -> (usize, usize) {
         let claimed = self.flights.values().filter(|flight| matches!(flight, Flight::Claimed { .. })).count();
@@ -260,7 +276,11 @@ impl Lanes {
 
     fn refill(&mut self, number: u32, now: QueueTime, most: usize, refill: Refill<'_>) -> bool {
         let limit = if self.entries >= ENTRIES_MAX { most.max(1) } else { REFILL_ENTRIES.max(most) };
+        let paused = self.paused;
         let Some(state) = self.states.get_mut(number as usize).and_then(Option::as_mut) else { return false };
+        if state.rests(paused) {
+            return false;
+        }
         let Some(horizon) = state.horizon.filter(|horizon| horizon.due <= now && state.not_before <= now) else {
             return false;
         };
@@ -289,7 +309,7 @@ impl Lanes {
 
     fn pop(&mut self, number: u32, now: QueueTime) -> Option<(Entry, Option<Box<Loaded>>)> {
         let state = self.states.get_mut(number as usize)?.as_mut()?;
-        let waiting = state.window.keys().next().copied();
+        let waiting = state.window.keys().next().copied().filter(|_| !state.rests(self.paused));
         let paused = state.paused.keys().next().copied();
         let from_pause = match (waiting, paused) {
             (Some(waiting), Some(paused)) => paused < waiting,
@@ -299,8 +319,10 @@ impl Lanes {
         let (entry, loaded) = if from_pause {
             let (pause, (due, loaded)) =
                 state.paused.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
+            self.paused -= 1;
             (Entry { due, ..pause }, loaded)
         } else {
+            waiting?;
             let first = state.window.first_entry().filter(|first| first.key().due <= now)?.remove_entry();
             self.entries -= 1;
             first
@@ -321,11 +343,10 @@ impl Lanes {
         }
     }
 
-    fn remove_paused(&mut self, number: u32, name: Name) {
-        let Some(state) = self.state(number) else { return };
-        let found = state.paused.keys().find(|entry| (entry.queue_id, entry.number) == name).copied();
-        let removed = found.and_then(|entry| state.paused.remove(&entry));
-        if let Some((_, Some(loaded))) = removed {
+    fn remove_paused(&mut self, number: u32, entry: Entry) {
+        let Some((_, loaded)) = self.state(number).and_then(|state| state.paused.remove(&entry)) else { return };
+        self.paused -= 1;
+        if let Some(loaded) = loaded {
             self.uncount(&loaded);
         }
     }
@@ -381,8 +402,12 @@ impl Lanes {
 
     /// Keeps the ordered set of first due times true, and forgets a lane with nothing in it.
     fn refresh(&mut self, number: u32) {
+        let paused = self.paused;
         let Some(state) = self.states.get_mut(number as usize).and_then(Option::as_mut) else { return };
-        let firsts = [state.window.keys().next(), state.paused.keys().next(), state.horizon.as_ref()];
+        let firsts = match state.rests(paused) {
+            true => [None, state.paused.keys().next(), None],
+            false => [state.window.keys().next(), state.paused.keys().next(), state.horizon.as_ref()],
+        };
         let first = firsts.into_iter().flatten().map(|entry| entry.due).min().map(|due| due.max(state.not_before));
         let class = match state.lane.class {
             Class::Transactional => 0,
@@ -426,10 +451,18 @@ pub(super) enum WhileClaimed {
     Changed,
 }
 
+impl LaneState {
+    /// Whether so much of it was given back, or of all lanes so much, that nothing more is begun before a pause ends.
+    fn rests(&self, paused_in_all: usize) -> bool {
+        self.paused.len() >= PAUSED_PER_LANE_MAX || (paused_in_all >= PAUSED_MAX && !self.paused.is_empty())
+    }
+}
+
 /// How many entries of the lane are known to be ready; at least one if it is due.
-fn ready(state: &LaneState, now: QueueTime) -> usize {
+fn ready(state: &LaneState, now: QueueTime, paused_in_all: usize) -> usize {
     const COUNTED_MAX: usize = 1_000;
     let due =
         |keys: &mut dyn Iterator<Item = &Entry>| keys.take(COUNTED_MAX).take_while(|entry| entry.due <= now).count();
-    (due(&mut state.window.keys()) + due(&mut state.paused.keys())).max(1)
+    let waiting = if state.rests(paused_in_all) { 0 } else { due(&mut state.window.keys()) };
+    (waiting + due(&mut state.paused.keys())).max(1)
 }
