@@ -34,6 +34,9 @@ pub enum AdminError {
     /// A value is not acceptable.
     #[error("{0}")]
     Invalid(String),
+    /// So many are there as may be at once, and that changes by itself: again after so many seconds.
+    #[error("{0}")]
+    Full(String, u64),
     /// The records could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),

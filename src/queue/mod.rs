@@ -49,7 +49,9 @@ pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, SalvageError, Salvaged};
 pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
 pub use show::{Histories, LaneWait, Listed, PAGE_MAX, Page, Shown, WaitsFor, WhyLine};
-pub use sweeps::{LASTING_MAX, NewSweep, SWEEPS_MAX, SWEEPS_PER_TENANT_MAX, Sweep, SweepState, ended_sweep};
+pub use sweeps::{
+    LASTING_MAX, NewSweep, SWEEPS_MAX, SWEEPS_OF_TENANTS_MAX, SWEEPS_PER_TENANT_MAX, Sweep, SweepState, ended_sweep,
+};
 pub use verbs::Changed;
 
 use crate::events;
@@ -161,6 +163,7 @@ pub struct Queue {
     sweeps: Mutex<sweeps::Sweeps>,
     sweep_turn: tokio::sync::Mutex<()>,
     sweep_nudge: Nudge,
+    sweep_pages: sweeps::Pages,
     nudge: Nudge,
     notice_nudge: Nudge,
     chore_nudge: Nudge,
@@ -229,6 +232,7 @@ impl Queue {
             sweeps: Mutex::default(),
             sweep_turn: tokio::sync::Mutex::default(),
             sweep_nudge: Nudge::new(),
+            sweep_pages: sweeps::Pages::default(),
             nudge: Nudge::new(),
             notice_nudge: Nudge::new(),
             chore_nudge: Nudge::new(),
@@ -412,6 +416,8 @@ mod part_tests;
 mod paused_tests;
 #[cfg(test)]
 mod scale_tests;
+#[cfg(test)]
+mod sweep_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -7,13 +7,15 @@
 
 mod forgetting;
 mod stored;
+mod turns;
 mod work;
 
 pub use stored::ended_sweep;
+pub(super) use turns::Pages;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +23,7 @@ use super::Queue;
 use super::bulk::{BulkAct, Counts, Done};
 use super::filter::{Addresses, Filter, Standing};
 use super::record::{Claim, RecipientState};
-use crate::access::Actor;
+use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, TenantId};
 use crate::records::{self, Act, AdminError};
@@ -29,10 +31,16 @@ use crate::store::{Batch, Key, StoreError, prefix};
 
 /// Acts that are not over, at most.
 pub const SWEEPS_MAX: usize = 200;
-/// Of one tenant, at most.
+/// With so many open only who runs the instance begins another, so that there is always room for a hold of theirs.
+pub const SWEEPS_OF_TENANTS_MAX: usize = 180;
+/// Of one tenant, at most, begun by its own people and keys.
 pub const SWEEPS_PER_TENANT_MAX: usize = 20;
+/// Whoever met one of these ceilings may ask again after this, in seconds.
+const AGAIN_SECS: u64 = 30;
 /// Acts that are over and kept to be looked at, at most.
 const KEPT_MAX: usize = 500;
+/// Of one tenant, so that it does not push out what others look at.
+const KEPT_PER_TENANT_MAX: usize = 100;
 /// How long they are kept.
 const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// The longest time an act may last.
@@ -148,8 +156,10 @@ struct Watched {
     only_to: BTreeSet<Domain>,
     /// When the last look began that saw everything; `None` before the first.
     looked: Option<Timestamp>,
-    /// It goes on when lasting acts look next.
+    /// It goes on when it looks next.
     rests: bool,
+    /// When it looks next at what came in; `None` is at once.
+    look_at: Option<Instant>,
     trouble: Option<String>,
 }
 
@@ -203,7 +213,7 @@ impl Queue {
         let turn = self.sweep_turn.lock().await;
         let number = {
             let sweeps = self.sweeps_kept();
-            sweeps.room_for(asked.filter.tenant)?;
+            sweeps.room_for(actor, asked.filter.tenant)?;
             sweeps.all.keys().next_back().map_or(1, |last| last.saturating_add(1))
         };
         let NewSweep { act, filter, reason, lasting } = asked;
@@ -378,19 +388,25 @@ impl Sweeps {
             only_to: sweep.course.only_to.clone(),
             looked: None,
             rests: false,
+            look_at: None,
             trouble: None,
         };
         self.watched.insert(sweep.number, watched);
     }
 
-    fn room_for(&self, tenant: Option<TenantId>) -> Result<(), AdminError> {
+    /// Whether there is room for another act of this actor on mail of that tenant.
+    fn room_for(&self, actor: &Actor, tenant: Option<TenantId>) -> Result<(), AdminError> {
         let open = self.all.values().filter(|sweep| !sweep.state.is_over());
-        let of_tenant = open.clone().filter(|sweep| tenant.is_some() && sweep.filter.tenant == tenant).count();
-        if open.count() >= SWEEPS_MAX || of_tenant >= SWEEPS_PER_TENANT_MAX {
-            let text = "too many acts on the queue are under way; wait until one is over, or end one";
-            return Err(AdminError::Invalid(text.to_owned()));
-        }
-        Ok(())
+        let of_tenant = open.clone().filter(|sweep| sweep.filter.tenant == tenant).count();
+        let (open, runs_instance) = (open.count(), actor.require(Permission::ManageInstance).is_ok());
+        let text = if !runs_instance && of_tenant >= SWEEPS_PER_TENANT_MAX {
+            format!("{of_tenant} acts on the tenant's mail are not over, as many as may be")
+        } else if open >= if runs_instance { SWEEPS_MAX } else { SWEEPS_OF_TENANTS_MAX } {
+            format!("{open} acts on the queue are not over, as many as may be of all tenants")
+        } else {
+            return Ok(());
+        };
+        Err(AdminError::Full(format!("{text}; wait until one is over, or end one"), AGAIN_SECS))
     }
 
     /// The act with its counts as they are now.

@@ -54,6 +54,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("limit_reached", "A limit of messages is reached; detail says when it lifts."),
     ("try_later", "The message was not taken for a fault of ours; the same again later."),
     ("overloaded", "Too much is going on; again after Retry-After."),
+    ("too_many_open", "As many are under way as may be at once. End one, or ask again after Retry-After."),
     ("rate_limit_exceeded", "Too many requests; Retry-After says when to come back."),
     ("too_many_failures", "Too many failed logins; Retry-After says when to come back."),
     ("failed", "Ours; the daemon's log has the details under the request_id."),

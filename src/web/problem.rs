@@ -181,6 +181,9 @@ impl From<AdminError> for Problem {
             AdminError::Missing(_) => Self::new(StatusCode::NOT_FOUND, "not_found", sentence),
             AdminError::Exists(_) => Self::new(StatusCode::CONFLICT, "exists", sentence),
             AdminError::Invalid(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence),
+            AdminError::Full(_, secs) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_open", sentence).again_in(secs)
+            }
             AdminError::Store(error) => error.into(),
             AdminError::Commit(error) => error.into(),
         }
@@ -222,5 +225,19 @@ impl From<CommitError> for Problem {
             }
         };
         Self::inner(status, code, detail, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ceiling_that_is_reached_says_when_to_come_back() {
+        let problem = Problem::from(AdminError::Full("20 acts are not over".to_owned(), 30));
+        assert_eq!((problem.code(), problem.detail.as_str()), ("too_many_open", "20 acts are not over"));
+        let response = problem.into_document("r1");
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers().get(header::RETRY_AFTER), Some(&HeaderValue::from_static("30")));
     }
 }

@@ -3,7 +3,9 @@
 //! Easy to get wrong: the record with the last number stays, or that number were given twice and the audit log
 //! told of two acts by one name.
 
-use super::{Course, KEPT_FOR, KEPT_MAX, Sweep, SweepState, key};
+use std::collections::{HashMap, HashSet};
+
+use super::{Course, KEPT_FOR, KEPT_MAX, KEPT_PER_TENANT_MAX, Sweep, SweepState, key};
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId};
 use crate::queue::{Filter, Queue};
@@ -59,7 +61,10 @@ impl Queue {
             let sweeps = self.sweeps_kept();
             let over: Vec<&Sweep> = sweeps.all.values().filter(|sweep| sweep.state.is_over()).collect();
             let surplus = over.len().saturating_sub(KEPT_MAX);
-            let is_old = |sweep: &Sweep| sweep.finished.is_none_or(|finished| now.since(finished) > KEPT_FOR);
+            let crowded = beyond_their_share(&over);
+            let is_old = |sweep: &Sweep| {
+                sweep.finished.is_none_or(|finished| now.since(finished) > KEPT_FOR) || crowded.contains(&sweep.number)
+            };
             // The last number stays, so that none is given twice.
             let last = sweeps.all.keys().next_back().copied();
             let old = over.iter().enumerate().filter(|(place, sweep)| *place < surplus || is_old(sweep));
@@ -78,6 +83,18 @@ impl Queue {
         let mut sweeps = self.sweeps_kept();
         sweeps.all.retain(|number, _| !old.contains(number));
     }
+}
+
+/// Of each tenant the oldest, beyond what is kept of it. The acts are in order.
+fn beyond_their_share(over: &[&Sweep]) -> HashSet<u64> {
+    let mut kept: HashMap<TenantId, usize> = HashMap::new();
+    let mut is_beyond = |sweep: &Sweep| {
+        let Some(tenant) = sweep.filter.tenant else { return false };
+        let own = kept.entry(tenant).or_default();
+        *own += 1;
+        *own > KEPT_PER_TENANT_MAX
+    };
+    over.iter().rev().filter(|sweep| is_beyond(sweep)).map(|sweep| sweep.number).collect()
 }
 
 /// What stays of an act: that there was one.

@@ -8,6 +8,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+
+use super::turns::Looks;
 use super::{Course, KEPT_FOR, Sweep, SweepState, key};
 use crate::access::{Actor, Role};
 use crate::background::Shutdown;
@@ -26,29 +31,33 @@ const LOOK_REST: u32 = 4;
 const LATE: Duration = Duration::from_secs(30);
 /// How often it is seen whether an act is over, or was ended.
 const TICK: Duration = Duration::from_millis(500);
+/// Messages that came up for delivery and are reached in one turn.
+const REACHED_A_TURN: usize = 64;
 /// Domains noted of which it is not known whether their mail goes to the provider that is meant.
 const UNKNOWN_MAX: usize = 2_000;
 
+/// Acts being worked on.
+#[derive(Default)]
+struct Shift<'a> {
+    working: FuturesUnordered<LocalBoxFuture<'a, u64>>,
+    busy: BTreeSet<u64>,
+    /// These, and those that were worked on since the last tick.
+    begun: BTreeSet<u64>,
+}
+
 impl Queue {
-    /// Carries acts out, the oldest first, until `shutdown`; what is under way then goes on at the next start.
+    /// Carries acts out until `shutdown`, tenants taking turns; what is under way then goes on at the next start.
     pub async fn run_sweeps(self: Arc<Self>, shutdown: Shutdown) {
-        let mut look_at = Instant::now();
         loop {
             if shutdown.is_cancelled() {
                 return;
             }
             let (own, stop, handle) = (Arc::clone(&self), shutdown.clone(), tokio::runtime::Handle::current());
-            let began = Instant::now();
-            let looks = began >= look_at;
-            let work = tokio::task::spawn_blocking(move || handle.block_on(own.work_off(&stop, looks)));
+            let work = tokio::task::spawn_blocking(move || handle.block_on(own.work_while_open(&stop)));
             if let Err(error) = work.await {
                 tracing::error!(%error, "acts on many messages cannot be carried out now");
             }
-            if looks {
-                let rest = LOOK_EVERY.max(began.elapsed().saturating_mul(LOOK_REST));
-                look_at = Instant::now().checked_add(rest).unwrap_or(look_at);
-            }
-            let is_idle = self.sweeps_kept().watched.is_empty() && !self.has_running();
+            let is_idle = self.sweeps_kept().watched.is_empty();
             let pause = if is_idle { KEPT_FOR / 100 } else { TICK };
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -58,41 +67,70 @@ impl Queue {
         }
     }
 
-    fn has_running(&self) -> bool {
-        self.sweeps_kept().all.values().any(|sweep| sweep.state == SweepState::Running)
+    /// Works until no act is open, or `shutdown`.
+    async fn work_while_open(&self, shutdown: &Shutdown) {
+        let mut shift = Shift::default();
+        while !shutdown.is_cancelled() && !self.sweeps_kept().watched.is_empty() {
+            self.begin_next(&mut shift, Looks::InTime, shutdown);
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                Some(number) = shift.working.next() => drop(shift.busy.remove(&number)),
+                () = self.sweep_nudge.notified() => shift.begun.clone_from(&shift.busy),
+                () = tokio::time::sleep(TICK) => {
+                    shift.begun.clone_from(&shift.busy);
+                    self.forget_sweeps(Timestamp::now()).await;
+                }
+            }
+        }
+        // Each sees by itself that it is to stop.
+        while shift.working.next().await.is_some() {}
+        self.forget_sweeps(Timestamp::now()).await;
     }
 
     /// One round: every running act is carried out, every lasting one looks at what came up, and if it
     /// `looks` at what came in.
+    #[cfg(test)]
     pub(in crate::queue) async fn work_off(&self, shutdown: &Shutdown, looks: bool) {
-        let open: Vec<Sweep> =
-            self.sweeps_kept().all.values().filter(|sweep| !sweep.state.is_over()).cloned().collect();
-        for sweep in open {
-            if shutdown.is_cancelled() {
-                return;
-            }
-            if !self.is_its_turn(sweep.number, looks) {
-                continue;
-            }
-            let worked = self.work_on(&sweep, looks, shutdown).await;
-            if let Err(error) = &worked {
-                // A full disk, or one that fails: the act stays open and is tried again.
-                tracing::warn!(%error, number = sweep.number, "an act on many messages does not get on; it is tried again");
-            }
-            let mut sweeps = self.sweeps_kept();
-            if let Some(watched) = sweeps.watched.get_mut(&sweep.number) {
-                watched.rests |= worked.is_err();
-                watched.trouble = worked.err().map(|error| error.to_string());
-            }
+        let mut shift = Shift::default();
+        loop {
+            self.begin_next(&mut shift, Looks::Always(looks), shutdown);
+            let Some(number) = shift.working.next().await else { break };
+            shift.busy.remove(&number);
         }
         self.forget_sweeps(Timestamp::now()).await;
     }
 
-    fn is_its_turn(&self, number: u64, looks: bool) -> bool {
+    fn begin_next<'a>(&'a self, shift: &mut Shift<'a>, looks: Looks, shutdown: &'a Shutdown) {
+        if shutdown.is_cancelled() {
+            return;
+        }
+        let next = self.sweeps_kept().up_next((&shift.busy, &shift.begun), looks);
+        for (sweep, looks) in next {
+            shift.busy.insert(sweep.number);
+            shift.begun.insert(sweep.number);
+            shift.working.push(self.work_on_it(sweep, looks, shutdown).boxed_local());
+        }
+    }
+
+    /// Works on an act until it is through, or for as long as it looks; its number.
+    async fn work_on_it(&self, sweep: Sweep, looks: bool, shutdown: &Shutdown) -> u64 {
+        let began = Instant::now();
+        let worked = self.work_on(&sweep, looks, shutdown).await;
+        if let Err(error) = &worked {
+            // A full disk, or one that fails: the act stays open and is tried again.
+            tracing::warn!(%error, number = sweep.number, "an act on many messages does not get on; it is tried again");
+        }
         let mut sweeps = self.sweeps_kept();
-        let Some(watched) = sweeps.watched.get_mut(&number) else { return false };
-        watched.rests &= !looks;
-        !watched.rests
+        if let Some(watched) = sweeps.watched.get_mut(&sweep.number) {
+            watched.rests |= worked.is_err();
+            watched.trouble = worked.err().map(|error| error.to_string());
+            if looks || watched.rests {
+                let took = if sweep.state == SweepState::Lasting { began.elapsed() } else { Duration::ZERO };
+                let rest = LOOK_EVERY.max(took.saturating_mul(LOOK_REST));
+                watched.look_at = Instant::now().checked_add(rest);
+            }
+        }
+        sweep.number
     }
 
     async fn work_on(&self, sweep: &Sweep, looks: bool, shutdown: &Shutdown) -> Result<(), AdminError> {
@@ -149,6 +187,7 @@ impl Queue {
         let only_to = course.only_to.clone();
         let is_over = || shutdown.is_cancelled() || self.is_ended(sweep.number);
         loop {
+            let page = self.sweep_pages.turn(sweep.filter.tenant).await;
             let filter = self.resolved(sweep.bounded(since));
             let (verb, counts) = (sweep.act.verb(), &*counts);
             let round = Round { actor: by, verb, filter: &filter, counts, is_over: &is_over, only_to: &only_to };
@@ -163,6 +202,7 @@ impl Queue {
             if !lasts {
                 self.change(sweep.number, |sweep| sweep.course.clone_from(&course)).await?;
             }
+            drop(page);
             if let Some(trouble) = passed.trouble {
                 return Err(trouble);
             }
@@ -215,11 +255,16 @@ impl Queue {
     ) -> Result<(), AdminError> {
         let Some(counts) = self.counts_of(sweep.number) else { return Ok(()) };
         let filter = self.resolved(sweep.filter.clone());
-        let mut left = found.into_iter();
+        let (mut left, mut page, mut reached) = (found.into_iter(), None, 0_usize);
         while let Some(id) = left.next() {
             if shutdown.is_cancelled() || self.is_ended(sweep.number) {
                 return Ok(());
             }
+            if reached.is_multiple_of(REACHED_A_TURN) {
+                drop(page.take());
+                page = Some(self.sweep_pages.turn(sweep.filter.tenant).await);
+            }
+            reached = reached.saturating_add(1);
             if let Err(error) = self.reach_one((by, sweep), (id, &filter), &counts).await {
                 self.note_found(sweep.number, left.chain([id]).collect());
                 return Err(error);
