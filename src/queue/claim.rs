@@ -51,8 +51,8 @@ impl Queue {
             looked_at += taken.len();
             let loaded = taken.into_iter().filter_map(|taken| self.load(lane, taken));
             claims.extend(loaded.filter_map(|claim| self.unless_swept(self.unless_paused(claim)?)));
-            // An account that was found paused stops its tenant: the rest of the lane is not looked at one by one.
-            if self.standstill().includes(lane.tenant) {
+            // Of a paused account so much came up that its tenant waits until the queue was walked through.
+            if self.found().stops(lane.tenant) {
                 break;
             }
         }

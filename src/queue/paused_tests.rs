@@ -112,7 +112,8 @@ async fn what_was_queued_before_a_pause_is_put_aside_singly_while_the_tenant_s_o
 async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever() {
     let (bench, paused) = with_pauses().await;
     for number in 0..5_100 {
-        owe(&bench, &[&format!("a{number}@one.example")], |new| new.account = Some(ACCOUNT)).await;
+        let to = format!("a{number}@d{}.example", number % 10);
+        owe(&bench, &[&to], |new| new.account = Some(ACCOUNT)).await;
     }
     *paused.lock().unwrap() = Some(ACCOUNT);
     assert_eq!(bench.claim_all().len(), 0);
@@ -125,6 +126,29 @@ async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever()
     assert_eq!(bench.count(prefix::DUE), 1);
     let claims = bench.claim_all();
     assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
+}
+
+#[tokio::test]
+async fn a_lane_full_of_a_paused_account_s_mail_is_put_aside_by_and_by_and_the_rest_of_it_goes() {
+    let (bench, paused) = with_pauses().await;
+    for number in 0..2_500 {
+        owe(&bench, &[&format!("a{number}@one.example")], |new| new.account = Some(ACCOUNT)).await;
+    }
+    let same_lane = owe(&bench, &["b@one.example"], |_| {}).await;
+    let other_lane = owe(&bench, &["c@two.example"], |_| {}).await;
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    let mut gone = Vec::new();
+    for round in 0..5 {
+        gone.extend(bench.claim_all().iter().map(|claim| claim.queue_id));
+        assert!(bench.queue.in_memory().paused() <= 1_500, "what is put back is bounded");
+        assert!(round > 0 || gone.contains(&other_lane), "other lanes go on");
+        bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
+        bench.pass(1_000);
+    }
+    gone.sort_unstable();
+    let mut expected = [same_lane, other_lane];
+    expected.sort_unstable();
+    assert_eq!((gone.as_slice(), bench.count(prefix::DUE)), (&expected[..], 2));
 }
 
 /// An engine whose commits wait while the test says so.
