@@ -1,4 +1,5 @@
 //! Mail by SMTP at a steady rate: a schedule of moments, and sessions that take the next of them in turn.
+//! What falls behind by more than a second is not made up for, so that one figure does not pay for another.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +15,8 @@ use crate::harness::load::{Load, TlsSession, message};
 const SESSIONS: usize = 20;
 /// Octets of a message's body.
 const BODY_BYTES: usize = 20 * 1024;
+/// A flow that is further behind goes on from here.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// A session says goodbye after so many messages.
 const MESSAGES_A_SESSION: usize = 50;
 
@@ -25,10 +28,10 @@ pub struct Flow {
 
 struct Shared {
     load: Load,
-    began: Instant,
-    first: u64,
-    /// Messages a second; `None` is as fast as they are taken.
-    rate: Option<f64>,
+    /// Between two messages; `None` is as fast as they are taken.
+    interval: Option<Duration>,
+    /// When the next one is to be sent.
+    due: Mutex<Instant>,
     next: AtomicU64,
     until: u64,
     accepted: AtomicU64,
@@ -65,9 +68,8 @@ impl Flow {
         };
         let shared = Arc::new(Shared {
             load,
-            began: Instant::now(),
-            first: serials.start,
-            rate,
+            interval: rate.map(|rate| Duration::from_secs_f64(1.0 / rate)),
+            due: Mutex::new(Instant::now()),
             next: AtomicU64::new(serials.start),
             until: serials.end,
             accepted: AtomicU64::new(0),
@@ -133,8 +135,13 @@ impl Shared {
         if serial >= self.until {
             return None;
         }
-        if let Some(rate) = self.rate {
-            let at = self.began + Duration::from_secs_f64((serial - self.first) as f64 / rate);
+        if let Some(interval) = self.interval {
+            let at = {
+                let mut due = self.due.lock().unwrap();
+                let at = Instant::now().checked_sub(BEHIND_MAX).map_or(*due, |behind| behind.max(*due));
+                *due = at + interval;
+                at
+            };
             while Instant::now() < at {
                 if self.stop.load(Ordering::Relaxed) {
                     return None;
