@@ -321,6 +321,14 @@ fn downgrade_fields(values: [&String; 5]) -> Vec<Field> {
     ["domain", "host", "from", "to", "detail"].into_iter().zip(values.map(String::clone)).collect()
 }
 
+fn vip_fields(vip: VipId, address: &str) -> Vec<Field> {
+    vec![("vip", vip.to_string()), ("address", address.to_owned())]
+}
+
+fn backup_fields(key: &str, messages: u64, unreadable: u64) -> Vec<Field> {
+    vec![("key", key.to_owned()), ("messages", messages.to_string()), ("unreadable", unreadable.to_string())]
+}
+
 fn instance_line(event: &InstanceEvent) -> Line {
     let (name, fields): (_, Vec<(&'static str, String)>) = match event {
         InstanceEvent::Started { version } => ("started", vec![("version", version.clone())]),
@@ -333,12 +341,8 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::LoginSlowed { login, network } => {
             ("login-slowed", vec![("login", login.clone()), ("network", network.clone())])
         }
-        InstanceEvent::VipMissing { vip, address } => {
-            ("vip-missing", vec![("vip", vip.to_string()), ("address", address.clone())])
-        }
-        InstanceEvent::VipPresent { vip, address } => {
-            ("vip-present", vec![("vip", vip.to_string()), ("address", address.clone())])
-        }
+        InstanceEvent::VipMissing { vip, address } => ("vip-missing", vip_fields(*vip, address)),
+        InstanceEvent::VipPresent { vip, address } => ("vip-present", vip_fields(*vip, address)),
         InstanceEvent::DomainVerified { tenant, domain } => {
             ("domain-verified", vec![("tenant", tenant.to_string()), ("domain", domain.to_string())])
         }
@@ -379,10 +383,9 @@ fn instance_line(event: &InstanceEvent) -> Line {
         InstanceEvent::TlsDowngraded { domain, host, from, to, detail } => {
             ("tls-downgraded", downgrade_fields([domain, host, from, to, detail]))
         }
-        InstanceEvent::BackupTaken { key, messages, unreadable } => (
-            "backup-taken",
-            vec![("key", key.clone()), ("messages", messages.to_string()), ("unreadable", unreadable.to_string())],
-        ),
+        InstanceEvent::BackupTaken { key, messages, unreadable } => {
+            ("backup-taken", backup_fields(key, *messages, *unreadable))
+        }
         InstanceEvent::BackupFailed { reason } => ("backup-failed", vec![("reason", reason.clone())]),
         InstanceEvent::Refused { tenant, account, reply, cause } => {
             let account = account.map_or_else(|| "none".to_owned(), |account| account.to_string());
