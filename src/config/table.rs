@@ -272,7 +272,7 @@ pub(super) const SETTINGS: &[Setting] = &[
          that verifies. With the latter two, mail to many receivers waits and comes back.",
         "Whoever must not send mail in plain text by contract."),
     setting!("delivery.connections_max", Count(1, 100_000) => "1000", Rare OnReload,
-        "Connections to other servers at one moment, in all.",
+        "Connections to other servers at one moment, in all. The last twentieth is for tenants that have none.",
         "Whoever has a very small or a very large machine."),
     setting!("delivery.connections_per_tenant_max", Count(1, 100_000) => "750", Rare OnReload,
         "Of these, connections for one tenant's mail, so that peers of one tenant that never answer do not keep the \

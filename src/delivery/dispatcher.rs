@@ -21,6 +21,7 @@ use super::lanes::{Places, Standing};
 use super::settle::{Screen, record_outcomes, share_fate};
 use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance, is_called};
 use super::sharers::Sharers;
+use super::shares::{Full, Shares, Supply};
 use super::sources::{Sources, after, earlier};
 use super::transport::{Hand, Job, NoSite, Progress, Report, Site, Source, Transport};
 use super::{Delivery, Pacing, Settings};
@@ -30,7 +31,7 @@ use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
 use crate::mail::TenantId;
 use crate::metrics::ATTEMPTS;
-use crate::queue::{LaneWait, Outcome, Queue, WaitsFor};
+use crate::queue::{LaneWait, Look, Outcome, Queue, WaitsFor};
 use crate::routing::{Lane, TransportName};
 
 /// Lanes looked at in one pass, at most; the next pass goes on from there.
@@ -86,8 +87,21 @@ enum Running {
         since: Instant,
         handle: AbortHandle,
     },
-    Lookup(super::lanes::Place),
+    Lookup {
+        place: super::lanes::Place,
+        tenant: TenantId,
+        share: Share,
+    },
     Fate(Lane),
+}
+
+/// What a lookup is counted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// Places that nothing is known of.
+    Unknown,
+    /// Places whose answer is too old: they never wait for the others.
+    Refresh,
 }
 
 /// What the loop works with.
@@ -116,15 +130,15 @@ pub(super) struct Dispatcher {
     sharers: Sharers,
     fates: HashMap<Path, (Instant, Outcome)>,
     avoided: HashMap<SocketAddr, Instant>,
-    jobs: usize,
-    /// Of these, by tenant; the connections to other servers.
-    jobs_of_tenant: HashMap<TenantId, usize>,
-    lookups: usize,
+    /// Connections to other servers.
+    jobs: Shares,
+    lookups: Shares,
+    refreshes: Shares,
     waits: Option<Instant>,
     /// Jobs, lookups and fates begun so far.
     begun: u64,
-    /// Lanes looked at since the last of these, in passes that were full.
-    idle_lanes: usize,
+    /// In this round of looks nothing was begun and nothing stirred the loop.
+    is_idle_round: bool,
     /// When pool and watchdog are looked at next.
     next_tick: Instant,
     stop: Shutdown,
@@ -162,12 +176,12 @@ impl Dispatcher {
             sharers: Sharers::default(),
             fates: HashMap::new(),
             avoided: HashMap::new(),
-            jobs: 0,
-            jobs_of_tenant: HashMap::new(),
-            lookups: 0,
+            jobs: Shares::default(),
+            lookups: Shares::default(),
+            refreshes: Shares::default(),
             waits: None,
             begun: 0,
-            idle_lanes: 0,
+            is_idle_round: false,
             next_tick: Instant::now(),
             stop: Shutdown::new(),
         }
@@ -182,14 +196,14 @@ impl Dispatcher {
             match self.wake(until, &shutdown).await {
                 Wake::Stop => break,
                 // Whatever stirs the loop may be about any lane: a whole round follows.
-                Wake::Nudge => (is_dirty, self.idle_lanes) = (true, 0),
+                Wake::Nudge => (is_dirty, self.is_idle_round) = (true, false),
                 Wake::Settings => {
                     self.adopt_settings();
-                    (is_dirty, self.idle_lanes) = (true, 0);
+                    (is_dirty, self.is_idle_round) = (true, false);
                 }
                 Wake::Finished(ended) => {
                     self.finished(ended, Instant::now());
-                    (is_dirty, self.idle_lanes) = (true, 0);
+                    (is_dirty, self.is_idle_round) = (true, false);
                 }
                 Wake::Due => {
                     let began = Instant::now();
@@ -197,8 +211,7 @@ impl Dispatcher {
                         self.next_tick = after(began, TICK);
                         self.tick(began);
                     }
-                    let count = self.pass(began);
-                    is_dirty = self.goes_on(count);
+                    is_dirty = self.pass(began);
                     let gap = began.elapsed().saturating_mul(PASS_SHARE.saturating_sub(1)).max(PASS_GAP_MIN);
                     not_before = after(Instant::now(), gap);
                 }
@@ -224,7 +237,7 @@ impl Dispatcher {
 
     /// When to look again if nothing else happens.
     fn next_moment(&self, now: Instant) -> Instant {
-        let tick = if self.jobs > 0 || !self.pool.is_empty() { TICK } else { SLEEP_MAX };
+        let tick = if self.jobs.total() > 0 || !self.pool.is_empty() { TICK } else { SLEEP_MAX };
         let mut moment = after(now, tick);
         if let Some(waits) = self.waits {
             moment = moment.min(waits.max(after(now, PASS_GAP_MIN)));
@@ -243,22 +256,23 @@ impl Dispatcher {
         self.places.forget_all();
     }
 
-    /// One look at the lanes that are due; gives how many there were.
-    fn pass(&mut self, now: Instant) -> usize {
-        if self.idle_lanes == 0 {
-            self.waits = None;
-        }
+    /// One look at lanes that are due; whether lanes are left to look at now.
+    fn pass(&mut self, now: Instant) -> bool {
         if !self.wiring.queue.can_record() {
             self.waits = earlier(self.waits, after(now, TICK));
-            return 0;
+            return false;
         }
         let begun = self.begun;
         for site in self.wiring.delivery.take_resumed() {
             self.shaper.resume(&site);
             self.fates.retain(|path, _| !is_called(&path.site, &site));
         }
-        let due = self.wiring.queue.some_lanes(LANES_PER_PASS);
-        let count = due.len();
+        let weights = self.wiring.pacing.weights();
+        let weight = |tenant| weights.get(&tenant).copied().unwrap_or(1);
+        let Look { lanes: due, is_start, is_end } = self.wiring.queue.look_at_lanes(LANES_PER_PASS, &weight);
+        if is_start {
+            (self.waits, self.is_idle_round) = (None, true);
+        }
         let mut backlog: HashMap<Path, usize> = HashMap::new();
         let mut candidates = Vec::new();
         for due in due {
@@ -283,18 +297,10 @@ impl Dispatcher {
             });
         }
         self.wiring.delivery.pass_done();
-        self.idle_lanes = if self.begun == begun { self.idle_lanes.saturating_add(count) } else { 0 };
-        count
-    }
-
-    /// Whether lanes are left to look at now. If a whole round began nothing, all of them wait.
-    fn goes_on(&mut self, count: usize) -> bool {
-        let goes_on =
-            count >= LANES_PER_PASS && (self.idle_lanes == 0 || self.idle_lanes < self.wiring.queue.totals().lanes);
-        if !goes_on {
-            self.idle_lanes = 0;
-        }
-        goes_on
+        // A round that is one look has begun all that could be; of a longer one, what it began may let lanes
+        // go that were looked at before. If a whole round began nothing, all of them wait.
+        self.is_idle_round &= self.begun == begun || (is_start && is_end);
+        !(is_end && self.is_idle_round)
     }
 
     /// Where a due lane would go, `None` if something is under way for it, `Err` why it waits.
@@ -312,12 +318,23 @@ impl Dispatcher {
         let source = source.map_err(missing)?;
         self.sources.serves(lane.vip, lane.tenant).map_err(missing)?;
         let looked_up = || LaneWait::new(WaitsFor::Dns, "looking up where its mail goes");
-        let site = match self.places.standing((lane, self.transport(lane).revision()), &source, now) {
+        let settings = Arc::clone(&self.settings);
+        let standing = (lane, self.transport(lane).revision());
+        let site = match self.places.standing(standing, (&source, &settings), now) {
             Standing::At(site) => site,
-            Standing::Unknown(place) => {
-                if self.lookups < self.settings.lookups_max && self.has_descriptor(now) {
-                    self.look_up(lane, place);
+            Standing::Old(site, place) => {
+                if self.looks_up((lane, Share::Refresh), place, now) {
+                    self.waits = earlier(self.waits, after(now, settings.refresh_patience));
+                    return Err(looked_up());
                 }
+                site
+            }
+            Standing::Unknown(place) => {
+                self.looks_up((lane, Share::Unknown), place, now);
+                return Err(looked_up());
+            }
+            Standing::Refreshing(until) => {
+                self.waits = earlier(self.waits, until);
                 return Err(looked_up());
             }
             Standing::LookingUp => return Err(looked_up()),
@@ -352,12 +369,14 @@ impl Dispatcher {
         if running >= allowance(candidate.ready, lane.class, connections_max) {
             return false;
         }
-        if self.jobs >= self.settings.connections_max {
-            self.wiring.delivery.waits(lane, limit("all connections are in use"));
-            return false;
-        }
-        if self.jobs_of_tenant.get(&lane.tenant).is_some_and(|jobs| *jobs >= self.settings.connections_per_tenant_max) {
-            self.wiring.delivery.waits(lane, limit("all connections its tenant may have are in use"));
+        let supply =
+            Supply { max: self.settings.connections_max, per_tenant_max: self.settings.connections_per_tenant_max };
+        if let Err(full) = self.jobs.room(lane.tenant, supply) {
+            let words = match full {
+                Full::Altogether => "all connections are in use",
+                Full::OfTenant => "all connections its tenant may have are in use",
+            };
+            self.wiring.delivery.waits(lane, limit(words));
             return false;
         }
         if !self.has_descriptor(now) {
@@ -464,9 +483,7 @@ impl Dispatcher {
             Done::Job(Box::new(report))
         });
         let (lane, path, pace) = (candidate.lane.clone(), candidate.path.clone(), candidate.pace.clone());
-        self.jobs = self.jobs.saturating_add(1);
-        let of_tenant = self.jobs_of_tenant.entry(lane.tenant).or_default();
-        *of_tenant = of_tenant.saturating_add(1);
+        self.jobs.take(lane.tenant);
         metrics::gauge!(ATTEMPTS).increment(1);
         self.count(&lane);
         self.wiring.delivery.runs(&lane);
@@ -493,7 +510,29 @@ impl Dispatcher {
         }
     }
 
-    fn look_up(&mut self, lane: &Lane, place: super::lanes::Place) {
+    /// Looks a place up if there is room for that; whether it does.
+    fn looks_up(&mut self, (lane, share): (&Lane, Share), place: super::lanes::Place, now: Instant) -> bool {
+        let settings = &self.settings;
+        let supply = match share {
+            Share::Unknown => Supply { max: settings.lookups_max, per_tenant_max: settings.lookups_per_tenant_max },
+            Share::Refresh => Supply { max: settings.refreshes_max, per_tenant_max: settings.refreshes_per_tenant_max },
+        };
+        let has_room = self.shares(share).room(lane.tenant, supply).is_ok() && self.has_descriptor(now);
+        if has_room {
+            self.look_up((lane, share), place, now);
+        }
+        has_room
+    }
+
+    fn shares(&mut self, share: Share) -> &mut Shares {
+        match share {
+            Share::Unknown => &mut self.lookups,
+            Share::Refresh => &mut self.refreshes,
+        }
+    }
+
+    fn look_up(&mut self, (lane, share): (&Lane, Share), place: super::lanes::Place, now: Instant) {
+        let tenant = lane.tenant;
         let (transport, lane) = (self.transport(lane), lane.clone());
         let (asked, families) = (place.clone(), place.families);
         let task = self.tasks.spawn(async move {
@@ -501,9 +540,9 @@ impl Dispatcher {
             let late = |_| Err(NoSite::Deferred(Why::Dns, "451 4.4.3 DNS did not answer in time".to_owned()));
             Done::Lookup(asked, found.unwrap_or_else(late))
         });
-        self.places.looking_up(place.clone());
-        self.lookups = self.lookups.saturating_add(1);
-        self.running.insert(task.id(), Running::Lookup(place));
+        self.places.looking_up(place.clone(), &self.settings, now);
+        self.shares(share).take(tenant);
+        self.running.insert(task.id(), Running::Lookup { place, tenant, share });
         self.begun = self.begun.wrapping_add(1);
     }
 
@@ -533,16 +572,6 @@ impl Dispatcher {
             *jobs = jobs.saturating_sub(1);
             if *jobs == 0 {
                 self.jobs_of.remove(lane);
-            }
-        }
-    }
-
-    /// A connection of the tenant's mail ended.
-    fn give_back(&mut self, tenant: TenantId) {
-        if let Some(jobs) = self.jobs_of_tenant.get_mut(&tenant) {
-            *jobs = jobs.saturating_sub(1);
-            if *jobs == 0 {
-                self.jobs_of_tenant.remove(&tenant);
             }
         }
     }

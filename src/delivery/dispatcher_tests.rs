@@ -62,17 +62,16 @@ impl Transport for Stuck {
 }
 
 fn message(to: &str, vip: crate::mail::VipId) -> NewMessage {
-    let lane = Lane {
-        vip,
-        tenant: TenantId(1),
-        class: Class::Transactional,
-        transport: TransportName::Mx,
-        next_hop: Domain::parse("shop.example").unwrap(),
-    };
+    message_of(TenantId(1), to, vip)
+}
+
+fn message_of(tenant: TenantId, to: &str, vip: crate::mail::VipId) -> NewMessage {
     let address = Address::parse(to).unwrap();
+    let next_hop = address.domain().clone();
+    let lane = Lane { vip, tenant, class: Class::Transactional, transport: TransportName::Mx, next_hop };
     NewMessage {
         id: QueueId::new(Timestamp::now()),
-        tenant: TenantId(1),
+        tenant,
         account: None,
         vip,
         class: Class::Transactional,
@@ -118,6 +117,16 @@ async fn looping(
     transport: Arc<dyn Transport>,
     settings: Settings,
 ) -> (Arc<Queue>, crate::mail::VipId, Shutdown, tokio::task::JoinHandle<()>, tokio::task::JoinHandle<()>) {
+    let (dispatcher, queue, vip) = dispatcher(transport, settings).await;
+    let stop = Shutdown::new();
+    let (keeper, keeping) = (queue.clone(), stop.clone());
+    let chores = tokio::spawn(async move { keeper.keep(&keeping).await });
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    (queue, vip, stop, running, chores)
+}
+
+/// The loop's state over this transport, its queue, and a virtual IP.
+async fn dispatcher(transport: Arc<dyn Transport>, settings: Settings) -> (Dispatcher, Arc<Queue>, crate::mail::VipId) {
     let store = Arc::new(MemoryStore::new());
     let queue = Arc::new(Queue::open(store.clone(), store.clone(), crate::queue::Settings::default()).await.unwrap());
     let vips = Arc::new(Vips::open(store.clone()).unwrap());
@@ -141,11 +150,7 @@ async fn looping(
         gate: Arc::new(Gate::new(crate::gate::Settings::default())),
         settings,
     };
-    let stop = Shutdown::new();
-    let (keeper, keeping) = (queue.clone(), stop.clone());
-    let chores = tokio::spawn(async move { keeper.keep(&keeping).await });
-    let running = tokio::spawn(Dispatcher::new(wiring, Sources::new(vips, store)).run(stop.clone()));
-    (queue, vip, stop, running, chores)
+    (Dispatcher::new(wiring, Sources::new(vips, store)), queue, vip)
 }
 
 #[tokio::test]
@@ -186,4 +191,144 @@ async fn mail_at_which_attempts_panic_is_held_and_the_other_mail_of_its_site_goe
     stop.cancel();
     running.await.unwrap();
     chores.await.unwrap();
+}
+
+/// Domains called `silent` are never found, peers called `tarpit` never answer; the others are found and take
+/// everything at once.
+#[derive(Default)]
+struct Uneven(std::sync::Mutex<HashSet<Domain>>);
+
+#[async_trait]
+impl Transport for Uneven {
+    async fn site(&self, lane: &Lane, _: Families) -> Result<Site, NoSite> {
+        if lane.next_hop.as_str().starts_with("silent") {
+            std::future::pending::<()>().await;
+        }
+        let name = lane.next_hop.as_str().into();
+        Ok(Site { name, provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None })
+    }
+
+    async fn attempt(&self, mut job: Job) -> Report {
+        let mut messages = 0;
+        while let Some(held) = job.hand.next_claim().await {
+            if job.lane.next_hop.as_str().starts_with("tarpit") {
+                std::future::pending::<()>().await;
+            }
+            let peer = Peer { host: "mx".into(), address: "a".into(), source: "b".into(), tls: "none".into() };
+            let onward = Onward::Ourselves;
+            let outcome = Outcome::Delivered { peer, reply: Reply::enhanced(250, 0, 0, "ok"), onward };
+            let outcomes = same_for_all(held.claim().unwrap(), &outcome);
+            job.hand.settle(held, outcomes).await;
+            self.0.lock().unwrap().insert(job.lane.next_hop.clone());
+            messages += 1;
+        }
+        Report { messages, ..Report::default() }
+    }
+}
+
+/// The loop in virtual time: a pass each 100 ms, as if something stirred it again and again.
+struct Virtual {
+    dispatcher: Dispatcher,
+    queue: Arc<Queue>,
+    vip: crate::mail::VipId,
+    uneven: Arc<Uneven>,
+    now: Instant,
+}
+
+impl Virtual {
+    async fn begin(settings: Settings) -> Self {
+        let uneven = Arc::new(Uneven::default());
+        let (dispatcher, queue, vip) = dispatcher(uneven.clone(), settings).await;
+        Self { dispatcher, queue, vip, uneven, now: Instant::now() }
+    }
+
+    async fn owe(&self, tenant: u64, domain: &str) {
+        let new = message_of(TenantId(tenant), &format!("ann@{domain}"), self.vip);
+        self.queue.enqueue(new, Timestamp::now()).await.unwrap();
+    }
+
+    async fn step(&mut self) {
+        self.now += Duration::from_millis(100);
+        self.dispatcher.pass(self.now);
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+            while let Some(ended) = self.dispatcher.tasks.try_join_next_with_id() {
+                self.dispatcher.finished(ended, self.now);
+            }
+        }
+    }
+
+    /// How long mail to that domain, which has just come in, takes.
+    async fn delay(&mut self, tenant: u64, domain: &str) -> Duration {
+        let began = self.now;
+        self.owe(tenant, domain).await;
+        let domain = Domain::parse(domain).unwrap();
+        while self.now - began < Duration::from_secs(60) {
+            self.step().await;
+            if self.uneven.0.lock().unwrap().remove(&domain) {
+                return self.now - began;
+            }
+        }
+        panic!("mail to {domain} was not delivered in a minute");
+    }
+}
+
+#[tokio::test]
+async fn silent_domains_of_one_tenant_keep_nobody_else_s_lookups_waiting() {
+    let mut time = Virtual::begin(Settings::default()).await;
+    for number in 0..1_500 {
+        time.owe(1, &format!("silent{number}.example")).await;
+    }
+    for _ in 0..5 {
+        time.step().await;
+    }
+    let most = Duration::from_secs(2);
+    for round in 0..30 {
+        // Its place is looked up anew each minute.
+        let known = time.delay(2, "known.example").await;
+        let unknown = time.delay(2, &format!("new{round}.example")).await;
+        assert!(known < most && unknown < most, "round {round}: {known:?}, {unknown:?}");
+        for _ in 0..45 {
+            time.step().await;
+        }
+    }
+    assert_eq!(time.dispatcher.lookups.total(), 75, "and the others have their share");
+}
+
+#[tokio::test]
+async fn a_tenant_without_a_connection_waits_neither_for_tarpits_nor_for_the_many_lanes_of_others() {
+    let settings = Settings { connections_max: 40, connections_per_tenant_max: 30, ..Settings::default() };
+    let mut time = Virtual::begin(settings).await;
+    for number in 0..2_500 {
+        for tenant in [1, 2] {
+            time.owe(tenant, &format!("tarpit{number}-{tenant}.example")).await;
+        }
+    }
+    for _ in 0..60 {
+        time.step().await;
+    }
+    assert_eq!(time.dispatcher.jobs.total(), 38, "all but one part in twenty");
+    for round in 0..5 {
+        let delay = time.delay(3, &format!("shop{round}.example")).await;
+        assert!(delay < Duration::from_millis(500), "round {round}: {delay:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_loop_rests_once_a_whole_round_of_looks_began_nothing() {
+    let settings = Settings { lookups_max: 10, lookups_per_tenant_max: 10, ..Settings::default() };
+    let mut time = Virtual::begin(settings).await;
+    for number in 0..2_500 {
+        time.owe(1, &format!("silent{number}.example")).await;
+    }
+    let passes: Vec<bool> = (0..6)
+        .map(|_| {
+            let now = time.now;
+            time.dispatcher.pass(now)
+        })
+        .collect();
+    // The first of three looks began lookups; the next round begins nothing.
+    assert_eq!(passes, [true, true, true, true, true, false]);
+    let now = time.now;
+    assert!(time.dispatcher.pass(now), "stirred, it looks at the first of them again");
 }

@@ -20,6 +20,7 @@ mod settings;
 mod settle;
 mod shaping;
 mod sharers;
+mod shares;
 mod smarthost;
 mod sources;
 mod transport;

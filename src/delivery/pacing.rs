@@ -125,6 +125,11 @@ impl Pacing {
         self.pacer().turns.order(waiting, facts);
     }
 
+    /// Weights that tenants have at every site; the others' is 1.
+    pub(super) fn weights(&self) -> HashMap<TenantId, u32> {
+        self.pacer().weights()
+    }
+
     pub(super) fn admit(&self, ask: &Ask<'_>, now: QueueTime) -> Answer {
         let answer = self.pacer().admit(ask, now);
         if let Answer::Wait(hold, _) = &answer {

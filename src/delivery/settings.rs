@@ -91,12 +91,23 @@ pub struct Settings {
     pub private_addresses: PrivateAddresses,
     /// Connections per site and virtual IP, at most; pauses of sites that fail (10; 30 s to 15 min).
     pub shaping: Limits,
-    /// Connections at a time in all (1,000).
+    /// Connections at a time in all (1,000); the last twentieth is for tenants that have none.
     pub connections_max: usize,
     /// Of these, for one tenant's mail, so that its slow peers keep nobody else's mail waiting (750).
     pub connections_per_tenant_max: usize,
-    /// Lanes looked up at a time (100).
+    /// Places that nothing is known of looked up at a time (100); the last twentieth is for tenants that
+    /// have no lookup under way.
     pub lookups_max: usize,
+    /// Of these, for one tenant's mail, so that its silent domains keep nobody else's mail waiting (75).
+    pub lookups_per_tenant_max: usize,
+    /// Places whose answer is too old looked up again at a time, beside the others (50).
+    pub refreshes_max: usize,
+    /// Of these, for one tenant's mail (37).
+    pub refreshes_per_tenant_max: usize,
+    /// If looking a place up again takes longer than this, the old answer is used meanwhile (1 s)...
+    pub refresh_patience: Duration,
+    /// ...but no longer than this beyond its time (5 minutes).
+    pub site_stale_max: Duration,
     /// Messages over one connection, at most (500).
     pub messages_per_connection_max: usize,
     /// Messages before another lane of the same site gets its turn (100).
@@ -158,6 +169,11 @@ impl Default for Settings {
             connections_max: 1_000,
             connections_per_tenant_max: 750,
             lookups_max: 100,
+            lookups_per_tenant_max: 75,
+            refreshes_max: 50,
+            refreshes_per_tenant_max: 37,
+            refresh_patience: secs(1),
+            site_stale_max: secs(300),
             messages_per_connection_max: 500,
             messages_per_turn_max: 100,
             connection_age_max: secs(300),

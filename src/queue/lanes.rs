@@ -6,12 +6,13 @@
 //! Easy to get wrong: a refill may see keys of commits that are not finished yet. Whatever is
 //! being written is in `flights` and skipped, and put in place when its commit has ended.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::key::Entry;
 use super::record::{LaneRecord, QueueTime, QueuedMessage};
-use crate::mail::{Class, QueueId};
+use super::ring::Ring;
+use crate::mail::{Class, QueueId, TenantId};
 use crate::routing::Lane;
 use crate::store::StoreError;
 
@@ -82,6 +83,16 @@ pub(super) struct Taken {
     pub(super) token: u64,
 }
 
+/// Some of the lanes that are due.
+pub(super) struct Due {
+    /// Each with how much of it is known to be ready.
+    pub(super) lanes: Vec<(Lane, usize)>,
+    /// See [`super::Look::is_start`].
+    pub(super) is_start: bool,
+    /// See [`super::Look::is_end`].
+    pub(super) is_end: bool,
+}
+
 /// All lanes.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
@@ -89,7 +100,10 @@ pub(super) struct Lanes {
     states: Vec<Option<LaneState>>,
     free: Vec<u32>,
     /// First due time of each lane, transactional and marketing apart.
-    due: [BTreeSet<(QueueTime, u32)>; 2],
+    due: [Ring; 2],
+    /// Rounds that are over: in each, all that was due was looked at.
+    rounds: u64,
+    is_within_round: bool,
     flights: HashMap<Name, Flight>,
     entries: usize,
     records: usize,
@@ -97,7 +111,6 @@ pub(super) struct Lanes {
     /// Entries given back with a pause, of all lanes.
     paused: usize,
     tokens: u64,
-    turn: [Option<(QueueTime, u32)>; 2],
 }
 
 /// Reads up to `limit` entries of a lane from `from` on; fewer mean the end was reached.
@@ -225,41 +238,29 @@ impl Lanes {
         self.refresh(number);
     }
 
-    /// Up to `most` lanes with something due, transactional ones first, going round: the next call
-    /// continues where this one stopped.
-    pub(super) fn due(&mut self, now: QueueTime, most: usize) -> Vec<(Lane, usize)> {
-        let mut found = Vec::new();
-        let last = (now, u32::MAX);
+    /// Up to `most` lanes with something due, transactional ones first, tenants by turns: the next call
+    /// goes on where this one stopped.
+    pub(super) fn due(&mut self, now: QueueTime, most: usize, weight: &dyn Fn(TenantId) -> u32) -> Due {
+        let at = (now, self.rounds.saturating_add(1));
         // However many transactional lanes are due and cannot run, marketing ones get their look.
         let share = (most / MARKETING_SHARE).max(usize::from(most > 1));
-        let kept_back = self.due[1].range(..=last).take(share).count();
-        for class in 0..self.due.len() {
-            let set = &self.due[class];
-            let turn = self.turn[class].filter(|turn| *turn < last);
-            let (behind, before) = match turn {
-                Some(turn) => (
-                    set.range((std::ops::Bound::Excluded(turn), std::ops::Bound::Included(last))),
-                    set.range((std::ops::Bound::Unbounded, std::ops::Bound::Included(turn))),
-                ),
-                None => (set.range(..=last), set.range(..(QueueTime(0), 0))),
-            };
-            let room = most.saturating_sub(if class == 0 { kept_back } else { found.len() });
-            let mut reached = None;
-            for key in behind.chain(before).take(room) {
-                let Some(state) = self.states.get(key.1 as usize).and_then(Option::as_ref) else { continue };
-                found.push((state.lane.clone(), ready(state, now, self.paused)));
-                reached = Some(*key);
-            }
-            if reached.is_some() {
-                self.turn[class] = reached;
-            }
-        }
-        found
+        let [transactional, marketing] = &mut self.due;
+        let kept_back = marketing.count(now, share);
+        let mut numbers = transactional.look(at, most.saturating_sub(kept_back), weight);
+        numbers.extend(marketing.look(at, most.saturating_sub(numbers.len()), weight));
+        let is_end = self.due.iter().all(|ring| ring.is_through(at));
+        let is_start = !self.is_within_round;
+        self.is_within_round = !is_end;
+        self.rounds = self.rounds.saturating_add(u64::from(is_end));
+        let paused = self.paused;
+        let states = numbers.into_iter().filter_map(|number| self.states.get(number as usize)?.as_ref());
+        let lanes = states.map(|state| (state.lane.clone(), ready(state, now, paused))).collect();
+        Due { lanes, is_start, is_end }
     }
 
     /// When the first lane is due.
     pub(super) fn first_due(&self) -> Option<QueueTime> {
-        self.due.iter().filter_map(|set| set.first()).map(|(due, _)| *due).min()
+        self.due.iter().filter_map(Ring::first).min()
     }
 
     /// How many entries were given back and wait for the end of their pause.
@@ -413,12 +414,13 @@ impl Lanes {
             Class::Transactional => 0,
             Class::Marketing => 1,
         };
+        let tenant = state.lane.tenant;
         if first != state.first {
             if let Some(old) = state.first {
-                self.due[class].remove(&(old, number));
+                self.due[class].remove(tenant, (old, number));
             }
             if let Some(new) = first {
-                self.due[class].insert((new, number));
+                self.due[class].insert(tenant, (new, number));
             }
             state.first = first;
         }

@@ -20,6 +20,7 @@ mod paused;
 mod record;
 mod restored;
 mod retention;
+mod ring;
 mod salvage;
 mod schedule;
 mod selectors;
@@ -184,6 +185,17 @@ pub struct DueLane {
     pub ready: usize,
 }
 
+/// Some of the lanes with something due; see [`Queue::look_at_lanes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Transactional ones first.
+    pub lanes: Vec<DueLane>,
+    /// A round began with this: nothing was looked at before.
+    pub is_start: bool,
+    /// A round ended with this: since it began each lane that is due was looked at.
+    pub is_end: bool,
+}
+
 /// What is in memory of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
@@ -325,10 +337,18 @@ impl Queue {
     /// Up to `most` lanes with something due, transactional ones first. The next call continues
     /// where this one stopped and goes round, so that none is forgotten.
     pub fn some_lanes(&self, most: usize) -> Vec<DueLane> {
-        let due = self.in_memory().due(self.now(), most);
+        self.look_at_lanes(most, &|_| 1).lanes
+    }
+
+    /// As [`Queue::some_lanes`], with what is needed to know whether all of them were looked at. Tenants take
+    /// turns: in each as many lanes of one are looked at as it has `weight`, and a tenant with few of them
+    /// has them looked at each time, however many others have.
+    pub fn look_at_lanes(&self, most: usize, weight: &dyn Fn(TenantId) -> u32) -> Look {
+        let due = self.in_memory().due(self.now(), most, weight);
         let found = self.found();
-        let moves = due.into_iter().filter(|(lane, _)| !found.stops(lane.tenant));
-        moves.map(|(lane, ready)| DueLane { lane, ready }).collect()
+        let moves = due.lanes.into_iter().filter(|(lane, _)| !found.stops(lane.tenant));
+        let lanes = moves.map(|(lane, ready)| DueLane { lane, ready }).collect();
+        Look { lanes, is_start: due.is_start, is_end: due.is_end }
     }
 
     /// When the next record will be due, zero if one is; `None` if nothing waits.

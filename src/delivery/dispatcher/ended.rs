@@ -28,8 +28,7 @@ impl Dispatcher {
         };
         match (self.running.remove(&id), done) {
             (Some(Running::Job { lane, path, pace, permit, progress, .. }), done) => {
-                self.jobs = self.jobs.saturating_sub(1);
-                self.give_back(lane.tenant);
+                self.jobs.give_back(lane.tenant);
                 metrics::gauge!(ATTEMPTS).decrement(1);
                 self.uncount(&lane);
                 self.sharers.left(&pace, &lane);
@@ -51,8 +50,8 @@ impl Dispatcher {
                     }
                 }
             }
-            (Some(Running::Lookup(place)), done) => {
-                self.lookups = self.lookups.saturating_sub(1);
+            (Some(Running::Lookup { place, tenant, share }), done) => {
+                self.shares(share).give_back(tenant);
                 match done {
                     Some(Done::Lookup(place, result)) => self.places.learn(place, result, &self.settings, now),
                     _ => self.places.forget(&place),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Path;
 use super::controller::{Controller, Doing, Pause, Signal, Step};
 use super::gate::{Ceiling, Gate, Meter, Quota};
-use super::limits::{Knob, Layers, LimitSet, Override, Part, Resolved, UNLIMITED};
+use super::limits::{Knob, Layers, LimitSet, Override, Part, Resolved, Target, UNLIMITED};
 use super::providers::Providers;
 use super::turns::Turns;
 use super::warmup::{Climb, Warmup};
@@ -180,6 +180,13 @@ impl Pacer {
         if self.overrides.is_empty() { 1 } else { self.layers(path).weight(&path.site, path.vip, tenant) }
     }
 
+    /// Weights that tenants have at every site.
+    pub fn weights(&self) -> HashMap<TenantId, u32> {
+        let everywhere =
+            self.overrides.iter().filter(|set| set.scope.target == Target::Every && set.scope.vip.is_none());
+        everywhere.filter_map(|set| Some((set.scope.tenant?, set.weight?))).collect()
+    }
+
     /// Whether a job may go now.
     pub fn admit(&mut self, ask: &Ask<'_>, now: QueueTime) -> Answer {
         let looked = self.look(ask, now);
@@ -301,7 +308,7 @@ impl Pacer {
         let mut parts = vec![(Part::Whole, self.resolved(path))];
         for set in &self.overrides {
             let part = match (&set.scope.target, set.scope.tenant) {
-                (super::limits::Target::Domain(domain), None) => Part::Domain(domain.clone()),
+                (Target::Domain(domain), None) => Part::Domain(domain.clone()),
                 (_, Some(tenant)) => Part::Tenant(tenant),
                 _ => continue,
             };
