@@ -372,6 +372,43 @@ mod tests {
         }
     }
 
+    /// A log that was finished cannot have been cut off by a crash. What it says that is missing would be
+    /// missing for good, since the open makes one snapshot of all logs and removes them.
+    #[test]
+    fn damage_in_a_finished_log_of_metadata_is_no_end_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let mut position = Position { commit: 0, segment: 1, offset: 1 };
+        for number in 0..20_u32 {
+            position.commit += 1;
+            apply(&records, &[Operation::Set(&number.to_be_bytes().map(|byte| byte + b'T'), &[7; 300])], position);
+            records.flush().unwrap();
+        }
+        drop(records);
+        let metadata = folder.path().join("metadata");
+        let logs = || {
+            let paths = std::fs::read_dir(&metadata).unwrap().map(|entry| entry.unwrap().path());
+            paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("log_")).collect::<Vec<_>>()
+        };
+        let [log] = &logs()[..] else { panic!("one log was expected: {:?}", logs()) };
+        let number = u64::from_str_radix(&log.file_name().unwrap().to_str().unwrap()[4..], 16).unwrap();
+        std::fs::write(metadata.join(format!("log_{:016x}", number + 1)), b"").unwrap();
+        let whole = std::fs::read(log).unwrap();
+        for at in [0, whole.len() / 2, whole.len() - 1] {
+            let mut harmed = whole.clone();
+            harmed[at] ^= 1;
+            std::fs::write(log, harmed).unwrap();
+            assert!(Records::open(folder.path(), 1 << 20).is_err(), "flipped at {at}");
+            std::fs::write(log, &whole[..at]).unwrap();
+            assert!(at == 0 || Records::open(folder.path(), 1 << 20).is_err(), "cut at {at}");
+            assert!(log.exists(), "it is still there to be mended");
+        }
+        std::fs::write(log, &whole).unwrap();
+        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        assert_eq!(records.position(), Ok(position));
+        assert_eq!(records.range(b"T", b"t", 100).unwrap().len(), 20);
+    }
+
     #[test]
     fn a_crash_between_the_two_steps_of_an_open_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
