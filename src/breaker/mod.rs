@@ -27,6 +27,7 @@ use crate::background::Shutdown;
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, Refusal, Reply, SmtpAccountId, TenantId};
+use crate::metrics::ACCOUNTS_TRIPPED;
 use crate::queue::Queue;
 use crate::records::{self, Act, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
@@ -246,6 +247,7 @@ impl Breaker {
         records::record(&mut batch, actor, act.shown(shown), now);
         let (pauses, made) = (Arc::clone(&self.pauses), pause.clone());
         turn.commit(batch, move || {
+            metrics::counter!(ACCOUNTS_TRIPPED, "cause" => made.cause.word()).increment(1);
             records::write(&pauses).insert(id, made);
         })
         .await?;

@@ -6,12 +6,13 @@
 
 use async_trait::async_trait;
 
-use super::watch::{Fact, judge};
+use super::watch::{Fact, Return, judge};
 use super::{Breaker, Memory, Pause, Stage, watch_key, write_pause};
 use crate::accounts::SmtpAccount;
-use crate::events::{Event, EventKind, History, MailEvent, Retry, Tally, Urgency, Why, history_key};
+use crate::events::{Event, EventKind, History, MailEvent, Retry, Said, Tally, Urgency, Why, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, SmtpAccountId};
+use crate::metrics::ACCOUNTS_TRIPPED;
 use crate::records;
 use crate::store::{Batch, Change, StoreError, codec};
 
@@ -95,7 +96,7 @@ impl Breaker {
             if let MailEvent::Accepted(accepted) = told {
                 self.remember(*id, accepted.account);
             }
-            let Some(fact) = fact(told) else { continue };
+            let Some(fact) = fact(*id, told) else { continue };
             if let Some(account) = self.account_of(*id)? {
                 facts.push(Counted { account, fact, at: event.at });
             }
@@ -145,6 +146,7 @@ impl Breaker {
             cause
         };
         let Some(cause) = cause else { return false };
+        metrics::counter!(ACCOUNTS_TRIPPED, "cause" => cause.word()).increment(1);
         tracing::warn!(login = account.login, %cause, "an SMTP account is paused: nothing of it is taken or sent");
         let pause = Pause {
             account: account.id,
@@ -162,16 +164,26 @@ impl Breaker {
 }
 
 /// What an event counts as.
-fn fact(told: &MailEvent) -> Option<Fact> {
+fn fact(id: QueueId, told: &MailEvent) -> Option<Fact> {
     let count = |recipients: &[u16]| u64::try_from(recipients.len()).unwrap_or(u64::MAX);
     match told {
         MailEvent::Accepted(_) => Some(Fact::Accepted),
         MailEvent::Delivered { recipients, .. } => Some(Fact::Delivered(count(recipients))),
-        MailEvent::Bounced { recipients, why, .. } => Some(match why {
+        MailEvent::Bounced { recipients, why, detail, .. } => Some(match why {
+            // Of several recipients at once it is not known who is gone.
+            Why::RecipientGone if !Said::read(detail).is_of_each(recipients.len()) => Fact::GivenUp(count(recipients)),
             Why::RecipientGone | Why::NoSuchDomain => Fact::Gone(count(recipients)),
             Why::PolicyOrReputation | Why::Content => Fact::Blocked(count(recipients)),
             _ => Fact::GivenUp(count(recipients)),
         }),
+        MailEvent::BouncedLater { recipients, why, .. } => {
+            let as_what = match why {
+                Why::RecipientGone | Why::NoSuchDomain => Return::Gone,
+                Why::PolicyOrReputation | Why::Content => Return::Blocked,
+                _ => return None,
+            };
+            Some(Fact::Returned { count: count(recipients), as_what, accepted: id.made() })
+        }
         MailEvent::Expired { recipients, .. } => Some(Fact::GivenUp(count(recipients))),
         MailEvent::Complained { recipients, .. } => Some(Fact::Complained(count(recipients))),
         _ => None,

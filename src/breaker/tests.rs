@@ -135,6 +135,49 @@ async fn what_was_counted_in_memory_only_is_lost_with_the_cursor_and_counted_aga
 }
 
 #[tokio::test]
+async fn of_a_refusal_of_several_at_once_nobody_counts_as_gone_but_whom_it_names() {
+    let room = Room::new().await;
+    let told = |event: Event, told: &str| {
+        let EventKind::Mail(id, MailEvent::Bounced { recipients, peer, why, .. }) = event.kind else { panic!() };
+        let detail = told.to_owned();
+        Event { at: event.at, kind: EventKind::Mail(id, MailEvent::Bounced { recipients, peer, why, detail }) }
+    };
+    let gone = || room.ended(200, Some(Why::RecipientGone), START);
+    for detail in [
+        "550 5.1.1 gone (after final dot)",
+        "550 5.1.1 gone (after DATA for 200 recipients)",
+        "550 5.1.1 gone (after MAIL)",
+    ] {
+        room.breaker.take(&[told(gone().await, detail)]).unwrap();
+    }
+    let figures = room.breaker.picture(&operator(), room.account.id, START).unwrap().figures;
+    assert_eq!((figures.gone, figures.finished), (0, 600));
+    let named = told(gone().await, "550 5.1.1 gone (after final dot, naming the recipient)");
+    room.breaker.take(&[named]).unwrap();
+    assert_eq!(room.breaker.picture(&operator(), room.account.id, START).unwrap().figures.gone, 200);
+}
+
+#[tokio::test]
+async fn recipients_whose_mail_comes_back_after_delivery_count_too() {
+    let room = Room::new().await;
+    let delivered = room.ended(200, None, START).await;
+    let EventKind::Mail(id, _) = delivered.kind else { panic!() };
+    room.breaker.take(&[delivered]).unwrap();
+    let back = |why, number| {
+        let (reporter, detail) = ("mx.there.example".to_owned(), "550 5.1.1 no such user".to_owned());
+        let told = MailEvent::BouncedLater { recipients: vec![number], reporter, why, detail };
+        Event { at: Timestamp(START.0 + 60_000), kind: EventKind::Mail(id, told) }
+    };
+    let full: Vec<Event> = (0..50).map(|number| back(Why::MailboxFull, number)).collect();
+    room.breaker.take(&full).unwrap();
+    let gone: Vec<Event> = (50..70).map(|number| back(Why::RecipientGone, number)).collect();
+    assert_eq!(room.breaker.take(&gone).unwrap(), Urgency::WhenDue, "a tenth is allowed");
+    assert_eq!(room.breaker.take(&[back(Why::NoSuchDomain, 70)]).unwrap(), Urgency::Now);
+    let pause = room.breaker.pause_of(room.account.id).unwrap();
+    assert_eq!(pause.cause, Cause::Failures { gone: 21, of: 200, percent: 10 });
+}
+
+#[tokio::test]
 async fn complaints_count_by_the_history_of_their_message_however_late_they_come() {
     let room = Room::new().await;
     let fine = room.ended(1_000, None, START).await;

@@ -68,6 +68,18 @@ impl<T: AddAssign + Copy + Default> Row<T> {
         }
     }
 
+    /// Adds to a bucket that may be past; to one that counts no more, nothing.
+    fn add_to(&mut self, bucket: u64, (now, kept): (u64, u64), more: T) {
+        self.tidy(now, kept);
+        if bucket.saturating_add(kept) <= now {
+            return;
+        }
+        match self.0.binary_search_by_key(&bucket.min(now), |(at, _)| *at) {
+            Ok(place) => self.0.get_mut(place).into_iter().for_each(|(_, counts)| *counts += more),
+            Err(place) => self.0.insert(place, (bucket.min(now), more)),
+        }
+    }
+
     fn total(&self, bucket: u64, kept: u64) -> T {
         let mut total = T::default();
         let counts = self.0.iter().filter(|(at, _)| at.saturating_add(kept) > bucket);
@@ -111,6 +123,24 @@ pub enum Fact {
     GivenUp(u64),
     /// So many complained.
     Complained(u64),
+    /// Of those delivered, so many came back later.
+    Returned {
+        /// How many.
+        count: u64,
+        /// As what.
+        as_what: Return,
+        /// When their message was accepted: with that hour's mail they are counted.
+        accepted: Timestamp,
+    },
+}
+
+/// What a notice that came back says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// The recipient does not exist.
+    Gone,
+    /// Refused because of the sender, its address or the content.
+    Blocked,
 }
 
 /// What is counted of one SMTP account.
@@ -130,7 +160,7 @@ pub struct Figures {
     pub messages: u64,
     /// Recipients of whom it was decided within an hour: delivered or given up.
     pub finished: u64,
-    /// Of these, those that do not exist.
+    /// Of these, those that do not exist, also where that came back after delivery.
     pub gone: u64,
     /// Of these, those refused because of the sender, its address or the content.
     pub blocked: u64,
@@ -156,6 +186,19 @@ pub enum Cause {
     Volume { messages: u64, usual: u64, factor: u32 },
     /// An operator said so.
     ByHand { reason: String },
+}
+
+impl Cause {
+    /// In a word, for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Failures { .. } => "failures",
+            Self::Blocks { .. } => "blocks",
+            Self::Complaints { .. } => "complaints",
+            Self::Volume { .. } => "volume",
+            Self::ByHand { .. } => "by-hand",
+        }
+    }
 }
 
 impl std::fmt::Display for Cause {
@@ -194,6 +237,7 @@ impl Watch {
             return;
         }
         let sent = match fact {
+            Fact::Returned { count, as_what, accepted } => return self.returned((count, as_what, accepted), at),
             Fact::Accepted => {
                 self.week.add(at.0 / HOUR_MILLIS, HOURS + 2, 1);
                 Sent { messages: 1, ..Sent::default() }
@@ -212,6 +256,18 @@ impl Watch {
             _ => return,
         };
         self.day.add(at.0 / QUARTER_MILLIS, QUARTERS, liked);
+    }
+
+    /// They were counted as finished when they were delivered.
+    fn returned(&mut self, (count, as_what, accepted): (u64, Return, Timestamp), now: Timestamp) {
+        if accepted.0 < self.from_millis {
+            return;
+        }
+        let sent = match as_what {
+            Return::Gone => Sent { gone: count, ..Sent::default() },
+            Return::Blocked => Sent { blocked: count, ..Sent::default() },
+        };
+        self.hour.add_to(accepted.0 / MINUTE_MILLIS, (now.0 / MINUTE_MILLIS, MINUTES), sent);
     }
 
     /// What it comes to at `now`.
@@ -298,6 +354,29 @@ mod tests {
         watch.count(Fact::Gone(1), minute(3));
         assert_eq!(judged(&watch, minute(3)), Some(Cause::Failures { gone: 21, of: 201, percent: 10 }));
         assert_eq!(judged(&watch, minute(64)), None, "an hour later it is forgotten");
+    }
+
+    #[test]
+    fn what_comes_back_counts_with_the_hour_in_which_its_message_was_accepted() {
+        let mut watch = Watch::default();
+        let back = |count, accepted| Fact::Returned { count, as_what: Return::Gone, accepted };
+        watch.count(Fact::Delivered(300), minute(100));
+        watch.count(Fact::Delivered(10), minute(110));
+        watch.count(back(31, minute(99)), minute(110));
+        assert_eq!(judged(&watch, minute(110)), None, "a tenth is allowed");
+        watch.count(back(1, minute(105)), minute(120));
+        assert_eq!(judged(&watch, minute(120)), Some(Cause::Failures { gone: 32, of: 310, percent: 10 }));
+        // Of mail of longer ago nobody knows any more how much there was.
+        let mut watch = Watch::default();
+        watch.count(Fact::Delivered(300), minute(200));
+        watch.count(back(300, minute(140)), minute(200));
+        assert_eq!(watch.figures(minute(200)).gone, 0);
+        let blocked = Fact::Returned { count: 31, as_what: Return::Blocked, accepted: minute(199) };
+        watch.count(blocked, minute(200));
+        assert_eq!(judged(&watch, minute(200)), Some(Cause::Blocks { blocked: 31, of: 300, percent: 10 }));
+        watch.begin_anew(minute(201));
+        watch.count(back(300, minute(200)), minute(202));
+        assert_eq!(watch.figures(minute(202)).gone, 0, "a release begins anew");
     }
 
     #[test]

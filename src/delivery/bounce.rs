@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::Settings;
 use crate::background::Shutdown;
-use crate::events::{NoticeKind, Why};
+use crate::events::{NoticeKind, Said, Why};
 use crate::ext::Timestamp;
 use crate::intake::{Intake, Source, Submission, Way};
 use crate::mail::dsn::{self, Action, Diagnostic, Kind, Notice, ORIGINAL_BYTES_MAX, Reported};
@@ -269,8 +269,7 @@ fn class_of(kind: NoticeKind) -> u8 {
 /// The peer's own words, without the phase that the trail adds to a refusal: a diagnostic code is
 /// what the peer said (RFC 3464 s2.3.6).
 fn as_said(detail: &str) -> &str {
-    let (said, phase) = detail.rsplit_once(" (after ").unwrap_or((detail, ")"));
-    if phase.ends_with(')') { said } else { detail }
+    Said::read(detail).reply
 }
 
 /// Whether a detail begins with a reply code, as delivery writes what peers said.

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use crate::events::{Peer, Why};
+use crate::events::{AFTER_MAIL, AFTER_RCPT, Audience, Peer, Said, Why};
 use crate::mail::{EnhancedStatus, Reply, Severity};
 use crate::queue::{Onward, Outcome};
 use crate::smtp::Extensions;
@@ -54,8 +54,8 @@ impl Phase {
             Self::Hello => "EHLO",
             Self::StartTls => "STARTTLS",
             Self::Login => "AUTH",
-            Self::Mail => "MAIL",
-            Self::Rcpt => "RCPT",
+            Self::Mail => AFTER_MAIL,
+            Self::Rcpt => AFTER_RCPT,
             Self::Data => "DATA",
             Self::Body => "message text",
             Self::FinalDot => "final dot",
@@ -217,7 +217,7 @@ pub fn classify(reply: &Reply, phase: Phase) -> Verdict {
 
 /// The outcome for recipients whom `reply` concerns; the reply is kept whole.
 pub fn of_verdict(verdict: Verdict, reply: &Reply, phase: Phase, peer: &Peer) -> Outcome {
-    let detail = || format!("{} (after {})", reply.whole(), phase.name());
+    let detail = || Said::words(&reply.whole(), phase.name(), Audience::One);
     match verdict {
         Verdict::Delivered => {
             Outcome::Delivered { peer: peer.clone(), reply: reply.clone(), onward: Onward::Ourselves }
@@ -225,6 +225,19 @@ pub fn of_verdict(verdict: Verdict, reply: &Reply, phase: Phase, peer: &Peer) ->
         Verdict::Deferred(why) => Outcome::Deferred { why, detail: detail(), peer: Some(peer.clone()) },
         Verdict::Bounced(why) => Outcome::Bounced { why, detail: detail(), peer: Some(peer.clone()) },
     }
+}
+
+/// The same, if it is a refusal for good that concerns several recipients at once: as it is told of those whom
+/// `audience` is.
+pub fn told_of(outcome: &Outcome, audience: Audience) -> Outcome {
+    let mut told = outcome.clone();
+    if let Outcome::Bounced { detail, .. } = &mut told {
+        let Said { reply, after, .. } = Said::read(detail);
+        if let Some(after) = after {
+            *detail = Said::words(reply, after, audience);
+        }
+    }
+    told
 }
 
 /// The same if the peer took the message: one that offers DSN was told with RCPT which notices the

@@ -12,6 +12,7 @@ mod exact;
 mod facts;
 mod log_line;
 mod reader;
+mod said;
 mod trail;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use exact::{Tally, Urgency, drive_exactly};
 pub use facts::{Entry, History, HistoryRef, Returns, history_key};
 pub use log_line::{LogFormat, LogLine};
 pub use reader::{EventLog, Page, Reader};
+pub use said::{AFTER_MAIL, AFTER_RCPT, Audience, Said};
 pub use trail::Trail;
 
 use async_trait::async_trait;

@@ -147,8 +147,7 @@ impl Tags {
 
 /// When a message was accepted, by its id.
 pub fn accepted(id: QueueId) -> Timestamp {
-    let [a, b, c, d, e, f, ..] = id.0;
-    Timestamp(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    id.made()
 }
 
 fn is_of_its_time(id: QueueId, (now, age_max): (Timestamp, Duration)) -> Result<(), TagError> {

@@ -22,6 +22,12 @@ impl QueueId {
         bytes[..6].copy_from_slice(&now.0.to_be_bytes()[2..]);
         Self(bytes)
     }
+
+    /// When it was made, which is when its message was accepted.
+    pub fn made(self) -> Timestamp {
+        let [a, b, c, d, e, f, ..] = self.0;
+        Timestamp(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
 }
 
 impl fmt::Display for QueueId {

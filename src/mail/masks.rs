@@ -38,6 +38,11 @@ impl Masks {
         )
     }
 
+    /// Whether one of the addresses stands in `text`.
+    pub fn are_in(&self, text: &str) -> bool {
+        matches!(self.apply(text), Cow::Owned(_))
+    }
+
     /// `text` with each of the addresses replaced by its word, in any case, with its angle brackets.
     pub fn apply<'t>(&self, text: &'t str) -> Cow<'t, str> {
         replace(text, |at| self.0.iter().find_map(|mask| mask.found(text, at)))

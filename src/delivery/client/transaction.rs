@@ -12,11 +12,11 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::body::Text;
 use super::connection::Connection;
-use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients};
+use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, told_of};
 use crate::delivery::settings::Timeouts;
 use crate::delivery::transport::{Held, Progress, is_waiting};
-use crate::events::Why;
-use crate::mail::{BodyType, Notify, Reply, RequireTls, Ret, Smtputf8, printable};
+use crate::events::{Audience, Why};
+use crate::mail::{BodyType, Masks, Notify, Reply, RequireTls, Ret, Smtputf8, printable};
 use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
 use crate::smtp::{DotStuffer, Extensions, encode_xtext};
 use crate::store::StoreError;
@@ -43,6 +43,22 @@ impl Round {
             pending.sort_by_key(|place| claim.record.recipients.get(*place).and_then(|one| one.last_attempt));
         }
         Self { held, pending, limit: limit.max(1) }
+    }
+
+    /// One refusal for all of them: who is meant is known only where there is one, or where it has an address.
+    fn decide_at_once(&mut self, places: &[usize], outcome: &Outcome) {
+        let Outcome::Bounced { detail, .. } = outcome else { return self.decide(places, outcome) };
+        if places.len() <= 1 {
+            return self.decide(places, outcome);
+        }
+        let recipients = self.held.claim().map(|claim| claim.record.recipients.as_slice()).unwrap_or_default();
+        let is_named = |place: &usize| {
+            let address = recipients.get(*place).map(|recipient| &recipient.address);
+            Masks::of(None, address).are_in(detail)
+        };
+        let (named, others): (Vec<usize>, Vec<usize>) = places.iter().partition(|place| is_named(place));
+        self.decide(&named, &told_of(outcome, Audience::Named));
+        self.decide(&others, &told_of(outcome, Audience::Several(places.len())));
     }
 
     fn decide(&mut self, places: &[usize], outcome: &Outcome) {
@@ -161,7 +177,7 @@ pub(super) async fn send(
     if let (Some(reply), false) = (&answers.data, is_open) {
         connection.needs_reset = true;
         let outcome = connection.outcome(reply, Phase::Data);
-        round.decide(&accepted, &outcome);
+        round.decide_at_once(&accepted, &outcome);
         return Ok(());
     }
     let result = transfer(connection, text, timeouts, progress).await;
@@ -170,7 +186,7 @@ pub(super) async fn send(
         Err((_, Some(reply))) => connection.outcome(reply, Phase::Body),
         Err((failure, None)) => failure.outcome(),
     };
-    round.decide(&accepted, &outcome);
+    round.decide_at_once(&accepted, &outcome);
     match result {
         Ok(reply) if reply.code.0 == 421 => Err(connection.failure(Phase::FinalDot, Trouble::Refused(reply))),
         Ok(_) => Ok(()),

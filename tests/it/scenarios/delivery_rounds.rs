@@ -165,3 +165,34 @@ async fn when_time_runs_out_after_a_dot_the_trail_says_that_the_peer_may_have_ta
         .collect();
     assert_eq!(deferrals, [(vec![1], Why::UnknownOutcome), (vec![2], Why::Network)]);
 }
+
+#[tokio::test]
+async fn a_refusal_of_a_whole_transaction_is_told_apart_for_whom_it_names() {
+    const SAID: &str = "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient ann@shop.example not found";
+    for (command, after) in [(".", "final dot"), ("DATA", "DATA")] {
+        let (_peer, outbound) = world(Script::polite().always(command, Act::Say(SAID)), |_| {}).await;
+        let alone = outbound.owe(&["bob@shop.example"]).await;
+        let MailEvent::Bounced { why: Why::RecipientGone, detail, .. } = outbound.verdict(alone).await else {
+            panic!()
+        };
+        assert_eq!(detail, format!("{SAID} (after {after})"), "who is not in the message is not masked");
+        let id = outbound.owe(&["ann@shop.example", "bob@shop.example", "cid@shop.example"]).await;
+        let told: Vec<(Vec<u16>, String)> = outbound
+            .judged(id, 3)
+            .await
+            .into_iter()
+            .map(|verdict| match verdict {
+                MailEvent::Bounced { recipients, detail, .. } => (recipients, detail),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let masked = SAID.replace("ann@shop.example", "<recipient>");
+        assert_eq!(
+            told,
+            [
+                (vec![0], format!("{masked} (after {after}, naming the recipient)")),
+                (vec![1, 2], format!("{masked} (after {after} for 3 recipients)")),
+            ]
+        );
+    }
+}
