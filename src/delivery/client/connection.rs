@@ -106,8 +106,10 @@ pub struct Connection {
     pub(super) out: Vec<u8>,
     /// What the peer offers, as of the last EHLO.
     pub(super) extensions: Extensions,
-    /// For the trail.
+    /// For the trail, as it concerns the domain that is served now.
     pub(super) peer: Peer,
+    /// What TLS came to, whatever policy it is held against; `None` if it was never meant to be.
+    pub(super) tls: Option<String>,
     pub(super) key: PoolKey,
     pub(super) opened: Instant,
     /// Transactions begun.
@@ -126,8 +128,8 @@ pub struct Connection {
     pub(super) counted_for: Vec<Domain>,
     /// Messages it may carry.
     messages_max: usize,
-    rules: Arc<Rules>,
-    provider: Option<Arc<str>>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) provider: Option<Arc<str>>,
     /// Makes return-paths.
     pub(super) return_path: ReturnAddress,
     pub(super) tap: Tap,
@@ -142,19 +144,11 @@ impl std::fmt::Debug for Connection {
 }
 
 /// Where a session goes, for those who follow it.
-fn towards(host: &str, lane: &Lane) -> String {
+pub(super) fn towards(host: &str, lane: &Lane) -> String {
     format!("{host} for {}", lane.next_hop)
 }
 
 impl Call<'_> {
-    /// What TLS came to, with the policy it was held against.
-    pub(super) fn noted(&self, tls: String) -> String {
-        match self.policy {
-            Some(policy) => format!("{tls}; policy: {policy}"),
-            None => tls,
-        }
-    }
-
     /// There is no TLS in this session, for this reason.
     pub(super) fn lacks(&self, kind: LackKind, reason: impl Into<String>) {
         *self.lack.lock().unwrap_or_else(PoisonError::into_inner) = Some(Lack { kind, reason: reason.into() });
@@ -212,6 +206,7 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         out: Vec::new(),
         extensions: Extensions::default(),
         peer,
+        tls: None,
         key: call.key.clone(),
         opened: Instant::now(),
         uses: 0,
@@ -248,12 +243,6 @@ impl Connection {
         let failure = Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) };
         self.tap.note(|| format!("(over: {})", printable(&failure.describe())));
         failure
-    }
-
-    /// From now on it carries this lane's mail.
-    pub fn serve(&mut self, lane: &Lane) {
-        let towards = towards(&self.peer.host, lane);
-        self.tap.serves(lane.tenant, towards);
     }
 
     /// The outcome for recipients whom `reply` concerns, by the rules for this peer.
@@ -453,7 +442,7 @@ impl Connection {
                 let trouble = call.lacking("4.7.4", "required, and the peer does not offer STARTTLS".to_owned());
                 return Err(self.failure(Phase::StartTls, trouble));
             }
-            self.peer.tls = call.noted("none (not offered)".to_owned());
+            self.note_tls("none (not offered)".to_owned(), call.policy);
             return Ok(self);
         }
         let patience = tools.settings.timeouts.starttls;
@@ -470,7 +459,7 @@ impl Connection {
                 return Err(self.failure(Phase::StartTls, trouble));
             }
             // RFC 3207 s4: after a refusal the conversation may go on in plain text.
-            self.peer.tls = call.noted(format!("none (refused: {reply})"));
+            self.note_tls(format!("none (refused: {reply})"), call.policy);
             return Ok(self);
         }
         // RFC 3207 s6 and CVE-2011-0411: what came before the handshake is not the peer's word.
@@ -520,12 +509,12 @@ impl Connection {
                 return Err(failure(reason, true));
             }
         };
-        self.peer.tls = call.noted(secured.describe());
+        self.stream = Stream::Tls(Box::new(stream));
+        self.note_tls(secured.describe(), call.policy);
         self.tap.note(|| format!("(TLS: {})", self.peer.tls));
         let lack = |error: &HandshakeError| Lack { kind: lack_of(error), reason: error.reason.clone() };
         self.lack = secured.verified.as_ref().err().map(lack);
         self.proof = secured.verified.ok();
-        self.stream = Stream::Tls(Box::new(stream));
         Ok(self)
     }
 

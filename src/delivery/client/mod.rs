@@ -10,6 +10,7 @@ mod body;
 mod connection;
 mod opening;
 mod pool;
+mod serving;
 mod stream;
 mod transaction;
 
@@ -24,11 +25,12 @@ pub use pool::Pool;
 use self::body::{Loaded, Text};
 use self::connection::{Call, Tools};
 use self::transaction::Round;
-use super::mx::TlsMemory;
+use super::mx::{TlsMemory, voice};
 use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::Signal;
 use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing};
 use crate::ext::random_bytes;
+use crate::metrics::TLS_UNMET;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::{Claim, Outcome};
 use crate::store::StoreError;
@@ -126,7 +128,10 @@ impl Client {
         let mut report = Report::default();
         let mut connection = job.idle.take();
         if let Some(idle) = &mut connection {
-            idle.serve(&job.lane);
+            idle.serve(&job);
+            if let Some(memory) = &self.tls_memory {
+                idle.remember_again(&job, memory);
+            }
             if let Some(reports) = &self.reports {
                 idle.report_again(&job, reports);
             }
@@ -208,7 +213,10 @@ impl Client {
             report.heard.extend(signal(job, &failure));
             match failure.trouble {
                 Trouble::SourceMissing(address) => Ending::SourceMissing(address),
-                Trouble::Policy(_) | Trouble::RequireTls(_) => Ending::Unmet(failure.outcome()),
+                Trouble::Policy(_) | Trouble::RequireTls(_) => {
+                    metrics::counter!(TLS_UNMET, "by" => demanding(job, &failure)).increment(1);
+                    Ending::Unmet(failure.outcome())
+                }
                 _ => Ending::Unreachable(failure.describe(), failure.outcome()),
             }
         })
@@ -367,6 +375,15 @@ fn lack_of_tls(failure: &Failure) -> Option<String> {
         // What comes behind code and status.
         Trouble::Policy(sentence) => sentence.splitn(3, ' ').nth(2).map(str::to_owned),
         _ => None,
+    }
+}
+
+/// Who demands the TLS that is not there.
+fn demanding(job: &Job, failure: &Failure) -> &'static str {
+    let policies = job.site.hosts.iter().filter_map(|host| host.policy.as_deref());
+    match failure.trouble {
+        Trouble::RequireTls(_) => "message",
+        _ => policies.map(voice).next().unwrap_or("operator"),
     }
 }
 

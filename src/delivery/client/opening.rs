@@ -13,6 +13,8 @@ use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
 use crate::delivery::outcome::{Failure, Phase, Trouble};
 use crate::delivery::transport::{Job, TlsUse};
 use crate::ext::Timestamp;
+use crate::mail::Domain;
+use crate::metrics::{TLS_FALLBACKS, TLS_SESSIONS};
 use crate::net::{CertificateFault, HandshakeError, HandshakeFault};
 use crate::tlsrpt::{Lack, LackKind, Protection, Session, TlsReports};
 
@@ -26,15 +28,12 @@ pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connectio
     let mut opened = open_at_best(call, tools, memory).await;
     let lack = call.lack.lock().unwrap_or_else(PoisonError::into_inner).take();
     report(call, tools, (&mut opened, lack));
+    if let Ok(open) = &opened {
+        metrics::counter!(TLS_SESSIONS, "level" => open.level().word()).increment(1);
+    }
     if let (Ok(open), Some(memory)) = (&opened, memory) {
-        let level = match (&open.stream, &open.proof) {
-            (Stream::Plain(_), _) => TlsLevel::Plain,
-            (Stream::Tls(_), None) => TlsLevel::Encrypted,
-            (Stream::Tls(_), Some(_)) => TlsLevel::Verified,
-        };
-        let spoken = Spoken { domain: &call.lane.next_hop, host: call.host, level, words: &open.peer.tls };
-        memory.spoke(&spoken, Timestamp::now());
-        if level > TlsLevel::Plain {
+        open.remember(&call.lane.next_hop, memory);
+        if open.level() > TlsLevel::Plain {
             memory.succeeded(call.host);
         }
     }
@@ -50,8 +49,9 @@ async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMem
         let mut connection = open_once(call, tools, &TlsUse::Never).await?;
         let until = known.until.rfc3339();
         call.lacks(LackKind::Other, format!("TLS failed before: {}", known.reason));
-        connection.peer.tls =
-            call.noted(format!("none (TLS failed before: {}; tried again after {until})", known.reason));
+        let words = format!("none (TLS failed before: {}; tried again after {until})", known.reason);
+        connection.note_tls(words, call.policy);
+        metrics::counter!(TLS_FALLBACKS, "because" => "failed-before").increment(1);
         return Ok(connection);
     }
     match open_once(call, tools, &TlsUse::Opportunistic).await {
@@ -62,7 +62,8 @@ async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMem
                 memory.failed(call.host, reason, Timestamp::now());
             }
             let (Trouble::Tls(reason) | Trouble::TlsLost(reason)) = trouble else { return Ok(connection) };
-            connection.peer.tls = call.noted(format!("none (TLS failed: {reason})"));
+            connection.note_tls(format!("none (TLS failed: {reason})"), call.policy);
+            metrics::counter!(TLS_FALLBACKS, "because" => "failed").increment(1);
             Ok(connection)
         }
         other => other,
@@ -123,6 +124,28 @@ fn report(call: &Call<'_>, tools: &Tools<'_>, (opened, lack): (&mut Result<Conne
 }
 
 impl Connection {
+    fn level(&self) -> TlsLevel {
+        match (&self.stream, &self.proof) {
+            (Stream::Plain(_), _) => TlsLevel::Plain,
+            (Stream::Tls(_), None) => TlsLevel::Encrypted,
+            (Stream::Tls(_), Some(_)) => TlsLevel::Verified,
+        }
+    }
+
+    /// This is how mail to the domain leaves now.
+    fn remember(&self, domain: &Domain, memory: &TlsMemory) {
+        let spoken = Spoken { domain, host: &self.peer.host, level: self.level(), words: &self.peer.tls };
+        memory.spoke(&spoken, Timestamp::now());
+    }
+
+    /// It serves this job's domain from now on, which is as well protected as whoever it was opened for.
+    pub(super) fn remember_again(&self, job: &Job, memory: &TlsMemory) {
+        // As when it was opened: of what lies behind a relay nothing is learnt.
+        if job.site.login.is_none() && self.key.realm == 0 {
+            self.remember(&job.lane.next_hop, memory);
+        }
+    }
+
     /// What TLS came to; `None` if it was never meant to be.
     fn protection(&self) -> Option<Protection> {
         match (&self.stream, &self.lack) {
@@ -139,10 +162,8 @@ impl Connection {
             return;
         }
         self.counted_for.push(domain.clone());
-        let (address, name) = (self.key.address.ip(), &self.peer.host);
-        let mut hosts = job.site.hosts.iter().filter(|host| host.addresses.contains(&address));
-        let host = hosts.clone().find(|host| host.name == *name).or_else(|| hosts.next());
-        let (Some(host), Some(protection)) = (host, self.protection()) else { return };
+        let address = self.key.address.ip();
+        let (Some(host), Some(protection)) = (self.host_in(&job.site), self.protection()) else { return };
         let source = self.peer.source.parse().ok();
         let session = Session { domain, vip: self.key.vip, source, host: Some(&host.name), address: Some(address) };
         reports.count(&session, &host.reported, &protection, Timestamp::now());

@@ -1,7 +1,7 @@
 //! What recipient domains demand of TLS (MTA-STS, DANE), and peers and attackers that do not give it.
 
 use postern::access::Actor;
-use postern::delivery::{DomainTls, MxTls, Settings, TlsPolicies};
+use postern::delivery::{DomainTls, MxTls, Settings, TlsLevel, TlsPolicies};
 use postern::events::{MailEvent, Why};
 use postern::ext::Timestamp;
 use postern::mail::Domain;
@@ -378,4 +378,58 @@ async fn an_operator_may_demand_more_of_one_domain_than_of_others() {
     assert!(detail.ends_with("demanded by the operator for shop.example"), "{detail}");
     let free = outbound.owe(&["bob@free.example"]).await;
     assert!(tls_used(&outbound.verdict(free).await).contains("not verified"));
+}
+
+/// Mail to `shop.example` and then to `free.example` over one connection: what is told of each.
+async fn one_after_the_other(outbound: &Outbound, peer: &Peer) -> [postern::events::Peer; 2] {
+    let mut told = Vec::new();
+    for to in ["ann@shop.example", "bob@free.example"] {
+        let id = outbound.owe(&[to]).await;
+        let MailEvent::Delivered { peer, .. } = outbound.verdict(id).await else {
+            panic!("{:?}", outbound.verdicts(id))
+        };
+        told.push(peer);
+    }
+    assert_eq!(peer.connections(), 1, "it was used again");
+    [told.remove(0), told.remove(0)]
+}
+
+#[tokio::test]
+async fn over_a_connection_used_again_each_domain_is_told_its_own_policy_and_host_and_no_others() {
+    let peer = peer(Script::polite()).await;
+    // Another name of the same machine.
+    let zone = zone().mx("free.example", 10, "mx.free.example").ipv4("mx.free.example", "127.0.1.1".parse().unwrap());
+    let outbound = Outbound::start("127.0.2.1", zone, settings(peer.address.port())).await;
+    let (actor, now) = (Actor::local(0), Timestamp::now());
+    outbound.tls_policies.set_rule(&actor, domain(), DomainTls::Plaintext, now).await.unwrap();
+    let [first, second] = one_after_the_other(&outbound, &peer).await;
+    let waived = "none (not offered); policy: the operator allows plain text to shop.example";
+    assert_eq!((first.host.as_str(), first.tls.as_str()), (MX, waived));
+    assert_eq!((second.host.as_str(), second.tls.as_str()), ("mx.free.example", "none (not offered)"));
+    let free = Domain::parse("free.example").unwrap();
+    let seen = outbound.tls_memory.seen(&actor, &free).unwrap().expect("how its mail left is remembered");
+    assert_eq!((seen.last_words.as_str(), seen.best_host.as_str()), ("none (not offered)", "mx.free.example"));
+    // And back again.
+    let id = outbound.owe(&["ann@shop.example"]).await;
+    assert_eq!(tls_used(&outbound.verdict(id).await), waived);
+    assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn domains_of_equal_demand_at_one_host_share_connections_and_not_the_words_for_it() {
+    let (script, certificate) = Script::polite().with_tls(MX);
+    let peer = peer(script).await;
+    let (zone, settings) = (zone().mx("free.example", 10, MX), settings(peer.address.port()));
+    let outbound = Outbound::start_trusting("127.0.2.1", zone, settings, vec![certificate]).await;
+    let (actor, now) = (Actor::local(0), Timestamp::now());
+    let free = Domain::parse("free.example").unwrap();
+    for domain in [domain(), free.clone()] {
+        outbound.tls_policies.set_rule(&actor, domain, DomainTls::Verified, now).await.unwrap();
+    }
+    let [first, second] = one_after_the_other(&outbound, &peer).await;
+    assert!(first.tls.ends_with("certificate verified; policy: the operator for shop.example"), "{}", first.tls);
+    assert!(second.tls.ends_with("certificate verified; policy: the operator for free.example"), "{}", second.tls);
+    let level = |domain: &Domain| outbound.tls_memory.seen(&actor, domain).unwrap().map(|seen| seen.best);
+    assert_eq!(level(&free), Some(TlsLevel::Verified), "of each it is remembered");
+    assert_eq!(level(&domain()), level(&free));
 }
