@@ -146,7 +146,7 @@ pub struct Daemon {
     /// The local socket.
     pub socket: PathBuf,
     certificates: Arc<Certificates>,
-    delivery_settings: watch::Sender<Arc<delivery::Settings>>,
+    delivery_settings: Arc<watch::Sender<Arc<delivery::Settings>>>,
     submission_settings: watch::Sender<Arc<submission::Settings>>,
     pipeline: Arc<Pipeline>,
     state: Arc<State>,
@@ -209,7 +209,7 @@ impl Daemon {
             socket: config.web.socket.clone(),
             delivery: rooms.delivery,
             certificates: Arc::clone(&world.certificates),
-            delivery_settings: watch::Sender::new(Arc::new(config.delivery.clone())),
+            delivery_settings: rooms.delivery_settings,
             submission_settings: watch::Sender::new(Arc::new(config.submission.clone())),
             pipeline: rooms.pipeline,
             state: Arc::new(state),
@@ -253,18 +253,12 @@ impl Daemon {
         let consumers: Vec<Arc<dyn Consumer>> = vec![
             Arc::new(log_line),
             Arc::clone(&notifications) as Arc<dyn Consumer>,
-            Arc::new(returning::feed(&self.suppression, &config.delivery.replies)),
+            Arc::new(returning::feed(&self.suppression, &self.delivery_settings.subscribe(), &rooms.pacing)),
         ];
         let (watches, stop) = (watches::watches(rooms), shutdown());
         self.rest.vital("notifications", async move { notifications.run(watches, stop).await });
-        let tally: Arc<dyn Tally> = Arc::clone(&self.breaker) as Arc<dyn Tally>;
-        let counting: Arc<dyn Tally> = Arc::clone(&rooms.statistics) as Arc<dyn Tally>;
-        let names = consumers.iter().map(|consumer| consumer.name()).chain([tally.name(), counting.name()]).collect();
-        let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
-        self.rest.vital("statistics", async move { events::drive_exactly(&*store, &counting, &bell, &stop).await });
+        let names = consumers.iter().map(|consumer| consumer.name()).chain(self.start_tallies(rooms)).collect();
         self.rest.vital("old statistics", Arc::clone(&rooms.statistics).keep_short(shutdown()));
-        let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), shutdown());
-        self.rest.vital("breaker", async move { events::drive_exactly(&*store, &tally, &bell, &stop).await });
         let (breaker, queue, stop) = (Arc::clone(&self.breaker), Arc::clone(&self.queue), shutdown());
         self.rest.vital("pauses", async move { breaker.hold(&queue, &stop).await });
         for consumer in consumers {
@@ -295,6 +289,21 @@ impl Daemon {
             })
             .await;
         });
+    }
+
+    /// What counts each event once; their names.
+    fn start_tallies(&self, rooms: &Rooms) -> [&'static str; 3] {
+        let tallies = [
+            ("breaker", Arc::clone(&self.breaker) as Arc<dyn Tally>),
+            ("statistics", Arc::clone(&rooms.statistics) as Arc<dyn Tally>),
+            ("complaints", returning::complaints(&rooms.pacing, &self.queue)),
+        ];
+        tallies.map(|(task, tally)| {
+            let name = tally.name();
+            let (store, bell, stop) = (Arc::clone(&self.store), rooms.bell.clone(), self.rest.shutdown().clone());
+            self.rest.vital(task, async move { events::drive_exactly(&*store, &tally, &bell, &stop).await });
+            name
+        })
     }
 
     /// What recipient domains are told about TLS; it outlives delivery, whose last sessions it counts.

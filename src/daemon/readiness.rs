@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::rooms::Rooms;
 use crate::breaker::Breaker;
+use crate::delivery::{Delivery, Halt, TlsPolicies};
 use crate::ext::Timestamp;
 use crate::gate::{Fill, Gate, Shortage};
 use crate::metrics;
@@ -41,6 +42,8 @@ pub(super) struct State {
     vips: Arc<Vips>,
     queue: Arc<Queue>,
     breaker: Arc<Breaker>,
+    delivery: Arc<Delivery>,
+    tls_policies: Arc<TlsPolicies>,
     gate: Arc<Gate>,
     notifications: Arc<Notifications>,
     started: Timestamp,
@@ -56,6 +59,8 @@ impl State {
             vips: Arc::clone(&rooms.vips),
             queue: Arc::clone(&rooms.queue),
             breaker: Arc::clone(&rooms.breaker),
+            delivery: Arc::clone(&rooms.delivery),
+            tls_policies: Arc::clone(&rooms.tls_policies),
             gate: Arc::clone(&rooms.gate),
             notifications: Arc::clone(&rooms.notifications),
             started,
@@ -150,11 +155,18 @@ impl State {
             (metrics::QUEUE_IN_FLIGHT, owed.claimed),
             (metrics::QUEUE_NOTICES, owed.notices),
             (metrics::QUEUE_UNRECORDED, owed.unrecorded),
+            (metrics::QUEUE_ACTS, self.queue.sweeps_running()),
+            (metrics::STS_KEPT, self.tls_policies.count()),
         ] {
             metrics::set(name, lossy(u64::try_from(number).unwrap_or(u64::MAX)));
         }
         let last_backup = self.notifications.backup_standing(self.started).last;
         metrics::set(metrics::BACKUP_LAST, lossy(last_backup.map_or(0, Timestamp::as_secs)));
+        for (kind, halt) in [("suspended", Halt::Sending), ("drained", Halt::Taking)] {
+            let number = self.delivery.halted(halt, Timestamp::now());
+            let label = ("kind", kind.to_owned());
+            metrics::set_labelled(metrics::HALTS, label, lossy(u64::try_from(number).unwrap_or(u64::MAX)));
+        }
         self.measure_load();
         if let Some(bytes) = resident_bytes() {
             metrics::set(metrics::RESIDENT, lossy(bytes));

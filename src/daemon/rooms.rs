@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::StartError;
 use super::returning;
 use super::world::{Folders, HISTORY, World};
@@ -36,7 +38,7 @@ use crate::tlsrpt::{self, TlsReports};
 use crate::trace::Tracer;
 use crate::vips::{Owner, Vips};
 use crate::webhooks::{self, Webhooks};
-use crate::{events, records, submission, web};
+use crate::{delivery, events, records, submission, web};
 
 /// Every room that has state.
 #[derive(Clone)]
@@ -70,6 +72,7 @@ pub(super) struct Rooms {
     pub(super) feedback: Arc<Feedback>,
     pub(super) statistics: Arc<Statistics>,
     pub(super) search: Arc<Search>,
+    pub(super) delivery_settings: Arc<watch::Sender<Arc<delivery::Settings>>>,
 }
 
 impl Rooms {
@@ -96,25 +99,24 @@ impl Rooms {
         let domains = Domains::open(records(), Arc::clone(&key), Arc::clone(&world.resolver), config.domains);
         let domains = Arc::new(domains.map_err(unreadable("domains"))?);
         let bell = events::Bell::default();
-        let feedback = returning::open(config, (records(), &key), (&domains, &vips, world), &bell).await?;
         let policy = policy(&accounts, &vips, (&breaker, &delivery));
         let queue = queue_over((records(), Arc::clone(&blobs)), (config, folders), bell.clone(), policy).await;
         let queue = queue.map_err(unreadable("queue"))?;
         domains.ask_usage_of(selectors_in_use(&queue));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let (pacing, pulse) = watched(&queue, pacing);
+        let delivery_settings = Arc::new(watch::Sender::new(Arc::new(config.delivery.clone())));
+        let heard = (&bell, &delivery_settings.subscribe(), &pacing);
+        let feedback = returning::open(config, (records(), &key), (&domains, &vips, world), heard).await?;
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
         let tls_reports = tls_reports(config, (records(), &vips, &domains), (world, tls))?;
         let pipeline =
             Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
-        let entry = may_enter(&delivery, &pacing);
-        let intake = intake_over((&pipeline, &routes, &queue), records(), entry);
-        let operations = Operations::open(records(), Arc::clone(&suppression), &folders.operations);
-        let operations = Arc::new(operations.map_err(unreadable("operations"))?);
+        let intake = intake_over((&pipeline, &routes, &queue), records(), may_enter(&delivery, &pacing));
+        let operations = operations(records(), &suppression, folders)?;
         let sources = (records(), bell.clone(), &accounts);
         let webhooks = webhooks(config, key, sources, (world, folders, tls)).map_err(unreadable("webhooks"))?;
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
-        let notifications = Arc::new(notifications.with_settings(config.notifications));
         let statistics = Arc::new(statistics(records(), &accounts, config));
         let search = search(config, (&queue, &bell, &accounts), records(), folders)?;
         Ok(Self {
@@ -143,10 +145,11 @@ impl Rooms {
             bell,
             gate: Arc::new(Gate::new(config.gate)),
             webhooks,
-            notifications,
+            notifications: Arc::new(notifications.with_settings(config.notifications)),
             feedback,
             statistics,
             search,
+            delivery_settings,
         })
     }
 
@@ -254,6 +257,16 @@ impl Rooms {
             Box::pin(async move { intake.accept(submission, now).await })
         })
     }
+}
+
+fn operations(
+    store: Arc<dyn Store>,
+    suppression: &Arc<Suppression>,
+    folders: &Folders,
+) -> Result<Arc<Operations>, StartError> {
+    let opened = Operations::open(store, Arc::clone(suppression), &folders.operations);
+    let unreadable = |error| StartError::Unavailable(format!("the operations cannot be read: {error}"));
+    opened.map(Arc::new).map_err(unreadable)
 }
 
 /// What forgets a tenant in rooms that made something of what happened to its mail.

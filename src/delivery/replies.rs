@@ -241,8 +241,8 @@ impl Rules {
         Ok(Arc::new(Self { rules }))
     }
 
-    /// What `reply`, said in `phase`, means. `provider` is who said it, if that is known; if it is
-    /// not, the rules of every provider are tried.
+    /// What `reply`, said in `phase` of one recipient, means. `provider` is who said it, if that is known; if it is
+    /// not, the rules of every provider are tried, and none of them suppresses what anybody's rules do not.
     pub fn judge(&self, reply: &Reply, phase: Phase, provider: Option<&str>) -> Judgement {
         let plain = classify(reply, phase);
         let severity = reply.severity();
@@ -262,9 +262,16 @@ impl Rules {
             (Some(_), action) if action.is_final() && phase >= Phase::Mail => Verdict::Bounced(class.why()),
             (Some(_), _) => Verdict::Deferred(class.why()),
         };
+        // What one provider means by it need not be meant by others, unless anybody would.
+        let is_foreign = found.is_some_and(|rule| rule.provider.is_some() && provider.is_none());
+        let is_doubted = is_foreign && {
+            let mut anybodys = self.rules.iter().filter(|rule| rule.provider.is_none());
+            let meant = anybodys.find(|rule| rule.fits(reply, &text, None)).map(|rule| rule.action);
+            meant.unwrap_or_else(|| by_verdict(plain, severity, reply, phase).1) != Action::Suppress
+        };
         // A message as a whole, or its sender, says nothing about one recipient for good.
         let action = match action {
-            Action::Suppress if phase < Phase::Rcpt => Action::GiveUp,
+            Action::Suppress if phase < Phase::Rcpt || is_doubted => Action::GiveUp,
             action => action,
         };
         let action = match verdict {

@@ -25,6 +25,8 @@ use crate::store::{Batch, CommitError, Key, codec, prefix};
 
 /// Characters of a name that a peer gave itself.
 const NAME_CHARACTERS_MAX: usize = 200;
+/// Why a complaint is doubted whose message is known, and whose reporter is nothing to its recipient.
+const NOT_FOR_THEM: &str = "the message went to several, and its reporter is not the recipient's provider";
 
 /// A message at our door, whole.
 #[derive(Clone, Debug)]
@@ -55,6 +57,13 @@ enum Proof {
     Signed(Domain),
     /// Nobody; why.
     None(&'static str),
+}
+
+/// Whom a complaint is about.
+struct About {
+    tagged: Tagged,
+    /// Only who speaks for this domain may complain; `None` where what proves the message proves the recipient too.
+    spoken_for: Option<Domain>,
 }
 
 /// A batch being put together for one arrival.
@@ -140,25 +149,35 @@ impl Feedback {
         Ok(bytes.and_then(|bytes| History::from_bytes(&bytes).ok()))
     }
 
-    /// The recipient a complaint is about, by what proves it: a return-path of ours, or our trace.
-    fn complained(&self, complaint: &Complaint, now: Timestamp) -> Result<Option<Tagged>, crate::store::StoreError> {
+    /// The recipient a complaint is about, by what proves it: a return-path of ours, or our trace. Every copy of a
+    /// message to several has the same trace, so that names one of them only in the mouth of who speaks for his domain.
+    fn complained(&self, complaint: &Complaint, now: Timestamp) -> Result<Option<About>, crate::store::StoreError> {
         let age = (now, self.settings().tag_age_max);
         let returns = complaint.reverse_paths.iter().filter(|path| self.parts.domains.is_return_name(path.domain()));
         let tagged =
             returns.filter_map(|path| self.tags.read(path, age).ok()).find(|tagged| tagged.purpose == Purpose::Return);
-        if tagged.is_some() {
-            return Ok(tagged);
+        if let Some(tagged) = tagged {
+            return Ok(Some(About { tagged, spoken_for: None }));
         }
         let traced = complaint.trace.as_deref().and_then(|trace| self.tags.read_trace(trace, age).ok());
         let Some(id) = traced else { return Ok(None) };
         let Some(history) = self.history(id)? else { return Ok(None) };
         let named: Vec<Address> = complaint.recipients.iter().map(Address::folded).collect();
-        let number = match history.recipients.as_slice() {
-            [_] => Some(0),
-            many => many.iter().position(|own| named.contains(&own.folded())),
+        let (number, spoken_for) = match history.recipients.as_slice() {
+            [_] => (Some(0), None),
+            many => {
+                let found = many.iter().enumerate().find(|(_, own)| named.contains(&own.folded()));
+                (found.map(|(number, _)| number), found.map(|(_, own)| own.domain().clone()))
+            }
         };
         let number = number.and_then(|number| u16::try_from(number).ok());
-        Ok(number.map(|number| Tagged { purpose: Purpose::Return, id, number }))
+        Ok(number.map(|number| About { tagged: Tagged { purpose: Purpose::Return, id, number }, spoken_for }))
+    }
+
+    /// Whether a reporter may complain for recipients in `domain`: it is theirs, or their provider's.
+    fn speaks_for(&self, reporter: &Domain, domain: &Domain) -> bool {
+        let is_one = reporter == domain || reporter.is_within(domain) || domain.is_within(reporter);
+        is_one || (self.parts.speaks_for)(reporter, domain)
     }
 }
 
@@ -215,7 +234,9 @@ impl Entry<'_> {
         };
         let (fact, event, news) = match verdict {
             Verdict::Failed { detail, status } => {
-                let why = verdict::why(&detail, &*self.feedback.parts.judge);
+                let domain = ours.map(Address::domain);
+                let judge = |reply: &Reply| (self.feedback.parts.judge)(reply, domain, &reporter);
+                let why = verdict::why(&detail, &judge);
                 let event =
                     MailEvent::BouncedLater { recipients, reporter: reporter.clone(), why, detail: masked(&detail) };
                 (Fact::Bounced, event, (NoticeKind::Failure, detail, status))
@@ -259,13 +280,18 @@ impl Entry<'_> {
     fn complaint(&mut self, complaint: &Complaint, proof: Option<&Proof>) -> Result<(), crate::store::StoreError> {
         let is_about_us = matches!(complaint.kind, ComplaintKind::Unwanted | ComplaintKind::OptOut);
         let tagged = if is_about_us { self.feedback.complained(complaint, self.now)? } else { None };
-        let Some(tagged) = tagged else {
+        let Some(About { tagged, spoken_for }) = tagged else {
             // Not about a message that is known to be ours: a person decides what it is worth.
             self.wants_letter = true;
             return Ok(());
         };
         let recipients = vec![tagged.number];
+        let stranger = |domain: &Domain| spoken_for.is_some_and(|whose| !self.feedback.speaks_for(domain, &whose));
         match proof {
+            Some(Proof::Signed(domain)) if stranger(domain) => {
+                let (reporter, doubt) = (domain.to_string(), NOT_FOR_THEM.to_owned());
+                self.fact(tagged, Fact::Doubted, MailEvent::ComplaintDoubted { recipients, reporter, doubt })
+            }
             Some(Proof::Signed(domain)) if complaint.kind == ComplaintKind::OptOut => {
                 let event = MailEvent::Unsubscribed { recipients, way: format!("feedback report of {domain}") };
                 self.fact(tagged, Fact::Unsubscribed, event)

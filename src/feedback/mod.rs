@@ -60,8 +60,12 @@ impl Default for Settings {
     }
 }
 
-/// What a reply in a notice means: the class that events carry. The same rules that judge replies at delivery.
-pub type Judge = Arc<dyn Fn(&Reply) -> Why + Send + Sync>;
+/// What a reply in a notice about a recipient in that domain (if it is still known), written by that host, means: the
+/// class that events carry. The same rules that judge replies at delivery.
+pub type Judge = Arc<dyn Fn(&Reply, Option<&Domain>, &str) -> Why + Send + Sync>;
+
+/// Whether whoever proved to be the first domain may speak for recipients in the second: one provider runs both.
+pub type SpeaksFor = Arc<dyn Fn(&Domain, &Domain) -> bool + Send + Sync>;
 
 /// The rooms it works with.
 pub struct Parts {
@@ -75,6 +79,8 @@ pub struct Parts {
     pub resolver: Arc<dyn Resolver>,
     /// What replies mean.
     pub judge: Judge,
+    /// Who may complain for whom.
+    pub speaks_for: SpeaksFor,
     /// This machine's name.
     pub hostname: Domain,
     /// Rung when something was recorded.

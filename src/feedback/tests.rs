@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_trait::async_trait;
 
@@ -32,7 +33,7 @@ fn address(text: &str) -> Address {
 #[derive(Default)]
 struct Dns {
     txt: Mutex<HashMap<String, Vec<String>>>,
-    is_silent: std::sync::atomic::AtomicBool,
+    is_silent: AtomicBool,
 }
 
 #[async_trait]
@@ -47,7 +48,7 @@ impl Resolver for Dns {
         Err(LookupError::NoRecord)
     }
     async fn txt(&self, name: &Domain) -> Result<Vec<String>, LookupError> {
-        if self.is_silent.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.is_silent.load(Relaxed) {
             return Err(LookupError::Temporary("no answer".to_owned()));
         }
         self.txt.lock().unwrap().get(name.as_str()).cloned().ok_or(LookupError::NoRecord)
@@ -61,6 +62,8 @@ struct Room {
     store: Arc<MemoryStore>,
     dns: Arc<Dns>,
     feedback: Arc<Feedback>,
+    /// Whether who reports here runs the recipients' mailboxes.
+    is_provider: Arc<AtomicBool>,
 }
 
 impl Room {
@@ -77,19 +80,24 @@ impl Room {
         let path = domains.verify_return_path(&actor, (TENANT, &own), now).await.unwrap().unwrap();
         assert!(matches!(path.state, State::Verified(_)), "{path:?}");
         assert_eq!(domains.return_name(TENANT, &own), Some(domain(NAME)));
+        let is_provider = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&is_provider);
         let parts = Parts {
             store: store.clone(),
             domains: Arc::new(domains),
             vips: Arc::new(Vips::open(store.clone()).unwrap()),
             resolver: dns.clone(),
-            judge: Arc::new(|reply| {
+            judge: Arc::new(|reply, _, _| {
                 if reply.status.is_some_and(|status| status.subject == 1) { Why::RecipientGone } else { Why::Other }
+            }),
+            speaks_for: Arc::new(move |reporter, domain| {
+                asked.load(Relaxed) && (reporter.as_str(), domain.as_str()) == ("reports.example", "there.example")
             }),
             hostname: domain(HOST),
             bell: Bell::default(),
         };
         let feedback = Arc::new(Feedback::open(parts, &key, Settings::default()).await.unwrap());
-        Self { store, dns, feedback }
+        Self { store, dns, feedback, is_provider }
     }
 
     /// A message that was sent and delivered to two recipients.
@@ -290,16 +298,36 @@ async fn a_complaint_counts_if_its_reporter_signed_it_and_only_once() {
 }
 
 #[tokio::test]
+async fn who_got_one_copy_of_a_message_cannot_complain_for_the_others_by_its_trace() {
+    let room = Room::new().await;
+    room.is_provider.store(false, Relaxed);
+    let fbl = address(&format!("fbl@{HOST}"));
+    for by_trace in [true, false] {
+        let id = room.sent(Notify::default()).await;
+        let (report, keys) = complaint(&room, id, by_trace);
+        let name = "r._domainkey.reports.example".to_owned();
+        room.dns.txt.lock().unwrap().insert(name, vec![keys.public_record(Algorithm::Rsa)]);
+        room.arrives(&fbl, &report).await.unwrap();
+    }
+    let events = room.events();
+    assert!(
+        matches!(&events[..], [MailEvent::ComplaintDoubted { recipients, doubt, .. }, MailEvent::Complained { .. }]
+            if *recipients == [1] && doubt.contains("went to several")),
+        "a return-path is one recipient's own, and proves who got it: {events:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_complaint_that_nothing_proves_counts_for_nothing() {
     let room = Room::new().await;
     let fbl = address(&format!("fbl@{HOST}"));
     let id = room.sent(Notify::default()).await;
     let (report, keys) = complaint(&room, id, false);
     // While DNS does not answer it is not judged.
-    room.dns.is_silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    room.dns.is_silent.store(true, Relaxed);
     let refused = room.arrives(&fbl, &report).await.unwrap_err();
     assert!(refused.reply.one_line().starts_with("451 4.4.3"), "{refused}");
-    room.dns.is_silent.store(false, std::sync::atomic::Ordering::Relaxed);
+    room.dns.is_silent.store(false, Relaxed);
     // The key of somebody else.
     let other = dkim::generate().unwrap();
     let other = SigningKeys::from_pkcs8(&other.rsa, &other.ed25519).unwrap();

@@ -15,7 +15,8 @@ use super::rules::Scope;
 use super::{Entry, Origin, Place, Reason, Subject, Suppression, folded, shortened};
 use crate::events::{Consumer, Event, EventKind, History, MailEvent, Retry, Why, history_key};
 use crate::ext::Timestamp;
-use crate::mail::{Address, QueueId};
+use crate::mail::{Address, Domain, QueueId};
+use crate::metrics::SUPPRESSIONS;
 use crate::store::{Batch, CommitError, Key, StoreError, codec};
 
 /// `Entry::source` of our notices: what becomes of them says nothing about a tenant's recipients.
@@ -23,9 +24,21 @@ const NOTICE: &str = "notice";
 /// The domain of addresses that were erased.
 const ERASED: &str = "erased.invalid";
 
-/// Whether a failure, in the words of its event, is of this recipient for good: what the rules for replies call
-/// `suppress`.
-pub type Suppresses = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+/// A failure of one recipient, as its event tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure<'e> {
+    /// What was said, with what the trail adds to it.
+    pub detail: &'e str,
+    /// The mail host that said it, or, of what came back later, who reported it; empty if nobody knows.
+    pub host: &'e str,
+    /// The recipient's domain.
+    pub domain: &'e Domain,
+    /// Of how many recipients the event tells it.
+    pub recipients: usize,
+}
+
+/// Whether a failure is of this recipient for good: what the rules for replies call `suppress`.
+pub type Suppresses = Arc<dyn Fn(&Failure<'_>) -> bool + Send + Sync>;
 
 /// The consumer.
 pub struct Feed {
@@ -37,6 +50,14 @@ pub struct Feed {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Hits {
     messages: Vec<QueueId>,
+}
+
+/// What an event says against recipients.
+enum Against<'e> {
+    /// Mail could not be delivered.
+    Failure { detail: &'e str, host: &'e str, note: String },
+    /// Somebody wants no more of it.
+    Word(Reason, String),
 }
 
 /// One recipient that something happened to.
@@ -53,29 +74,29 @@ impl Feed {
         Self { list, suppresses }
     }
 
-    /// What an event says against its recipients.
-    fn reason(&self, event: &MailEvent) -> Option<(Vec<u16>, Reason, String)> {
-        match event {
-            MailEvent::Bounced { recipients, why: Why::RecipientGone, detail, .. } if (self.suppresses)(detail) => {
-                Some((recipients.clone(), Reason::HardBounce, detail.clone()))
+    /// Whom an event says something against, and what.
+    fn reason(event: &MailEvent) -> Option<(&[u16], Against<'_>)> {
+        Some(match event {
+            MailEvent::Bounced { recipients, why: Why::RecipientGone, detail, peer } => {
+                let host = peer.as_ref().map_or("", |peer| peer.host.as_str());
+                (recipients, Against::Failure { detail, host, note: detail.clone() })
             }
-            MailEvent::BouncedLater { recipients, why: Why::RecipientGone, detail, reporter }
-                if (self.suppresses)(detail) =>
-            {
-                Some((recipients.clone(), Reason::HardBounce, format!("{detail} (later, from {reporter})")))
+            MailEvent::BouncedLater { recipients, why: Why::RecipientGone, detail, reporter } => {
+                let note = format!("{detail} (later, from {reporter})");
+                (recipients, Against::Failure { detail, host: reporter, note })
             }
             MailEvent::Complained { recipients, reporter } => {
-                Some((recipients.clone(), Reason::Complaint, format!("reported by {reporter}")))
+                (recipients, Against::Word(Reason::Complaint, format!("reported by {reporter}")))
             }
             MailEvent::Unsubscribed { recipients, way } => {
-                Some((recipients.clone(), Reason::Unsubscribe, format!("by {way}")))
+                (recipients, Against::Word(Reason::Unsubscribe, format!("by {way}")))
             }
-            _ => None,
-        }
+            _ => return None,
+        })
     }
 
     async fn heed(&self, id: QueueId, event: &MailEvent) -> Result<(), Retry> {
-        let Some((numbers, reason, note)) = self.reason(event) else { return Ok(()) };
+        let Some((numbers, against)) = Self::reason(event) else { return Ok(()) };
         let again = |error: StoreError| Retry(error.to_string());
         let Some(bytes) = self.list.desk.store().get(&history_key(id)).map_err(again)? else { return Ok(()) };
         let history = match History::from_bytes(&bytes) {
@@ -91,11 +112,21 @@ impl Feed {
             return Ok(());
         }
         for number in numbers {
-            let Some(address) = history.recipients.get(usize::from(number)) else { continue };
+            let Some(address) = history.recipients.get(usize::from(*number)) else { continue };
             // What erasing leaves behind.
             if address.domain().as_str() == ERASED {
                 continue;
             }
+            let (reason, note) = match &against {
+                Against::Failure { detail, host, note } => {
+                    let failure = Failure { detail, host, domain: address.domain(), recipients: numbers.len() };
+                    if !(self.suppresses)(&failure) {
+                        continue;
+                    }
+                    (Reason::HardBounce, note)
+                }
+                Against::Word(reason, note) => (*reason, note),
+            };
             let hit = Hit { id, address, reason, note: note.clone() };
             let account = entry.and_then(|entry| entry.account);
             self.put(&history, account, hit).await?;
@@ -151,7 +182,9 @@ impl Feed {
             by: BY.to_owned(),
         };
         batch.set(key, entry.to_bytes());
-        committed(turn.commit(batch, || ()).await)
+        let word = hit.reason.word();
+        let count = move || metrics::counter!(SUPPRESSIONS, "reason" => word).increment(1);
+        committed(turn.commit(batch, count).await)
     }
 }
 

@@ -25,7 +25,7 @@ impl Room {
     fn new() -> Self {
         let store = Arc::new(MemoryStore::new());
         let list = Arc::new(Suppression::open(store.clone()));
-        let feed = Feed::new(Arc::clone(&list), Arc::new(|detail| detail.starts_with("550 5.1.1")));
+        let feed = Feed::new(Arc::clone(&list), Arc::new(|failure| failure.detail.starts_with("550 5.1.1")));
         Self { store, list, feed }
     }
 

@@ -22,7 +22,7 @@ use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
-pub use feed::{Feed, Suppresses};
+pub use feed::{Failure, Feed, Suppresses};
 pub use place::{Colour, Place};
 pub use rules::{DAYS_MAX, HARD_BOUNCES_MAX, Rules, Scope};
 

@@ -75,7 +75,8 @@ async fn feedback(
         domains: domains.clone(),
         vips: vips.clone(),
         resolver: Arc::new(EmptyDns),
-        judge: Arc::new(|_| crate::events::Why::Other),
+        judge: Arc::new(|_, _, _| crate::events::Why::Other),
+        speaks_for: Arc::new(|_, _| false),
         hostname: Domain::parse("mx.example.com").unwrap(),
         bell: crate::events::Bell::default(),
     };

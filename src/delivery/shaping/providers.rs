@@ -52,11 +52,30 @@ impl Pattern {
         }
     }
 
+    /// The name all its hosts are below, or the host itself.
+    fn base(&self) -> &str {
+        match self {
+            Self::Exactly(name) => name,
+            Self::Below(suffix) => suffix.trim_start_matches('.'),
+        }
+    }
+
     fn fits(&self, host: &str) -> bool {
         match self {
             Self::Exactly(name) => host == name,
             Self::Below(suffix) => host.ends_with(suffix.as_str()),
         }
+    }
+}
+
+impl Provider {
+    /// Whether it is the provider itself that speaks in the name of `domain`: one of its own domains or below one, or
+    /// a parent of its mail hosts. What lies below its mail hosts may be a customer's.
+    pub fn speaks_as(&self, domain: &str) -> bool {
+        let is_within = |name: &str, parent: &str| {
+            name == parent || name.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
+        };
+        self.domains.iter().any(|own| is_within(domain, own)) || self.mx.iter().any(|mx| is_within(mx.base(), domain))
     }
 }
 
@@ -228,6 +247,15 @@ mod tests {
         ] {
             assert_eq!(of(hosts).as_deref(), Some(name), "{hosts:?}");
         }
+    }
+
+    #[test]
+    fn a_provider_speaks_in_its_own_names_and_not_in_others() {
+        let speaks = |name: &str, domain: &str| Providers::built_in().named(name).unwrap().speaks_as(domain);
+        assert!(speaks("gmail", "gmail.com") && speaks("gmail", "google.com"));
+        assert!(speaks("microsoft-consumer", "hotmail.com") && speaks("yahoo", "arf.mail.yahoo.com"));
+        assert!(!speaks("gmail", "notgmail.com") && !speaks("gmail", "yahoo.com") && !speaks("wp", "evil.pl"));
+        assert!(!speaks("home-pl", "nothome.pl") && !speaks("home-pl", "pl.example"));
     }
 
     #[test]
