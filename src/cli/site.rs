@@ -123,8 +123,8 @@ fn one(session: &Session, site: SiteJson) -> String {
     if let Some(warm) = &site.warm_up {
         let (step, steps, next) = (warm.step, warm.steps, when(&warm.next, session.now));
         text.push_str(&format!(
-            "Warm-up      step {step} of {steps}: {} of {} messages today; the next day begins {next}\n",
-            warm.sent, warm.allowed
+            "Warm-up      step {step} of {steps}: {} of {} messages and {} complaints today; the next day begins {next}\n",
+            warm.sent, warm.allowed, warm.complaints
         ));
     }
     if let Some(controller) = &site.controller {

@@ -36,7 +36,7 @@ pub use mx::{
     Parts as MxParts, SeenTls, Spoken, StsMode, StsPolicy, TlsLevel, TlsMemory, TlsPolicies,
 };
 pub use outcome::{Phase, Verdict, classify};
-pub use pacing::{OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
+pub use pacing::{Complaints, OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use pulse::{LastMinuteOf, OTHERS, Pulse, PulseLine};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};
 pub use settings::{MxTls, PrivateAddresses, Settings, Timeouts};

@@ -5,12 +5,16 @@
 //! Easy to get wrong: times are the queue's, so that a restart or a jump of the wall clock neither
 //! ends a pause nor begins a day of a warm-up again. The lock is held for moments, never over a wait.
 
+mod complaints;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+pub use complaints::Complaints;
 
 use super::Settings;
 use super::shaping::{
@@ -376,9 +380,14 @@ impl Pacing {
         self.desk.store().commit(batch).await.map_err(|error| (told, error))
     }
 
-    /// Gauges: how many sites are slowed and parked.
+    /// Gauges: how many sites are slowed, parked, warmed.
     fn measure(&self) {
-        let (slowed, parked) = self.pacer().held();
+        let (slowed, parked, warmed) = {
+            let pacer = self.pacer();
+            let (slowed, parked) = pacer.held();
+            (slowed, parked, pacer.warming())
+        };
+        metrics::set(metrics::WARM_UPS, f64::from(warmed));
         metrics::set(metrics::SITES_SLOWED, f64::from(slowed));
         metrics::set(metrics::SITES_PARKED, f64::from(parked));
     }

@@ -31,7 +31,7 @@ pub use limits::{
 };
 pub use pacer::{Answer, Ask, Hold, Memory, Pacer, Permit, Picture};
 pub use providers::{Provider, Providers};
-pub use warmup::{Day, Judged, LADDER, Warmup};
+pub use warmup::{DAY as WARMUP_DAY, Day, Judged, LADDER, Warmup};
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -93,6 +93,20 @@ pub struct Memory {
     pub warmup: Option<Warmup>,
 }
 
+impl Memory {
+    /// Ends days of the warm-up that are over, and the warm-up with its last.
+    fn roll(&mut self, now: QueueTime) {
+        if self.warmup.as_mut().is_some_and(|warmup| warmup.roll(now) == Climb::Done) {
+            self.warmup = None;
+        }
+    }
+
+    /// As it is stored.
+    fn ahead(&self) -> Self {
+        Self { controller: self.controller.clone(), warmup: self.warmup.as_ref().map(Warmup::ahead) }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     gates: HashMap<Part, Gate>,
@@ -226,7 +240,7 @@ impl Pacer {
     fn look(&mut self, ask: &Ask<'_>, now: QueueTime) -> Result<(Quota, Vec<Part>), (Hold, Option<QueueTime>)> {
         let parts = self.open_gates(ask, now);
         let state = self.state(ask.path, now);
-        state.roll(now);
+        state.memory.roll(now);
         match state.memory.controller.pause(now) {
             Some((until, Pause::Listed(reply))) => return Err((Hold::Listed(reply.to_owned()), Some(until))),
             Some((until, Pause::Resting(reply))) => return Err((Hold::Resting(reply.to_owned()), Some(until))),
@@ -278,7 +292,7 @@ impl Pacer {
         let connections_max = self.value(path, Knob::Connections);
         let state = self.state(path, now);
         state.touched = now;
-        state.roll(now);
+        state.memory.roll(now);
         if let Some(warmup) = &mut state.memory.warmup {
             match &signal {
                 Signal::SlowDown(_) => warmup.met_trouble(),
@@ -288,6 +302,29 @@ impl Pacer {
         }
         let doing = Doing { rate_max, connections_max, rate: state.meter.rate(now), connections: state.peak.rate(now) };
         state.memory.controller.hear(signal, doing, now)
+    }
+
+    /// How many pairs are being warmed.
+    pub fn warming(&self) -> u32 {
+        let warmed = self.states.values().filter(|state| state.memory.warmup.is_some()).count();
+        u32::try_from(warmed).unwrap_or(u32::MAX)
+    }
+
+    /// What is to be stored once so many complaints are counted today; `None` if nothing is warmed there any more.
+    pub fn with_complaints(&self, path: &Path, count: u32, now: QueueTime) -> Option<Memory> {
+        let mut memory = self.memory(path);
+        memory.roll(now);
+        memory.warmup.as_mut()?.met_complaints(count);
+        Some(memory.ahead())
+    }
+
+    /// So many complaints are counted today.
+    pub fn complained(&mut self, path: &Path, count: u32, now: QueueTime) {
+        let Some(state) = self.states.get_mut(path) else { return };
+        state.memory.roll(now);
+        if let Some(warmup) = &mut state.memory.warmup {
+            warmup.met_complaints(count);
+        }
     }
 
     /// Begins or ends a warm-up.
@@ -371,8 +408,7 @@ impl Pacer {
     pub fn take_changes(&mut self) -> Vec<(Path, Option<Memory>)> {
         let mut changes = Vec::new();
         for (path, state) in &mut self.states {
-            let Memory { controller, warmup } = &state.memory;
-            let ahead = Memory { controller: controller.clone(), warmup: warmup.as_ref().map(Warmup::ahead) };
+            let ahead = state.memory.ahead();
             if ahead != state.stored {
                 let is_empty = ahead.controller.is_idle() && ahead.warmup.is_none();
                 changes.push((path.clone(), (!is_empty).then(|| ahead.clone())));
@@ -470,14 +506,6 @@ impl Pacer {
 }
 
 impl State {
-    fn roll(&mut self, now: QueueTime) {
-        if let Some(warmup) = &mut self.memory.warmup
-            && warmup.roll(now) == Climb::Done
-        {
-            self.memory.warmup = None;
-        }
-    }
-
     /// The controller's say: about all mail, not about a part of it.
     fn ceiling(&self, part: &Part) -> Ceiling {
         match part {

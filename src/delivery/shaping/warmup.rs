@@ -138,9 +138,14 @@ impl Warmup {
         self.listed = true;
     }
 
-    /// A complaint about a message sent here came in.
-    pub fn met_complaint(&mut self) {
-        self.complaints = self.complaints.saturating_add(1);
+    /// So many complaints about messages sent here came in.
+    pub fn met_complaints(&mut self, count: u32) {
+        self.complaints = self.complaints.saturating_add(count);
+    }
+
+    /// Complaints that came in today.
+    pub fn complaints(&self) -> u32 {
+        self.complaints
     }
 
     /// Ends days that are over; whether the ladder is climbed.
@@ -233,7 +238,7 @@ mod tests {
         warmup.was_listed();
         assert_eq!(day(&mut warmup, 6, 100, 1), 50, "a listing steps back");
         assert_eq!(day(&mut warmup, 7, 50, 50), 50, "and never below the first step");
-        warmup.met_complaint();
+        warmup.met_complaints(1);
         assert_eq!(day(&mut warmup, 8, 50, 0), 50, "2 % complaints do not advance");
         let judged: Vec<_> = warmup.days.iter().map(|day| day.judged).collect();
         use Judged::{Advance, Back, Hold};

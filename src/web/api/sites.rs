@@ -89,6 +89,9 @@ pub struct WarmUpJson {
     pub allowed: u32,
     /// Messages counted today.
     pub sent: u32,
+    /// Complaints that came in today.
+    #[serde(default)]
+    pub complaints: u32,
     /// Which step, from 1.
     pub step: u32,
     /// Of how many.
@@ -236,6 +239,7 @@ fn json(parts: &Parts, way: &Way, picture: &Picture, now: QueueTime) -> SiteJson
     let warm_up = picture.memory.warmup.as_ref().map(|warmup: &Warmup| WarmUpJson {
         allowed: warmup.allowed(),
         sent: warmup.sent(),
+        complaints: warmup.complaints(),
         step: warmup.step().0,
         steps: warmup.step().1,
         next: wall(warmup.ends(), now).rfc3339(),
