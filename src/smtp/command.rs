@@ -14,14 +14,17 @@ use zeroize::Zeroizing;
 
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, AddressError, BodyType, ForwardPath, Hold, MailParameters, Notify, Reply, RequireTls, Ret, ReversePath,
-    Smtputf8, printable,
+    Address, AddressError, BodyType, Domain, ForwardPath, Hold, MailParameters, Notify, Reply, RequireTls, Ret,
+    ReversePath, Smtputf8, printable,
 };
 
 /// Octets of `ENVID`, decoded, at most (RFC 3461 s4.4).
 const ENVID_OCTETS_MAX: usize = 100;
 /// Octets of the address of `ORCPT`, decoded, at most (RFC 3461 s4.2: 500 with everything).
 const ORCPT_OCTETS_MAX: usize = 450;
+
+/// The one mailbox that may be named without a domain, in any case.
+const POSTMASTER: &str = "postmaster";
 
 /// One command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,8 +178,8 @@ impl CommandError {
 }
 
 impl Command {
-    /// Reads one line, given without its CR LF.
-    pub fn parse(line: &[u8]) -> Result<Self, CommandError> {
+    /// Reads one line, given without its CR LF, by the server called `here`.
+    pub fn parse(line: &[u8], here: &Domain) -> Result<Self, CommandError> {
         if line.iter().any(|byte| (*byte < 32 && *byte != b'\t') || *byte == 127) {
             return Err(CommandError::Characters);
         }
@@ -186,7 +189,7 @@ impl Command {
         let rest = rest.trim_start_matches([' ', '\t']);
         match verb.as_bytes() {
             verb if verb.eq_ignore_ascii_case(b"MAIL") => mail(rest).map(Self::Mail),
-            verb if verb.eq_ignore_ascii_case(b"RCPT") => rcpt(rest).map(Self::Rcpt),
+            verb if verb.eq_ignore_ascii_case(b"RCPT") => rcpt(rest, here).map(Self::Rcpt),
             _ => simple(verb, rest),
         }
     }
@@ -321,12 +324,18 @@ fn mail(text: &str) -> Result<MailCommand, CommandError> {
     Ok(mail)
 }
 
-fn rcpt(text: &str) -> Result<ForwardPath, CommandError> {
+fn rcpt(text: &str, here: &Domain) -> Result<ForwardPath, CommandError> {
     let (inner, rest) = path(text, "TO", RCPT_SYNTAX)?;
     if inner.is_empty() {
         return Err(CommandError::Syntax(RCPT_SYNTAX));
     }
-    let mut forward_path = ForwardPath::plain(address(inner, Side::Recipient)?);
+    let address = match inner.eq_ignore_ascii_case(POSTMASTER) {
+        // RFC 5321 s4.1.1.3 and s4.5.1: without a domain it is whoever runs this server.
+        true => Address::from_parts(inner.to_owned(), here.clone())
+            .map_err(|why| CommandError::Path(Side::Recipient, why.into()))?,
+        false => address(inner, Side::Recipient)?,
+    };
+    let mut forward_path = ForwardPath::plain(address);
     let mut seen = Seen::default();
     for word in rest.split_ascii_whitespace() {
         let (name, value) = parameter(word);

@@ -205,7 +205,7 @@ impl Session {
         if line.len() > octets_max {
             return self.line_too_long(out);
         }
-        match Command::parse(line) {
+        match Command::parse(line, &self.name) {
             Ok(command) => self.command(command, now, out),
             Err(error) => self.refuse(&error.reply(), out),
         }

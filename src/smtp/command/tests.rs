@@ -2,8 +2,12 @@
 
 use super::*;
 
+fn here() -> Domain {
+    Domain::parse("mx.example.com").unwrap()
+}
+
 fn parse(line: &str) -> Result<Command, CommandError> {
-    Command::parse(line.as_bytes())
+    Command::parse(line.as_bytes(), &here())
 }
 
 fn mail_of(line: &str) -> MailCommand {
@@ -119,7 +123,7 @@ fn lines_that_are_no_command_get_their_reply() {
         let error = parse(line).expect_err(line);
         assert_eq!(error.reply().code.0, code, "{line:?}: {}", error.reply());
     }
-    assert_eq!(Command::parse(b"NOOP \xff"), Err(CommandError::Characters));
+    assert_eq!(Command::parse(b"NOOP \xff", &here()), Err(CommandError::Characters));
 }
 
 #[test]
@@ -166,5 +170,18 @@ fn xtext_reads_back_what_was_written() {
     }
     for text in ["a=b", "+4", "+4x", "+3d", "a b", "+00", "+FF"] {
         assert_eq!(decode_xtext(text), None, "{text}");
+    }
+}
+
+#[test]
+fn the_postmaster_needs_no_domain_and_nobody_else_does_without_one() {
+    // RFC 5321 s4.5.1, in any case; s4.1.1.3.
+    for line in ["RCPT TO:<postmaster>", "RCPT TO:<Postmaster> NOTIFY=NEVER"] {
+        let address = rcpt_of(line).address;
+        assert_eq!(address.domain().as_str(), "mx.example.com", "{line}");
+        assert!(address.local_part().eq_ignore_ascii_case("postmaster"), "{line}");
+    }
+    for line in ["RCPT TO:<abuse>", "RCPT TO:<\"postmaster\">", "RCPT TO:<postmaster@>", "MAIL FROM:<postmaster>"] {
+        assert!(matches!(parse(line), Err(CommandError::Path(..))), "{line} {:?}", parse(line));
     }
 }

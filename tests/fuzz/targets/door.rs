@@ -76,16 +76,17 @@ fn fronts(parts: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
 
 /// A command is understood as its own canonical spelling, and a refusal is a reply.
 pub fn command(line: &[u8]) {
-    match Command::parse(line) {
+    let here = Domain::parse("mx.example.com").unwrap();
+    match Command::parse(line, &here) {
         Ok(Command::Mail(mail)) => {
-            let again = Command::parse(format!("MAIL FROM:{}", mail.reverse_path).as_bytes());
+            let again = Command::parse(format!("MAIL FROM:{}", mail.reverse_path).as_bytes(), &here);
             let Ok(Command::Mail(second)) = again else { panic!("{:?} became {again:?}", mail.reverse_path) };
             assert_eq!((second.reverse_path, second.size), (mail.reverse_path, None));
             assert_eq!(second.parameters, postern::mail::MailParameters::default());
             if let Some(envid) = &mail.parameters.envid {
                 assert!((1..=100).contains(&envid.len()));
                 assert_printable(envid);
-                let again = Command::parse(format!("MAIL FROM:<> ENVID={}", encode_xtext(envid)).as_bytes());
+                let again = Command::parse(format!("MAIL FROM:<> ENVID={}", encode_xtext(envid)).as_bytes(), &here);
                 assert!(matches!(&again, Ok(Command::Mail(second)) if second.parameters.envid.as_ref() == Some(envid)));
             }
         }
@@ -97,7 +98,7 @@ pub fn command(line: &[u8]) {
                 let (kind, address) = orcpt.split_once(';').unwrap();
                 line.push_str(&format!(" ORCPT={kind};{}", encode_xtext(address)));
             }
-            let again = Command::parse(line.as_bytes());
+            let again = Command::parse(line.as_bytes(), &here);
             let Ok(Command::Rcpt(second)) = again else { panic!("{line:?} became {again:?}") };
             assert_eq!((second.address, second.orcpt), (path.address, path.orcpt));
         }

@@ -201,7 +201,7 @@ impl For {
     }
 }
 
-/// Takes mail to `tag@bounce.example`, but not what has the subject `refuse`.
+/// Takes mail to `tag@bounce.example` and to the postmaster, but not what has the subject `refuse`.
 fn reception(arrived: &Kept<Arrival>) -> submission::Reception {
     let arrived = Arc::clone(arrived);
     submission::Reception {
@@ -211,6 +211,8 @@ fn reception(arrived: &Kept<Arrival>) -> submission::Reception {
         sender: Arc::new(|_| Ok(())),
         recipient: Arc::new(|_, path, _| match path.address.to_string().as_str() {
             "tag@bounce.example" => Ok(()),
+            // As what comes back is asked: its own name and no other.
+            address if address.eq_ignore_ascii_case(&format!("postmaster@{NAME}")) => Ok(()),
             other if other.ends_with("@bounce.example") => {
                 Err(Refusal::plain(Reply::enhanced(550, 1, 1, "There is no such address here")))
             }
