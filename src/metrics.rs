@@ -49,6 +49,29 @@ pub const ATTEMPTS: &str = "postern_delivery_connections";
 pub const STALLED: &str = "postern_delivery_stalled_total";
 /// Recipient domains that gave less TLS than ever before, label `to`: `plaintext`, `encrypted`.
 pub const TLS_DOWNGRADES: &str = "postern_tls_downgrades_total";
+/// Connections of delivery, label `level`: `plaintext`, `encrypted`, `verified`.
+pub const TLS_SESSIONS: &str = "postern_delivery_tls_sessions_total";
+/// Connections in the clear because TLS failed, label `because`: `failed`, `failed-before`.
+pub const TLS_FALLBACKS: &str = "postern_delivery_tls_fallbacks_total";
+/// Attempts that ended because the TLS that is demanded was not there, label `by`: `mta-sts`, `dane`, `operator`,
+/// `message`.
+pub const TLS_UNMET: &str = "postern_delivery_tls_unmet_total";
+/// Fetches of MTA-STS policies, label `result`: `fetched`, `failed`.
+pub const STS_FETCHES: &str = "postern_mta_sts_fetches_total";
+/// MTA-STS policies that are kept.
+pub const STS_KEPT: &str = "postern_mta_sts_policies";
+/// Lookups of where mail goes that run now.
+pub const LOOKUPS: &str = "postern_delivery_lookups";
+/// Pairs of site and virtual IP that are being warmed.
+pub const WARM_UPS: &str = "postern_warm_ups";
+/// What operators suspended or drain, label `kind`: `suspended`, `drained`.
+pub const HALTS: &str = "postern_delivery_halts";
+/// Acts on many messages that go on.
+pub const QUEUE_ACTS: &str = "postern_queue_acts";
+/// SMTP accounts that were paused, label `cause`: `failures`, `blocks`, `complaints`, `volume`, `by-hand`.
+pub const ACCOUNTS_TRIPPED: &str = "postern_smtp_accounts_tripped_total";
+/// Recipients put on suppression lists by what came of mail, label `reason`.
+pub const SUPPRESSIONS: &str = "postern_suppressions_total";
 /// Reports about TLS to recipient domains, label `result`: `sent`, `given-up`.
 pub const TLS_REPORTS: &str = "postern_tls_reports_total";
 /// Messages that are owed.
@@ -134,6 +157,17 @@ pub const ALL: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "Recipient domains that gave less TLS than the best they ever gave, by what it came to",
     ),
+    (TLS_SESSIONS, Kind::Counter, "Connections of delivery, by how well they are protected"),
+    (TLS_FALLBACKS, Kind::Counter, "Connections of delivery in the clear because TLS failed, now or before"),
+    (TLS_UNMET, Kind::Counter, "Attempts that ended because the TLS that is demanded was not there, by who demands it"),
+    (STS_FETCHES, Kind::Counter, "Fetches of MTA-STS policies, by result"),
+    (STS_KEPT, Kind::Gauge, "MTA-STS policies that are kept"),
+    (LOOKUPS, Kind::Gauge, "Lookups of where mail goes that run now"),
+    (WARM_UPS, Kind::Gauge, "Pairs of site and virtual IP that are being warmed"),
+    (HALTS, Kind::Gauge, "What operators suspended or drain now, by kind"),
+    (QUEUE_ACTS, Kind::Gauge, "Acts on many messages that go on"),
+    (ACCOUNTS_TRIPPED, Kind::Counter, "SMTP accounts that were paused, by cause"),
+    (SUPPRESSIONS, Kind::Counter, "Recipients put on suppression lists by what came of mail, by reason"),
     (TLS_REPORTS, Kind::Counter, "Reports about TLS to recipient domains, by what became of them"),
     (QUEUE_MESSAGES, Kind::Gauge, "Messages that are owed; counts up for a moment after a start"),
     (VIPS_MISSING, Kind::Gauge, "Addresses of virtual IPs that are not on this host; their mail waits"),

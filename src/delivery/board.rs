@@ -382,6 +382,11 @@ impl Delivery {
         self.board().forgets = false;
     }
 
+    /// How many suspensions or drains are in force.
+    pub fn halted(&self, halt: Halt, now: Timestamp) -> usize {
+        self.board().suspended.values().filter(|one| one.halt == halt && !one.has_ended(now)).count()
+    }
+
     /// What is suspended or drained now, the oldest first.
     pub fn suspensions(&self, actor: &Actor, now: Timestamp) -> Result<Vec<Suspension>, Forbidden> {
         actor.require(Permission::ReadInstance)?;

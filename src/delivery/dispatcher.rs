@@ -30,7 +30,7 @@ use crate::events::Why;
 use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
 use crate::mail::TenantId;
-use crate::metrics::ATTEMPTS;
+use crate::metrics::{ATTEMPTS, LOOKUPS};
 use crate::queue::{LaneWait, Look, Outcome, Queue, WaitsFor};
 use crate::routing::{Lane, TransportName};
 
@@ -542,6 +542,7 @@ impl Dispatcher {
         });
         self.places.looking_up(place.clone(), &self.settings, now);
         self.shares(share).take(tenant);
+        metrics::gauge!(LOOKUPS).increment(1);
         self.running.insert(task.id(), Running::Lookup { place, tenant, share });
         self.begun = self.begun.wrapping_add(1);
     }

@@ -343,6 +343,11 @@ impl Queue {
         Ok(())
     }
 
+    /// How many of them go on.
+    pub fn sweeps_running(&self) -> usize {
+        self.sweeps_kept().all.values().filter(|sweep| !sweep.state.is_over()).count()
+    }
+
     fn sweeps_kept(&self) -> std::sync::MutexGuard<'_, Sweeps> {
         self.sweeps.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -11,7 +11,7 @@ use super::super::shaping::{Path, Permit, Quota, Signal, Use};
 use super::super::sources::after;
 use super::super::transport::{Ending, Report};
 use super::{AVOID_FOR, AVOIDED_MAX, Dispatcher, Done, Running};
-use crate::metrics::ATTEMPTS;
+use crate::metrics::{ATTEMPTS, LOOKUPS};
 use crate::routing::Lane;
 
 impl Dispatcher {
@@ -52,6 +52,7 @@ impl Dispatcher {
             }
             (Some(Running::Lookup { place, tenant, share }), done) => {
                 self.shares(share).give_back(tenant);
+                metrics::gauge!(LOOKUPS).decrement(1);
                 match done {
                     Some(Done::Lookup(place, result)) => self.places.learn(place, result, &self.settings, now),
                     _ => self.places.forget(&place),

@@ -21,6 +21,7 @@ pub use self::policies::{KeptPolicy, TlsPolicies};
 pub use self::rules::DomainRule;
 pub use self::tls_memory::{FailingTls, SeenTls, Spoken, TlsLevel, TlsMemory};
 pub use self::tls_policy::DomainTls;
+pub(super) use self::tls_policy::voice;
 
 use self::destinations::Whither;
 use self::lookup::{Exchangers, Ourselves};
@@ -35,6 +36,7 @@ use crate::background::{Shutdown, periodically};
 use crate::events::Why;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
+use crate::metrics::TLS_UNMET;
 use crate::net::{Dane, FetchLimits, Fetcher, LookupError, Reach, Resolver};
 use crate::routing::{Lane, TransportName};
 use crate::tlsrpt::{Applied, Protection, Session, TlsReports};
@@ -194,9 +196,14 @@ impl Mx {
     }
 }
 
+/// Only a policy of the domain's own refuses a host.
+fn unmet(why: &str) -> NoSite {
+    metrics::counter!(TLS_UNMET, "by" => "mta-sts").increment(1);
+    NoSite::Deferred(Why::TlsPolicy, format!("451 4.7.4 {why}"))
+}
+
 fn demanded(voices: &Voices<'_>, host: Host, proven: &[Domain], dane: Option<&Dane>) -> Result<Host, NoSite> {
-    let Demand { tls, policy } = tls_policy::demand(voices, &host.name, dane)
-        .map_err(|why| NoSite::Deferred(Why::TlsPolicy, format!("451 4.7.4 {why}")))?;
+    let Demand { tls, policy } = tls_policy::demand(voices, &host.name, dane).map_err(|why| unmet(&why))?;
     let is_proven = proven.iter().any(|name| name.as_str() == host.name) || tls_policy::vouches(voices.sts, &host.name);
     let standing = if is_proven { Standing::Proven } else { Standing::Claimed };
     Ok(Host { tls, policy: policy.map(Arc::from), standing, ..host })

@@ -16,6 +16,7 @@ use super::mta_sts::{Policy, announced};
 use super::rules::DomainRule;
 use crate::ext::Timestamp;
 use crate::mail::Domain;
+use crate::metrics::STS_FETCHES;
 use crate::net::{FetchError, FetchLimits, Fetcher, LookupError, Resolver};
 use crate::records::{self, Damage, Desk};
 use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
@@ -116,6 +117,11 @@ impl TlsPolicies {
     /// The policy kept for a domain, if it is still good.
     pub fn kept(&self, domain: &Domain, now: Timestamp) -> Option<KeptPolicy> {
         records::lock(&self.kept).get(domain).filter(|kept| kept.is_good(now)).cloned()
+    }
+
+    /// How many are kept.
+    pub fn count(&self) -> usize {
+        records::lock(&self.kept).len()
     }
 
     /// The policy that holds for mail to `domain` now. Fetches one that is announced and not known.
@@ -235,6 +241,14 @@ impl TlsPolicies {
     }
 }
 
+/// Fetches a policy, and counts that.
+async fn fetch(domain: &Domain, asking: &Asking<'_>) -> Result<Policy, (ResultType, String)> {
+    let fetched = fetch_once(domain, asking).await;
+    let result = if fetched.is_ok() { "fetched" } else { "failed" };
+    ::metrics::counter!(STS_FETCHES, "result" => result).increment(1);
+    fetched
+}
+
 /// The id of the policy that the domain announces; `None` if it announces none, or DNS is silent.
 async fn announcement(domain: &Domain, resolver: &dyn Resolver) -> Option<String> {
     let name = Domain::parse(&format!("_mta-sts.{domain}")).ok()?;
@@ -250,7 +264,7 @@ async fn announcement(domain: &Domain, resolver: &dyn Resolver) -> Option<String
 
 /// RFC 8461 s3.3: over HTTPS with a certificate for exactly that host, 200 and text/plain. `Err` says what a
 /// report would call it, too.
-async fn fetch(domain: &Domain, asking: &Asking<'_>) -> Result<Policy, (ResultType, String)> {
+async fn fetch_once(domain: &Domain, asking: &Asking<'_>) -> Result<Policy, (ResultType, String)> {
     let not_there = |why: String| (ResultType::StsPolicyFetchError, why);
     let host = Domain::parse(&format!("mta-sts.{domain}")).map_err(|error| not_there(error.to_string()))?;
     let fetched = asking.fetcher.get(&host, PATH, &asking.limits).await;
