@@ -1,5 +1,5 @@
 //! Delivery into mail servers that are not ours: Postfix, Exim and OpenSMTPD, each from its Debian
-//! package in a root of its own. What they stored is read back, judged by two DKIM verifiers and
+//! package in a root of its own, and Haraka from npm. What they stored is read back, judged by two DKIM verifiers and
 //! compared with what was handed in; their refusals come back as notices that Python reads.
 
 use std::collections::BTreeMap;
@@ -59,6 +59,66 @@ fn opensmtpd_takes_everything_without_tls_and_its_refusal_comes_back() {
     let address = Ipv4Addr::new(127, 0, 1, 3);
     let peer = Peer { name: "opensmtpd", package: "opensmtpd", address, has_tls: false, refusal };
     delivers_into(&peer, "interop::opensmtpd_takes_everything_without_tls_and_its_refusal_comes_back");
+}
+
+/// It has no mailboxes: what it takes it passes on, and what it cannot pass on comes back.
+#[test]
+fn haraka_takes_mail_whose_later_bounce_is_understood() {
+    let address = Ipv4Addr::new(127, 0, 1, 4);
+    let refusal = ("", "");
+    let peer = Peer { name: "haraka", package: "Haraka", address, has_tls: false, refusal };
+    if run_apart("interop::haraka_takes_mail_whose_later_bounce_is_understood", install_haraka) == Apart::Done {
+        return;
+    }
+    let shop = Shop::open(peer.address);
+    start_haraka(&peer, &shop.folder.path().join("haraka"));
+    its_later_bounce_stops_the_address(&peer, &shop);
+}
+
+/// From npm into a folder of its own, once per machine.
+fn install_haraka() -> Result<(), String> {
+    let folder = kept_folder()?.join("haraka");
+    if folder.join("node_modules/Haraka/package.json").is_file() {
+        return Ok(());
+    }
+    fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    fs::copy(peers().join("haraka/package.json"), folder.join("package.json")).map_err(|error| error.to_string())?;
+    let mut npm = Command::new("npm");
+    // Some registries withhold what is newer than a few weeks, and Haraka names its dependencies loosely.
+    npm.current_dir(&folder).args(["install", "--no-audit", "--no-fund", "--before=2026-08-01"]);
+    run(&mut npm).map_err(|error| format!("npm cannot install Haraka: {error}"))
+}
+
+/// Its configuration and our plugin in a folder of its own; it ends with the namespace.
+fn start_haraka(peer: &Peer, folder: &Path) {
+    let installed = kept_folder().unwrap().join("haraka");
+    let package = installed.join("node_modules/Haraka");
+    for (from, to) in [(peers().join("haraka/config"), "config"), (peers().join("haraka/plugins"), "plugins")] {
+        fs::create_dir_all(folder.join(to)).unwrap();
+        for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), folder.join(to).join(file.file_name())).unwrap();
+        }
+    }
+    fs::create_dir_all(folder.join("queue")).unwrap();
+    // Its own words for a notice.
+    for file in fs::read_dir(package.join("config")).unwrap().map(Result::unwrap) {
+        let name = file.file_name();
+        if name == "connection.ini" || name.to_string_lossy().starts_with("outbound.bounce_message") {
+            fs::copy(file.path(), folder.join("config").join(name)).unwrap();
+        }
+    }
+    std::os::unix::fs::symlink(installed.join("node_modules"), folder.join("node_modules")).unwrap();
+    let log = fs::File::create(installed.join("log")).unwrap();
+    let mut node = Command::new("node");
+    node.arg(package.join("bin/haraka")).arg("-c").arg(folder).current_dir(folder);
+    node.stdout(log.try_clone().unwrap()).stderr(log);
+    let server = thread::spawn(move || node.status());
+    let deadline = Instant::now() + ARRIVAL_PATIENCE;
+    while TcpStream::connect((peer.address, 25)).is_err() {
+        let said = || fs::read_to_string(installed.join("log")).unwrap_or_default();
+        assert!(!server.is_finished() && Instant::now() < deadline, "Haraka does not answer\n{}", said());
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn delivers_into(peer: &Peer, test: &str) {

@@ -1,5 +1,7 @@
 //! Plots of what a test measured, as SVG that a reader of the documentation sees.
 
+use plotters::prelude::*;
+
 /// One curve.
 pub struct Line {
     /// Its name in the legend.
@@ -20,18 +22,20 @@ pub struct Plot {
     pub lines: Vec<Line>,
 }
 
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 64.0;
-const TOP: f64 = 34.0;
-const BOTTOM: f64 = 44.0;
-const COLOURS: [&str; 3] = ["#9aa5b1", "#0b6e99", "#c2410c"];
+const SIZE: (u32, u32) = (760, 300);
+const COLOURS: [RGBColor; 3] = [RGBColor(0x9a, 0xa5, 0xb1), RGBColor(0x0b, 0x6e, 0x99), RGBColor(0xc2, 0x41, 0x0c)];
 
 impl Plot {
-    /// Writes it to the documentation if that is asked for; its text is made in any case.
+    /// Writes it to the documentation if that is asked for; it is drawn in any case.
     pub fn write(&self, name: &str) {
-        let text = self.svg();
-        assert!(text.contains("<polyline") && text.ends_with("</svg>\n"));
+        let mut text = String::new();
+        self.draw(&mut text).unwrap();
+        for (line, RGBColor(red, green, blue)) in self.coloured() {
+            let stroke = format!("stroke=\"#{red:02X}{green:02X}{blue:02X}\"");
+            assert_eq!(text.matches(&stroke).count(), 2, "the curve {} and its mark in the legend", line.name);
+            assert!(text.contains(line.name));
+        }
+        assert!(text.ends_with("</svg>\n"));
         if std::env::var_os("POSTERN_WRITE_DOCUMENTS").is_some() {
             let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate/shaping");
             std::fs::create_dir_all(folder).unwrap();
@@ -39,59 +43,40 @@ impl Plot {
         }
     }
 
-    fn svg(&self) -> String {
+    /// Each curve with its colour.
+    fn coloured(&self) -> impl Iterator<Item = (&Line, RGBColor)> {
+        let colours = COLOURS.into_iter().cycle().skip(usize::from(self.lines.len() == 1));
+        self.lines.iter().zip(colours)
+    }
+
+    fn draw(&self, text: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let x_max = points().map(|point| point.0).fold(1.0, f64::max).ceil();
-        let y_max = nice(points().map(|point| point.1).fold(1.0, f64::max) * 1.05);
-        let at = |(x, y): (f64, f64)| {
-            let across = LEFT + x / x_max * (WIDTH - LEFT - 16.0);
-            (across, TOP + (1.0 - y / y_max) * (HEIGHT - TOP - BOTTOM))
-        };
-        let mut text = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-             font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-             <text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{}</text>\n",
-            self.title
-        );
-        for part in 0..=4 {
-            let value = y_max * f64::from(part) / 4.0;
-            let (left, y) = at((0.0, value));
-            let (right, _) = at((x_max, value));
-            text += &format!(
-                "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right:.1}\" y2=\"{y:.1}\" stroke=\"#e4e7eb\"/>\n\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.0}</text>\n",
-                left - 6.0,
-                y + 4.0
-            );
-            let (x, y) = at((x_max * f64::from(part) / 4.0, 0.0));
-            let value = x_max * f64::from(part) / 4.0;
-            text += &format!("<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value:.0}</text>\n", y + 16.0);
+        let y_max = points().map(|point| point.1).fold(1.0, f64::max) * 1.05;
+        let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(self.title, ("sans-serif", 18))
+            .margin(10)
+            .x_label_area_size(38)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..x_max, 0.0..y_max)?;
+        let round = |value: &f64| format!("{value:.0}");
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_x_mesh().light_line_style(TRANSPARENT).label_style(("sans-serif", 14));
+        mesh.x_desc(self.x).y_desc(self.y).x_labels(9).y_labels(5);
+        mesh.x_label_formatter(&round).y_label_formatter(&round).draw()?;
+        for (line, colour) in self.coloured() {
+            let style = colour.stroke_width(2);
+            chart
+                .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+                .label(line.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
         }
-        let middle = (LEFT + WIDTH) / 2.0;
-        text += &format!("<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", HEIGHT - 8.0, self.x);
-        text += &format!(
-            "<text x=\"14\" y=\"{0}\" text-anchor=\"middle\" transform=\"rotate(-90 14 {0})\">{1}</text>\n",
-            HEIGHT / 2.0,
-            self.y
-        );
-        for (line, number) in self.lines.iter().zip(0_u8..) {
-            let colour = COLOURS[(usize::from(number) + usize::from(self.lines.len() == 1)) % COLOURS.len()];
-            let points: Vec<String> =
-                line.points.iter().map(|point| at(*point)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-            text += &format!(
-                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" points=\"{}\"/>\n",
-                points.join(" ")
-            );
-            let x = WIDTH - 170.0;
-            let y = TOP + 12.0 + f64::from(number) * 16.0;
-            text += &format!("<text x=\"{x}\" y=\"{y}\" fill=\"{colour}\">{}</text>\n", line.name);
-        }
-        text + "</svg>\n"
+        let mut legend = chart.configure_series_labels();
+        legend.position(SeriesLabelPosition::UpperRight).label_font(("sans-serif", 14));
+        legend.background_style(WHITE.mix(0.8)).draw()?;
+        area.present()?;
+        Ok(())
     }
-}
-
-/// A round number that is at least this.
-fn nice(value: f64) -> f64 {
-    let power = 10_f64.powf(value.log10().floor());
-    [1.0, 2.0, 4.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= value).unwrap_or(value)
 }
