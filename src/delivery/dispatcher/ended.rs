@@ -78,7 +78,10 @@ impl Dispatcher {
         }
         match &report.ending {
             Ending::Unreachable(reason, _) | Ending::Failed(reason) if report.heard.is_empty() && served == 0 => {
-                self.wiring.pacing.hear(pace, Signal::Failed(reason.clone()), now);
+                // What a peer said begins with its code (RFC 5321 s4.2.1): 421 is a connection it does not serve.
+                let is_sent_away = reason.starts_with("421");
+                let signal = if is_sent_away { Signal::SentAway } else { Signal::Failed };
+                self.wiring.pacing.hear(pace, signal(reason.clone()), now);
             }
             _ => {}
         }

@@ -70,6 +70,8 @@ pub enum Signal {
     Listed(String),
     /// It could not be reached.
     Failed(String),
+    /// It sent a connection away in these words, which no rule speaks of; it may serve others meanwhile.
+    SentAway(String),
 }
 
 /// The limits as they stand, and what is done within them.
@@ -143,9 +145,9 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Whether it holds nothing back and remembers nothing.
+    /// Whether it holds nothing back.
     pub fn is_idle(&self) -> bool {
-        self.rate.is_none() && self.connections.is_none() && self.park.is_none() && self.said.is_empty()
+        self.rate.is_none() && self.connections.is_none() && self.park.is_none()
     }
 
     /// Until when nothing is sent at all, and whether that is because our address is listed.
@@ -168,16 +170,42 @@ impl Controller {
             Signal::Served(count) => self.served(count, doing, now),
             Signal::SlowDown(reply) => self.slow_down(reply, doing, now),
             Signal::Listed(reply) => self.listed(reply, doing, now),
-            Signal::Failed(reason) => {
-                self.failures = self.failures.saturating_add(1);
-                let is_trouble = self.failures >= FAILURES_MAX;
-                if is_trouble {
+            Signal::Failed(reason) => self.failed(reason, doing, now),
+            Signal::SentAway(reply) => {
+                // Served connections between them are no excuse for several in a minute.
+                let lately = self.said.iter().filter(|said| now.since(said.at) < INCIDENT).count();
+                if u32::try_from(lately).unwrap_or(u32::MAX).saturating_add(1) >= FAILURES_MAX {
                     self.failures = 0;
-                    return self.slow_down(reason, doing, now);
+                    return self.slow_down(reply, doing, now);
                 }
-                None
+                self.remember(&kept_of(&reply), now);
+                self.failed(reply, doing, now)
             }
         }
+    }
+
+    /// A connection came to nothing. Several in a row mean fewer of them, and one step of the rate until
+    /// something is served again: that nobody could be reached says nothing of which rate was too much.
+    fn failed(&mut self, reason: String, doing: Doing, now: QueueTime) -> Option<Step> {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures < FAILURES_MAX {
+            return None;
+        }
+        self.failures = 0;
+        self.served = 0;
+        if self.slowed.is_some_and(|slowed| now.since(slowed) < INCIDENT) {
+            return None;
+        }
+        let reason = kept_of(&reason);
+        self.remember(&reason, now);
+        let allowed = self.rate.unwrap_or(doing.rate_max);
+        if self.in_a_row == 0 && allowed != UNLIMITED {
+            self.rate = Some(lowered(allowed).max(floor(doing.rate_max)).min(allowed));
+        }
+        // What was open in the last minute is nothing to go by where nothing opens.
+        let ran = self.connections.unwrap_or(doing.connections_max).min(doing.connections_max);
+        self.connections = Some((ran.saturating_mul(3) / 4).max(1));
+        self.stepped_down(reason, now)
     }
 
     fn slow_down(&mut self, reply: String, doing: Doing, now: QueueTime) -> Option<Step> {
@@ -191,18 +219,22 @@ impl Controller {
         let allowed = self.rate.unwrap_or(doing.rate_max);
         // What we really did is what was too much, not what we might have done.
         let did = allowed.min(doing.rate.max(floor));
-        let rate = (u64::from(did) * u64::from(DOWN_PERCENT) / 100).try_into().unwrap_or(did).max(floor);
+        let rate = lowered(did).max(floor);
         let ran = self.connections.unwrap_or(doing.connections_max).min(doing.connections.max(1));
         self.rate = Some(rate.min(allowed));
         // The rate does most of it; fewer connections are for those who count these.
         self.connections = Some((ran.saturating_mul(3) / 4).max(1));
         self.trouble = Some((did, now));
         self.patience_secs = self.patience_after(now).as_secs();
+        self.stepped_down(reply, now)
+    }
+
+    fn stepped_down(&mut self, cause: String, now: QueueTime) -> Option<Step> {
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.rest = Some(now.plus(doubled(REST_FIRST, self.in_a_row, REST_MAX)));
         self.slowed = Some(now);
-        self.cause = Some(reply.clone());
-        Some(Step::Slowed(reply))
+        self.cause = Some(cause.clone());
+        Some(Step::Slowed(cause))
     }
 
     /// Trouble soon after a step up means that the steps came too fast.
@@ -344,6 +376,11 @@ pub fn floor(rate_max: u32) -> u32 {
     if rate_max == UNLIMITED { FLOOR_UNLIMITED } else { (rate_max / FLOOR_PART).max(1) }
 }
 
+/// A step down from that rate.
+fn lowered(rate: u32) -> u32 {
+    (u64::from(rate) * u64::from(DOWN_PERCENT) / 100).try_into().unwrap_or(rate)
+}
+
 /// `first` doubled for each after the first, up to `most`.
 fn doubled(first: Duration, count: u32, most: Duration) -> Duration {
     let doublings = count.saturating_sub(1).min(20);
@@ -481,6 +518,58 @@ mod tests {
         controller.hear(Signal::Served(1), doing(600, 1), QueueTime(0));
         assert_eq!((fail(&mut controller), fail(&mut controller)), (None, None));
         assert_eq!(fail(&mut controller), Some(Step::Slowed("refused".into())));
+    }
+
+    #[test]
+    fn an_outage_of_our_own_line_costs_one_step_of_the_rate_and_is_made_up_for_within_half_an_hour() {
+        let mut controller = Controller::default();
+        let (mut sent, mut free) = (Vec::new(), None);
+        for minute in 0..60_u64 {
+            let now = QueueTime(minute * MINUTE);
+            let doing = |rate, connections| Doing { rate_max: 1_200, connections_max: 10, rate, connections };
+            if (10..14).contains(&minute) {
+                for _ in 0..3 {
+                    // Nothing was sent any more: the last minute says nothing.
+                    controller.hear(Signal::Failed("unreachable".into()), doing(0, 0), now);
+                }
+                assert_eq!(controller.rate, Some(780), "minute {minute}");
+            }
+            let allowed = controller.rate.unwrap_or(1_200).min(900);
+            let may = !(10..14).contains(&minute) && controller.pause(now).is_none();
+            sent.push(if may { allowed } else { 0 });
+            if may {
+                let connections = controller.connections.unwrap_or(10);
+                controller.hear(Signal::Served(allowed), doing(allowed, connections), now);
+            }
+            if minute > 14 && controller.is_idle() {
+                free.get_or_insert(minute);
+            }
+        }
+        assert!(sent[25..].iter().all(|minute| *minute == 900), "{sent:?}");
+        assert!(free.is_some_and(|free| free <= 14 + 30), "{free:?}");
+    }
+
+    #[test]
+    fn a_site_that_sends_connections_away_while_it_serves_others_is_slowed_down() {
+        let mut controller = Controller::default();
+        let away = |controller: &mut Controller, secs: u64| {
+            controller.hear(
+                Signal::SentAway("421 bye (after greeting)".into()),
+                doing(600, 400),
+                QueueTime(secs * 1_000),
+            )
+        };
+        for secs in 0..10 {
+            assert_eq!(away(&mut controller, secs * 40), None, "now and then is nothing");
+            controller.hear(Signal::Served(50), doing(600, 400), QueueTime(secs * 40_000));
+        }
+        assert!(controller.is_idle());
+        assert_eq!(away(&mut controller, 1_000), None);
+        controller.hear(Signal::Served(50), doing(600, 400), QueueTime(1_000_000));
+        assert_eq!(away(&mut controller, 1_010), None);
+        controller.hear(Signal::Served(50), doing(600, 400), QueueTime(1_011_000));
+        assert_eq!(away(&mut controller, 1_020), Some(Step::Slowed("421 bye (after greeting)".into())));
+        assert_eq!((controller.rate, controller.connections), (Some(260), Some(6)));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Permit {
     pub recipients_per_transaction: u32,
     tenant: TenantId,
     parts: Vec<Part>,
+    /// When the day of a warm-up began that this was counted in.
+    counted_in: Option<QueueTime>,
 }
 
 /// What holds mail back.
@@ -221,9 +223,10 @@ impl Pacer {
         }
         let running = state.gates.get(&Part::Whole).map_or(0, Gate::running);
         state.peak.most(running, now);
-        if let Some(warmup) = &mut state.memory.warmup {
+        let counted_in = state.memory.warmup.as_mut().map(|warmup| {
             warmup.take(quota.messages);
-        }
+            warmup.began()
+        });
         let weight = self.weight(ask.path, ask.tenant);
         self.turns.granted(ask.path, ask.tenant, quota.messages, weight);
         self.turns.went(ask.path, ask.class);
@@ -233,6 +236,7 @@ impl Pacer {
             recipients_per_transaction: per_transaction.max(1),
             tenant: ask.tenant,
             parts,
+            counted_in,
         })
     }
 
@@ -279,8 +283,15 @@ impl Pacer {
                 gate.settle(permit.quota, used, now);
             }
         }
+        state.memory.roll(now);
         if let Some(warmup) = &mut state.memory.warmup {
-            warmup.settle(permit.quota.messages, used.messages);
+            match permit.counted_in {
+                Some(day) if day == warmup.began() => warmup.settle(permit.quota.messages, used.messages),
+                // The day it was counted in is over, with all it was allowed.
+                Some(_) => {}
+                // It was given before the warm-up began, and is part of its first day.
+                None => warmup.take(used.messages),
+            }
         }
         state.meter.add(used.messages, now);
         state.touched = now;
@@ -297,7 +308,7 @@ impl Pacer {
             match &signal {
                 Signal::SlowDown(_) => warmup.met_trouble(),
                 Signal::Listed(_) => warmup.was_listed(),
-                Signal::Served(_) | Signal::Failed(_) => {}
+                Signal::Served(_) | Signal::Failed(_) | Signal::SentAway(_) => {}
             }
         }
         let doing = Doing { rate_max, connections_max, rate: state.meter.rate(now), connections: state.peak.rate(now) };

@@ -200,3 +200,24 @@ fn what_holds_nothing_back_is_forgotten_and_what_does_is_not() {
     assert_eq!((picture.running, picture.holds), (0, None));
     assert_eq!(pacer.paths().len(), 1, "looking changes nothing");
 }
+
+#[test]
+fn a_warm_up_counts_what_was_under_way_when_it_began_and_no_day_takes_back_what_another_counted() {
+    const DAY: u64 = 24 * 60 * MINUTE;
+    let (mut pacer, gmail) = (pacer(Vec::new()), path("gmail", 1));
+    let sent = |pacer: &Pacer| pacer.memory(&gmail).warmup.unwrap().sent();
+    let used = |messages| Quota { messages, connections: 1 };
+    let early = go(ask(&mut pacer, &gmail, 1, "gmail.com", 0));
+    pacer.warm(&gmail, Some(Warmup::new(&LADDER, QueueTime(0)).unwrap()), QueueTime(0));
+    pacer.finished(&gmail, &early, used(30), QueueTime(MINUTE));
+    assert_eq!(sent(&pacer), 30, "it is part of the first day");
+    let late = go(ask(&mut pacer, &gmail, 1, "gmail.com", DAY - MINUTE));
+    assert_eq!(late.quota.messages, 20, "what the first day had left");
+    let next = go(ask(&mut pacer, &gmail, 1, "gmail.com", DAY + MINUTE));
+    let taken = next.quota.messages;
+    assert_eq!(sent(&pacer), taken);
+    pacer.finished(&gmail, &late, used(1), QueueTime(DAY + 2 * MINUTE));
+    assert_eq!(sent(&pacer), taken, "what was not used was another day's");
+    pacer.finished(&gmail, &next, used(1), QueueTime(DAY + 3 * MINUTE));
+    assert_eq!(sent(&pacer), 1);
+}

@@ -369,6 +369,8 @@ fn yahoo_and_seznam_recover(day: &Day) {
         assert!(mean(&yahoo.taken, 8 * HOUR, 12 * HOUR) >= 100, "vip {vip}");
         assert!(mean(&yahoo.tried, 12 * HOUR + 10 * MINUTE, 13 * HOUR) <= 70, "vip {vip} slows down");
         assert!(mean(&yahoo.taken, 17 * HOUR, DAY) >= 100, "vip {vip} {}", mean(&yahoo.taken, 17 * HOUR, DAY));
+        let back = mean(&seznam.taken, 16 * HOUR + 45 * MINUTE, 18 * HOUR);
+        assert!(back >= 60, "vip {vip}: {back} of the 60 there are, soon after an hour's outage");
         assert!(mean(&seznam.taken, 18 * HOUR, DAY) >= 60, "vip {vip} {}", mean(&seznam.taken, 18 * HOUR, DAY));
         assert!(day.pair("wp", vip).steps.is_empty(), "greylisting is no trouble");
     }

@@ -98,6 +98,11 @@ impl Warmup {
         self.ladder.get(step).or(self.ladder.last()).copied().unwrap_or(1)
     }
 
+    /// When today began.
+    pub fn began(&self) -> QueueTime {
+        self.began
+    }
+
     /// Messages counted today.
     pub fn sent(&self) -> u32 {
         self.sent
