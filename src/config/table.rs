@@ -93,7 +93,8 @@ pub(super) const SETTINGS: &[Setting] = &[
          s4.5.3.1.8 asks for at least 100).",
         "Whoever has programs that address many recipients at once."),
     setting!("submission.errors_max", Count(1, 1000) => "20", Rare OnReload,
-        "Refused commands in one session before it is closed with 421.",
+        "Refused commands in one session before it is closed with 421. Chunks (BDAT) that a client had sent behind a \
+         refused one are not counted, up to 1000 and twice submission.message_bytes_max.",
         "Whoever has clients with long lists of bad recipients."),
     setting!("submission.idle_commands_max", Count(10, 100_000) => "100", Rare OnReload,
         "Commands without effect (NOOP, RSET, VRFY, ...) without a message between before the session is closed \

@@ -22,6 +22,10 @@ use auth::Exchange;
 /// Octets of a line without CR LF that a driver passes, at most (RFC 4954 s4 for AUTH).
 pub const LINE_OCTETS_MAX: usize = 12_288;
 
+/// Chunks behind a refused one that are no errors of their own, at most: a client that pipelines sent them
+/// before it could hear of the refusal.
+const CHUNKS_BEHIND_MAX: u32 = 1_000;
+
 /// What the session enforces by itself. Defaults in parentheses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -52,6 +56,13 @@ impl Default for Settings {
             login_failures_max: 6,
             hold_max: Duration::from_secs(7 * 24 * 3600),
         }
+    }
+}
+
+impl Settings {
+    /// Octets of a refused message that are read before the peer is hung up on: twice the limit and 1 MiB.
+    pub fn drained_octets_max(&self) -> u64 {
+        self.message_bytes_max.saturating_mul(2).saturating_add(1024 * 1024)
     }
 }
 
@@ -110,9 +121,17 @@ pub struct Session {
     is_logged_in: bool,
     asked: Option<Asked>,
     transaction: Option<Box<Transaction>>,
+    behind: Option<Behind>,
     errors: u32,
     idle_commands: u32,
     login_failures: u32,
+}
+
+/// What came behind a refused chunk: nothing but chunks, and none the last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Behind {
+    chunks: u32,
+    octets: u64,
 }
 
 #[derive(Debug)]
@@ -154,6 +173,7 @@ impl Session {
             is_logged_in: false,
             asked: None,
             transaction: None,
+            behind: None,
             errors: 0,
             idle_commands: 0,
             login_failures: 0,
@@ -224,6 +244,9 @@ impl Session {
     }
 
     fn command(&mut self, command: Command, now: Timestamp, out: &mut Vec<u8>) -> Step {
+        if !matches!(command, Command::Bdat { .. }) {
+            self.behind = None;
+        }
         match command {
             Command::Ehlo(text) => {
                 if self.helo.is_some() && self.is_worn_out() {
@@ -413,10 +436,28 @@ impl Session {
                 return Step::ReadChunk { octets, last };
             }
         };
+        if self.is_behind(octets, last) {
+            say(out, refusal);
+            return Step::SkipChunk { octets };
+        }
+        self.behind = (!last).then(Behind::default);
         match self.wrong(refusal, out) {
             Step::Close => Step::Close,
             _ => Step::SkipChunk { octets },
         }
+    }
+
+    /// Whether this chunk belongs to a message of which one was refused; up to so many of them, and so many
+    /// octets, as are read of a message that is refused in one piece.
+    fn is_behind(&mut self, octets: u64, last: bool) -> bool {
+        let Some(mut behind) = self.behind.take() else { return false };
+        behind.chunks = behind.chunks.saturating_add(1);
+        behind.octets = behind.octets.saturating_add(octets);
+        let is_within = behind.chunks <= CHUNKS_BEHIND_MAX && behind.octets <= self.settings.drained_octets_max();
+        if is_within && !last {
+            self.behind = Some(behind);
+        }
+        is_within
     }
 
     /// Answers a [`Step::ReadChunk`] that was not the last.
@@ -433,7 +474,8 @@ impl Session {
     /// What became of the message (RFC 5321 s4.1.1.4). Also before its end, when a chunk or the
     /// start of DATA is refused.
     pub fn message_answered(&mut self, reply: &Reply, out: &mut Vec<u8>) -> Step {
-        self.transaction = None;
+        let is_within_chunks = self.transaction.take().is_some_and(|transaction| transaction.chunks == Chunks::Begun);
+        self.behind = is_within_chunks.then(Behind::default);
         match reply.code.0 {
             200..300 => {
                 self.idle_commands = 0;

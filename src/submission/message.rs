@@ -93,7 +93,7 @@ impl Incoming {
 
     /// Whether so much came after the refusal that the peer will not stop by itself.
     fn is_hopeless(&self, settings: &Settings) -> bool {
-        self.is_refused() && self.octets > drained_octets_max(settings)
+        self.is_refused() && self.octets > settings.session.drained_octets_max()
     }
 
     /// The draft, and its reservation, which must outlive the intake.
@@ -123,11 +123,6 @@ fn fields_in(header: &[u8]) -> usize {
 fn pace(begun: Instant, octets: u64, settings: &Settings) -> Instant {
     let seconds = octets / settings.data_bytes_per_second_min.max(1);
     begun + settings.data_grace + std::time::Duration::from_secs(seconds.min(365 * 86_400))
-}
-
-/// Octets of a refused message that are read before the peer is hung up on.
-fn drained_octets_max(settings: &Settings) -> u64 {
-    settings.session.message_bytes_max.saturating_mul(2).saturating_add(1024 * 1024)
 }
 
 fn spill_failed(error: &std::io::Error) -> Refusal {
@@ -178,7 +173,7 @@ impl Connection {
 
     /// BDAT: reads exactly `octets`, then answers (RFC 3030 s3).
     pub(super) async fn read_chunk(&mut self, octets: u64, last: bool) -> Result<Step, End> {
-        if octets > drained_octets_max(&self.door.settings) {
+        if octets > self.door.settings.session.drained_octets_max() {
             let refusal = Refusal::plain(fault_reply(DataFault::TooLarge, &self.door.settings));
             return Err(End::Refused(Box::new(self.told(&refusal))));
         }
@@ -220,7 +215,7 @@ impl Connection {
     /// Reads `octets` of a refused chunk and forgets them.
     pub(super) async fn skip_chunk(&mut self, octets: u64) -> Result<(), End> {
         let settings = Arc::clone(&self.door.settings);
-        if octets > drained_octets_max(&settings) {
+        if octets > settings.session.drained_octets_max() {
             return Err(End::Quiet);
         }
         let begun = Instant::now();

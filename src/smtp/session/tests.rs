@@ -110,6 +110,58 @@ fn the_octets_after_a_refused_bdat_are_skipped() {
     assert_eq!(say_line(&mut session, "BDAT 0 LAST").1, Step::ReadChunk { octets: 0, last: true });
 }
 
+/// A message whose first chunk was refused for its size.
+fn refused_midway() -> Session {
+    let mut session = logged_in();
+    say_line(&mut session, "MAIL FROM:<a@b.example>");
+    say_line(&mut session, "RCPT TO:<a@b.example>");
+    assert_eq!(say_line(&mut session, "BDAT 10").1, Step::ReadChunk { octets: 10, last: false });
+    let mut out = Vec::new();
+    assert_eq!(session.message_answered(&Reply::enhanced(552, 3, 4, "too large"), &mut out), Step::Next);
+    session
+}
+
+#[test]
+fn chunks_behind_a_refused_one_are_no_errors_of_their_own_up_to_a_bound_and_the_last() {
+    let mut session = refused_midway();
+    for _ in 0..CHUNKS_BEHIND_MAX {
+        let (reply, step) = say_line(&mut session, "BDAT 10");
+        assert!(reply.starts_with("503 5.5.1") && step == Step::SkipChunk { octets: 10 }, "{reply}");
+    }
+    assert_eq!(session.errors, 1, "the refusal");
+    say_line(&mut session, "BDAT 10");
+    assert_eq!(session.errors, 2);
+
+    let mut session = refused_midway();
+    say_line(&mut session, "BDAT 10 LAST");
+    assert_eq!(session.errors, 1);
+    say_line(&mut session, "BDAT 10 LAST");
+    assert_eq!(session.errors, 2, "it belongs to nothing");
+
+    let mut session = refused_midway();
+    let octets = session.settings.drained_octets_max();
+    say_line(&mut session, &format!("BDAT {octets}"));
+    assert_eq!(session.errors, 1);
+    say_line(&mut session, "BDAT 1");
+    assert_eq!(session.errors, 2);
+
+    let mut session = refused_midway();
+    say_line(&mut session, "NOOP");
+    say_line(&mut session, "BDAT 10");
+    assert_eq!(session.errors, 2, "nothing was pipelined");
+}
+
+#[test]
+fn chunks_pipelined_behind_refused_recipients_count_once() {
+    let mut session = logged_in();
+    say_line(&mut session, "MAIL FROM:<a@b.example>");
+    for _ in 0..30 {
+        assert_eq!(say_line(&mut session, "BDAT 10").1, Step::SkipChunk { octets: 10 });
+    }
+    assert_eq!(say_line(&mut session, "BDAT 10 LAST").1, Step::SkipChunk { octets: 10 });
+    assert_eq!(session.errors, 1);
+}
+
 #[test]
 fn commands_without_effect_and_errors_end_a_session() {
     let mut session = logged_in();
