@@ -4,8 +4,9 @@
 //! in a new data folder. Easy to get wrong: the old folder is never written to.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use super::arguments::{Everywhere, Store};
 use super::client::Fault;
@@ -14,7 +15,7 @@ use crate::backup;
 use crate::config::Config;
 use crate::ext::Timestamp;
 use crate::mail::{Body, Sealed};
-use crate::queue::{FoundBody, Queue, Salvaged};
+use crate::queue::{FoundBody, Gap, Queue, Salvaged};
 use crate::store;
 
 /// Damage shown, at most.
@@ -30,14 +31,15 @@ pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> R
     match command {
         Store::Verify => verify(everywhere, &config.store.folder),
         Store::Migrate { into } => migrate(everywhere, config, into).await,
-        Store::Salvage { into: None } => salvage(everywhere, config, None).await,
-        Store::Salvage { into: Some(folder) } => {
+        Store::Salvage { into: None, .. } => salvage(everywhere, config, None).await,
+        Store::Salvage { into: Some(folder), held } => {
             let holds_something = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
             if holds_something {
                 let text = format!("{} is not empty; name a new folder", folder.display());
                 return Err(Fault::Failed(text));
             }
-            salvage(everywhere, config, Some(folder)).await
+            let mail = if *held { Mail::Held } else { Mail::Due };
+            salvage(everywhere, config, Some((folder, mail))).await
         }
     }
 }
@@ -140,20 +142,31 @@ fn show_damage(damage: &[String]) {
     }
 }
 
+/// What becomes of salvaged mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mail {
+    /// It leaves as soon as its virtual IP is there.
+    Due,
+    /// It waits for people.
+    Held,
+}
+
 /// What became of the bodies.
 #[derive(Default, serde::Serialize)]
 struct Tally {
     bodies: u64,
     owed: u64,
     settled: u64,
+    held: u64,
     failed: Vec<String>,
 }
 
-async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) -> Result<(), Fault> {
+async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<(&PathBuf, Mail)>) -> Result<(), Fault> {
+    let gap = Gap { from: last_written(&config.store.folder), to: Timestamp::now() };
     let mut bodies = store::salvage(&config.store.folder).map_err(|error| unopened(&config.store.folder, &error))?;
     let queue = match into {
         None => None,
-        Some(folder) => Some(new_queue(config, folder).await?),
+        Some((folder, _)) => Some(new_queue(config, folder).await?),
     };
     let mut tally = Tally::default();
     for body in bodies.by_ref() {
@@ -162,13 +175,17 @@ async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) 
         let id = body.id.queue_id;
         let message = sealed(body.message);
         let found = FoundBody { body: body.id, envelope: &body.envelope, message, settled: body.settled };
-        match queue.salvage(found, Timestamp::now()).await {
+        match queue.salvage(found, gap).await {
             Ok(Salvaged::Owed(_)) => tally.owed += 1,
             Ok(Salvaged::Settled | Salvaged::Known) => tally.settled += 1,
             Err(error) => tally.failed.push(format!("{id}: {error}")),
         }
     }
     tally.failed.extend(bodies.damage().iter().cloned());
+    if let (Some(queue), Some((_, Mail::Held))) = (&queue, into) {
+        let held = queue.hold_salvaged(gap.to).await;
+        tally.held = held.map_err(|error| Fault::Failed(format!("the mail could not be held: {error}")))?;
+    }
     if everywhere.json {
         print_json(&serde_json::to_value(&tally).unwrap_or_default());
     } else {
@@ -181,21 +198,35 @@ async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) 
     }
 }
 
-fn words(tally: &Tally, into: Option<&Path>) -> String {
+/// When the instance that lost its records wrote last: a segment file changes with each group of commits.
+fn last_written(store: &Path) -> Timestamp {
+    let entries = std::fs::read_dir(store.join("segments")).into_iter().flatten().flatten();
+    let times = entries.filter_map(|entry| entry.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    times.max().map_or_else(Timestamp::now, |since| Timestamp(0).plus(since))
+}
+
+fn words(tally: &Tally, into: Option<(&PathBuf, Mail)>) -> String {
     match into {
         None => format!(
             "{} messages may still be owed; nothing was changed\nTo owe them again: postern store salvage --into FOLDER\n",
             tally.bodies
         ),
-        Some(folder) => format!(
-            "{} messages read, {} owed again in {}, {} settled already\nTenants, virtual IPs, domains and accounts are \
+        Some((folder, mail)) => format!(
+            "{} messages read, {} owed again in {}, {} settled already\nEach goes on from when it was accepted: times \
+             its sender asked for, expiry, notices.\n{}\nTenants, virtual IPs, domains and accounts are \
              records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's \
              place.\nThe mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as \
              missing.\n",
             tally.bodies,
             tally.owed,
             folder.display(),
-            tally.settled
+            tally.settled,
+            match mail {
+                Mail::Held => format!("{} are held: postern queue release ID sends one.", tally.held),
+                Mail::Due => "What operators had held, paused or moved is not known without the records, and leaves; \
+                              with --held everything waits for postern queue release."
+                    .to_owned(),
+            }
         ),
     }
 }
@@ -242,7 +273,7 @@ mod tests {
         assert_eq!(config.store.folder, config.data.join(STORE));
         run(&everywhere, &config, &Store::Verify).await.unwrap();
         let into = folder.path().join("new");
-        run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()) }).await.unwrap();
+        run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()), held: false }).await.unwrap();
         assert!(into.join(STORE).join("segments").is_dir());
         assert!(!config.data.join("lock").exists(), "nothing is left beside the store");
     }

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
-use super::settle::{Screen, record_outcomes, share_fate};
+use super::settle::{Fate, Screen, record_outcomes, share_fate};
 use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance, is_called};
 use super::sharers::Sharers;
 use super::shares::{Full, Shares, Supply};
@@ -31,7 +31,7 @@ use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
 use crate::mail::TenantId;
 use crate::metrics::{ATTEMPTS, LOOKUPS};
-use crate::queue::{LaneWait, Look, Outcome, Queue, WaitsFor};
+use crate::queue::{LaneWait, Look, Outcome, Queue, QueueTime, WaitsFor};
 use crate::routing::{Lane, TransportName};
 
 /// Lanes looked at in one pass, at most; the next pass goes on from there.
@@ -339,7 +339,8 @@ impl Dispatcher {
             }
             Standing::LookingUp => return Err(looked_up()),
             Standing::Nowhere(no_site) => {
-                self.fate(lane, no_site.outcome());
+                // The answer is at most as old as it is kept.
+                self.fate(lane, no_site.outcome(), self.settings.lookup_pause);
                 return Ok(None);
             }
         };
@@ -395,8 +396,8 @@ impl Dispatcher {
             Admission::Wait(until, reason) => {
                 self.waits = earlier(self.waits, until);
                 let is_long = until.saturating_duration_since(now) > PATIENCE_WITH_PAUSE;
-                if let Some((_, outcome)) = self.fates.get(path).filter(|_| is_long).cloned() {
-                    self.fate(lane, outcome);
+                if let Some((since, outcome)) = self.fates.get(path).filter(|_| is_long).cloned() {
+                    self.fate(lane, outcome, now.saturating_duration_since(since));
                 } else {
                     let words = format!("{} pauses: {reason}", path.site);
                     self.wiring.delivery.waits(lane, LaneWait::new(WaitsFor::Pause, words));
@@ -448,7 +449,9 @@ impl Dispatcher {
         if is_long && matches!(hold, Hold::Listed(_)) {
             // Each try of the schedule is recorded as one, so that waiting for a listing to end has an end too.
             let detail = format!("not tried: {detail}");
-            self.fate(lane, Outcome::Deferred { why: Why::PolicyOrReputation, detail, peer: None });
+            let listed = self.wiring.pacing.listed_since(&candidate.pace).unwrap_or(QueueTime(0));
+            let outcome = Outcome::Deferred { why: Why::PolicyOrReputation, detail, peer: None };
+            self.fate(lane, outcome, queue_now.since(listed));
         } else {
             self.wiring.delivery.waits(lane, LaneWait::new(hold.waits_for(), detail));
         }
@@ -547,15 +550,16 @@ impl Dispatcher {
         self.begun = self.begun.wrapping_add(1);
     }
 
-    /// What is ready in the lane shares this outcome.
-    fn fate(&mut self, lane: &Lane, outcome: Outcome) {
+    /// What is ready in the lane shares this outcome, which is so old.
+    fn fate(&mut self, lane: &Lane, outcome: Outcome, age: Duration) {
         if self.jobs_of.contains_key(lane) {
             return;
         }
         let (screen, most) = (self.wiring.screen.clone(), self.settings.failed_together_max);
         let (of, settling) = (lane.clone(), self.settings.settling_max);
+        let fate = Fate { outcome, given: self.wiring.queue.now().before(age) };
         let task = self.tasks.spawn(async move {
-            share_fate(screen, &of, outcome, most, settling).await;
+            share_fate(screen, &of, fate, most, settling).await;
             Done::Fate
         });
         self.count(lane);

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::access::Actor;
-use crate::delivery::transport::{Families, same_for_all};
+use crate::delivery::outcome::Phase;
+use crate::delivery::transport::{Ending, Families, same_for_all};
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::mail::{
     Address, Body, Class, Domain, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, TenantId,
@@ -43,8 +44,8 @@ impl Transport for Faulty {
     }
 }
 
-/// Gets as far as the message text, and no further.
-struct Stuck;
+/// Gets as far as this, and no further.
+struct Stuck(Phase);
 
 #[async_trait]
 impl Transport for Stuck {
@@ -54,7 +55,7 @@ impl Transport for Stuck {
 
     async fn attempt(&self, mut job: Job) -> Report {
         let held = job.hand.next_claim().await;
-        job.progress.step(crate::delivery::outcome::Phase::Body);
+        job.progress.step(self.0);
         std::future::pending::<()>().await;
         drop(held);
         Report::default()
@@ -154,20 +155,87 @@ async fn dispatcher(transport: Arc<dyn Transport>, settings: Settings) -> (Dispa
 }
 
 #[tokio::test]
-async fn an_attempt_that_is_stuck_is_ended_and_its_trail_names_the_phase() {
+async fn an_attempt_that_is_stuck_is_ended_counted_and_its_trail_names_the_phase() {
+    for (phase, expected) in [(Phase::Body, Why::Network), (Phase::FinalDot, Why::UnknownOutcome)] {
+        let (queue, vip, stop, running, chores) = looping(Arc::new(Stuck(phase)), impatient()).await;
+        let stuck = message("ann@shop.example", vip);
+        let id = stuck.id;
+        queue.enqueue(stuck, Timestamp::now()).await.unwrap();
+        let is_told = |event: &MailEvent| match event {
+            MailEvent::Stalled { recipients, phase: told } => *recipients == [0] && told == phase.name(),
+            _ => false,
+        };
+        until("its trail says it", || told(&queue, id).iter().any(is_told)).await;
+        let is_put_off = |event: &MailEvent| match event {
+            MailEvent::Deferred { why, due_in_secs, .. } => *why == expected && *due_in_secs >= 240,
+            _ => false,
+        };
+        until("it is put off", || told(&queue, id).iter().any(is_put_off)).await;
+        let shown = queue.show(&Actor::local(0), id).unwrap();
+        assert_eq!(shown.records[0].1.attempts, 1, "{:?}", shown.events);
+        stop.cancel();
+        let _ = tokio::join!(running, chores);
+    }
+}
+
+/// Settings whose watchdog bites soon.
+fn impatient() -> Settings {
     let timeouts = crate::delivery::Timeouts { stall: Duration::from_millis(50), ..Default::default() };
-    let settings = Settings { timeouts, ..Settings::default() };
-    let (queue, vip, stop, running, chores) = looping(Arc::new(Stuck), settings).await;
+    Settings { timeouts, ..Settings::default() }
+}
+
+#[tokio::test]
+async fn mail_whose_attempts_are_stuck_expires() {
+    let (queue, vip, stop, running, chores) = looping(Arc::new(Stuck(Phase::Body)), impatient()).await;
+    queue.adjust(crate::queue::Settings { expire_after: Duration::from_millis(1), ..Default::default() });
     let stuck = message("ann@shop.example", vip);
     let id = stuck.id;
     queue.enqueue(stuck, Timestamp::now()).await.unwrap();
-    let is_told = |event: &MailEvent| match event {
-        MailEvent::Stalled { recipients, phase } => *recipients == [0] && phase == "message text",
-        _ => false,
-    };
-    until("its trail says it", || told(&queue, id).iter().any(is_told)).await;
+    let is_over = || told(&queue, id).iter().any(|event| matches!(event, MailEvent::Expired { .. }));
+    until("it is given up", is_over).await;
     stop.cancel();
     let _ = tokio::join!(running, chores);
+}
+
+/// Nobody is there.
+struct Gone;
+
+#[async_trait]
+impl Transport for Gone {
+    async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
+        Ok(Site { name: "mx".into(), provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None })
+    }
+
+    async fn attempt(&self, mut job: Job) -> Report {
+        job.hand.give_back();
+        let outcome = Outcome::Deferred { why: Why::Network, detail: "nobody is there".to_owned(), peer: None };
+        Report { ending: Ending::Unreachable("nobody is there".to_owned(), outcome), ..Report::default() }
+    }
+}
+
+#[tokio::test]
+async fn mail_does_not_expire_on_a_failure_of_before_it_had_waited_too_long() {
+    // Two minutes of pause after a failure: what falls due meanwhile shares that failure.
+    let mut settings = Settings::default();
+    settings.shaping.pause_first = Duration::from_secs(120);
+    let (queue, vip, stop, running, chores) = looping(Arc::new(Gone), settings).await;
+    let waiting = message("ann@shop.example", vip);
+    let id = waiting.id;
+    queue.enqueue(waiting, Timestamp::now()).await.unwrap();
+    let tries = || told(&queue, id).iter().filter(|event| matches!(event, MailEvent::Deferred { .. })).count();
+    until("it failed", || tries() == 1).await;
+    // From now on it has waited too long; the failure is older.
+    let waited = || queue.now().since(queue.message(id).unwrap().unwrap().accepted_at);
+    let limit = waited() + Duration::from_millis(1);
+    queue.adjust(crate::queue::Settings { expire_after: limit, ..Default::default() });
+    until("it has waited too long", || waited() > limit).await;
+    queue.retry(&Actor::local(0), id, &[], Timestamp::now()).await.unwrap();
+    until("it shared that failure", || tries() == 2).await;
+    let events = told(&queue, id);
+    assert!(!events.iter().any(|event| matches!(event, MailEvent::Expired { .. })), "{events:?}");
+    stop.cancel();
+    running.await.unwrap();
+    chores.await.unwrap();
 }
 
 #[tokio::test]

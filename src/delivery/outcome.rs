@@ -106,6 +106,8 @@ pub enum Trouble {
     Unreachable(String),
     /// A reply did not come in time.
     TimedOut,
+    /// The attempt made no progress, for a reason nobody thought of, and was ended.
+    Stalled,
     /// The peer closed the connection, or it broke.
     Lost(String),
     /// Bytes that are no reply, or a reply nobody asked for.
@@ -149,6 +151,7 @@ impl Failure {
             Trouble::SourceMissing(address) => format!("our address {address} is not on this host"),
             Trouble::Unreachable(reason) => reason.clone(),
             Trouble::TimedOut => format!("no reply in time after {phase}"),
+            Trouble::Stalled => format!("no progress after {phase}; the attempt was ended by the watchdog"),
             Trouble::Lost(reason) => format!("connection lost after {phase}: {reason}"),
             Trouble::Malformed(reason) => format!("{reason} (after {phase})"),
             Trouble::Refused(reply) => format!("{} (after {phase})", reply.whole()),

@@ -146,6 +146,11 @@ impl Pacing {
         usize::try_from(self.pacer().connections_max(path)).unwrap_or(usize::MAX)
     }
 
+    /// When a site said that this address is listed, if mail to it is parked for that.
+    pub(super) fn listed_since(&self, path: &Path) -> Option<QueueTime> {
+        self.pacer().listed_since(path)
+    }
+
     pub(super) fn finished(&self, path: &Path, permit: &Permit, used: Quota, now: QueueTime) {
         self.pacer().finished(path, permit, used, now);
         self.changed.notify_one();

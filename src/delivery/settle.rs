@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::transport::{Hand, Moves, Outcomes, Settled, is_waiting};
 use crate::ext::Timestamp;
 use crate::mail::{Address, SmtpAccountId, TenantId};
-use crate::queue::{Claim, Outcome, Queue};
+use crate::queue::{Claim, Outcome, Queue, QueueTime};
 use crate::routing::Lane;
 
 /// Claims that were not tried, because the suppression list cannot be read, are due again after this.
@@ -60,23 +60,29 @@ impl Screen {
 
 /// A hand for claims of `lane`; what it drops (aborted, panicked, source missing) is due again after `pause`.
 pub(super) fn hand(screen: &Screen, lane: &Lane, settled: mpsc::Sender<Settled>, pause: Duration) -> Hand {
+    Hand::new(moves(screen, lane, None), settled, pause)
+}
+
+/// What a hand does with the queue; `given` is when its outcomes were, if not as they are recorded.
+fn moves(screen: &Screen, lane: &Lane, given: Option<QueueTime>) -> Moves {
     let queue = &screen.queue;
     let (claims, bodies, releases, screen) = (queue.clone(), queue.clone(), queue.clone(), screen.clone());
     let (late, damaged, panics, parts) = (queue.clone(), queue.clone(), queue.clone(), queue.clone());
     let stalls = queue.clone();
     let lane = lane.clone();
-    let moves = Moves {
+    Moves {
         more: Arc::new(move |most| claims.claim(&lane, most)),
         screen: Arc::new(move |claim| screen.screen(claim)),
         open: Arc::new(move |body| bodies.open_body(body)),
         record: Arc::new(move |claim, outcomes| Box::pin(record_part(parts.clone(), claim, outcomes))),
         release: Arc::new(move |claim, pause| releases.release(claim, pause)),
         panicked: Arc::new(move |claim, pause| panics.panicked(claim, pause)),
-        late: Arc::new(move |claim, outcomes| late.settle_later(claim, outcomes, Timestamp::now())),
+        late: Arc::new(move |claim, outcomes| {
+            late.settle_later((claim, outcomes), Timestamp::now(), given.unwrap_or_else(|| late.now()));
+        }),
         set_aside: Arc::new(move |claim, how| damaged.set_aside(claim, how)),
         stalled: Arc::new(move |claim, recipients, phase| stalls.stalled(claim.queue_id, recipients, phase.name())),
-    };
-    Hand::new(moves, settled, pause)
+    }
 }
 
 /// Records what is final of an attempt that goes on; `None` ends it.
@@ -89,7 +95,17 @@ async fn record_part(queue: Arc<Queue>, claim: Claim, outcomes: Outcomes) -> Opt
 }
 
 /// Records outcomes until the job's hand is gone and everything is written.
-pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Receiver<Settled>, at_once_max: usize) {
+pub(super) async fn record_outcomes(queue: Arc<Queue>, outcomes: mpsc::Receiver<Settled>, at_once_max: usize) {
+    record_as_of(queue, outcomes, at_once_max, None).await;
+}
+
+/// The same, of outcomes that were `given` then, if not as they are recorded.
+async fn record_as_of(
+    queue: Arc<Queue>,
+    mut outcomes: mpsc::Receiver<Settled>,
+    at_once_max: usize,
+    given: Option<QueueTime>,
+) {
     let mut recording = FuturesUnordered::new();
     let mut is_open = true;
     while is_open || !recording.is_empty() {
@@ -103,8 +119,9 @@ pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Recei
             }
             settled = outcomes.recv(), if is_open && recording.len() < at_once_max.max(1) => match settled {
                 Some(settled) => {
+                    let given = given.unwrap_or_else(|| queue.now());
                     let taken = settled.take().into_iter();
-                    recording.extend(taken.map(|(claim, outcomes)| queue.settle(claim, outcomes, Timestamp::now())));
+                    recording.extend(taken.map(|settled| queue.settle_as_of(settled, Timestamp::now(), given)));
                 }
                 None => is_open = false,
             },
@@ -112,15 +129,24 @@ pub(super) async fn record_outcomes(queue: Arc<Queue>, mut outcomes: mpsc::Recei
     }
 }
 
-/// Everything ready in `lane`, up to `most`, gets the same outcome.
-pub(super) async fn share_fate(screen: Screen, lane: &Lane, outcome: Outcome, most: usize, at_once_max: usize) {
+/// What others came to, and what that means for mail that was not tried itself.
+#[derive(Clone, Debug)]
+pub(super) struct Fate {
+    pub(super) outcome: Outcome,
+    /// When that was. Mail that had not waited too long by then does not expire on it.
+    pub(super) given: QueueTime,
+}
+
+/// Everything ready in `lane`, up to `most`, shares this fate.
+pub(super) async fn share_fate(screen: Screen, lane: &Lane, fate: Fate, most: usize, at_once_max: usize) {
     let (settled, outcomes) = mpsc::channel(8);
-    let mut hand = hand(&screen, lane, settled, UNSCREENED_PAUSE);
+    let Fate { outcome, given } = fate;
+    let mut hand = Hand::new(moves(&screen, lane, Some(given)), settled, UNSCREENED_PAUSE);
     let settling = async move {
         hand.settle_all(&outcome, most).await;
         hand.give_back();
     };
-    tokio::join!(settling, record_outcomes(screen.queue, outcomes, at_once_max));
+    tokio::join!(settling, record_as_of(screen.queue, outcomes, at_once_max, Some(given)));
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Outcomes between attempts and the queue, over the store in memory.
 
 use super::*;
+use crate::access::Actor;
 use crate::background::Shutdown;
 use crate::delivery::transport::same_for_all;
-use crate::events::Peer;
+use crate::events::{Peer, Why};
 use crate::mail::{Body, Class, Domain, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, VipId};
 use crate::queue::{Needs8bit, NewMessage, NewRecipient, Settings};
 use crate::routing::TransportName;
@@ -198,4 +199,25 @@ async fn a_claim_put_back_with_a_verdict_is_recorded_and_not_tried_again() {
     queue.keep(&stop).await;
     let totals = queue.totals();
     assert_eq!((totals.unrecorded, totals.claimed, totals.lanes), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn mail_expires_on_what_others_came_to_only_if_that_was_after_its_limit() {
+    let queue = queue_with_a_message().await;
+    let accepted = queue.now();
+    let limit = Duration::from_millis(5);
+    queue.adjust(Settings { expire_after: limit, ..Settings::default() });
+    while queue.now().since(accepted) <= limit {
+        tokio::time::sleep(limit).await;
+    }
+    let outcome = Outcome::Deferred { why: Why::Network, detail: "nobody is there".to_owned(), peer: None };
+    let before = Fate { outcome: outcome.clone(), given: accepted };
+    share_fate(screen(&queue), &lane(), before, 10, 10).await;
+    assert_eq!(queue.totals().lanes, 1, "it waits");
+    let actor = Actor::local(0);
+    let id = queue.list(&actor, &Default::default(), None, 10).unwrap().messages[0].id;
+    queue.retry(&actor, id, &[], Timestamp::now()).await.unwrap();
+    let after = Fate { outcome, given: queue.now() };
+    share_fate(screen(&queue), &lane(), after, 10, 10).await;
+    assert_eq!(queue.totals().lanes, 0, "it was given up");
 }

@@ -3,7 +3,8 @@
 //!
 //! Easy to get wrong: a claim must be given back exactly once, also when an attempt is aborted or
 //! panics, and what became of its recipients by then must not be forgotten. [`Held`] sees to both:
-//! dropped unsettled, it has its outcomes recorded, or releases its claim if there are none.
+//! dropped unsettled, it has its outcomes recorded, or releases its claim if there are none. One that the
+//! watchdog ended has an outcome for everybody.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::Settings;
 use super::client::Connection;
-use super::outcome::Phase;
+use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::{Permit, Signal};
 use crate::background::Shutdown;
 use crate::events::Why;
@@ -256,13 +257,23 @@ impl Held {
     }
 }
 
+impl Held {
+    /// The watchdog ended its attempt, which is one like others: the pause grows, it may be the last, and behind
+    /// the final dot nobody knows what became of it (RFC 5321 s4.5.4.1).
+    fn end_stalled(&mut self) {
+        let undecided: Vec<u16> = self.undecided().into_iter().map(|(_, number)| number).collect();
+        let Some(claim) = &self.claim else { return };
+        let phase = self.progress.phase();
+        (self.moves.stalled)(claim, undecided.clone(), phase);
+        let outcome = Failure { phase, trouble: Trouble::Stalled, peer: None }.outcome();
+        undecided.into_iter().for_each(|number| self.decide(number, outcome.clone()));
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if self.is_tried && self.progress.is_stalled() {
-            let undecided = self.undecided().into_iter().map(|(_, number)| number).collect();
-            if let Some(claim) = &self.claim {
-                (self.moves.stalled)(claim, undecided, self.progress.phase());
-            }
+            self.end_stalled();
         }
         let Some(claim) = self.claim.take() else { return };
         // What was decided before it was tried is decided again.

@@ -16,7 +16,7 @@ use crate::ext::Timestamp;
 use crate::store::{Store, StoreError, codec};
 
 /// Downtime counted at one start, at most.
-const DOWNTIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const DOWNTIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is stored each minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -56,6 +56,23 @@ pub(super) struct EnvelopeRecipient {
     pub(super) lane: Option<Lane>,
 }
 
+/// When a message came in, and when it is tried first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    pub(super) accepted: Timestamp,
+    pub(super) accepted_at: QueueTime,
+    pub(super) due: QueueTime,
+}
+
+/// What a message is owed since, which decides what its trail says.
+#[derive(Clone, Debug)]
+pub(super) enum Since {
+    /// It comes in.
+    Accepted(Times),
+    /// It came in then, and these recipients are owed again.
+    Salvaged(Vec<u16>, Times),
+}
+
 impl Queue {
     /// Owes the message: durable when this returns `Ok`.
     ///
@@ -65,16 +82,13 @@ impl Queue {
     /// was paid already or has changed, or that a condition of [`NewMessage::beside`] does not hold, and that
     /// nothing was accepted.
     pub async fn enqueue(&self, message: NewMessage, now: Timestamp) -> Result<(), CommitError> {
-        self.owe(message, None, now).await
+        let accepted_at = self.now();
+        let due = accepted_at.plus(schedule::held_back(&message.parameters, now));
+        self.owe(message, Since::Accepted(Times { accepted: now, accepted_at, due }), now).await
     }
 
-    /// Owes a message; with `salvaged`, instead of the event Accepted, that these recipients are owed again.
-    pub(super) async fn owe(
-        &self,
-        message: NewMessage,
-        salvaged: Option<Vec<u16>>,
-        now: Timestamp,
-    ) -> Result<(), CommitError> {
+    /// Owes a message that came in now or before.
+    pub(super) async fn owe(&self, message: NewMessage, since: Since, now: Timestamp) -> Result<(), CommitError> {
         let id = message.id;
         let from_smtp = message.source != "notice";
         // The new message's lock first: nobody who waits for it can hold another one.
@@ -92,18 +106,24 @@ impl Queue {
             }
             None => None,
         };
-        match salvaged {
-            Some(recipients) => Self::note(&mut batch, id, MailEvent::Salvaged { recipients }, now),
-            None => note_acceptance(&mut batch, &message, now),
-        }
+        let times = match since {
+            Since::Salvaged(recipients, times) => {
+                Self::note(&mut batch, id, MailEvent::Salvaged { recipients }, now);
+                times
+            }
+            Since::Accepted(times) => {
+                note_acceptance(&mut batch, &message, now);
+                times
+            }
+        };
         // Held until the commit has ended, so that the walk at the end of the pause sees it.
         let pausing = self.pausing(message.account).await;
         let owed = match &pausing {
             Some(_) => {
                 note_pause(&mut batch, &message, now);
-                self.write_message(&mut batch, message, (RecipientState::Paused, now))
+                write_message(&mut batch, message, (RecipientState::Paused, times))
             }
-            None => self.write_message(&mut batch, message, (RecipientState::Waiting, now)),
+            None => write_message(&mut batch, message, (RecipientState::Waiting, times)),
         };
         self.in_memory().expect(owed.iter().map(|loaded| (id, loaded.0)));
         let mut marks = Marks { queue: self, id, numbers: owed.iter().map(|loaded| loaded.0).collect() };
@@ -137,39 +157,36 @@ impl Queue {
         drop(lanes);
         self.nudge.notify_one();
     }
+}
 
-    /// Fills the batch with recipients in that state; returns the lane records that are to be tried.
-    fn write_message(
-        &self,
-        batch: &mut Batch,
-        message: NewMessage,
-        (state, now): (RecipientState, Timestamp),
-    ) -> Vec<(u16, Box<Loaded>)> {
-        let id = message.id;
-        let accepted_at = self.now();
-        let due = accepted_at.plus(schedule::held_back(&message.parameters, now));
-        batch.append_history(&message, now);
-        let envelope = envelope(&message, now);
-        let (message, recipients, sealed) = split(message, accepted_at, now);
-        let mut records = lane_records(id, (due, state), recipients);
-        if records.is_empty() {
-            return Vec::new();
-        }
-        let message = Arc::new(QueuedMessage { lanes: u16::try_from(records.len()).unwrap_or(u16::MAX), ..message });
-        batch.if_absent(key::message(id)).make(key::message(id), message.to_bytes());
-        batch.bodies.push(NewBody { id: BodyId { queue_id: id, number: 0 }, envelope, message: sealed });
-        let mut owed = Vec::with_capacity(records.len());
-        for (number, record) in records.drain(..) {
-            // Its id was drawn for this message: nothing has been under these keys.
-            batch.make(key::lane_record(id, number), record.to_bytes());
-            if state != RecipientState::Waiting {
-                continue;
-            }
-            batch.make(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
-            owed.push((number, Box::new(Loaded { message: Arc::clone(&message), record })));
-        }
-        owed
+/// Fills the batch with recipients in that state; returns the lane records that are to be tried.
+fn write_message(
+    batch: &mut Batch,
+    message: NewMessage,
+    (state, times): (RecipientState, Times),
+) -> Vec<(u16, Box<Loaded>)> {
+    let (id, due) = (message.id, times.due);
+    batch.append_history(&message, times.accepted);
+    let envelope = envelope(&message, times.accepted);
+    let (message, recipients, sealed) = split(message, times);
+    let mut records = lane_records(id, (due, state), recipients);
+    if records.is_empty() {
+        return Vec::new();
     }
+    let message = Arc::new(QueuedMessage { lanes: u16::try_from(records.len()).unwrap_or(u16::MAX), ..message });
+    batch.if_absent(key::message(id)).make(key::message(id), message.to_bytes());
+    batch.bodies.push(NewBody { id: BodyId { queue_id: id, number: 0 }, envelope, message: sealed });
+    let mut owed = Vec::with_capacity(records.len());
+    for (number, record) in records.drain(..) {
+        // Its id was drawn for this message: nothing has been under these keys.
+        batch.make(key::lane_record(id, number), record.to_bytes());
+        if state != RecipientState::Waiting {
+            continue;
+        }
+        batch.make(key::due(&record.lane, Entry { due, queue_id: id, number }), Vec::new());
+        owed.push((number, Box::new(Loaded { message: Arc::clone(&message), record })));
+    }
+    owed
 }
 
 /// If the caller goes away before the commit ended, it may still succeed: the chores look at what
@@ -265,11 +282,7 @@ fn envelope(message: &NewMessage, now: Timestamp) -> Vec<u8> {
     codec::encode_second(&(head, path, header, recipients))
 }
 
-fn split(
-    message: NewMessage,
-    accepted_at: QueueTime,
-    now: Timestamp,
-) -> (QueuedMessage, Vec<NewRecipient>, crate::mail::Sealed) {
+fn split(message: NewMessage, times: Times) -> (QueuedMessage, Vec<NewRecipient>, crate::mail::Sealed) {
     let queued = QueuedMessage {
         tenant: message.tenant,
         account: message.account,
@@ -280,8 +293,8 @@ fn split(
         parameters: message.parameters,
         needs_8bit: message.needs_8bit,
         size_bytes: message.message.length(),
-        accepted: now,
-        accepted_at,
+        accepted: times.accepted,
+        accepted_at: times.accepted_at,
         signatures: message.signatures,
         lanes: 0,
         recipients: u16::try_from(message.recipients.len()).unwrap_or(u16::MAX),

@@ -101,7 +101,7 @@ async fn outcomes_nobody_waits_for_are_recorded_by_the_chores() {
     bench.queue.enqueue(message(&["a@one.example"]), WALL).await.unwrap();
     let claim = bench.claim_all().remove(0);
     let outcomes = all(&claim, &delivered());
-    bench.queue.settle_later(claim, outcomes, WALL);
+    bench.queue.settle_later((claim, outcomes), WALL, bench.queue.now());
     assert_eq!(bench.queue.totals().unrecorded, 1);
     bench.queue.do_chores(WALL).await;
     bench.assert_empty();

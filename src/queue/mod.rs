@@ -47,7 +47,7 @@ pub use record::{
     QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
 };
 pub use restored::{HeldAll, is_of_owed_mail};
-pub use salvage::{FoundBody, SalvageError, Salvaged};
+pub use salvage::{FoundBody, Gap, SalvageError, Salvaged};
 pub use shape::{AGES_MINUTES, DESTINATIONS_MAX, Shape, ShapeRow};
 pub use show::{Histories, LaneWait, Listed, PAGE_MAX, Page, Shown, WaitsFor, WhyLine};
 pub use sweeps::{

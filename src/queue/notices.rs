@@ -195,7 +195,7 @@ impl Queue {
         let Some(bytes) = self.store.get(&own).map_err(refused)? else { return Ok(()) };
         let mut batch = Batch::new();
         batch.if_equals(own.clone(), bytes).remove(own.clone());
-        let recipients = notice.recipients.iter().map(|recipient| recipient.number).collect();
+        let recipients = Self::told_of(&mut batch, notice);
         Self::note(&mut batch, id, MailEvent::NoticeDropped { recipients, kind: notice.kind }, now);
         self.retire_after_notice(&mut batch, id, now)?;
         self.commit(batch).await?;
@@ -215,10 +215,19 @@ impl Queue {
         let (own, bytes) = handed.ok_or(CommitError::Conflict)?;
         let owed = NoticeOwed::from_bytes(&bytes).map_err(refused)?;
         batch.if_equals(own.clone(), bytes).remove(own.clone());
-        let recipients = owed.recipients.iter().map(|recipient| recipient.number).collect();
+        let recipients = Self::told_of(batch, &owed);
         Self::note(batch, about, MailEvent::NoticeSent { recipients, kind: owed.kind, notice }, now);
         self.retire_after_notice(batch, about, now)?;
         Ok(own)
+    }
+
+    /// The recipients of a notice that is owed no longer. Salvage need not owe a failed one again from now on.
+    fn told_of(batch: &mut Batch, notice: &NoticeOwed) -> Vec<u16> {
+        let recipients: Vec<u16> = notice.recipients.iter().map(|recipient| recipient.number).collect();
+        if notice.kind == NoticeKind::Failure {
+            batch.settled.push((notice.queue_id, recipients.clone()));
+        }
+        recipients
     }
 
     /// Makes what is owed about a message known for sure, under its lock. Whoever went away while a

@@ -17,6 +17,12 @@ impl QueueTime {
         Self(self.0.saturating_add(millis(span)))
     }
 
+    /// This moment less `span`, not before the clock's beginning.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(span)))
+    }
+
     /// How long after `earlier` this moment is; zero if it is not.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

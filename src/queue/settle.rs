@@ -25,7 +25,8 @@ pub(super) struct Settlement {
     pub(super) claim: Claim,
     pub(super) outcomes: Vec<(u16, Outcome)>,
     pub(super) at: Timestamp,
-    /// When the outcomes were given; recording them may take longer than mail waits.
+    /// When the outcomes were given: recording them may take longer than mail waits, and an attempt may have
+    /// ended before that.
     pub(super) given: QueueTime,
 }
 
@@ -59,8 +60,19 @@ impl Queue {
         outcomes: Vec<(u16, Outcome)>,
         now: Timestamp,
     ) -> impl Future<Output = Result<(), CommitError>> + Send + '_ {
+        self.settle_as_of((claim, outcomes), now, self.now())
+    }
+
+    /// As [`Queue::settle`], with outcomes of an attempt that ended at `given`: one that ended before the message
+    /// had waited too long is not its last.
+    pub fn settle_as_of(
+        &self,
+        (claim, outcomes): (Claim, Vec<(u16, Outcome)>),
+        now: Timestamp,
+        given: QueueTime,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send + '_ {
         let is_claimed = self.in_memory().claimed((claim.queue_id, claim.number), claim.token).is_some();
-        let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
+        let settlement = Settlement { claim, outcomes, at: now, given };
         // Outside the future: an attempt may be aborted between here and the first poll.
         let mut unrecorded = Unrecorded { queue: self, settlement: is_claimed.then_some(settlement) };
         async move {
@@ -129,11 +141,11 @@ impl Queue {
         self.write_settlement(settlement).await.map(|()| None)
     }
 
-    /// As [`Queue::settle`], for those who cannot wait: [`Queue::keep`] records the outcomes.
-    pub fn settle_later(&self, claim: Claim, outcomes: Vec<(u16, Outcome)>, now: Timestamp) {
+    /// As [`Queue::settle_as_of`], for those who cannot wait: [`Queue::keep`] records the outcomes.
+    pub fn settle_later(&self, (claim, outcomes): (Claim, Vec<(u16, Outcome)>), now: Timestamp, given: QueueTime) {
         let known = self.in_memory().claimed((claim.queue_id, claim.number), claim.token);
         if known.is_some() {
-            let settlement = Settlement { claim, outcomes, at: now, given: self.now() };
+            let settlement = Settlement { claim, outcomes, at: now, given };
             drop(Unrecorded { queue: self, settlement: Some(settlement) });
         }
     }
@@ -225,8 +237,11 @@ impl Queue {
         for event in &verdict.events {
             Self::note(batch, id, event.clone(), at);
         }
-        if !verdict.done.is_empty() {
-            batch.settled.push((id, verdict.done.clone()));
+        // Whose failure the sender is still to be told of is settled with the notice: until then salvage owes it.
+        let is_to_be_told = |number: &u16| verdict.failed.iter().any(|failed| failed.number == *number);
+        let settled: Vec<u16> = verdict.done.iter().copied().filter(|number| !is_to_be_told(number)).collect();
+        if !settled.is_empty() {
+            batch.settled.push((id, settled));
         }
         let mut owed = Vec::new();
         for (kind, recipients) in [

@@ -211,13 +211,19 @@ impl Queue {
         }
         self.sure_of_notices(order.id).await?;
         let mut owed = Vec::new();
-        if order.verb == Verb::Expire && message.reverse_path.0.is_some() {
+        if order.verb == Verb::Expire {
             let given_up = changes.iter().flat_map(|change| {
                 let own = change.new.recipients.iter();
-                own.filter(|recipient| change.recipients.contains(&recipient.number) && recipient.notify.failure)
+                own.filter(|recipient| change.recipients.contains(&recipient.number))
             });
-            let given_up: Vec<QueuedRecipient> = given_up.cloned().collect();
-            owed.extend(self.owe_notice(batch, order.id, NoticeKind::Failure, &given_up));
+            // Whose sender is told is settled with the notice.
+            let is_told = |recipient: &&QueuedRecipient| message.reverse_path.0.is_some() && recipient.notify.failure;
+            let (told, untold): (Vec<_>, Vec<_>) = given_up.partition(is_told);
+            if !untold.is_empty() {
+                batch.settled.push((order.id, untold.into_iter().map(|recipient| recipient.number).collect()));
+            }
+            let told: Vec<QueuedRecipient> = told.into_iter().cloned().collect();
+            owed.extend(self.owe_notice(batch, order.id, NoticeKind::Failure, &told));
         }
         if left == 0 && owed.is_empty() && self.notices_about(order.id) == 0 {
             Self::retire(batch, order.id, now);
@@ -361,10 +367,7 @@ fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), chan
             batch.settled.push((order.id, recipients.clone()));
             ("queue.cancel", MailEvent::Cancelled { recipients, by: by() })
         }
-        Verb::Expire => {
-            batch.settled.push((order.id, recipients.clone()));
-            ("queue.expire", MailEvent::Expired { recipients, last: format!("given up by {}", by()) })
-        }
+        Verb::Expire => ("queue.expire", MailEvent::Expired { recipients, last: format!("given up by {}", by()) }),
         Verb::Move(to) => {
             let from = changes.first().map_or(to, |change| change.old.lane.vip);
             ("queue.move", MailEvent::Moved { recipients, from, to, by: by() })

@@ -75,5 +75,8 @@ pub enum Store {
         /// A new data folder in which what was not settled is owed again
         #[arg(long, value_name = "FOLDER")]
         into: Option<PathBuf>,
+        /// Hold all of it: what operators had held, paused or moved is not known without the records
+        #[arg(long, requires = "into")]
+        held: bool,
     },
 }

@@ -3,7 +3,7 @@
 //! Easy to get wrong: every permit comes back, also that of a job that panicked or was aborted; of
 //! such a job all it was allowed counts as done.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::{Id, JoinError};
 
@@ -104,7 +104,7 @@ impl Dispatcher {
         match report.ending {
             Ending::Unreachable(_, outcome) if is_told => {
                 self.shaper.returned(path);
-                self.fate(lane, outcome);
+                self.fate(lane, outcome, Duration::ZERO);
             }
             Ending::Failed(_) if is_told => self.shaper.finished(path, Use::Served, now),
             Ending::Drained | Ending::TurnOver | Ending::Stopped if is_served => {
@@ -119,7 +119,7 @@ impl Dispatcher {
             // The domain's policy is not met: its own mail waits, that of others at the site does not.
             Ending::Unmet(outcome) if !self.jobs_of.contains_key(lane) => {
                 self.shaper.returned(path);
-                self.fate(lane, outcome);
+                self.fate(lane, outcome, Duration::ZERO);
             }
             // Another connection of the same mail may be served: no more than that for now.
             Ending::Unmet(_) => self.shaper.finished(path, Use::Crowded, now),
@@ -129,7 +129,7 @@ impl Dispatcher {
             Ending::Unreachable(reason, outcome) => {
                 self.shaper.finished(path, Use::Failed(reason), now);
                 self.fates.insert(path.clone(), (now, outcome.clone()));
-                self.fate(lane, outcome);
+                self.fate(lane, outcome, Duration::ZERO);
             }
             Ending::Failed(_) if report.messages > 0 => self.shaper.finished(path, Use::Served, now),
             Ending::Failed(reason) => self.shaper.finished(path, Use::Failed(reason), now),

@@ -39,7 +39,7 @@ impl Dispatcher {
                 let phase = progress.phase().name();
                 tracing::warn!(to = %lane.next_hop, phase, "an attempt made no progress and was aborted; its mail waits");
                 metrics::counter!(STALLED, "phase" => phase).increment(1);
-                // As it is dropped, its trail says where it was stuck; what was not begun is released.
+                // As it is dropped, its trail says where it was stuck and it is put off; what was not begun is released.
                 progress.stall();
                 handle.abort();
             }

@@ -159,6 +159,12 @@ impl Controller {
         Some((rest, Pause::Resting(self.cause.as_deref().unwrap_or("trouble"))))
     }
 
+    /// When it was said that our address is listed, if a pause for that was begun.
+    pub fn listed_since(&self) -> Option<QueueTime> {
+        let park = self.park.as_ref()?;
+        Some(park.until.before(doubled(PARK_FIRST, self.parks, PARK_MAX)))
+    }
+
     /// An operator says that it may send at once and as fast as the limits say.
     pub fn forget(&mut self) {
         *self = Self::default();
@@ -497,6 +503,7 @@ mod tests {
             assert_eq!(listed(&mut controller, now), Some(Step::Parked(until, "550 listed".into())));
             assert_eq!(listed(&mut controller, now), None, "it is parked already");
             assert_eq!(controller.pause(now), Some((until, Pause::Listed("550 listed"))));
+            assert_eq!(controller.listed_since(), Some(now));
             now = until;
             assert_eq!(controller.pause(now), None);
             assert_eq!((controller.rate, controller.connections), (Some(12), Some(1)));

@@ -181,6 +181,11 @@ impl Pacer {
         limit.min(lowered.unwrap_or(UNLIMITED)).max(1)
     }
 
+    /// When a site said that this address is listed, if mail to it is parked for that.
+    pub fn listed_since(&self, path: &Path) -> Option<QueueTime> {
+        self.states.get(path)?.memory.controller.listed_since()
+    }
+
     /// The providers it knows.
     pub fn providers(&self) -> &Arc<Providers> {
         &self.providers
