@@ -45,6 +45,8 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Goals.
 const SERVING_MAX: Duration = Duration::from_secs(5);
 const RESIDENT_MIB_MAX: u64 = 1024;
+/// A daemon with nothing to do takes less than this, in MiB.
+const IDLE_MIB_MAX: u64 = 40;
 const ACCEPT_RATIO_MIN: f64 = 0.8;
 const SLOPE_MAX: f64 = 1.2;
 
@@ -279,13 +281,29 @@ fn owner(promise: &Promise) -> (TenantId, VipId) {
     (id(&list("tenant")).parse().unwrap(), id(&list("vip")).parse().unwrap())
 }
 
+/// What a daemon with nothing to do takes, in MiB; said, and asserted of what is installed: debug builds are larger.
+fn assert_idle(promise: &Promise) {
+    let idle = resident_mib(promise.instance.pid());
+    println!("idle, just made: {idle} MiB resident");
+    assert!(cfg!(debug_assertions) || idle < IDLE_MIB_MAX, "{idle} MiB");
+}
+
+#[test]
+#[ignore = "a measurement, of a release build"]
+fn an_idle_daemon_is_small() {
+    let folder = folder();
+    let promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);
+    thread::sleep(Duration::from_secs(10));
+    assert_idle(&promise);
+}
+
 #[test]
 #[ignore = "a measurement, minutes of full load"]
 fn with_a_million_messages_queued_the_daemon_serves_at_once() {
     let wanted = messages_wanted();
     let folder = folder();
     let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);
-    println!("idle, just made: {} MiB resident", resident_mib(promise.instance.pid()));
+    assert_idle(&promise);
     promise.load.senders = 20;
     promise.load.sizes = vec![MESSAGE_BYTES];
     let owner = owner(&promise);
