@@ -49,7 +49,10 @@ pub const CODES: &[(&str, &str)] = &[
     ),
     ("too_many_idempotency_keys", "Too many keys within 24 hours; the oldest ones lapse by and by."),
     ("message_refused", "The message cannot be sent as it is; detail has what SMTP would have answered."),
-    ("no_virtual_ip", "The tenant has no virtual IP of its own and none chosen: nothing can leave."),
+    (
+        "no_virtual_ip",
+        "The tenant has no virtual IP of its own and none chosen: nothing can leave until it has. Retry-After says when to come back.",
+    ),
     ("sending_suspended", "Sending is suspended for the tenant, or the SMTP account may not send."),
     ("limit_reached", "A limit of messages is reached; detail says when it lifts."),
     ("try_later", "The message was not taken for a fault of ours; the same again later."),

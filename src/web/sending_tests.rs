@@ -326,3 +326,35 @@ async fn a_repeated_message_is_owed_once_even_if_the_daemon_stopped_in_between()
         assert_eq!(id(&first), id(&again));
     }
 }
+
+#[tokio::test]
+async fn a_tenant_without_a_virtual_ip_is_told_to_come_back_and_its_message_is_taken_then() {
+    let bench = bench().await;
+    for (method, path, body) in [
+        ("POST", "/tenants/rival/domains", json!({"domain": "rival.example.com"})),
+        ("PATCH", "/tenants/rival/domains/rival.example.com", json!({"trusted": true})),
+    ] {
+        let (status, answer) = call(&bench.api, method, path, body).await;
+        assert!(status.is_success(), "{path}: {answer}");
+    }
+    let letter = with(json!({"tenant": "rival", "from": "orders@rival.example.com"}));
+    let request = |key: &str| {
+        let request = Request::builder().method("POST").uri("/api/v1/messages").header(JSON.0, JSON.1);
+        let mut request = request.header("idempotency-key", key).body(Body::from(letter.to_string())).unwrap();
+        request.extensions_mut().insert(Actor::local(0));
+        request
+    };
+    let answer = bench.api.clone().oneshot(request("order-1")).await.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.headers()["retry-after"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"60".parse().unwrap())
+    );
+    let told = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&told).unwrap()["code"], "no_virtual_ip");
+    assert!(bench.store.bodies().is_empty());
+    let vip = json!({"ipv4": "192.0.2.10", "ehlo": "mx.rival.example.com", "tenant": "rival"});
+    assert_eq!(call(&bench.api, "POST", "/vips", vip).await.0, StatusCode::CREATED);
+    let answer = bench.api.clone().oneshot(request("order-1")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::ACCEPTED, "the same key is good still");
+    assert_eq!(bench.store.bodies().len(), 1);
+}

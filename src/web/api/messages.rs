@@ -37,6 +37,8 @@ const BATCH_AT_ONCE: usize = 16;
 const WHOLE: &str = "message/rfc822";
 /// A limit is reached: looking again earlier than this, in seconds, is of no use.
 const LIMIT_AGAIN_SECS: u64 = 60;
+/// The same of a tenant without a virtual IP.
+const NO_VIRTUAL_IP_AGAIN_SECS: u64 = 60;
 
 /// A message to be sent: its parts, or `raw` for one that is whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -323,9 +325,13 @@ async fn hand_in(
         }
     }
     let vip = parts.vips.default_for(tenant.id, tenant.default_vip).ok_or_else(|| {
-        let detail =
-            format!("tenant {} has no virtual IP to send from; give it one, or choose a shared one", tenant.name);
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_virtual_ip", detail)
+        // What SMTP would call 451: nothing is wrong with the message, and an operator ends it.
+        let detail = format!(
+            "tenant {} has no virtual IP to send from now; the message is welcome once it has one of its own, or a \
+             shared one is chosen for it",
+            tenant.name
+        );
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_virtual_ip", detail).again_in(NO_VIRTUAL_IP_AGAIN_SECS)
     })?;
     let Letter { envelope, draft, labels, send_at } = letter;
     let addresses: Vec<String> = envelope.recipients.iter().map(|recipient| recipient.address.to_string()).collect();
