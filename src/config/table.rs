@@ -180,7 +180,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Letters taken within an hour, and a tenth of that from one network (/24, /48); more are answered 452.",
         "Whoever gets many by hand."),
     setting!("pipeline.signatures", Choice(&["both", "rsa"]) => "\"both\"", Rare OnReload,
-        "DKIM signatures of a message: RSA-2048 and Ed25519, or RSA-2048 alone.",
+        "DKIM signatures of a message: RSA-2048 and Ed25519, or RSA-2048 alone. The Ed25519 one is left out while a \
+         verified domain's record for it has not been found in DNS.",
         "Whoever must save CPU: receivers that check Ed25519 check RSA too."),
     setting!("accounts.login_failures_free_max", Count(1, 1000) => "3", Rare OnReload,
         "Failed logins with one name from one network before each further answer is delayed.",

@@ -496,7 +496,7 @@ const TOP: &[&str] = &[
     "src",
     "systemd",
     "tests",
-    // A crate with two changes of our own: docs/decisions/0003-sled-version-and-successor.md.
+    // A crate with six changes of our own: docs/decisions/0003-sled-version-and-successor.md.
     "vendor",
 ];
 
