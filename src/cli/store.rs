@@ -249,6 +249,8 @@ fn sealed(bytes: bytes::Bytes) -> Sealed {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::cli::arguments::Arguments;
 
@@ -275,6 +277,9 @@ mod tests {
         let into = folder.path().join("new");
         run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()), held: false }).await.unwrap();
         assert!(into.join(STORE).join("segments").is_dir());
+        let held = Store::Salvage { into: Some(folder.path().join("held")), held: true };
+        run(&everywhere, &config, &held).await.unwrap();
+        assert!(last_written(&config.store.folder).since(Timestamp(0)) > Duration::ZERO);
         assert!(!config.data.join("lock").exists(), "nothing is left beside the store");
     }
 
