@@ -15,3 +15,4 @@ mod mail_keeps_to_the_families_of_its_virtual_ip;
 mod replies_of_several_lines_are_kept;
 mod tls_is_reported_to_recipient_domains;
 mod what_comes_back_is_heeded;
+mod what_large_receivers_say_is_heeded;
