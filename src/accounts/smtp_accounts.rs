@@ -74,6 +74,7 @@ impl Accounts {
         // A person bound to some accounts has no part in a new one.
         let id = SmtpAccountId::random();
         actor.require_account((tenant, id), Action::Write)?;
+        actor.require_fresh(now)?;
         check_networks(&new.allowed_from)?;
         check_name(&new.name)?;
         check_senders(&new.allowed_senders)?;
@@ -228,6 +229,7 @@ impl Accounts {
         let digest = secret::digest(&password);
         let account = self
             .change_account((actor, now), id, "smtp-account.rotate", |account| {
+                actor.require_fresh(now)?;
                 let valid = account.valid_secrets(now).len();
                 if valid >= SECRETS_MAX {
                     return Err(AdminError::Invalid("two passwords are valid already: drop the old one first".into()));
@@ -268,6 +270,7 @@ impl Accounts {
     ) -> Result<(), AdminError> {
         let turn = self.desk.turn().await;
         let account = self.account_for(actor, id)?;
+        actor.require_fresh(now)?;
         let mut batch = Batch::new();
         batch.if_equals(account_key(id), stored_account(&**self.desk.store(), id)?).remove(account_key(id));
         batch.remove(login_key(&account.login)).remove(limits::key(limits::Counted::Account(id)));

@@ -164,6 +164,7 @@ impl Accounts {
         now: Timestamp,
     ) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let tenant = self.tenant(id).ok_or_else(|| AdminError::Missing(format!("tenant {id}")))?;
         let accounts = self.accounts_of(id).len();

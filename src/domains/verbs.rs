@@ -135,6 +135,7 @@ impl Domains {
     ) -> Result<SendingDomain, AdminError> {
         actor.require(Permission::Write(Resource::Domains, tenant))?;
         actor.require_domain(domain)?;
+        actor.require_fresh(now)?;
         self.entry(tenant, domain).ok_or_else(|| missing(domain))?;
         let (key, name) = (Arc::clone(&self.key), domain.clone());
         let next = off_workers(move || KeyPair::make(tenant, &name, &key, now)).await?;
@@ -163,6 +164,7 @@ impl Domains {
     ) -> Result<SendingDomain, AdminError> {
         actor.require(Permission::Write(Resource::Domains, tenant))?;
         actor.require_domain(domain)?;
+        actor.require_fresh(now)?;
         self.change((actor, now), (tenant, domain), "domain.rotate-cancel", |record| match record.next_keys.take() {
             Some(_) => Ok(()),
             None => Err(AdminError::Missing(format!("rotation of {}", record.domain))),
@@ -217,6 +219,7 @@ impl Domains {
     ) -> Result<SendingDomain, AdminError> {
         actor.require(Permission::Write(Resource::Domains, tenant))?;
         actor.require_domain(domain)?;
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let record = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
         let mut batch = Batch::new();

@@ -226,6 +226,7 @@ impl Operations {
         // Reading a list is reading it whole; but somebody's addresses leave, so it is written down who asked.
         actor.require(Permission::Read(Resource::Suppressions, place.tenant))?;
         self.suppression.list(actor, place, None, 1)?;
+        actor.require_fresh(now)?;
         self.room_for(place.tenant)?;
         let operation = Operation::new(OperationId::new(now), place, Kind::Export { form }, (actor, now));
         self.begin(actor, operation, now).await

@@ -107,6 +107,7 @@ impl Queue {
         let _lock = self.locks.lock(id).await;
         let history = self.history(id)?.ok_or_else(|| AdminError::Missing(format!("message {id}")))?;
         may_by_history(actor, Action::Write, &history)?;
+        actor.require_fresh(now)?;
         if self.message(id)?.is_some() {
             return Err(AdminError::Invalid(format!("message {id} is still owed: cancel it first")));
         }

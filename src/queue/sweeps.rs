@@ -209,6 +209,9 @@ impl Queue {
     /// If the actor may not, if it cannot be done so, or the record could not be written.
     pub async fn begin_sweep(&self, actor: &Actor, asked: NewSweep, now: Timestamp) -> Result<Sweep, AdminError> {
         asked.filter.require_change(actor)?;
+        if matches!(asked.act, BulkAct::Cancel | BulkAct::Expire) {
+            actor.require_fresh(now)?;
+        }
         check(&asked)?;
         let turn = self.sweep_turn.lock().await;
         let number = {

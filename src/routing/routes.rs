@@ -128,6 +128,7 @@ impl Routes {
     /// Makes one. There is one route per scope.
     pub async fn add(&self, actor: &Actor, new: NewRoute, now: Timestamp) -> Result<Route, AdminError> {
         actor.require(Permission::ManageInstance)?;
+        actor.require_fresh(now)?;
         check(&new.host, new.port)?;
         let login = new.login.as_ref().map(|(user, password)| (user.as_str(), Some(password.as_str())));
         check_login(&new.host, new.tls, login)?;
@@ -160,6 +161,7 @@ impl Routes {
         now: Timestamp,
     ) -> Result<Route, AdminError> {
         actor.require(Permission::ManageInstance)?;
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let missing = || AdminError::Missing(format!("route {id}"));
         let before = self.desk.store().get(&key(id))?.ok_or_else(missing)?;
@@ -196,6 +198,7 @@ impl Routes {
     /// ([`crate::queue::Queue::has_mail_by`]): it would go no other way.
     pub async fn remove(&self, actor: &Actor, id: u64, now: Timestamp) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let route = self.route(id).ok_or_else(|| AdminError::Missing(format!("route {id}")))?;
         let mut batch = Batch::new();

@@ -208,6 +208,7 @@ impl Vips {
     /// caller's check: other rooms know.
     pub async fn remove(&self, actor: &Actor, id: VipId, now: Timestamp) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
+        actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let (before, record) = self.stored(id)?;
         let mut batch = Batch::new();

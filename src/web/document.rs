@@ -3,6 +3,8 @@
 //! Both are in the binary and load nothing from elsewhere. Easy to get wrong: what every operation
 //! may answer when it does not do what was asked is added here, once, so that no handler forgets it.
 
+pub mod fresh;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use super::{api, codes, replay};
 const REFUSALS: &[(&str, &str)] = &[
     ("400", "the request could not be read"),
     ("401", "no key or session, or not a good one"),
-    ("403", "the role or the key's scopes do not reach, or a fresh proof is asked for"),
+    ("403", "the role or the key's scopes do not reach"),
     ("404", "there is none, or it is another tenant's"),
     ("409", "it clashes with what is there, or with an earlier request of the same Idempotency-Key"),
     ("412", "it is not what If-Match names"),
@@ -29,6 +31,12 @@ const REFUSALS: &[(&str, &str)] = &[
     ("500", "ours; the log has the details"),
     ("503", "ours; later"),
 ];
+/// In the place of 403 where a fresh proof is asked for.
+const PROOF: (&str, &str) = (
+    "403-proof",
+    "the role or the key's scopes do not reach; or, with the code `confirm_identity`, a person must prove who it is \
+     anew: POST /session/confirm, then the same again",
+);
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
     code{background:#f2f2f2;padding:0 .2em}h2{margin-top:2em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}";
 const PAGE_POLICY: &str =
@@ -51,7 +59,7 @@ pub fn document() -> Value {
         "token": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
     });
     let problem = json!({"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemJson"}}});
-    for (status, when) in REFUSALS {
+    for (status, when) in REFUSALS.iter().chain([&PROOF]) {
         document["components"]["responses"][status] = json!({"description": when, "content": problem});
     }
     let keys_hours = replay::KEYS_TIME.as_secs() / 3600;
@@ -77,6 +85,10 @@ pub fn document() -> Value {
             describe_layers(path_text, method, operation);
             for (status, _) in REFUSALS {
                 operation["responses"][status] = json!({"$ref": format!("#/components/responses/{status}")});
+            }
+            if fresh::asks(method, path_text) {
+                operation["x-fresh-proof"] = json!(true);
+                operation["responses"]["403"] = json!({"$ref": format!("#/components/responses/{}", PROOF.0)});
             }
         }
     }
@@ -168,6 +180,9 @@ fn page(document: &Value) -> String {
                 let name = content["content"]["application/json"]["schema"]["$ref"].as_str().unwrap_or_default();
                 escaped(name.rsplit('/').next().unwrap_or_default())
             };
+            if operation["x-fresh-proof"] == true {
+                page.push_str("<p>Asks a person for a fresh proof (<a href=\"#code-confirm_identity\">how</a>).</p>");
+            }
             let body = schema(&operation["requestBody"]);
             if !body.is_empty() {
                 let _ = write!(page, "<p>Takes <a href=\"#{body}\">{body}</a>.</p>");
@@ -219,6 +234,9 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert!(count > 50 && ids.len() == count, "{count} operations, {} names", ids.len());
+        for (method, path, _) in fresh::FRESH {
+            assert_eq!(document["paths"][path][method]["x-fresh-proof"], true, "{method} {path} is no operation");
+        }
         let page = page(&document);
         for (path, operations) in document["paths"].as_object().unwrap() {
             let posts = operations.get("post").filter(|_| !matches!(path.as_str(), "/session" | "/session/redeem"));

@@ -256,6 +256,8 @@ pub async fn serve(
 #[cfg(test)]
 mod door_tests;
 #[cfg(test)]
+mod fresh_tests;
+#[cfg(test)]
 mod leaving_tests;
 #[cfg(test)]
 mod replay_tests;
