@@ -169,6 +169,8 @@ impl Forbidden {
     }
 }
 
+/// How the name of the daemon as an actor begins.
+const SYSTEM: &str = "system: ";
 /// A proof older than this is asked for again before a dangerous act.
 pub const PROOF_FRESH: Duration = Duration::from_secs(10 * 60);
 
@@ -238,7 +240,12 @@ impl Actor {
 
     /// The daemon itself, for `reason`.
     pub fn system(reason: &str) -> Self {
-        Self::of(format!("system: {reason}"), Role::InstanceAdmin)
+        Self::of(format!("{SYSTEM}{reason}"), Role::InstanceAdmin)
+    }
+
+    /// Whether it is the daemon itself: nobody asked for what it does.
+    pub fn is_system(&self) -> bool {
+        self.name.starts_with(SYSTEM)
     }
 
     /// A peer on the local socket, which its credentials made an instance admin.

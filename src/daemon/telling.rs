@@ -47,7 +47,8 @@ fn person(people: &Arc<People>, accounts: &Arc<Accounts>, instance: String) -> P
             None => instance.clone(),
         };
         let address = Address::parse(&user.email).ok()?;
-        Some(Person { address, role: user.role, is_active: user.state == UserState::Active, place })
+        let (is_active, has_followed_link) = (user.state == UserState::Active, user.state != UserState::Invited);
+        Some(Person { address, role: user.role, is_active, has_followed_link, place })
     })
 }
 

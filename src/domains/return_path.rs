@@ -308,7 +308,8 @@ impl Domains {
         );
         let turn = self.desk.turn().await;
         let before = records::read(&self.returns).get(tenant, domain).cloned();
-        let Some(mut path) = before.filter(|before| before.name == asked.name) else { return Ok(None) };
+        let Some(before) = before.filter(|before| before.name == asked.name) else { return Ok(None) };
+        let mut path = before.clone();
         let turned = path.apply(mx, spf, now);
         let mut batch = Batch::new();
         batch.set(key(tenant, domain), codec::encode(&path));
@@ -319,6 +320,11 @@ impl Domains {
         });
         if let Some(told) = told {
             events::record(&mut batch, &Event { at: now, kind: EventKind::Instance(told) });
+        }
+        if !actor.is_system() {
+            let act = Act::new("domain.return-path-verify", domain.to_string()).of(tenant);
+            let state = |path: &ReturnPath| vec![("state", format!("{:?}", path.state))];
+            records::record(&mut batch, actor, act.changes(state(&before), state(&path)), now);
         }
         let (returns, made) = (Arc::clone(&self.returns), path.clone());
         turn.commit(batch, move || records::write(&returns).put(made)).await?;

@@ -88,7 +88,8 @@ impl Domains {
         Ok(record)
     }
 
-    /// Asks DNS for the records of the domain's keys, and puts what it says to work at once.
+    /// Asks DNS for the records of the domain's keys, and puts what it says to work at once. Who asks for it is in
+    /// the audit log; the daily look is not.
     pub async fn verify(
         &self,
         actor: &Actor,
@@ -117,6 +118,14 @@ impl Domains {
         batch.set(store_key(tenant, domain), codec::encode(&record));
         for one in &turns {
             tell(&mut batch, actor, (&record, one), now);
+        }
+        if !actor.is_system() {
+            records::record(
+                &mut batch,
+                actor,
+                act_on("domain.verify", &record).changes(facts(&before), facts(&record)),
+                now,
+            );
         }
         self.store_in(turn, batch, record.clone()).await?;
         Ok(Verification { domain: record, current, next, turns })

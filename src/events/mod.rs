@@ -266,6 +266,10 @@ pub enum InstanceEvent {
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps
 /// addresses of messages elsewhere, in memory too, drops them when it reads one.
 pub const ERASE_ACT: &str = "queue.erase";
+/// The act in the audit event of a recovery code that was used in the place of a second factor.
+pub const RECOVERY_USED_ACT: &str = "second-factor.recovery-used";
+/// The act in the audit event of a session that ended for too many wrong confirmations.
+pub const SESSION_UNPROVED_ACT: &str = "session.end-unproved";
 
 /// A change made by somebody, written in the batch of the change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,8 @@ use async_trait::async_trait;
 
 use super::{INSTANCE, Kind, News, Notifications};
 use crate::events::{Consumer, Event, EventKind, InstanceEvent, Retry};
+use crate::ext::Timestamp;
+use crate::records::AdminError;
 
 #[async_trait]
 impl Consumer for Notifications {
@@ -13,18 +15,28 @@ impl Consumer for Notifications {
 
     async fn consume(&self, events: &[Event]) -> Result<(), Retry> {
         for event in events {
-            let EventKind::Instance(told) = &event.kind else { continue };
-            if matches!(told, InstanceEvent::BackupTaken { .. }) {
-                self.note_backup(event.at).await.map_err(|error| Retry(error.to_string()))?;
-            }
-            let Some(news) = self.heard(told) else { continue };
-            self.tell(news, event.at).await.map_err(|error| Retry(error.to_string()))?;
+            let done = match &event.kind {
+                EventKind::Instance(told) => self.heard_of_instance(told, event.at).await,
+                EventKind::Audit(told) => self.heard_of_person(told, event.at).await,
+                EventKind::Mail(..) => continue,
+            };
+            done.map_err(|error| Retry(error.to_string()))?;
         }
         Ok(())
     }
 }
 
 impl Notifications {
+    async fn heard_of_instance(&self, told: &InstanceEvent, at: Timestamp) -> Result<(), AdminError> {
+        if matches!(told, InstanceEvent::BackupTaken { .. }) {
+            self.note_backup(at).await?;
+        }
+        match self.heard(told) {
+            Some(news) => self.tell(news, at).await,
+            None => Ok(()),
+        }
+    }
+
     fn heard(&self, told: &InstanceEvent) -> Option<News> {
         Some(match told {
             InstanceEvent::DomainUnverified { tenant, domain, reason } => News {

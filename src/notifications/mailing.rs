@@ -49,6 +49,8 @@ pub struct Person {
     pub role: Role,
     /// Whether it has followed its link and may log in.
     pub is_active: bool,
+    /// Whether it has followed its link, so that the address is its own; it may be locked since.
+    pub has_followed_link: bool,
     /// What people call its tenant, or the instance.
     pub place: String,
 }
@@ -114,16 +116,34 @@ pub(super) struct Mailing {
 }
 
 impl Outbox {
-    fn new(user: UserId) -> Self {
+    pub(super) fn new(user: UserId) -> Self {
         Self { user, waiting: Vec::new(), left_out: 0, going: None, mailed: None }
     }
 
-    fn add(&mut self, one: Notification) {
-        if self.waiting.len() < GATHERED_MAX {
+    pub(super) fn add(&mut self, one: Notification) {
+        // A flood of other things does not push out what concerns the person itself.
+        let most = if is_personal(&one) { 2 * GATHERED_MAX } else { GATHERED_MAX };
+        if self.waiting.len() < most {
             self.waiting.push(one);
         } else {
             self.left_out = self.left_out.saturating_add(1);
         }
+    }
+
+    /// Puts it into the store.
+    pub(super) fn put(&self, batch: &mut Batch) {
+        batch.set(outbox_key(self.user), codec::encode(self));
+    }
+
+    /// Forgets all but what concerns the person itself.
+    fn keep_personal(&mut self) {
+        if let Some(going) = &mut self.going {
+            let told = self.waiting.iter().take(going.told as usize).filter(|one| is_personal(one)).count();
+            *going = Going { told: u32::try_from(told).unwrap_or(u32::MAX), left_out: 0, ..*going };
+        }
+        self.going = self.going.filter(|going| going.told > 0);
+        self.waiting.retain(is_personal);
+        self.left_out = 0;
     }
 
     fn is_due(&self, now: Timestamp) -> bool {
@@ -139,6 +159,10 @@ impl Outbox {
         }
         self.mailed = at.or(self.mailed);
     }
+}
+
+fn is_personal(one: &Notification) -> bool {
+    one.kind == Kind::LoginSecurity
 }
 
 impl Mailing {
@@ -170,7 +194,8 @@ impl Notifications {
         Ok(records::read(&self.mailing).wishes.get(&user).cloned())
     }
 
-    /// Sets what somebody wants mailed; `None` is nothing, and what was owed is not mailed either.
+    /// Sets what somebody wants mailed; `None` is nothing, and what was owed is not mailed either, unless it
+    /// concerns the person itself.
     ///
     /// # Errors
     /// If the actor is somebody else and may not change people.
@@ -183,12 +208,24 @@ impl Notifications {
     ) -> Result<(), AdminError> {
         let person = self.of_person(actor, user, Action::Write)?;
         let turn = self.desk.turn().await;
-        let before = records::read(&self.mailing).wishes.get(&user).cloned();
-        let mut batch = Batch::new();
-        match &wish {
-            Some(wish) => batch.set(wish_key(user), codec::encode(&(user, wish))),
-            None => batch.remove(wish_key(user)).remove(outbox_key(user)),
+        let (before, mut owed) = {
+            let mailing = records::read(&self.mailing);
+            (mailing.wishes.get(&user).cloned(), mailing.outbox(user))
         };
+        let mut batch = Batch::new();
+        match (&wish, &mut owed) {
+            (Some(wish), _) => {
+                batch.set(wish_key(user), codec::encode(&(user, wish)));
+            }
+            (None, None) => {
+                batch.remove(wish_key(user));
+            }
+            (None, Some(outbox)) => {
+                outbox.keep_personal();
+                batch.remove(wish_key(user));
+                outbox.put(&mut batch);
+            }
+        }
         let act = Act::new("notifications.mail", format!("user {user}"));
         let act = person.role.tenant().map_or(act.clone(), |tenant| act.of(tenant));
         let act = act.changed("kinds", Some(words(before.as_ref())), Some(words(wish.as_ref())));
@@ -198,16 +235,24 @@ impl Notifications {
             let mut mailing = records::write(&mailing);
             match wish {
                 Some(wish) => drop(mailing.wishes.insert(user, wish)),
-                None => mailing.forget(user),
+                None => {
+                    mailing.wishes.remove(&user);
+                    mailing.remember(owed.into_iter().collect());
+                }
             }
         })
         .await?;
         Ok(())
     }
 
-    fn of_person(&self, actor: &Actor, user: UserId, action: Action) -> Result<Person, AdminError> {
+    /// Who somebody is, if that can be told.
+    pub(super) fn person(&self, user: UserId) -> Option<Person> {
+        self.post.get().and_then(|post| (post.person)(user))
+    }
+
+    pub(super) fn of_person(&self, actor: &Actor, user: UserId, action: Action) -> Result<Person, AdminError> {
         let missing = || AdminError::Missing(format!("user {user}"));
-        let person = self.post.get().and_then(|post| (post.person)(user)).ok_or_else(missing)?;
+        let person = self.person(user).ok_or_else(missing)?;
         if actor.name != format!("user {user}") {
             actor.require(match (person.role.tenant(), action) {
                 (Some(tenant), Action::Read) => Permission::Read(Resource::Users, tenant),
@@ -257,7 +302,10 @@ impl Notifications {
                 None => self.forget_person(user).await?,
                 Some(person) if !person.is_told(person.tenant()) => {
                     tracing::info!(%user, "notifications are not mailed: the person may not log in now");
-                    self.alter_outbox(user, |outbox| *outbox = Outbox::new(user)).await?;
+                    let kept = self.alter_outbox(user, Outbox::keep_personal).await?;
+                    if person.has_followed_link && kept.is_some_and(|outbox| outbox.is_due(now)) {
+                        self.mail(post, (user, &person), now).await?;
+                    }
                 }
                 Some(person) => self.mail(post, (user, &person), now).await?,
             }
@@ -277,11 +325,13 @@ impl Notifications {
         };
         // Handed in by an earlier run that did not come to forget it.
         if self.desk.store().get(&history_key(going.id))?.is_none() {
-            let Some(egress) = (post.egress)(person.tenant()) else {
+            let told = outbox.waiting.get(..going.told as usize).unwrap_or(&outbox.waiting);
+            // What concerns a person itself does not wait for its tenant to have a virtual IP.
+            let by_instance = || told.iter().all(is_personal).then(|| (post.egress)(super::INSTANCE)).flatten();
+            let Some(egress) = (post.egress)(person.tenant()).or_else(by_instance) else {
                 tracing::warn!(%user, "notifications wait to be mailed: no virtual IP may send to people of {}", person.place);
                 return Ok(());
             };
-            let told = outbox.waiting.get(..going.told as usize).unwrap_or(&outbox.waiting);
             let draft = draft((user, person), (told, going), &egress.name, now)?;
             match (post.hand_in)(going.id, envelope(&person.address), draft, egress).await {
                 Ok(()) => {}
@@ -314,12 +364,18 @@ impl Notifications {
         Ok(Some(outbox))
     }
 
-    async fn forget_person(&self, user: UserId) -> Result<(), AdminError> {
+    /// Forgets what somebody who is gone wished for, was owed and was told alone.
+    pub(super) async fn forget_person(&self, user: UserId) -> Result<(), AdminError> {
         let turn = self.desk.turn().await;
         let mut batch = Batch::new();
         batch.remove(wish_key(user)).remove(outbox_key(user));
-        let mailing = Arc::clone(&self.mailing);
-        turn.commit(batch, move || records::write(&mailing).forget(user)).await?;
+        self.remove_personal(&mut batch, user);
+        let (mailing, personal) = (Arc::clone(&self.mailing), Arc::clone(&self.personal));
+        turn.commit(batch, move || {
+            records::write(&mailing).forget(user);
+            records::write(&personal).retain(|(of, _), _| *of != user);
+        })
+        .await?;
         Ok(())
     }
 
@@ -327,8 +383,9 @@ impl Notifications {
     pub(super) async fn forget_gone(&self) -> Result<(), AdminError> {
         let Some(post) = self.post.get() else { return Ok(()) };
         let known: BTreeSet<UserId> = {
-            let mailing = records::read(&self.mailing);
-            mailing.wishes.keys().chain(mailing.outboxes.keys()).copied().collect()
+            let (mailing, personal) = (records::read(&self.mailing), records::read(&self.personal));
+            let told = personal.keys().map(|(user, _)| user);
+            mailing.wishes.keys().chain(mailing.outboxes.keys()).chain(told).copied().collect()
         };
         for user in known.into_iter().filter(|user| (post.person)(*user).is_none()) {
             self.forget_person(user).await?;
@@ -338,6 +395,11 @@ impl Notifications {
 }
 
 impl Mailing {
+    /// What is owed to somebody.
+    pub(super) fn outbox(&self, user: UserId) -> Option<Outbox> {
+        self.outboxes.get(&user).cloned()
+    }
+
     fn forget(&mut self, user: UserId) {
         self.wishes.remove(&user);
         self.outboxes.remove(&user);
@@ -350,7 +412,7 @@ impl Mailing {
 }
 
 impl Person {
-    fn tenant(&self) -> TenantId {
+    pub(super) fn tenant(&self) -> TenantId {
         self.role.tenant().unwrap_or(super::INSTANCE)
     }
 
@@ -362,7 +424,7 @@ impl Person {
 }
 
 /// From nobody, and nobody is told of it (RFC 3834 s3): mail that tells of trouble makes none.
-fn envelope(to: &Address) -> Envelope {
+pub(super) fn envelope(to: &Address) -> Envelope {
     let smtputf8 = if to.needs_smtputf8() { Smtputf8::Needed } else { Smtputf8::NotNeeded };
     Envelope {
         reverse_path: ReversePath(None),
@@ -377,25 +439,36 @@ fn draft(
     host: &Domain,
     now: Timestamp,
 ) -> Result<Draft, AdminError> {
+    let text = text((user, person), told, going.left_out);
+    composed(person, (subject(person, told), text), (going.id, host), now)
+}
+
+/// A mail of ours to a person.
+pub(super) fn composed(
+    person: &Person,
+    (subject, text): (String, String),
+    (id, host): (QueueId, &Domain),
+    now: Timestamp,
+) -> Result<Draft, AdminError> {
     let invalid = |error: &dyn std::fmt::Display| AdminError::Invalid(error.to_string());
     let from = Address::parse(&format!("postmaster@{host}")).map_err(|error| invalid(&error))?;
     let composition = Composition {
         from: vec![Mailbox { name: "Notifications".to_owned(), address: from }],
         to: vec![Mailbox { name: String::new(), address: person.address.clone() }],
-        subject: subject(person, told),
-        text: Some(text((user, person), told, going.left_out)),
+        subject,
+        text: Some(text),
         ..Composition::default()
     };
     let mut draft = compose(composition).map_err(|error| invalid(&error))?;
     draft.header.append("Date", &now.rfc5322());
-    draft.header.append("Message-ID", &format!("<{}@{host}>", going.id));
+    draft.header.append("Message-ID", &format!("<{id}@{host}>"));
     // RFC 3834 s5: other programs must not answer it.
     draft.header.append("Auto-Submitted", "auto-generated");
     Ok(draft)
 }
 
 fn subject(person: &Person, told: &[Notification]) -> String {
-    let text = match told {
+    let what = match told {
         [one] => format!("{}: {}", one.kind.word(), one.subject),
         several => {
             let kinds: BTreeSet<&str> = several.iter().map(|one| one.kind.word()).collect();
@@ -403,8 +476,12 @@ fn subject(person: &Person, told: &[Notification]) -> String {
             format!("{} notifications: {}", several.len(), kinds.join(", "))
         }
     };
+    subject_of(person, &what)
+}
+
+pub(super) fn subject_of(person: &Person, what: &str) -> String {
     let shown = |character: char| if character.is_ascii_graphic() { character } else { ' ' };
-    let text: String = text.chars().map(shown).take(SUBJECT_CHARACTERS_MAX).collect();
+    let text: String = what.chars().map(shown).take(SUBJECT_CHARACTERS_MAX).collect();
     format!("[{}] {}", person.place.chars().map(shown).collect::<String>(), text.trim_end())
 }
 
@@ -416,11 +493,21 @@ fn text((user, person): (UserId, &Person), told: &[Notification], left_out: u32)
     if left_out > 0 {
         text.push_str(&format!("\r\nand {left_out} more, which are in the list.\r\n"));
     }
-    text.push_str(&format!(
-        "\r\nAll of them: postern notification list, or GET /api/v1/notifications.\r\nYou asked for this mail. To get \
-         no more of it: postern notification mail {user} --off,\r\nor PUT /api/v1/users/{user}/notification-mail with \
-         {{\"mail\": false}}.\r\n"
-    ));
+    text.push_str("\r\nAll of them: postern notification list, or GET /api/v1/notifications.\r\n");
+    if told.iter().any(is_personal) {
+        text.push_str(&format!(
+            "\r\nWhat is done to your login is told whether you wish for mail or not. If it was not you: choose a new \
+             password\r\n(POST /api/v1/session/password), end your sessions (DELETE /api/v1/users/{user}/sessions),\r\n\
+             and tell whoever manages the people of {}.\r\n",
+            person.place
+        ));
+    }
+    if !told.iter().all(is_personal) {
+        text.push_str(&format!(
+            "\r\nYou asked for this mail. To get no more of it: postern notification mail {user} --off,\r\nor PUT \
+             /api/v1/users/{user}/notification-mail with {{\"mail\": false}}.\r\n"
+        ));
+    }
     text
 }
 
@@ -442,4 +529,4 @@ fn outbox_key(user: UserId) -> Key {
 
 #[cfg(test)]
 #[path = "mailing_tests.rs"]
-mod tests;
+pub(super) mod tests;

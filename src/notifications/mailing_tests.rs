@@ -8,30 +8,30 @@ use super::*;
 use crate::mail::{Body, Reply};
 use crate::store::{MemoryStore, after_prefix};
 
-const START: Timestamp = Timestamp(1_800_000_000_000);
-const SHOP: TenantId = TenantId(7);
-const OTHER: TenantId = TenantId(8);
-const OWNER: UserId = UserId(1);
-const STRANGER: UserId = UserId(2);
+pub(in super::super) const START: Timestamp = Timestamp(1_800_000_000_000);
+pub(in super::super) const SHOP: TenantId = TenantId(7);
+pub(in super::super) const OTHER: TenantId = TenantId(8);
+pub(in super::super) const OWNER: UserId = UserId(1);
+pub(in super::super) const STRANGER: UserId = UserId(2);
 const OPERATOR: UserId = UserId(3);
 
 /// Mail that was handed in: its id, to whom, all its text.
-type Sent = Vec<(QueueId, String, String)>;
+pub(in super::super) type Sent = Vec<(QueueId, String, String)>;
 
 #[derive(Default)]
-struct World {
-    people: Mutex<HashMap<UserId, Person>>,
+pub(in super::super) struct World {
+    pub(in super::super) people: Mutex<HashMap<UserId, Person>>,
     sent: Mutex<Sent>,
     refusal: Mutex<Option<Refusal>>,
 }
 
 fn person(name: &str, role: Role) -> Person {
     let address = Address::parse(&format!("{name}@people.example")).unwrap();
-    Person { address, role, is_active: true, place: "shop".to_owned() }
+    Person { address, role, is_active: true, has_followed_link: true, place: "shop".to_owned() }
 }
 
 impl World {
-    fn new() -> Arc<Self> {
+    pub(in super::super) fn new() -> Arc<Self> {
         let people = HashMap::from([
             (OWNER, person("owner", Role::TenantOwner(SHOP))),
             (STRANGER, person("stranger", Role::TenantOwner(OTHER))),
@@ -66,7 +66,7 @@ impl World {
         }
     }
 
-    fn sent(&self) -> Sent {
+    pub(in super::super) fn sent(&self) -> Sent {
         self.sent.lock().unwrap().clone()
     }
 
@@ -75,22 +75,22 @@ impl World {
     }
 }
 
-fn open(store: &Arc<MemoryStore>, world: &Arc<World>) -> Notifications {
+pub(in super::super) fn open(store: &Arc<MemoryStore>, world: &Arc<World>) -> Notifications {
     let room = Notifications::open(store.clone(), Arc::new(|_| (SHOP, "mx.shop.example".to_owned()))).unwrap();
     room.mail_with(world.post());
     room
 }
 
-fn news(tenant: TenantId, kind: Kind, subject: &str) -> News {
+pub(in super::super) fn news(tenant: TenantId, kind: Kind, subject: &str) -> News {
     News { tenant, kind, subject: subject.to_owned(), text: format!("{subject} needs you") }
 }
 
-async fn wish(room: &Notifications, user: UserId, kinds: &[Kind]) {
+pub(in super::super) async fn wish(room: &Notifications, user: UserId, kinds: &[Kind]) {
     let wish = Wish { kinds: kinds.iter().copied().collect() };
     room.set_wish(&Actor::local(0), user, Some(wish), START).await.unwrap();
 }
 
-fn minutes(count: u64) -> Timestamp {
+pub(in super::super) fn minutes(count: u64) -> Timestamp {
     START.plus(Duration::from_secs(60 * count))
 }
 

@@ -9,6 +9,8 @@
 mod heard;
 mod mailing;
 mod overdue;
+mod personal;
+mod reset;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -25,11 +27,15 @@ use crate::mail::{TenantId, VipId, printable};
 use crate::records::{self, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
+pub use personal::PERSONAL_KEPT_MAX;
+pub use reset::NewPassword;
+
 pub use mailing::{Egress, EgressLookup, GATHERED_MAX, HandIn, MAILED_EVERY, Person, PersonLookup, Post, Wish};
 pub use overdue::{BackupStanding, Settings};
 
 use mailing::Mailing;
 use overdue::Backups;
+use personal::Personal;
 
 /// Whose notifications those of the instance are. Random tenant ids never become this one in practice.
 pub const INSTANCE: TenantId = TenantId(0);
@@ -68,6 +74,8 @@ pub enum Kind {
     BackupFailed,
     /// No backup was made for too long.
     BackupOverdue,
+    /// Somebody did something to a person's way in; told to that person alone.
+    LoginSecurity,
 }
 
 /// Every kind.
@@ -81,6 +89,7 @@ pub const KINDS: &[Kind] = &[
     Kind::RecordDamaged,
     Kind::BackupFailed,
     Kind::BackupOverdue,
+    Kind::LoginSecurity,
 ];
 
 impl Kind {
@@ -96,6 +105,7 @@ impl Kind {
             Self::RecordDamaged => "record-damaged",
             Self::BackupFailed => "backup-failed",
             Self::BackupOverdue => "backup-overdue",
+            Self::LoginSecurity => "login-security",
         }
     }
 
@@ -173,6 +183,7 @@ type All = BTreeMap<(TenantId, NotificationId), Notification>;
 pub struct Notifications {
     desk: Desk,
     all: Arc<RwLock<All>>,
+    personal: Arc<RwLock<Personal>>,
     vips: VipLookup,
     mailing: Arc<RwLock<Mailing>>,
     post: OnceLock<Post>,
@@ -188,14 +199,19 @@ impl Notifications {
     pub fn open(store: Arc<dyn Store>, vips: VipLookup) -> Result<Self, StoreError> {
         let (stored, mut damaged) = records::load::<Notification>(&*store, &[prefix::NOTIFICATION, b'n'])?;
         let all = stored.into_iter().map(|(_, one)| ((one.tenant, one.id), one)).collect();
+        let (stored, more) =
+            records::load::<(crate::mail::UserId, Notification)>(&*store, &[prefix::NOTIFICATION, b'p'])?;
+        damaged.extend(more);
+        let personal = stored.into_iter().map(|(_, (user, one))| ((user, one.id), one)).collect();
         let (mailing, more) = Mailing::load(&*store)?;
         damaged.extend(more);
         let (backups, more) = overdue::load(&*store)?;
         damaged.extend(more);
         let (all, mailing) = (Arc::new(RwLock::new(all)), Arc::new(RwLock::new(mailing)));
+        let personal = Arc::new(RwLock::new(personal));
         let (desk, post, owed) = (Desk::new(store), OnceLock::new(), Arc::default());
         let (backups, settings) = (Arc::new(RwLock::new(backups)), Settings::default());
-        Ok(Self { desk, all, vips, mailing, post, owed, backups, settings, damaged })
+        Ok(Self { desk, all, personal, vips, mailing, post, owed, backups, settings, damaged })
     }
 
     /// Records that could not be read at open.
@@ -203,13 +219,13 @@ impl Notifications {
         &self.damaged
     }
 
-    /// Those of a tenant, or of the instance, newest first.
+    /// Those of a tenant, or of the instance, newest first; with them what concerns only the person who asks, if
+    /// it is of that tenant.
     pub fn list(&self, actor: &Actor, tenant: TenantId, which: Which) -> Result<Vec<Shown>, AdminError> {
         actor.require(permission(tenant))?;
         let read = self.read_by(actor, tenant)?;
-        let all = records::read(&self.all);
-        let own = all.range(bounds(tenant)).rev().map(|(_, one)| one);
-        let shown = own.map(|one| Shown { is_read: read.contains(&one.id), notification: one.clone() });
+        let shown = self.shown_to(actor, tenant).into_iter();
+        let shown = shown.map(|one| Shown { is_read: read.contains(&one.id), notification: one });
         Ok(shown.filter(|shown| which == Which::All || !shown.is_read).collect())
     }
 
@@ -219,8 +235,7 @@ impl Notifications {
         actor.require(permission(tenant))?;
         let turn = self.desk.turn().await;
         let mut read = self.read_by(actor, tenant)?;
-        let known: BTreeSet<NotificationId> =
-            records::read(&self.all).range(bounds(tenant)).map(|((_, id), _)| *id).collect();
+        let known: BTreeSet<NotificationId> = self.shown_to(actor, tenant).into_iter().map(|one| one.id).collect();
         read.retain(|id| known.contains(id));
         let before = read.len();
         match marked {
@@ -316,6 +331,17 @@ impl Notifications {
         turn.commit(batch, move || records::write(&all).retain(|(of, _), _| *of != tenant)).await?;
         // Its people were removed before.
         self.forget_gone().await
+    }
+
+    /// What an actor who may read a tenant's sees, newest first.
+    fn shown_to(&self, actor: &Actor, tenant: TenantId) -> Vec<Notification> {
+        let mut shown: Vec<Notification> =
+            records::read(&self.all).range(bounds(tenant)).map(|(_, one)| one.clone()).collect();
+        if actor.role.tenant().unwrap_or(INSTANCE) == tenant {
+            shown.extend(self.personal_of(actor));
+        }
+        shown.sort_by_key(|one| std::cmp::Reverse(one.id));
+        shown
     }
 
     fn read_by(&self, actor: &Actor, tenant: TenantId) -> Result<BTreeSet<NotificationId>, AdminError> {

@@ -94,8 +94,7 @@ impl Notifications {
             batch.remove(personal_key(user, *id));
         }
         let outbox = person.filter(|person| person.has_followed_link).map(|_| self.owe_to(&mut batch, user, &one));
-        let (personal, mailing, owed) =
-            (Arc::clone(&self.personal), Arc::clone(&self.mailing), Arc::clone(&self.owed));
+        let (personal, mailing, owed) = (Arc::clone(&self.personal), Arc::clone(&self.mailing), Arc::clone(&self.owed));
         turn.commit(batch, move || {
             let mut personal = records::write(&personal);
             gone.into_iter().for_each(|id| drop(personal.remove(&(user, id))));

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::users::act_on;
 use super::{People, Totp, TotpState, User, digest, is_same, is_self, totp, user_key};
 use crate::access::{Action, Actor};
+use crate::events;
 use crate::ext::{self, Timestamp};
 use crate::mail::UserId;
 use crate::records::{self, AdminError};
@@ -27,6 +28,29 @@ pub struct Enrolment {
     pub address: Zeroizing<String>,
     /// The QR code as SVG.
     pub qr_svg: Zeroizing<String>,
+}
+
+/// What a person proved its second factor with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spent {
+    /// A code of its device.
+    Code,
+    /// A recovery code; so many are left.
+    Recovery {
+        /// How many.
+        left: usize,
+    },
+}
+
+impl Spent {
+    /// Puts a recovery code that was used into the batch that lets `user` in: the person is told of it.
+    pub(super) fn record(self, batch: &mut Batch, actor: &Actor, user: &User, now: Timestamp) {
+        if let Self::Recovery { left } = self {
+            let act = act_on(events::RECOVERY_USED_ACT, user);
+            let act = act.changed("recovery_codes", Some((left + 1).to_string()), Some(left.to_string()));
+            records::record(batch, actor, act, now);
+        }
+    }
 }
 
 pub(super) fn purpose(user: UserId) -> String {
@@ -168,14 +192,14 @@ impl People {
         Ok(())
     }
 
-    /// Spends a code of either kind in `user`, which the caller stores. `false`: it is wrong.
-    pub(super) fn spend_code(&self, user: &mut User, code: &str, now: Timestamp) -> Result<bool, AdminError> {
+    /// Spends a code of either kind in `user`, which the caller stores. `None`: it is wrong.
+    pub(super) fn spend_code(&self, user: &mut User, code: &str, now: Timestamp) -> Result<Option<Spent>, AdminError> {
         let id = user.id;
-        let Some(totp) = user.totp.as_mut() else { return Ok(false) };
+        let Some(totp) = user.totp.as_mut() else { return Ok(None) };
         let secret = self.opened(id, totp)?;
         if let Some(step) = totp::accepts(&secret, code, totp.last_step, now) {
             totp.last_step = step;
-            return Ok(true);
+            return Ok(Some(Spent::Code));
         }
         let typed = digest(&folded(code));
         let mut found = None;
@@ -184,7 +208,10 @@ impl People {
                 found = Some(at);
             }
         }
-        Ok(found.map(|at| user.recovery.remove(at)).is_some())
+        Ok(found.map(|at| {
+            user.recovery.remove(at);
+            Spent::Recovery { left: user.recovery.len() }
+        }))
     }
 
     fn own(&self, actor: &Actor, id: UserId) -> Result<User, AdminError> {

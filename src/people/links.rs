@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::users::{self, folded};
-use super::{People, User, UserState, digest, email_key, name_of, password, user_key};
-use crate::access::{Actor, Role};
+use super::{People, User, UserState, digest, email_key, is_self, name_of, password, user_key};
+use crate::access::{Action, Actor, Role};
 use crate::ext::{self, Timestamp};
 use crate::mail::UserId;
 use crate::records::{self, Act, AdminError};
@@ -137,6 +137,48 @@ impl People {
         Ok(user)
     }
 
+    /// Chooses a new password for oneself; the other sessions end, all but `keep`, and so do links for a new one.
+    ///
+    /// # Errors
+    /// If it is somebody else's, the proof is old, or the password is too short or a common one.
+    pub async fn change_password(
+        &self,
+        actor: &Actor,
+        (id, keep): (UserId, Option<[u8; 32]>),
+        password: Zeroizing<String>,
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        if !is_self(actor, id) {
+            return Err(AdminError::Invalid("a password is chosen by the person itself".to_owned()));
+        }
+        actor.require_fresh(now)?;
+        let user = self.user_for(actor, id, Action::Read)?;
+        password::check(&password, &user.email)?;
+        let hash = self.hashes.hash(password).await?;
+        let turn = self.desk.turn().await;
+        // What changed while the password was hashed stays changed.
+        let current = self.user_for(actor, id, Action::Read)?;
+        if current.password != user.password {
+            return Err(AdminError::Invalid("your password was changed meanwhile".to_owned()));
+        }
+        let changed = User { password: Some(hash), ..current.clone() };
+        let mut batch = Batch::new();
+        batch.if_equals(user_key(id), codec::encode(&current)).set(user_key(id), codec::encode(&changed));
+        for key in self.links_for(|purpose| purpose == Purpose::Reset(id))? {
+            batch.remove(key);
+        }
+        let ended = self.end_in(&mut batch, id, keep);
+        records::record(&mut batch, actor, users::act_on("user.password", &changed), now);
+        let memory = std::sync::Arc::clone(&self.memory);
+        turn.commit(batch, move || {
+            let mut known = records::write(&memory.records);
+            ended.iter().for_each(|session| drop(known.sessions.remove(session)));
+            known.users.insert(changed.id, std::sync::Arc::new(changed));
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Whether somebody administers the instance as a person.
     pub fn has_instance_admin(&self) -> bool {
         let known = records::read(&self.memory.records);
@@ -181,6 +223,13 @@ impl People {
 
     /// The links of people who are gone.
     pub(super) fn links_of_nobody(&self) -> Result<Vec<Key>, AdminError> {
+        self.links_for(|purpose| match purpose {
+            Purpose::Activate(user) | Purpose::Reset(user) => self.user(user).is_none(),
+            Purpose::SetUp => false,
+        })
+    }
+
+    fn links_for(&self, is_meant: impl Fn(Purpose) -> bool) -> Result<Vec<Key>, AdminError> {
         let (mut from, end) = (vec![prefix::ONE_TIME], after_prefix(&[prefix::ONE_TIME]));
         let mut found = Vec::new();
         loop {
@@ -188,12 +237,8 @@ impl People {
             let Some((last, _)) = page.last() else { return Ok(found) };
             from.clone_from(last);
             from.push(0);
-            let known = records::read(&self.memory.records);
-            let is_gone = |bytes: &[u8]| match codec::decode::<Stored>(bytes).map(|link| link.purpose) {
-                Ok(Purpose::Activate(user) | Purpose::Reset(user)) => !known.users.contains_key(&user),
-                Ok(Purpose::SetUp) | Err(_) => false,
-            };
-            found.extend(page.into_iter().filter(|(_, bytes)| is_gone(bytes)).map(|(key, _)| key));
+            let is_one = |bytes: &[u8]| codec::decode::<Stored>(bytes).is_ok_and(|link| is_meant(link.purpose));
+            found.extend(page.into_iter().filter(|(_, bytes)| is_one(bytes)).map(|(key, _)| key));
         }
     }
 }

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::factors::Spent;
+use super::links::{self, OneTimeLink, Purpose, RESET_LASTS};
 use super::{People, Session, TotpState, User, UserState, is_allowed, password, sessions, user_key};
 use crate::access::{Actor, Proof};
 use crate::accounts::{Failed, Failures, Network};
@@ -29,6 +31,8 @@ const WRONG_CODES_MAX: u32 = 10;
 const CODE_MEMORY: Duration = Duration::from_secs(3600);
 /// Wrong confirmations after which a session ends: whoever holds it is not the person.
 pub const WRONG_CONFIRMATIONS_MAX: u32 = 5;
+/// One person is mailed one link for a new password within this, at most.
+pub const LINK_MAILED_EVERY: Duration = Duration::from_secs(15 * 60);
 /// What a network with too many failures is told to wait.
 const SLOWED_FOR: Duration = Duration::from_secs(60);
 /// (person, network) pairs that logged in, remembered at most.
@@ -92,6 +96,8 @@ pub(super) struct Tries {
     /// Who logged in from a network.
     known: HashMap<Network, HashSet<UserId>>,
     known_pairs: usize,
+    /// When somebody was last mailed a link for a new password.
+    links_mailed: HashMap<UserId, Timestamp>,
 }
 
 impl Tries {
@@ -104,6 +110,16 @@ impl Tries {
         self.wrong_codes.retain(|_, (_, since)| now.since(*since) < CODE_MEMORY);
         let (count, _) = self.wrong_codes.entry(user).or_insert((0, now));
         *count = count.saturating_add(1);
+    }
+
+    /// Whether a link may be mailed to somebody now; if so, it is.
+    fn mails_link(&mut self, user: UserId, now: Timestamp) -> bool {
+        self.links_mailed.retain(|_, mailed| now.since(*mailed) < LINK_MAILED_EVERY);
+        let is_first = !self.links_mailed.contains_key(&user);
+        if is_first {
+            self.links_mailed.insert(user, now);
+        }
+        is_first
     }
 
     fn is_known(&self, user: UserId, network: Network) -> bool {
@@ -191,10 +207,10 @@ impl People {
         if attempt.is_slowed && !records::lock(&self.memory.tries).is_known(current.id, attempt.network) {
             return Err(Refused::Slowed(SLOWED_FOR));
         }
-        let mut changed = User::clone(&current);
+        let (mut changed, mut spent) = (User::clone(&current), None);
         if has_factor(&current) {
-            let is_right = self.take_code(&mut changed, &given, now).inspect_err(|_| self.excuse(attempt))?;
-            if !is_right {
+            spent = self.take_code(&mut changed, &given, now).inspect_err(|_| self.excuse(attempt))?;
+            if spent.is_none() {
                 drop(turn);
                 return Err(self.failed(attempt).await);
             }
@@ -207,6 +223,9 @@ impl People {
         let (secret, session, ended) = self.begin_in(&mut batch, current.id, (given.from, given.agent), now);
         let actor = Actor { from: Some(given.from), ..Actor::of(super::name_of(current.id), current.role) };
         records::record(&mut batch, &actor, sessions::began(&changed), now);
+        if let Some(spent) = spent {
+            spent.record(&mut batch, &actor, &changed, now);
+        }
         let (memory, kept, begun) = (Arc::clone(&self.memory), changed.clone(), session.clone());
         turn.commit(batch, move || {
             let mut known = records::write(&memory.records);
@@ -241,17 +260,17 @@ impl People {
         records::lock(&self.memory.tries).failures.excused(&counted(attempt.given), attempt.network);
     }
 
-    /// Spends the code that was given; `false` if it is wrong.
-    fn take_code(&self, user: &mut User, given: &Credentials<'_>, now: Timestamp) -> Result<bool, Refused> {
+    /// Spends the code that was given; `None` if it is wrong.
+    fn take_code(&self, user: &mut User, given: &Credentials<'_>, now: Timestamp) -> Result<Option<Spent>, Refused> {
         let Some(code) = given.code else { return Err(Refused::NeedsCode) };
         if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
             return Err(Refused::Slowed(CODE_MEMORY));
         }
-        let is_right = self.spend_code(user, code, now)?;
-        if !is_right {
+        let spent = self.spend_code(user, code, now)?;
+        if spent.is_none() {
             records::lock(&self.memory.tries).wrong_code(user.id, now);
         }
-        Ok(is_right)
+        Ok(spent)
     }
 
     /// A fresh proof for a session: a code where there is a second factor, else the password. The
@@ -301,9 +320,9 @@ impl People {
         // A factor that was taken away meanwhile leaves nothing that was proved.
         let current = self.still(user, given.from).filter(|current| is_open && (has_factor(current) || !had_factor));
         let current = current.ok_or_else(wrong)?;
-        let mut changed = User::clone(&current);
-        if has_factor(&current) && !self.take_code(&mut changed, given, now)? {
-            return Err(wrong());
+        let (mut changed, mut spent) = (User::clone(&current), None);
+        if has_factor(&current) {
+            spent = Some(self.take_code(&mut changed, given, now)?.ok_or_else(wrong)?);
         }
         let mut batch = Batch::new();
         batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&changed));
@@ -315,6 +334,9 @@ impl People {
         let actor =
             Actor { from: Some(given.from), proof: Proof::At(now), ..Actor::of(super::name_of(user.id), user.role) };
         records::record(&mut batch, &actor, super::users::act_on("session.confirm", &changed), now);
+        if let Some(spent) = spent {
+            spent.record(&mut batch, &actor, &changed, now);
+        }
         let (memory, kept, begun) = (Arc::clone(&self.memory), changed.clone(), session.clone());
         turn.commit(batch, move || {
             let mut known = records::write(&memory.records);
@@ -325,6 +347,48 @@ impl People {
         .await
         .map_err(AdminError::from)?;
         Ok(LoggedIn { user: changed, session, secret })
+    }
+
+    /// Books that somebody says he has forgotten his password, as one failed login of his network, whatever the
+    /// address.
+    ///
+    /// # Errors
+    /// If that network failed too often.
+    pub fn book_forgotten(&self, from: IpAddr, now: Timestamp) -> Result<(), Refused> {
+        let network = Network::of(from);
+        let mut tries = records::lock(&self.memory.tries);
+        if tries.failures.is_slowed(network, &self.settings, now) {
+            return Err(Refused::Slowed(SLOWED_FOR));
+        }
+        tries.failures.failed_from(network, Duration::ZERO, &self.settings, now);
+        Ok(())
+    }
+
+    /// A link by which somebody who has forgotten his password chooses a new one, to be mailed to him and shown to
+    /// nobody else. `None` if nobody of that address may log in from there, or was mailed one within
+    /// [`LINK_MAILED_EVERY`]. Whoever runs the instance gets none: a mailbox is not to open every tenant.
+    ///
+    /// # Errors
+    /// If the link could not be made durable.
+    pub async fn forgotten(
+        &self,
+        (email, tenant): (&str, Option<Option<TenantId>>),
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<Option<(User, OneTimeLink)>, AdminError> {
+        let Some(found) = self.find(email, tenant) else { return Ok(None) };
+        let turn = self.desk.turn().await;
+        let may_have_one = |user: &Arc<User>| may_come(user, from) && user.role.tenant().is_some();
+        let Some(user) = self.user(found.id).filter(may_have_one) else { return Ok(None) };
+        if !records::lock(&self.memory.tries).mails_link(user.id, now) {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        let link = links::make(&mut batch, Purpose::Reset(user.id), RESET_LASTS, now);
+        let actor = Actor { from: Some(from), ..Actor::of(super::name_of(user.id), user.role) };
+        records::record(&mut batch, &actor, super::users::act_on("user.reset-link", &user), now);
+        turn.commit(batch, || ()).await?;
+        Ok(Some((User::clone(&user), link)))
     }
 
     /// The person as it is under the turn, if what was found right before it still is: whatever was
@@ -372,7 +436,8 @@ impl People {
         };
         if is_over {
             let actor = Actor::system("too many wrong confirmations");
-            match self.end_session(&actor, session.user, Some(session.digest), now).await {
+            let ended = (session.user, Some(session.digest));
+            match self.end_sessions_as((&actor, events::SESSION_UNPROVED_ACT), ended, now).await {
                 Ok(_) | Err(AdminError::Missing(_)) => {}
                 Err(error) => return Refused::Failed(error),
             }

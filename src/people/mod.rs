@@ -38,7 +38,7 @@ use crate::store::{Key, Store, StoreError, prefix};
 pub use factors::{Enrolment, RECOVERY_CODES};
 pub use keys::{KeyChange, MadeKey, NewKey, OVERLAP_DEFAULT, OVERLAP_MAX, SCOPES_MAX};
 pub use links::{ACTIVATION_LASTS, OneTimeLink, RESET_LASTS, SET_UP_LASTS};
-pub use login::{Credentials, LoggedIn, Refused, WRONG_CONFIRMATIONS_MAX};
+pub use login::{Credentials, LINK_MAILED_EVERY, LoggedIn, Refused, WRONG_CONFIRMATIONS_MAX};
 pub use password::CHARACTERS_MIN as PASSWORD_CHARACTERS_MIN;
 pub use sessions::{SESSION_IDLE_MAX, SESSION_LASTS, csrf_token};
 pub use totp::code_at as totp_code_at;

@@ -114,6 +114,15 @@ impl People {
         which: Option<[u8; 32]>,
         now: Timestamp,
     ) -> Result<usize, AdminError> {
+        self.end_sessions_as((actor, "session.end"), (user, which), now).await
+    }
+
+    pub(super) async fn end_sessions_as(
+        &self,
+        (actor, act): (&Actor, &str),
+        (user, which): (UserId, Option<[u8; 32]>),
+        now: Timestamp,
+    ) -> Result<usize, AdminError> {
         let needed = if is_self(actor, user) { Action::Read } else { Action::Write };
         let person = self.user_for(actor, user, needed)?;
         let turn = self.desk.turn().await;
@@ -126,7 +135,7 @@ impl People {
         for digest in &ended {
             batch.remove(session_key(digest));
         }
-        let act = super::users::act_on("session.end", &person);
+        let act = super::users::act_on(act, &person);
         let count = ended.len();
         records::record(&mut batch, actor, act.changed("sessions", Some(count.to_string()), None), now);
         let memory = Arc::clone(&self.memory);

@@ -22,11 +22,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use crate::access::{Actor, Permission};
 use crate::events::{Bell, EventLog, History};
 use crate::ext::Timestamp;
 use crate::mail::{QueueId, TenantId};
-use crate::records;
-use crate::store::{CommitError, StoreError};
+use crate::records::{self, AdminError};
+use crate::store::{Batch, CommitError, StoreError};
 use day::{Day, DayError};
 
 pub use criteria::{BEGINNING_MIN, Criteria, WORDS_ASKED_MAX};
@@ -133,6 +134,19 @@ impl Search {
     /// How far it is.
     pub fn standing(&self) -> Standing {
         *records::lock(&self.standing)
+    }
+
+    /// The same because somebody asks for it.
+    ///
+    /// # Errors
+    /// If the actor may not, or that could not be written down.
+    pub async fn rebuild_for(&self, actor: &Actor, now: Timestamp) -> Result<(), AdminError> {
+        actor.require(Permission::ManageInstance)?;
+        let mut batch = Batch::new();
+        records::audit(&mut batch, actor, "search.rebuild", "the index of messages", now);
+        self.parts.log.store().commit(batch).await?;
+        self.rebuild();
+        Ok(())
     }
 
     /// Makes the index anew from the event log, beginning in a moment. What is not in it yet is not found.

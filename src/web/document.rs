@@ -114,7 +114,7 @@ fn without_whole_defaults(value: &mut Value) {
 /// What the layers around every handler add to an operation: see `replay` and `conditional`.
 fn describe_layers(path: &str, method: &str, operation: &mut Value) {
     // Who logs in is nobody yet.
-    let has_actor = !matches!((method, path), ("post", "/session" | "/session/redeem"));
+    let has_actor = !matches!((method, path), ("post", "/session" | "/session/redeem" | "/session/forgotten"));
     let parameter = match method {
         "post" if has_actor => Some("IdempotencyKey"),
         "patch" | "put" | "delete" => Some("IfMatch"),
@@ -239,7 +239,9 @@ mod tests {
         }
         let page = page(&document);
         for (path, operations) in document["paths"].as_object().unwrap() {
-            let posts = operations.get("post").filter(|_| !matches!(path.as_str(), "/session" | "/session/redeem"));
+            let posts = operations
+                .get("post")
+                .filter(|_| !matches!(path.as_str(), "/session" | "/session/redeem" | "/session/forgotten"));
             for (operation, header) in [
                 (posts, "IdempotencyKey"),
                 (operations.get("patch"), "IfMatch"),

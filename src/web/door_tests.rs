@@ -108,6 +108,30 @@ async fn nobody_comes_in_over_the_network_without_a_key_or_a_session() {
 }
 
 #[tokio::test]
+async fn who_asks_for_a_link_by_mail_gets_the_same_answer_whoever_is_meant_until_it_is_too_often() {
+    let api = two_shops(Settings::default()).await;
+    person(&api, "shop", "anna@example.com", "owner").await;
+    let nobody = Sent::default();
+    for email in ["anna@example.com", "nobody@example.com", "no address"] {
+        for tenant in [Value::Null, json!("shop"), json!("none"), json!("@instance")] {
+            let asked = json!({"email": email, "tenant": tenant});
+            let answer = ask(&api, &nobody, "POST", "/session/forgotten", asked).await;
+            assert_eq!((answer.status, answer.body), (StatusCode::ACCEPTED, Value::Null), "{email}");
+        }
+    }
+    let foreign = Sent::default().with("origin", "https://evil.example");
+    let asked = || json!({"email": "anna@example.com"});
+    assert_eq!(ask(&api, &foreign, "POST", "/session/forgotten", asked()).await.status, StatusCode::FORBIDDEN);
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        answers.push(ask(&api, &nobody, "POST", "/session/forgotten", asked()).await.status);
+    }
+    assert_eq!(answers.last(), Some(&StatusCode::TOO_MANY_REQUESTS));
+    let accepted = answers.iter().filter(|status| **status == StatusCode::ACCEPTED).count();
+    assert!((88..100).contains(&accepted), "{accepted}");
+}
+
+#[tokio::test]
 async fn a_session_changes_nothing_without_its_token_or_from_another_site() {
     let api = two_shops(Settings::default()).await;
     person(&api, "shop", "anna@example.com", "owner").await;

@@ -95,6 +95,7 @@ fn body(method: &str, path: &str) -> Value {
         ("post", "/users") => json!({"tenant": "shop", "email": "new@example.com", "role": "support"}),
         ("patch", "/users/{user}") => json!({"locked": true}),
         ("put", "/second-factor-policy") => json!({"required_of": ["owner"]}),
+        ("post", "/session/password") => json!({"password": "another horse entirely"}),
         ("post", "/session/second-factor/prove") => json!({"code": "123456"}),
         ("post", "/keys") => json!({"tenant": "shop", "scopes": ["queue:read"]}),
         ("patch", "/keys/{key}") => json!({"name": "another"}),

@@ -725,3 +725,37 @@ async fn black_and_white_lists_of_a_tenant_and_of_an_account_are_apart_and_searc
     let (status, _) = call(&api, "DELETE", &format!("{base}/u1%40example.com?list=white"), Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
 }
+
+#[tokio::test]
+async fn who_verifies_tests_follows_or_makes_the_index_anew_is_in_the_audit_log() {
+    let api = shop().await;
+    call(&api, "POST", "/tenants/shop/domains", json!({"domain": "shop.example.com"})).await;
+    let hook = json!({"url": "https://hook.example.com/in"});
+    let (_, hook) = call(&api, "POST", "/tenants/shop/webhooks", hook).await;
+    let test = format!("/tenants/shop/webhooks/{}/test", hook["webhook"]["id"].as_str().unwrap());
+    let followed = json!({"tenant": "shop", "direction": "out", "address": "Anna@example.org"});
+    for (path, body) in [
+        ("/tenants/shop/domains/shop.example.com/verify", Value::Null),
+        (test.as_str(), Value::Null),
+        ("/traces", followed),
+        ("/traces", json!({})),
+        ("/search/rebuild", Value::Null),
+    ] {
+        let (status, answer) = call(&api, "POST", path, body).await;
+        assert!(status.is_success(), "{path}: {answer}");
+    }
+    let written = |list: &Value| -> Vec<String> {
+        list["rows"].as_array().unwrap().iter().map(|row| row["act"].as_str().unwrap().to_owned()).collect()
+    };
+    let (_, own) = call(&api, "GET", "/audit?tenant=shop", Value::Null).await;
+    let acts = written(&own);
+    for act in ["domain.verify", "webhook.test", "trace.begin"] {
+        assert_eq!(acts.iter().filter(|one| *one == act).count(), 1, "{act} in {acts:?}");
+    }
+    assert!(!own.to_string().to_lowercase().contains("anna@"), "no address is in it: {own}");
+    let (_, instance) = call(&api, "GET", "/audit", Value::Null).await;
+    let acts = written(&instance);
+    for act in ["trace.begin", "search.rebuild"] {
+        assert_eq!(acts.iter().filter(|one| *one == act).count(), 1, "{act} in {acts:?}");
+    }
+}

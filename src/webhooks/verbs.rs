@@ -326,6 +326,8 @@ impl Webhooks {
         }
         let current = self.webhook(webhook.id).ok_or_else(|| AdminError::Missing(format!("webhook {}", which.1)))?;
         batch.if_equals(record::webhook_key(webhook.id), codec::encode(&*current));
+        let act = act_on("webhook.test", &webhook).changed("taken", None, Some((after == After::Done).to_string()));
+        records::record(&mut batch, actor, act, now);
         self.shared.commit(batch).await?;
         Ok(rows)
     }

@@ -76,7 +76,7 @@ async fn a_session_ends_after_a_few_wrong_confirmations_however_many_come_at_onc
     assert!(people.session_actor(&entered.secret, Some(HOME), NOW).is_none(), "one too many");
     assert!(people.confirm(&session, given("", PASSWORD, None, HOME), NOW).await.is_err(), "even the right one");
     let told = Audit::open(store.clone()).list(&admin(), Some(SHOP), None, 10).unwrap();
-    let ends = |entry: &Numbered| entry.entry.act == "session.end" && entry.entry.actor.contains("wrong conf");
+    let ends = |entry: &Numbered| entry.entry.act == crate::events::SESSION_UNPROVED_ACT;
     assert!(told.iter().any(ends), "{told:?}");
 
     let entered = enter(&people, "anna@example.com", None, later(60)).await.unwrap();
@@ -190,4 +190,95 @@ async fn nobody_takes_the_duty_of_a_second_factor_off_whom_he_does_not_outrank()
     assert_eq!(people.policy(Some(SHOP)), policy(&["owner", "developer", "support"]));
     set(&owner, &[]).await.unwrap();
     refused_as_more(set(&boss, &["owner"]).await);
+}
+
+fn acts(store: &Arc<MemoryStore>) -> Vec<String> {
+    let told = Audit::open(store.clone()).list(&admin(), Some(SHOP), None, 100).unwrap();
+    told.into_iter().map(|numbered| numbered.entry.act).collect()
+}
+
+#[tokio::test]
+async fn a_person_chooses_a_new_password_and_the_other_sessions_and_links_end() {
+    let (store, people) = people();
+    let anna = person(&people, "anna@example.com", Role::Support(SHOP)).await;
+    let link = people.reset_link(&admin(), anna.id, NOW).await.unwrap();
+    let other = enter(&people, "anna@example.com", None, NOW).await.unwrap();
+    let entered = enter(&people, "anna@example.com", None, NOW).await.unwrap();
+    let (actor, session) = actor_of(&people, &entered, NOW);
+    let whose = (anna.id, Some(session.digest));
+    let new = || secret("another horse entirely");
+    let (stale, _) = actor_of(&people, &entered, later(700));
+    asks_for_a_proof(people.change_password(&stale, whose, new(), later(700)).await);
+    let weak = people.change_password(&actor, whose, secret("password1234"), NOW).await;
+    assert!(matches!(weak, Err(AdminError::Invalid(_))));
+    for somebody in [admin(), Actor::of("user o", Role::TenantOwner(SHOP)), Actor::of("key k", anna.role)] {
+        assert!(people.change_password(&somebody, whose, new(), NOW).await.is_err(), "{somebody:?}");
+    }
+    assert!(enter(&people, "anna@example.com", None, NOW).await.is_ok(), "nothing was changed yet");
+    people.change_password(&actor, whose, new(), NOW).await.unwrap();
+    assert!(people.session_actor(&other.secret, Some(HOME), NOW).is_none());
+    assert!(people.session_actor(&entered.secret, Some(HOME), NOW).is_some(), "the one it was changed in stays");
+    assert!(people.redeem(&link.token, secret(PASSWORD), None, NOW).await.is_err(), "a link made before is no good");
+    assert!(enter(&people, "anna@example.com", None, NOW).await.is_err());
+    people.log_in(given("anna@example.com", "another horse entirely", None, HOME), later(1)).await.unwrap();
+    assert_eq!(acts(&store).iter().filter(|act| *act == "user.password").count(), 1);
+}
+
+#[tokio::test]
+async fn a_recovery_code_that_is_used_is_written_down_and_a_code_of_the_device_is_not() {
+    let (store, people) = people();
+    let anna = person(&people, "anna@example.com", Role::TenantOwner(SHOP)).await;
+    let (totp, recovery) = enrol(&people, &anna, NOW).await;
+    let code = totp_code_at(&totp, later(60));
+    let entered = enter(&people, "anna@example.com", Some(&code), later(60)).await.unwrap();
+    let used = |store| acts(store).iter().filter(|act| *act == crate::events::RECOVERY_USED_ACT).count();
+    assert_eq!(used(&store), 0);
+    enter(&people, "anna@example.com", Some(&recovery[0]), later(61)).await.unwrap();
+    assert_eq!(used(&store), 1);
+    let (_, session) = actor_of(&people, &entered, later(61));
+    people.confirm(&session, given("", "", Some(&recovery[1]), HOME), later(61)).await.unwrap();
+    assert_eq!(used(&store), 2);
+}
+
+#[tokio::test]
+async fn who_forgot_the_password_gets_a_link_once_in_a_while_and_nobody_else_learns_whether() {
+    let (store, people) = people();
+    let anna = person(&people, "anna@example.com", Role::Developer(SHOP)).await;
+    let locked = person(&people, "locked@example.com", Role::Developer(SHOP)).await;
+    let change = UserChange { locked: Some(true), ..UserChange::default() };
+    people.change_user(&admin(), locked.id, change, NOW).await.unwrap();
+    let bound = person(&people, "bound@example.com", Role::Developer(SHOP)).await;
+    let change = UserChange { allowed_from: Some(vec!["198.51.100.0/24".parse().unwrap()]), ..UserChange::default() };
+    people.change_user(&admin(), bound.id, change, NOW).await.unwrap();
+    let new = NewUser {
+        email: "invited@example.com".to_owned(),
+        name: String::new(),
+        role: Role::Developer(SHOP),
+        accounts: None,
+    };
+    people.invite(&admin(), new, NOW).await.unwrap();
+    let link = people.set_up_link(&admin(), NOW).await.unwrap().unwrap();
+    people.redeem(&link.token, secret(PASSWORD), Some("root@example.com"), NOW).await.unwrap();
+    let before = acts(&store).len();
+    for email in ["nobody@example.com", "locked@example.com", "bound@example.com", "invited@example.com"] {
+        assert!(people.forgotten((email, None), HOME, NOW).await.unwrap().is_none(), "{email}");
+    }
+    assert!(people.forgotten(("root@example.com", None), HOME, NOW).await.unwrap().is_none(), "by no mailbox");
+    assert!(people.forgotten(("anna@example.com", Some(Some(OTHER))), HOME, NOW).await.unwrap().is_none());
+    assert_eq!(acts(&store).len(), before);
+    let (first, second) = tokio::join!(
+        people.forgotten(("Anna@example.com", None), HOME, NOW),
+        people.forgotten(("anna@example.com", None), AWAY, NOW)
+    );
+    let links: Vec<_> = [first, second].into_iter().filter_map(|made| made.unwrap()).collect();
+    assert_eq!(links.len(), 1, "one within a quarter of an hour, from wherever");
+    assert_eq!(links[0].0.id, anna.id);
+    assert!(enter(&people, "anna@example.com", None, NOW).await.is_ok(), "the old one is good until then");
+    people.redeem(&links[0].1.token, secret("another horse entirely"), None, NOW).await.unwrap();
+    assert!(enter(&people, "anna@example.com", None, NOW).await.is_err());
+    let again = NOW.plus(LINK_MAILED_EVERY);
+    assert!(people.forgotten(("anna@example.com", None), HOME, again).await.unwrap().is_some());
+    let booked = (0..200).filter(|_| people.book_forgotten(AWAY, NOW).is_ok()).count();
+    assert_eq!(booked, 100, "as many as logins may fail");
+    assert!(people.book_forgotten(IpAddr::from([203, 0, 113, 1]), NOW).is_ok());
 }

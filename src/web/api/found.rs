@@ -361,7 +361,6 @@ pub(super) async fn rebuild(
     State(parts): State<Shared>,
     Extension(actor): Extension<Actor>,
 ) -> Result<StatusCode, Problem> {
-    actor.require(Permission::ManageInstance).map_err(AdminError::from)?;
-    parts.search.rebuild();
+    parts.search.rebuild_for(&actor, Timestamp::now()).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -180,7 +180,10 @@ pub(super) fn open_router(parts: Shared) -> Router {
 }
 
 fn unguarded() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(session::log_in)).routes(routes!(session::redeem))
+    OpenApiRouter::new()
+        .routes(routes!(session::log_in))
+        .routes(routes!(session::redeem))
+        .routes(routes!(session::forgotten))
 }
 
 fn people_routes() -> OpenApiRouter<Shared> {
@@ -189,6 +192,7 @@ fn people_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(session::confirm))
         .routes(routes!(session::offer_factor, session::remove_factor))
         .routes(routes!(session::prove_factor))
+        .routes(routes!(session::change_password))
         .routes(routes!(session::new_codes))
         .routes(routes!(users::list, users::invite))
         .routes(routes!(users::show, users::change, users::remove))

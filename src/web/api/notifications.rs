@@ -31,7 +31,7 @@ pub struct NotificationJson {
     /// When it was met.
     pub at: String,
     /// `domain-failing`, `address-listed`, `webhook-disabled`, `account-paused`, `quota-near`, `address-missing`,
-    /// `record-damaged`, `backup-failed`, `backup-overdue`.
+    /// `record-damaged`, `backup-failed`, `backup-overdue`; `login-security` is told to the person it is about alone.
     pub kind: String,
     /// The thing: a name or an id.
     pub subject: String,

@@ -17,6 +17,7 @@ use super::{Answer, Shared, users};
 use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
+use crate::notifications::NewPassword;
 use crate::people::{Credentials, LoggedIn, Refused, csrf_token};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
@@ -96,6 +97,25 @@ pub struct CodeJson {
     pub code: String,
 }
 
+/// Somebody who has forgotten his password.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForgottenJson {
+    /// The e-mail address he logs in with.
+    pub email: String,
+    /// The tenant's name; needed if the address is known in several.
+    #[serde(default)]
+    pub tenant: Option<String>,
+}
+
+/// A new password.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PasswordJson {
+    /// The password from now on.
+    pub password: String,
+}
+
 /// Codes that each replace one code of the second factor; shown this once.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct RecoveryCodesJson {
@@ -170,18 +190,58 @@ pub(super) async fn log_in(
 ) -> WithCookie<SessionJson> {
     identity::check_origin(&headers)?;
     let password = Zeroizing::new(asked.password);
-    let tenant = match asked.tenant.as_deref() {
-        None => None,
-        Some(super::INSTANCE_NAME) => Some(None),
-        // A name nobody has is a tenant nobody is in: the same answer, after the same work.
-        Some(name) => Some(Some(parts.accounts.tenant_named(name).map_or(TenantId(0), |tenant| tenant.id))),
-    };
+    let tenant = named(&parts, asked.tenant.as_deref());
     let (email, code) = (asked.email.as_str(), asked.code.as_deref());
     let given = Credentials { email, tenant, password: &password, code, from, agent: agent(&headers) };
     match parts.people.log_in(given, Timestamp::now()).await {
         Ok(done) => entered(&parts, done, StatusCode::CREATED),
         Err(why) => Err(refused(why).await),
     }
+}
+
+/// The tenant somebody says he is of. A name nobody has is a tenant nobody is in: the same answer, after the same work.
+fn named(parts: &Parts, tenant: Option<&str>) -> Option<Option<TenantId>> {
+    match tenant {
+        None => None,
+        Some(super::INSTANCE_NAME) => Some(None),
+        Some(name) => Some(Some(parts.accounts.tenant_named(name).map_or(TenantId(0), |tenant| tenant.id))),
+    }
+}
+
+#[utoipa::path(
+    post,
+    path = "/session/forgotten",
+    operation_id = "session_forgotten",
+    tag = "session",
+    summary = "Ask: for a link to choose a new password, by mail; the answer is the same whether there is such a person.",
+    request_body = ForgottenJson,
+    responses((status = 202, description = "if there is such a person, a mail is on its way"))
+)]
+pub(super) async fn forgotten(
+    State(parts): State<Shared>,
+    Extension(From(from)): Extension<From>,
+    headers: HeaderMap,
+    JsonBody(asked): JsonBody<ForgottenJson>,
+) -> Result<StatusCode, Problem> {
+    identity::check_origin(&headers)?;
+    let now = Timestamp::now();
+    if let Err(why) = parts.people.book_forgotten(from, now) {
+        return Err(refused(why).await);
+    }
+    // Behind the answer, which so takes as long whoever is asked for.
+    tokio::spawn(async move {
+        let tenant = named(&parts, asked.tenant.as_deref());
+        let made = parts.people.forgotten((&asked.email, tenant), from, now).await;
+        let Ok(Some((user, link))) = made.inspect_err(|error| tracing::warn!(%error, "a link could not be made"))
+        else {
+            return;
+        };
+        let mail = NewPassword { user: user.id, token: &link.token, expires: link.expires };
+        if let Err(error) = parts.notifications.mail_new_password(mail, now).await {
+            tracing::warn!(user = %user.id, %error, "a link for a new password could not be mailed");
+        }
+    });
+    Ok(StatusCode::ACCEPTED)
 }
 
 #[utoipa::path(
@@ -258,6 +318,27 @@ pub(super) async fn redeem(
     let password = Zeroizing::new(asked.password);
     let user = parts.people.redeem(&asked.token, password, asked.email.as_deref(), Timestamp::now()).await?;
     Ok(Json(users::json(&parts, &user)))
+}
+
+#[utoipa::path(
+    post,
+    path = "/session/password",
+    operation_id = "session_change_password",
+    tag = "session",
+    summary = "Change: one's own password; the other sessions end.",
+    request_body = PasswordJson,
+    responses((status = 204, description = "done"))
+)]
+pub(super) async fn change_password(
+    State(parts): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    own: Option<Extension<Stay>>,
+    JsonBody(asked): JsonBody<PasswordJson>,
+) -> Result<StatusCode, Problem> {
+    let own = stay(own)?;
+    let whose = (own.user.id, Some(own.session.digest));
+    parts.people.change_password(&actor, whose, Zeroizing::new(asked.password), Timestamp::now()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[utoipa::path(

@@ -14,7 +14,10 @@ use utoipa::ToSchema;
 
 use super::{Answer, Shared, tenant_called, tenant_name, vip_called};
 use crate::access::{Action, Actor, Permission};
-use crate::records::AdminError;
+use crate::ext::Timestamp;
+use crate::mail::TenantId;
+use crate::records::{self, Act, AdminError, pseudonym};
+use crate::store::Batch;
 use crate::trace::{Direction, Side, TraceFilter, TracedLine};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
@@ -110,6 +113,25 @@ fn require(actor: &Actor, filter: &TraceFilter) -> Result<(), Problem> {
     Ok(may.map_err(AdminError::from)?)
 }
 
+/// Says in the audit log whose sessions somebody follows: the tenant's, if it is one tenant's. Addresses are said by
+/// their pseudonyms.
+async fn write_down(parts: &Parts, actor: &Actor, (trace, filter): (u64, &TraceFilter)) -> Result<(), AdminError> {
+    let act = Act::new("trace.begin", format!("trace {trace}"));
+    let act = filter.tenant.map_or(act.clone(), |tenant| act.of(tenant));
+    let hidden = |text: &String| pseudonym(filter.tenant.unwrap_or(TenantId(0)), &text.to_ascii_lowercase());
+    let mut facts = vec![
+        ("vip", filter.vip.map(|vip| vip.to_string())),
+        ("peer", filter.peer.map(|peer| peer.to_string())),
+        ("to", filter.towards.clone()),
+        ("address", filter.address.as_ref().map(hidden)),
+    ];
+    facts.retain(|(_, value)| value.is_some());
+    let act = facts.into_iter().fold(act, |act, (field, value)| act.changed(field, None, value));
+    let mut batch = Batch::new();
+    records::record(&mut batch, actor, act, Timestamp::now());
+    Ok(parts.store.commit(batch).await?)
+}
+
 /// A trace that the actor may read; another one does not exist.
 fn called(parts: &Parts, actor: &Actor, text: &str) -> Result<u64, Problem> {
     let missing = || Problem::missing(format!("trace {text}; it ends after a minute in which nobody read"));
@@ -153,7 +175,12 @@ pub(super) async fn add(
     JsonBody(asked): JsonBody<NewTraceJson>,
 ) -> Result<(StatusCode, Json<TraceJson>), Problem> {
     let filter = filter(&parts, &actor, asked)?;
-    let trace = parts.tracer.follow(filter).map_err(AdminError::Invalid)?;
+    // What is followed is written down before anything of it is shown.
+    let trace = parts.tracer.follow(filter.clone()).map_err(AdminError::Invalid)?;
+    if let Err(error) = write_down(&parts, &actor, (trace, &filter)).await {
+        parts.tracer.leave(trace);
+        return Err(error.into());
+    }
     Ok((StatusCode::CREATED, Json(TraceJson { trace })))
 }
 

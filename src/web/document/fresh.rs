@@ -12,6 +12,7 @@ pub const FRESH: &[(&str, &str, &str)] = &[
     ("post", "/users/{user}/reset", "make a link for a new password"),
     ("delete", "/users/{user}/second-factor", "take somebody's second factor away"),
     ("put", "/second-factor-policy", "say which roles must have a second factor"),
+    ("post", "/session/password", "choose a new password for oneself"),
     ("post", "/session/second-factor", "set up a second factor"),
     ("post", "/session/second-factor/prove", "put a second factor to work"),
     ("delete", "/session/second-factor", "remove one's own second factor"),
