@@ -104,3 +104,41 @@ async fn a_notification_is_mailed_to_who_wished_it_signed_from_nobody_by_the_rig
     assert_eq!(peer.taken().len(), 2, "nobody else, and nothing twice: {:?}", peer.taken());
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_to_a_persons_way_in_is_mailed_unasked_and_a_forgotten_password_is_chosen_anew_by_mail() {
+    let peer = Peer::start("127.0.1.74:0".parse().unwrap(), Script::polite()).await;
+    let zone = Zone::new().mx("people.test", 10, "mx.people.test").ipv4("mx.people.test", Ipv4Addr::new(127, 0, 1, 74));
+    let running = Running::start(zone, peer.address.port()).await;
+    let tenant = running.tenant("shop").await;
+    running.vip(Ipv4Addr::new(127, 0, 1, 75), "mx.shared.example.com", Owner::Shared).await;
+    let anna = running.person("anna@people.test", Role::Developer(tenant), true).await;
+    let boss = running.person("boss@people.test", Role::TenantOwner(tenant), true).await;
+
+    let (status, _, link) = ask(&running, "POST", &format!("/users/{anna}/reset"), None, Value::Null).await;
+    assert_eq!(status, 200, "{link}");
+    let mail = taken(&peer, 0).await;
+    let text = readable(&mail);
+    assert!(mail.recipients.len() == 1 && mail.recipients[0].contains("anna@people.test"), "{:?}", mail.recipients);
+    assert!(text.contains("login-security") && text.contains("a link to choose a new password for you"), "{text}");
+    assert!(!text.contains(link["token"].as_str().unwrap()), "told of, not given: {text}");
+
+    let (status, _, said) =
+        ask(&running, "POST", "/session/forgotten", None, json!({"email": "nobody@people.test"})).await;
+    assert_eq!((status, said), (202, Value::Null));
+    let (status, _, said) =
+        ask(&running, "POST", "/session/forgotten", None, json!({"email": "boss@people.test"})).await;
+    assert_eq!((status, said), (202, Value::Null));
+    let mail = taken(&peer, 1).await;
+    let text = readable(&mail);
+    assert!(mail.recipients.len() == 1 && mail.recipients[0].contains("boss@people.test"), "{:?}", mail.recipients);
+    let token = text.split("\"token\": \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    let chosen = json!({"token": token, "password": "another horse entirely"});
+    let (status, _, user) = ask(&running, "POST", "/session/redeem", None, chosen.clone()).await;
+    assert_eq!((status, &user["id"]), (200, &json!(boss.to_string())), "{user}");
+    assert_eq!(ask(&running, "POST", "/session/redeem", None, chosen).await.0, 404, "once");
+    let mail = taken(&peer, 2).await;
+    assert!(readable(&mail).contains("your password was changed"), "{}", readable(&mail));
+    assert!(mail.recipients[0].contains("boss@people.test"), "{:?}", mail.recipients);
+    running.stop().await;
+}
