@@ -58,7 +58,6 @@ async fn things(api: &Router, store: &MemoryStore) -> Vec<(&'static str, String)
         TenantId(u64::from_be_bytes(chain.0[2..10].try_into().unwrap()))
     };
     made(api, "/tenants/shop/domains", json!({"domain": "shop.example.com"})).await;
-    made(api, "/tenants/shop/domains/shop.example.com/rotate", Value::Null).await;
     let account = made(api, "/smtp-accounts", json!({"tenant": "shop"})).await;
     let vip = made(api, "/vips", json!({"ipv4": "192.0.2.9", "ehlo": "a.example.com", "shared": true})).await;
     let relay = json!({"to": "x.example", "host": "relay.example", "port": 587, "tls": "starttls"});
@@ -101,7 +100,7 @@ fn body(method: &str, path: &str) -> Value {
         ("patch", "/keys/{key}") => json!({"name": "another"}),
         ("post", "/smtp-accounts") => json!({"tenant": "shop"}),
         ("post", "/tenants/{tenant}/webhooks") => json!({"url": "https://hook.example.com/other"}),
-        ("patch", "/tenants/{tenant}/webhooks/{webhook}") => json!({"description": "another"}),
+        ("patch", "/tenants/{tenant}/webhooks/{webhook}") => json!({"name": "another"}),
         ("post", "/queue-sweeps") => json!({"act": "cancel", "filter": {"tenant": "shop"}, "reason": "x"}),
         ("post", "/routes") => json!({"to": "y.example", "host": "relay.example", "port": 587, "tls": "starttls"}),
         ("patch", "/routes/{route}") => json!({"port": 588}),
@@ -137,17 +136,15 @@ async fn what_is_in_the_table_asks_a_person_for_a_fresh_proof_and_nothing_else_d
     let api = api_over(store.clone(), settings()).await;
     let count = || store.range(&[prefix::AUDIT], &[prefix::AUDIT + 1], usize::MAX).unwrap().len();
     let before = count();
+    let mut silent = Vec::new();
     for (method, path, act) in FRESH {
         let sent = if *path == "/second-factor-policy" { "/second-factor-policy?tenant=shop" } else { path };
         let answer = ask(&api, &root, &method.to_uppercase(), &filled(sent), body(method, path)).await;
-        let got = (answer.status, answer.body["code"].as_str().unwrap_or_default().to_owned());
-        assert_eq!(
-            got,
-            (StatusCode::FORBIDDEN, "confirm_identity".to_owned()),
-            "{act}: {method} {path} {}",
-            answer.body
-        );
+        if answer.status != StatusCode::FORBIDDEN || answer.body["code"] != "confirm_identity" {
+            silent.push(format!("{act}: {method} {path} {} {}", answer.status, answer.body));
+        }
     }
+    assert!(silent.is_empty(), "these ask nothing: {silent:#?}");
     assert_eq!(count(), before, "nothing was done");
     let mut asked = 0;
     for (method, path) in operations() {
@@ -177,14 +174,14 @@ async fn a_confirmation_opens_the_way_and_a_key_needs_none() {
     let api = api_over(store.clone(), settings()).await;
     let anna = Sent::default().with("cookie", cookie).with("x-csrf-token", token);
     let rotation = "/tenants/shop/domains/shop.example.com/rotate";
-    assert_eq!(ask(&api, &anna, "DELETE", rotation, Value::Null).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(ask(&api, &anna, "POST", rotation, Value::Null).await.status, StatusCode::FORBIDDEN);
     let password = json!({"password": super::door_tests::PASSWORD});
     let confirmed = ask(&api, &anna, "POST", "/session/confirm", password).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{}", confirmed.body);
     let cookie = confirmed.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
     let token = confirmed.body["csrf_token"].as_str().unwrap().to_owned();
     let anew = Sent::default().with("cookie", cookie).with("x-csrf-token", token);
-    assert_eq!(ask(&api, &anna, "DELETE", rotation, Value::Null).await.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(ask(&api, &anew, "DELETE", rotation, Value::Null).await.status, StatusCode::OK);
+    assert_eq!(ask(&api, &anna, "POST", rotation, Value::Null).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(ask(&api, &anew, "POST", rotation, Value::Null).await.status, StatusCode::OK);
     assert_eq!(ask(&api, &key, "POST", rotation, Value::Null).await.status, StatusCode::OK);
 }
