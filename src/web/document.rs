@@ -3,7 +3,7 @@
 //! Both are in the binary and load nothing from elsewhere. Easy to get wrong: what every operation
 //! may answer when it does not do what was asked is added here, once, so that no handler forgets it.
 
-pub mod fresh;
+mod fresh;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::{api, codes, replay};
+#[cfg(test)]
+pub use fresh::{FRESH, asks};
 
 /// Statuses every operation may answer with, each with when.
 const REFUSALS: &[(&str, &str)] = &[
@@ -115,6 +117,9 @@ fn without_whole_defaults(value: &mut Value) {
 fn describe_layers(path: &str, method: &str, operation: &mut Value) {
     // Who logs in is nobody yet.
     let has_actor = !matches!((method, path), ("post", "/session" | "/session/redeem" | "/session/forgotten"));
+    if !has_actor {
+        operation["security"] = json!([]);
+    }
     let parameter = match method {
         "post" if has_actor => Some("IdempotencyKey"),
         "patch" | "put" | "delete" => Some("IfMatch"),

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Settings;
-use super::document::fresh::{FRESH, asks};
+use super::document::{FRESH, asks};
 use super::door_tests::{Sent, ask, log_in, operations, person};
 use super::tests::{api_over, call};
 use crate::access::PROOF_FRESH;
