@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::{api, codes, replay};
 #[cfg(test)]
-pub use fresh::{FRESH, asks};
+pub use fresh::FRESH;
+pub use fresh::asks;
 
 /// Statuses every operation may answer with, each with when.
 const REFUSALS: &[(&str, &str)] = &[
@@ -88,7 +89,7 @@ pub fn document() -> Value {
             for (status, _) in REFUSALS {
                 operation["responses"][status] = json!({"$ref": format!("#/components/responses/{status}")});
             }
-            if fresh::asks(method, path_text) {
+            if asks(method, path_text) {
                 operation["x-fresh-proof"] = json!(true);
                 operation["responses"]["403"] = json!({"$ref": format!("#/components/responses/{}", PROOF.0)});
             }
@@ -239,7 +240,7 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert!(count > 50 && ids.len() == count, "{count} operations, {} names", ids.len());
-        for (method, path, _) in fresh::FRESH {
+        for (method, path, _) in FRESH {
             assert_eq!(document["paths"][path][method]["x-fresh-proof"], true, "{method} {path} is no operation");
         }
         let page = page(&document);
