@@ -169,6 +169,12 @@ impl Outbound {
         self.task = Some(tokio::spawn(delivery::run((self.parts)(), self.shutdown.clone())));
     }
 
+    /// The queue's chores, as the daemon has them beside delivery: what an aborted attempt left is recorded by them.
+    pub fn keep_queue(&self) {
+        let (queue, shutdown) = (self.queue.clone(), self.shutdown.clone());
+        tokio::spawn(async move { queue.keep(&shutdown).await });
+    }
+
     /// A message to these addresses, all in one lane.
     pub fn message(&self, to: &[&str]) -> NewMessage {
         let recipient = |address: &&str| {

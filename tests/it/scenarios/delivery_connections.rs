@@ -188,9 +188,13 @@ async fn an_attempt_that_makes_no_progress_is_freed_and_its_mail_waits() {
     settings.timeouts.final_dot = Duration::from_secs(60);
     settings.timeouts.stall = Duration::from_millis(800);
     let outbound = Outbound::start("127.0.2.1", zone(), settings).await;
-    outbound.owe(&["ann@shop.example"]).await;
+    outbound.keep_queue();
+    let id = outbound.owe(&["ann@shop.example"]).await;
     assert!(until(|| peer.lines().iter().any(|line| line.starts_with("DATA"))).await);
     assert_eq!(outbound.queue.totals().claimed, 1);
+    // Nobody knows what became of it behind the dot (RFC 5321 s4.5.4.1).
+    let verdict = outbound.verdict(id).await;
+    assert!(matches!(verdict, MailEvent::Deferred { why: Why::UnknownOutcome, .. }), "{verdict:?}");
     assert!(until(|| outbound.queue.totals().claimed == 0).await, "the claim was given back");
 }
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use postern::access::Actor;
 use postern::delivery;
 use postern::events::{MailEvent, Why};
 use postern::ext::Timestamp;
@@ -81,7 +82,12 @@ async fn who_was_delivered_to_before_a_stop_gets_no_second_copy_after_it() {
         .await;
         let id = outbound.owe(&SIX).await;
         assert!(until(|| peer.lines().iter().filter(|line| line.starts_with("DATA")).count() == 3).await);
-        if !is_watchdog {
+        if is_watchdog {
+            outbound.keep_queue();
+            let is_put_off = |event: &MailEvent| matches!(event, MailEvent::Deferred { .. });
+            assert!(until(|| outbound.verdicts(id).iter().any(is_put_off)).await, "it counts as an attempt");
+            outbound.queue.retry(&Actor::local(0), id, &[], Timestamp::now()).await.unwrap();
+        } else {
             outbound.stop().await;
             outbound.go_on();
         }
