@@ -51,7 +51,7 @@ pub(super) async fn ask(api: &Router, sent: &Sent, method: &str, path: &str, bod
 }
 
 /// An API with two tenants, each with a domain and an SMTP account.
-async fn two_shops(settings: Settings) -> Router {
+pub(super) async fn two_shops(settings: Settings) -> Router {
     let api = api_with(settings).await;
     for name in ["shop", "rival"] {
         call(&api, "POST", "/tenants", json!({"name": name})).await;

@@ -260,6 +260,8 @@ mod fresh_tests;
 #[cfg(test)]
 mod leaving_tests;
 #[cfg(test)]
+mod narrow_tests;
+#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod sending_tests;
