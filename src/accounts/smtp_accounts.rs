@@ -69,9 +69,11 @@ pub struct AccountChange {
 
 impl AccountChange {
     fn check(&self) -> Result<(), AdminError> {
-        self.allowed_from.as_deref().map_or(Ok(()), check_networks)?;
-        self.name.as_deref().map_or(Ok(()), check_name)?;
-        self.allowed_senders.as_deref().map_or(Ok(()), check_senders)
+        records::all_of([
+            self.allowed_from.as_deref().map_or(Ok(()), check_networks),
+            self.name.as_deref().map_or(Ok(()), check_name),
+            self.allowed_senders.as_deref().map_or(Ok(()), check_senders),
+        ])
     }
 
     /// A step for each act of the audit log, with its name.
@@ -122,9 +124,11 @@ impl Accounts {
         let id = SmtpAccountId::random();
         actor.require_account((tenant, id), Action::Write)?;
         actor.require_fresh(now)?;
-        check_networks(&new.allowed_from)?;
-        check_name(&new.name)?;
-        check_senders(&new.allowed_senders)?;
+        records::all_of([
+            check_networks(&new.allowed_from),
+            check_name(&new.name),
+            check_senders(&new.allowed_senders),
+        ])?;
         let turn = self.desk.turn().await;
         let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
         let password = secret::generate();
@@ -361,7 +365,10 @@ fn facts(account: &SmtpAccount) -> Vec<(&'static str, String)> {
 
 fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {
     if networks.len() > ALLOWED_FROM_MAX {
-        return Err(AdminError::Invalid(format!("at most {ALLOWED_FROM_MAX} source networks for one account")));
+        return Err(AdminError::field(
+            "allowed_from",
+            format!("at most {ALLOWED_FROM_MAX} source networks for one account"),
+        ));
     }
     Ok(())
 }

@@ -296,7 +296,7 @@ async fn a_tenant_is_found_by_name_changed_and_removed_only_when_empty() {
     assert!(matches!(room.accounts.add_tenant(&room.actor, "shop", START).await, Err(AdminError::Exists(_))));
     for name in ["", "Shop", "-shop", "shop-", "sh op", "sh.op", &"a".repeat(64)] {
         let refused = room.accounts.add_tenant(&room.actor, name, START).await;
-        assert!(matches!(refused, Err(AdminError::Invalid(_))), "{name:?}");
+        assert!(matches!(refused, Err(AdminError::Fields(_))), "{name:?}");
     }
     room.accounts.set_sending(&room.actor, tenant.id, Sending::Suspended, START).await.unwrap();
     let room = room.reopened();

@@ -83,7 +83,7 @@ async fn a_link_is_good_once_and_for_its_time_and_the_password_is_checked() {
     let (user, link) = people.invite(&admin(), new(), NOW).await.unwrap();
     assert_eq!(user.email, "anna@example.com");
     assert!(matches!(people.invite(&admin(), new(), NOW).await, Err(AdminError::Exists(_))));
-    assert!(matches!(people.redeem(&link.token, secret("password1234"), None, NOW).await, Err(AdminError::Invalid(_))));
+    assert!(matches!(people.redeem(&link.token, secret("password1234"), None, NOW).await, Err(AdminError::Fields(_))));
     let late = NOW.plus(ACTIVATION_LASTS + Duration::from_secs(1));
     assert!(matches!(people.redeem(&link.token, secret(PASSWORD), None, late).await, Err(AdminError::Missing(_))));
     let (first, second) = tokio::join!(
@@ -103,7 +103,7 @@ async fn the_set_up_link_makes_the_first_admin_and_no_second() {
     let (_, people) = people();
     let one = people.set_up_link(&admin(), NOW).await.unwrap().unwrap();
     let two = people.set_up_link(&admin(), NOW).await.unwrap().unwrap();
-    assert!(matches!(people.redeem(&one.token, secret(PASSWORD), None, NOW).await, Err(AdminError::Invalid(_))));
+    assert!(matches!(people.redeem(&one.token, secret(PASSWORD), None, NOW).await, Err(AdminError::Fields(_))));
     let root = people.redeem(&one.token, secret(PASSWORD), Some("root@example.com"), NOW).await.unwrap();
     assert_eq!((root.role, root.state), (Role::InstanceAdmin, UserState::Active));
     assert!(people.redeem(&two.token, secret(PASSWORD), Some("evil@example.com"), NOW).await.is_err());

@@ -235,7 +235,7 @@ async fn patiently(patience: Duration, request: Request, next: Next) -> Option<R
         return tokio::time::timeout(patience, next.run(request)).await.ok();
     }
     let (came, heard) = watch::channel(());
-    let note = move |_: &Result<_, axum::Error>| drop(came.send_replace(()));
+    let note = move |_: &Result<_, axum::Error>| came.send_replace(());
     let request = request.map(|body| Body::from_stream(body.into_data_stream().inspect(note)));
     let answer = while_heard(next.run(request), heard, || tokio::time::sleep(patience));
     tokio::time::timeout(UPLOAD_TIME_MAX, answer).await.ok().flatten()
