@@ -3,7 +3,7 @@
 //! Easy to get wrong: a file comes and goes in pieces; nothing here holds one whole.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -129,14 +129,14 @@ pub(super) async fn import(
     Extension(actor): Extension<Actor>,
     Path(tenant): Path<String>,
     asking: Asking,
-    deferred: Option<Extension<Deferred>>,
-    body: Body,
+    request: Request,
 ) -> Result<Response, Problem> {
     let tenant = tenant_called(&parts, &actor, &tenant)?;
     let asked = Asked::read(asking)?;
     let (place, reason) = (asked.place(&parts, tenant.id)?, asked.reason.unwrap_or(Reason::Import));
     let mut upload = parts.operations.upload(&actor, place, reason, Timestamp::now()).await?;
-    let mut pieces = body.into_data_stream();
+    let deferred = request.extensions().get::<Deferred>().cloned();
+    let mut pieces = request.into_body().into_data_stream();
     while let Some(piece) = pieces.next().await {
         let broken = |_| Problem::new(StatusCode::BAD_REQUEST, "unreadable", "the body could not be read");
         upload.write(&piece.map_err(broken)?).await?;
@@ -148,7 +148,7 @@ pub(super) async fn import(
         told.unwrap_or_else(|error| Problem::from(error).into_response())
     };
     Ok(match deferred {
-        Some(Extension(deferred)) => deferred.once(digest, begin).await,
+        Some(deferred) => deferred.once(digest, begin).await,
         None => begin.await,
     })
 }
