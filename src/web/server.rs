@@ -37,7 +37,7 @@ pub struct Settings {
     /// Octets of a request's body, at most (1 MiB).
     pub body_bytes_max: usize,
     /// A request that takes longer is answered 503 (60 s: DNS may be asked); one that brings a large file, if for so
-    /// long no piece of it came, or after [`UPLOAD_TIME_MAX`].
+    /// long no piece of it came, or after `UPLOAD_TIME_MAX`.
     pub request_patience: Duration,
     /// Where the API is served over TLS; empty for the local socket only.
     pub listen: Vec<std::net::SocketAddr>,
