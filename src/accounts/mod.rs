@@ -57,7 +57,7 @@ pub struct Tenant {
     pub delay_notices: DelayNotices,
     /// For mail that did not come by SMTP.
     pub default_vip: Option<VipId>,
-    /// Whether the operator's queue verb may move its waiting mail to a shared virtual IP.
+    /// Whether its waiting mail may be moved to a shared virtual IP, and by whom.
     pub move_to_shared: MoveToShared,
     /// When it was made.
     pub created: Timestamp,
@@ -93,6 +93,8 @@ pub enum MoveToShared {
     Forbidden,
     /// By an explicit queue verb, with an event.
     Permitted,
+    /// So, and by itself what the warm-up of its virtual IP has no room for.
+    Overflow,
 }
 
 /// Messages per hour and day; `None` is no limit.

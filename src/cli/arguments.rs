@@ -309,6 +309,10 @@ pub struct TenantSet {
     /// Whether waiting mail may be moved to a shared virtual IP by `queue move`
     #[arg(long, value_name = "YES|NO")]
     pub move_to_shared: Option<Switch>,
+    /// Whether mail that a warm-up has no room for moves to a warm shared virtual IP by itself, where SPF permits
+    /// it; yes also permits `queue move`
+    #[arg(long, value_name = "YES|NO")]
+    pub warm_up_overflow: Option<Switch>,
     /// Whether delay notices go to senders who did not ask for them
     #[arg(long, value_name = "YES|NO")]
     pub delay_notices: Option<Switch>,

@@ -18,7 +18,7 @@ use crate::ext::Timestamp;
 use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
-use crate::mail::{Refusal, Reply};
+use crate::mail::{Refusal, Reply, TenantId, VipId};
 use crate::net::{ClientTls, Poster, Reach};
 use crate::notifications::{self, Notifications};
 use crate::operations::Operations;
@@ -492,13 +492,31 @@ fn breaker(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> 
     Ok(breaker)
 }
 
+/// What a tenant permits, if its mail may be moved to that virtual IP at all: only ever to a shared one.
+fn permission_to_move(
+    accounts: &Accounts,
+    vips: &Vips,
+    (tenant, vip): (TenantId, VipId),
+) -> Result<MoveToShared, String> {
+    let tenant = accounts.tenant(tenant).ok_or("the tenant is gone")?;
+    let vip = vips.get(vip).ok_or("there is no such virtual IP")?;
+    match (tenant.move_to_shared, vip.owner) {
+        (MoveToShared::Forbidden, _) => {
+            Err(format!("tenant {} does not permit that its mail leaves by another virtual IP", tenant.name))
+        }
+        (_, Owner::Tenant(_)) => Err("mail may only be moved to a shared virtual IP".to_owned()),
+        (permitted, Owner::Shared) => Ok(permitted),
+    }
+}
+
 /// What the queue asks of records it may not read itself.
 fn policy(
     accounts: &Arc<Accounts>,
     vips: &Arc<Vips>,
     (breaker, delivery): (&Arc<Breaker>, &Arc<Delivery>),
 ) -> queue::Policy {
-    let (tells, owner, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
+    let (tells, owners, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
+    let (overflow_owners, overflow_vips) = (Arc::clone(accounts), Arc::clone(&vips));
     let (breaker, delivery) = (Arc::clone(breaker), Arc::clone(delivery));
     queue::Policy {
         paused: Arc::new(move |account| {
@@ -507,15 +525,14 @@ fn policy(
         tells_delays: Arc::new(move |tenant| {
             tells.tenant(tenant).is_some_and(|tenant| tenant.delay_notices == DelayNotices::Always)
         }),
-        may_move: Arc::new(move |tenant, vip| {
-            let tenant = owner.tenant(tenant).ok_or("the tenant is gone")?;
-            let vip = vips.get(vip).ok_or("there is no such virtual IP")?;
-            match (tenant.move_to_shared, vip.owner) {
-                (MoveToShared::Permitted, Owner::Shared) => Ok(()),
-                (MoveToShared::Forbidden, _) => {
-                    Err(format!("tenant {} does not permit that its mail leaves by another virtual IP", tenant.name))
+        may_move: Arc::new(move |tenant, vip| permission_to_move(&owners, &vips, (tenant, vip)).map(|_| ())),
+        may_overflow: Arc::new(move |tenant, vip| {
+            match permission_to_move(&overflow_owners, &overflow_vips, (tenant, vip))? {
+                MoveToShared::Overflow => Ok(()),
+                MoveToShared::Permitted | MoveToShared::Forbidden => {
+                    Err("its tenant does not permit that what a warm-up has no room for leaves by a shared one"
+                        .to_owned())
                 }
-                (_, Owner::Tenant(_)) => Err("mail may only be moved to a shared virtual IP".to_owned()),
             }
         }),
     }

@@ -133,6 +133,10 @@ impl Pacing {
         answer
     }
 
+    pub(super) fn takes_overflow(&self, path: &Path, now: QueueTime) -> bool {
+        self.pacer().takes_overflow(path, now)
+    }
+
     pub(super) fn connections_max(&self, path: &Path) -> usize {
         usize::try_from(self.pacer().connections_max(path)).unwrap_or(usize::MAX)
     }

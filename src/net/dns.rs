@@ -19,7 +19,7 @@ use hickory_resolver::net::{DnsError, NetError};
 
 use super::dane::Dane;
 use super::validated::{Validation, Validators};
-use super::{LookupError, Mx, Resolver};
+use super::{LookupError, Mx, Resolver, Spf, SpfAnswer, SpfQuestion, spf};
 use crate::mail::{Domain, printable};
 
 /// Which servers are asked, and how patiently.
@@ -232,5 +232,16 @@ impl Resolver for SystemResolver {
 
     async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
         self.validators.dane(host, port).await
+    }
+
+    async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
+        // The verifier takes the first of several records; with more than one none counts (RFC 7208 s4.5).
+        let domain = asked.sender.rsplit_once('@').and_then(|(_, domain)| Domain::parse(domain).ok());
+        if let Some(domain) = domain
+            && self.txt(&domain).await.is_ok_and(|texts| texts.iter().filter(|text| spf::is_record(text)).count() > 1)
+        {
+            return SpfAnswer { result: Spf::PermanentError, good_until: None };
+        }
+        spf::judge(&self.resolver, asked).await
     }
 }

@@ -247,6 +247,19 @@ impl Lanes {
         found
     }
 
+    /// How many entries of a lane are ready; more than can be counted if some of them are not read yet.
+    pub(super) fn ready_in(&self, lane: &Lane, now: QueueTime) -> usize {
+        let state = self.numbers.get(lane).and_then(|number| self.states.get(*number as usize)?.as_ref());
+        match state {
+            None => 0,
+            Some(state) if state.horizon.is_some_and(|horizon| horizon.due <= now) => usize::MAX,
+            Some(state) => {
+                let is_due = |entry: &&Entry| entry.due <= now;
+                state.window.keys().take_while(is_due).count() + state.paused.keys().take_while(is_due).count()
+            }
+        }
+    }
+
     /// When the first lane is due.
     pub(super) fn first_due(&self) -> Option<QueueTime> {
         self.due.iter().filter_map(|set| set.first()).map(|(due, _)| *due).min()

@@ -16,6 +16,7 @@ mod lanes;
 mod locks;
 mod notices;
 mod outage;
+mod overflow;
 mod paused;
 mod record;
 mod restored;
@@ -102,6 +103,8 @@ pub struct Policy {
     /// Whether the tenant's mail may be moved to this virtual IP: it must be shared and the tenant
     /// must permit it. The text of a refusal is shown to the operator.
     pub may_move: Arc<dyn Fn(TenantId, VipId) -> Result<(), String> + Send + Sync>,
+    /// Whether what a warm-up of the tenant's virtual IP has no room for may move there by itself, or why not.
+    pub may_overflow: Arc<dyn Fn(TenantId, VipId) -> Result<(), String> + Send + Sync>,
     /// Why nothing of an SMTP account is sent now, for people; `None` if it is not paused.
     pub paused: Arc<dyn Fn(SmtpAccountId) -> Option<String> + Send + Sync>,
 }
@@ -111,6 +114,7 @@ impl Default for Policy {
         Self {
             tells_delays: Arc::new(|_| false),
             may_move: Arc::new(|_, _| Err("moving mail is not permitted".to_owned())),
+            may_overflow: Arc::new(|_, _| Err("moving mail is not permitted".to_owned())),
             paused: Arc::new(|_| None),
         }
     }
@@ -406,6 +410,8 @@ mod crowd_tests;
 mod mishap_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod overflow_tests;
 #[cfg(test)]
 mod part_tests;
 #[cfg(test)]

@@ -15,9 +15,11 @@ use postern::net::{Zone, ZoneServer};
 use postern::records::AdminError;
 use postern::vips::Owner;
 use proptest::prelude::*;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 
 use crate::harness::daemon::{Client, Login, Running, config, new_folder, operator};
+use crate::sending_by_http::ask;
 
 const TENANTS: usize = 3;
 const SLOTS: u8 = 4;
@@ -50,7 +52,12 @@ enum Step {
     },
     Permit {
         tenant: usize,
-        moving: bool,
+        moving: MoveToShared,
+    },
+    /// The virtual IP in this slot is warmed for the peer, with room for so many messages a day.
+    Warm {
+        slot: u8,
+        room: u32,
     },
     Move {
         nth: usize,
@@ -66,6 +73,11 @@ enum To {
     Shut,
     /// Refused, so that a notice is owed.
     Bounce,
+}
+
+fn moving() -> impl Strategy<Value = MoveToShared> {
+    use MoveToShared::{Forbidden, Overflow, Permitted};
+    prop_oneof![1 => Just(Forbidden), 1 => Just(Permitted), 3 => Just(Overflow)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -86,7 +98,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (slot(), proptest::option::weighted(0.7, tenant())).prop_map(|(slot, owner)| Step::Add { slot, owner }),
         1 => slot().prop_map(|slot| Step::Remove { slot }),
         8 => submit,
-        1 => (tenant(), any::<bool>()).prop_map(|(tenant, moving)| Step::Permit { tenant, moving }),
+        2 => (tenant(), moving()).prop_map(|(tenant, moving)| Step::Permit { tenant, moving }),
+        2 => (slot(), 1_u32..3).prop_map(|(slot, room)| Step::Warm { slot, room }),
         2 => (any::<usize>(), slot()).prop_map(|(nth, slot)| Step::Move { nth, slot }),
     ]
 }
@@ -191,6 +204,8 @@ struct World {
     peer: Arc<Peer>,
     tenants: Vec<(TenantId, Login)>,
     may_move: [bool; TENANTS],
+    /// Who has ever let a warm-up's overflow go to shared addresses.
+    overflows: [bool; TENANTS],
     generations: Vec<Generation>,
     /// Numbered by the attempt to hand them in.
     messages: Vec<Option<Message>>,
@@ -210,6 +225,10 @@ impl World {
         for name in ["open.test", "shut.test", "bounce.test", "t0.test", "t1.test", "t2.test"] {
             zone = zone.mx(name, 10, "mx.peer.test");
         }
+        // SPF permits every address there is, those of other tenants too: that must not matter.
+        for name in ["t0.test", "t1.test"] {
+            zone = zone.txt(name, "v=spf1 ip4:127.77.0.0/16 -all");
+        }
         let zone = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
         let (folder, zone) = (new_folder(), Arc::new(zone));
         let mut config = config(folder.path(), &zone, mx_port);
@@ -227,8 +246,8 @@ impl World {
             running.trusted_domain(tenant, &format!("t{number}.test")).await;
             tenants.push((tenant, running.account(tenant).await));
         }
-        let may_move = [false; TENANTS];
-        Self { running, port, peer, tenants, may_move, generations: Vec::new(), messages: Vec::new() }
+        let (may_move, overflows) = ([false; TENANTS], [false; TENANTS]);
+        Self { running, port, peer, tenants, may_move, overflows, generations: Vec::new(), messages: Vec::new() }
     }
 
     fn current(&self, slot: u8) -> Option<usize> {
@@ -247,11 +266,12 @@ impl World {
                 self.submit(tenant, slot, (speaks_as, writes_as), to).await;
             }
             Step::Permit { tenant, moving } => {
-                let permission = if moving { MoveToShared::Permitted } else { MoveToShared::Forbidden };
                 let (id, now) = (self.tenants[tenant].0, Timestamp::now());
-                self.running.daemon.accounts.set_move_to_shared(&operator(), id, permission, now).await.unwrap();
-                self.may_move[tenant] = moving;
+                self.running.daemon.accounts.set_move_to_shared(&operator(), id, moving, now).await.unwrap();
+                self.may_move[tenant] = moving != MoveToShared::Forbidden;
+                self.overflows[tenant] |= moving == MoveToShared::Overflow;
             }
+            Step::Warm { slot, room } => self.warm(slot, room).await,
             Step::Move { nth, slot } => self.move_one(nth, slot).await,
         }
     }
@@ -271,6 +291,24 @@ impl World {
         let id = self.generations[current].id;
         self.running.daemon.vips.remove(&operator(), id, Timestamp::now()).await.unwrap();
         self.generations[current].removed = Some(Instant::now());
+    }
+
+    async fn warm(&self, slot: u8, room: u32) {
+        if self.current(slot).is_none() {
+            return;
+        }
+        let asked = json!({"vip": address(slot).to_string(), "ladder": [room, 1_000]});
+        // Nobody knows the peer before something went there.
+        let (status, _, said) = ask(&self.running, "POST", "/sites/mx.peer.test/warm-up", None, asked).await;
+        assert!(status == 200 || status == 404, "{status} {said}");
+    }
+
+    /// Ends what would keep mail waiting for a day.
+    async fn end_warm_ups(&self) {
+        for slot in (0..SLOTS).filter(|slot| self.current(*slot).is_some()) {
+            let asked = json!({"vip": address(slot).to_string()});
+            ask(&self.running, "POST", "/sites/mx.peer.test/warm-up/stop", None, asked).await;
+        }
     }
 
     /// Connected to the slot, once somebody listens there.
@@ -352,10 +390,13 @@ impl World {
     /// Those that must have arrived in the end: nothing they leave by was removed.
     fn outstanding(&self) -> Vec<usize> {
         let is_there = |lane: &usize| self.generations[*lane].removed.is_none();
+        // What overflowed may be at any shared one.
+        let are_there = self.generations.iter().all(|one| one.owner.is_some() || one.removed.is_none());
         let received: Vec<usize> = self.peer.received.lock().unwrap().iter().map(|got| got.message).collect();
         let numbered =
             self.messages.iter().enumerate().filter_map(|(number, message)| Some((number, message.as_ref()?)));
         numbered
+            .filter(|(_, message)| are_there || !self.overflows[message.tenant])
             .filter(|(number, message)| message.lanes.iter().all(is_there) && !received.contains(number))
             .map(|(number, _)| number)
             .collect()
@@ -363,6 +404,7 @@ impl World {
 
     async fn finish(self) {
         self.peer.is_open.store(true, Ordering::SeqCst);
+        self.end_warm_ups().await;
         let began = Instant::now();
         loop {
             let outstanding = self.outstanding();
@@ -396,11 +438,14 @@ impl World {
             let generation = self.generation(got.from, &got.helo);
             let message = self.messages[got.message].as_ref().expect("only what was accepted arrives");
             assert!(self.serves(generation, message.tenant), "left by another tenant's address: {got:?}");
-            let is_given = match message.to {
-                // Its notice leaves by the address it was handed in at.
-                To::Bounce => generation == message.lanes[0],
-                To::Open | To::Shut => message.lanes.contains(&generation),
-            };
+            // What a warm-up has no room for leaves by a shared address, notices too, if its tenant said so.
+            let is_overflow = self.overflows[message.tenant] && self.generations[generation].owner.is_none();
+            let is_given = is_overflow
+                || match message.to {
+                    // Its notice leaves by the address it was handed in at.
+                    To::Bounce => generation == message.lanes[0],
+                    To::Open | To::Shut => message.lanes.contains(&generation),
+                };
             assert!(is_given, "left by an address it was never given: {got:?}");
             if let Some(removed) = self.generations[generation].removed {
                 assert!(got.at <= removed + REMOVAL_SLACK, "left by a removed address: {got:?}");

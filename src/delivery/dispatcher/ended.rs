@@ -59,6 +59,12 @@ impl Dispatcher {
                 }
             }
             (Some(Running::Fate(lane)), _) => self.uncount(&lane),
+            (Some(Running::Overflow(lane)), done) => {
+                self.uncount(&lane);
+                if let Some(Done::Overflow(lane, swept)) = done {
+                    self.wiring.overflows.learn(&lane, swept, now);
+                }
+            }
             (None, _) => {}
         }
     }

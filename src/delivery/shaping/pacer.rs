@@ -353,6 +353,16 @@ impl Pacer {
         })
     }
 
+    /// Whether a site takes what others have no room for from that virtual IP: nothing is warmed there, and
+    /// nothing holds it back but its limits.
+    pub fn takes_overflow(&mut self, path: &Path, now: QueueTime) -> bool {
+        let Some(state) = self.states.get_mut(path) else { return true };
+        state.roll(now);
+        let Memory { controller, warmup } = &state.memory;
+        let is_slowed = controller.rate.is_some() || controller.connections.is_some();
+        warmup.is_none() && !is_slowed && controller.pause(now).is_none()
+    }
+
     /// Every site and virtual IP that is known now.
     pub fn paths(&self) -> Vec<Path> {
         let mut paths: Vec<Path> = self.states.keys().cloned().collect();

@@ -38,6 +38,10 @@ pub struct TenantJson {
     pub delay_notices_always: bool,
     /// Whether its waiting mail may be moved to a shared virtual IP.
     pub may_move_to_shared: bool,
+    /// Whether mail that the warm-up of its virtual IP has no room for is moved to a warm shared one by itself,
+    /// where the SPF record of the return-path's domain permits that.
+    #[serde(default)]
+    pub warm_up_overflow: bool,
     /// Its chosen virtual IP for mail that did not come by SMTP.
     pub default_vip: Option<String>,
     /// When it was made.
@@ -122,6 +126,10 @@ pub struct TenantChangeJson {
     /// Permit moving its waiting mail to a shared virtual IP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub may_move_to_shared: Option<bool>,
+    /// Let mail that the warm-up of its virtual IP has no room for move to a warm shared one by itself; implies
+    /// `may_move_to_shared`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_up_overflow: Option<bool>,
     /// Address or id of its virtual IP for mail that does not come by SMTP; empty for none chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_vip: Option<String>,
@@ -146,7 +154,8 @@ fn json(parts: &Parts, actor: &Actor, tenant: Tenant) -> TenantJson {
         limits: tenant.limits.into(),
         used: LimitsJson { hourly: Some(hourly), daily: Some(daily) },
         delay_notices_always: tenant.delay_notices == DelayNotices::Always,
-        may_move_to_shared: tenant.move_to_shared == MoveToShared::Permitted,
+        may_move_to_shared: tenant.move_to_shared != MoveToShared::Forbidden,
+        warm_up_overflow: tenant.move_to_shared == MoveToShared::Overflow,
         default_vip: tenant.default_vip.map(|id| id.to_string()),
         created: tenant.created.rfc3339(),
         region: tenant.region,
@@ -244,8 +253,7 @@ pub(super) async fn change(
         let notices = if always { DelayNotices::Always } else { DelayNotices::WhenAsked };
         tenant = accounts.set_delay_notices(&actor, id, notices, now).await?;
     }
-    if let Some(permitted) = asked.may_move_to_shared {
-        let permission = if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden };
+    if let Some(permission) = moving(&asked, tenant.move_to_shared)? {
         tenant = accounts.set_move_to_shared(&actor, id, permission, now).await?;
     }
     if let Some(region) = &asked.region {
@@ -259,6 +267,22 @@ pub(super) async fn change(
         tenant = accounts.set_default_vip(&actor, id, vip.as_ref(), now).await?;
     }
     Ok(Json(json(&parts, &actor, tenant)))
+}
+
+/// What a change makes of the permission to move; `None` if it does not speak of it.
+fn moving(asked: &TenantChangeJson, known: MoveToShared) -> Result<Option<MoveToShared>, AdminError> {
+    let by_hand = asked.may_move_to_shared.unwrap_or(known != MoveToShared::Forbidden);
+    Ok(Some(match (asked.may_move_to_shared, asked.warm_up_overflow) {
+        (None, None) => return Ok(None),
+        (Some(false), Some(true)) => {
+            let detail = "warm-up overflow moves mail to a shared virtual IP, which may_move_to_shared forbids";
+            return Err(AdminError::Invalid(detail.to_owned()));
+        }
+        (_, Some(true)) => MoveToShared::Overflow,
+        (Some(true), None) if known == MoveToShared::Overflow => known,
+        _ if by_hand => MoveToShared::Permitted,
+        _ => MoveToShared::Forbidden,
+    }))
 }
 
 #[utoipa::path(
