@@ -1,7 +1,8 @@
 //! `postern store`: the data folder while no daemon has it open; the folder's lock sees to that.
 //!
-//! `verify` changes nothing. `salvage` reads the message segments alone and owes what is not settled
-//! in a new data folder. Easy to get wrong: the old folder is never written to.
+//! `verify` changes nothing. `salvage` reads the message segments and the copy of the records, and puts
+//! what people manage and the mail that is not settled into a new data folder. Easy to get wrong: the
+//! old folder is never written to.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
@@ -10,12 +11,13 @@ use std::sync::Arc;
 use super::arguments::{Everywhere, Store};
 use super::client::Fault;
 use super::output::{print, print_json, size};
+use crate::access::Actor;
 use crate::backup;
 use crate::config::Config;
 use crate::ext::Timestamp;
 use crate::mail::{Body, Sealed};
 use crate::queue::{FoundBody, Queue, Salvaged};
-use crate::store;
+use crate::store::{self, Batch, FoundRecords, Opened};
 
 /// Damage shown, at most.
 const DAMAGE_SHOWN_MAX: usize = 100;
@@ -30,14 +32,14 @@ pub async fn run(everywhere: &Everywhere, config: &Config, command: &Store) -> R
     match command {
         Store::Verify => verify(everywhere, &config.store.folder),
         Store::Migrate { into } => migrate(everywhere, config, into).await,
-        Store::Salvage { into: None } => salvage(everywhere, config, None).await,
-        Store::Salvage { into: Some(folder) } => {
+        Store::Salvage { into: None, .. } => salvage(everywhere, config, None).await,
+        Store::Salvage { into: Some(folder), hold } => {
             let holds_something = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
             if holds_something {
                 let text = format!("{} is not empty; name a new folder", folder.display());
                 return Err(Fault::Failed(text));
             }
-            salvage(everywhere, config, Some(folder)).await
+            salvage(everywhere, config, Some((folder, *hold))).await
         }
     }
 }
@@ -77,6 +79,7 @@ fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
     if everywhere.json {
         print_json(&serde_json::json!({
             "records": report.records,
+            "copied": report.copied,
             "bodies": report.bodies,
             "body_bytes": report.body_bytes,
             "segments": report.segments,
@@ -85,8 +88,11 @@ fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
         }));
     } else {
         print(&format!(
-            "{} records, {} messages of {} in {} segments, {} checksums computed\n",
+            "{} records, {}; {} messages of {} in {} segments, {} checksums computed\n",
             report.records,
+            report
+                .copied
+                .map_or("no copy of them yet".to_owned(), |copied| format!("{copied} compared with their copy")),
             report.bodies,
             size(report.body_bytes),
             report.segments,
@@ -143,19 +149,30 @@ fn show_damage(damage: &[String]) {
 /// What became of the bodies.
 #[derive(Default, serde::Serialize)]
 struct Tally {
+    records: u64,
     bodies: u64,
     owed: u64,
     settled: u64,
+    held: u64,
     failed: Vec<String>,
 }
 
-async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) -> Result<(), Fault> {
+/// Whether a record is put into the new folder as it is. Mail is owed anew from its body; facts about
+/// the past have files of their own.
+fn is_salvaged(key: &[u8]) -> bool {
+    let of_the_past = [store::prefix::ENGINE, store::prefix::EVENT, store::prefix::HISTORY];
+    key.first().is_some_and(|first| !of_the_past.contains(first)) && !crate::queue::is_of_owed_mail(key)
+}
+
+async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<(&Path, bool)>) -> Result<(), Fault> {
+    let records = store::salvage_records(&config.store.folder, is_salvaged);
+    let records = records.map_err(|error| unopened(&config.store.folder, &error))?;
     let mut bodies = store::salvage(&config.store.folder).map_err(|error| unopened(&config.store.folder, &error))?;
     let queue = match into {
         None => None,
-        Some(folder) => Some(new_queue(config, folder).await?),
+        Some((folder, _)) => Some(new_queue(config, folder, &records).await?),
     };
-    let mut tally = Tally::default();
+    let mut tally = Tally { records: records.records.len() as u64, ..Tally::default() };
     for body in bodies.by_ref() {
         tally.bodies += 1;
         let Some(queue) = &queue else { continue };
@@ -168,46 +185,76 @@ async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<&Path>) 
             Err(error) => tally.failed.push(format!("{id}: {error}")),
         }
     }
+    if let (Some(queue), Some((_, true))) = (&queue, into) {
+        let held = queue.hold_all(&Actor::system("salvaged"), Timestamp::now()).await;
+        tally.held = held.map_err(|error| Fault::Failed(format!("the mail could not be held: {error}")))?.messages;
+    }
+    tally.failed.extend(records.lacking.iter().map(|what| format!("records may be missing: {what}")));
     tally.failed.extend(bodies.damage().iter().cloned());
     if everywhere.json {
         print_json(&serde_json::to_value(&tally).unwrap_or_default());
     } else {
-        print(&words(&tally, into));
+        print(&words(&tally, into.map(|(folder, _)| folder)));
         show_damage(&tally.failed);
     }
     match tally.failed.len() {
         0 => Ok(()),
-        count => Err(Fault::Failed(format!("{count} messages or segments could not be saved"))),
+        count => Err(Fault::Failed(format!("{count} records, messages or segments could not be saved"))),
     }
 }
 
 fn words(tally: &Tally, into: Option<&Path>) -> String {
     match into {
         None => format!(
-            "{} messages may still be owed; nothing was changed\nTo owe them again: postern store salvage --into FOLDER\n",
-            tally.bodies
+            "{} records of what people manage, {} messages that may still be owed; nothing was changed\nTo save them: \
+             postern store salvage --into FOLDER\n",
+            tally.records, tally.bodies
         ),
         Some(folder) => format!(
-            "{} messages read, {} owed again in {}, {} settled already\nTenants, virtual IPs, domains and accounts are \
-             records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's \
-             place.\nThe mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as \
-             missing.\n",
+            "{} records of what people manage; {} messages read, {} owed again in {} ({} of them held), {} settled \
+             already\nTo serve from there: set data to that folder, or move it in the old one's place.\nWhat was held \
+             before is owed like the rest, unless all was held with --hold. If a virtual IP is missing, its mail waits for \
+             it: postern vip add ... --id ID, with the id that the log names.\n",
+            tally.records,
             tally.bodies,
             tally.owed,
             folder.display(),
+            tally.held,
             tally.settled
         ),
     }
 }
 
-async fn new_queue(config: &Config, folder: &Path) -> Result<Queue, Fault> {
+/// Bytes of records put into one batch.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Facts of the new store sort behind everything the old one can have made.
+const COMMITS_BETWEEN: u64 = 1 << 32;
+
+async fn new_queue(config: &Config, folder: &Path, records: &FoundRecords) -> Result<Queue, Fault> {
     // A data folder, with the store where the daemon will look for it.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))?;
     let settings = store::Settings { folder: folder.join(STORE), ..config.store.clone() };
+    let commit = records.commit.saturating_add(COMMITS_BETWEEN);
+    store::create_at(&settings, commit).map_err(|error| unopened(folder, &error))?;
     let opened = store::open(settings).map_err(|error| unopened(folder, &error))?;
+    let (mut batch, mut bytes) = (Batch::new(), 0_usize);
+    for (key, value) in &records.records {
+        batch.set(key.clone(), value.clone());
+        bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
+        if bytes >= BATCH_BYTES {
+            bytes = 0;
+            put(&opened, std::mem::take(&mut batch)).await?;
+        }
+    }
+    put(&opened, batch).await?;
     let queue = Queue::open(Arc::clone(&opened.records), opened.bodies, config.queue).await;
     queue.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))
+}
+
+async fn put(opened: &Opened, batch: Batch) -> Result<(), Fault> {
+    let put = opened.records.commit(batch).await;
+    put.map_err(|error| Fault::Failed(format!("the records could not be written: {error}")))
 }
 
 /// The bytes of a message, cut where its header block ends.
@@ -230,7 +277,7 @@ mod tests {
         let path = folder.join("postern.toml");
         std::fs::write(&path, &text).unwrap();
         let config = crate::config::read(&path, &text).unwrap();
-        drop(new_queue(&config, &config.data).await.unwrap());
+        drop(new_queue(&config, &config.data, &FoundRecords::default()).await.unwrap());
         let line = ["postern", "check", "--json"];
         (<Arguments as clap::Parser>::try_parse_from(line).unwrap().everywhere, config)
     }
@@ -242,7 +289,7 @@ mod tests {
         assert_eq!(config.store.folder, config.data.join(STORE));
         run(&everywhere, &config, &Store::Verify).await.unwrap();
         let into = folder.path().join("new");
-        run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()) }).await.unwrap();
+        run(&everywhere, &config, &Store::Salvage { into: Some(into.clone()), hold: true }).await.unwrap();
         assert!(into.join(STORE).join("segments").is_dir());
         assert!(!config.data.join("lock").exists(), "nothing is left beside the store");
     }

@@ -335,8 +335,9 @@ impl<const LEAF_FANOUT: usize> Db<LEAF_FANOUT> {
                 .spawn(move || flusher(cache, shutdown_rx, flush_every_ms));
 
             if let Err(e) = spawn_res {
+                // postern: of the kind that the system gave.
                 return Err(io::Error::new(
-                    io::ErrorKind::Other,
+                    e.kind(),
                     format!("unable to spawn flusher thread for sled database: {:?}", e)
                 ));
             }

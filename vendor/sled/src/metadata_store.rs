@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{
@@ -127,6 +127,7 @@ fn worker(
                     Some(last_snapshot_lsn),
                     &inner.directory_lock,
                     &inner.room,
+                    None,
                 );
                 match write_res {
                     Err(e) => {
@@ -324,8 +325,9 @@ impl MetadataStore {
             });
 
         if let Err(e) = spawn_res {
+            // postern: of the kind that the system gave.
             return Err(io::Error::new(
-                io::ErrorKind::Other,
+                e.kind(),
                 format!(
                     "unable to spawn metadata compactor thread for sled database: {:?}",
                     e
@@ -346,7 +348,9 @@ impl MetadataStore {
 
         log::debug!("opening MetadataStore at {:?}", path);
 
-        let (log_ids, snapshot_id_opt) = enumerate_logs_and_snapshot(path)?;
+        let (log_ids, snapshot_id_opt) =
+            enumerate_logs_and_snapshot(path, true)?;
+        let last_log_id = log_ids.last().copied();
 
         read_snapshot_and_apply_logs(
             path,
@@ -354,6 +358,7 @@ impl MetadataStore {
             snapshot_id_opt,
             directory_lock,
             room,
+            last_log_id,
         )
     }
 
@@ -495,10 +500,11 @@ fn serialize_batch(batch: &[UpdateMetadata]) -> Vec<u8> {
 
 fn read_frame(
     file: &mut fs::File,
+    // postern: bytes left in the file, so that a damaged length asks for no memory.
+    left: u64,
     reusable_frame_buffer: &mut Vec<u8>,
 ) -> io::Result<Vec<UpdateMetadata>> {
     let mut frame_size_with_crc_buf: [u8; 8] = [0; 8];
-    // TODO only break if UnexpectedEof, otherwise propagate
     fallible!(file.read_exact(&mut frame_size_with_crc_buf));
 
     let expected_len_hash_buf =
@@ -521,6 +527,9 @@ fn read_frame(
 
     let len_u64: u64 = u64::from_le_bytes(frame_size_buf);
     let len: usize = usize::try_from(len_u64).unwrap();
+    if len_u64.saturating_add(12) > left {
+        return Err(annotate!(io::Error::from(io::ErrorKind::UnexpectedEof)));
+    }
 
     reusable_frame_buffer.clear();
     reusable_frame_buffer.reserve(len + 12);
@@ -615,12 +624,22 @@ fn read_frame(
     Ok(ret)
 }
 
-// returns the deduplicated data in this log, along with an optional offset where a
-// final torn write occurred.
-fn read_log(
+// postern: what may come behind the last whole frame of a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogEnd {
+    /// A frame that a crash cut off: it is the last log of all.
+    MayBeTorn,
+    /// Nothing: another log has been begun, after this one was synced.
+    IsWhole,
+}
+
+// returns the deduplicated data in this log, along with the offset behind its last whole frame.
+// postern: an error of the device is no end of a log, nor is damage in one that had been finished.
+pub(crate) fn read_log(
     directory_path: &Path,
     lsn: u64,
-) -> io::Result<FnvHashMap<ObjectId, UpdateMetadata>> {
+    log_end: LogEnd,
+) -> io::Result<(FnvHashMap<ObjectId, UpdateMetadata>, u64)> {
     log::trace!("reading log {lsn}");
     let mut ret = FnvHashMap::default();
 
@@ -628,15 +647,31 @@ fn read_log(
 
     let mut reusable_frame_buffer: Vec<u8> = vec![];
 
-    while let Ok(frame) = read_frame(&mut file, &mut reusable_frame_buffer) {
-        for update_metadata in frame {
-            ret.insert(update_metadata.object_id(), update_metadata);
+    let length = fallible!(file.metadata()).len();
+    let mut whole = 0;
+
+    while whole < length {
+        use io::ErrorKind::{InvalidData, UnexpectedEof};
+        match read_frame(&mut file, length - whole, &mut reusable_frame_buffer) {
+            Ok(frame) => {
+                for update_metadata in frame {
+                    ret.insert(update_metadata.object_id(), update_metadata);
+                }
+                whole = fallible!(file.stream_position());
+            }
+            Err(e)
+                if log_end == LogEnd::MayBeTorn
+                    && matches!(e.kind(), InvalidData | UnexpectedEof) =>
+            {
+                break
+            }
+            Err(e) => return Err(e),
         }
     }
 
     log::trace!("recovered {} items in log {}", ret.len(), lsn);
 
-    Ok(ret)
+    Ok((ret, whole))
 }
 
 /// returns the data from the snapshot as well as the size of the snapshot
@@ -649,7 +684,7 @@ fn read_snapshot(
     let mut file =
         fallible!(fs::File::open(snapshot_path(directory_path, lsn, false)));
     let size = fallible!(file.metadata()).len();
-    let raw_frame = read_frame(&mut file, &mut reusable_frame_buffer)?;
+    let raw_frame = read_frame(&mut file, size, &mut reusable_frame_buffer)?;
 
     let frame: FnvHashMap<ObjectId, UpdateMetadata> = raw_frame
         .into_iter()
@@ -661,7 +696,7 @@ fn read_snapshot(
     Ok((frame, size))
 }
 
-fn log_path(directory_path: &Path, id: u64) -> PathBuf {
+pub(crate) fn log_path(directory_path: &Path, id: u64) -> PathBuf {
     directory_path.join(format!("{LOG_PREFIX}_{:016x}", id))
 }
 
@@ -674,8 +709,10 @@ fn snapshot_path(directory_path: &Path, id: u64, temporary: bool) -> PathBuf {
     }
 }
 
-fn enumerate_logs_and_snapshot(
+pub(crate) fn enumerate_logs_and_snapshot(
     directory_path: &Path,
+    // postern: whether what is needless is removed.
+    removes: bool,
 ) -> io::Result<(BTreeSet<u64>, Option<u64>)> {
     let mut logs = BTreeSet::new();
     let mut snapshot: Option<u64> = None;
@@ -692,7 +729,9 @@ fn enumerate_logs_and_snapshot(
             continue;
         };
 
-        if file_name.ends_with(TMP_SUFFIX) {
+        if file_name.ends_with(TMP_SUFFIX) && !removes {
+            continue;
+        } else if file_name.ends_with(TMP_SUFFIX) {
             log::warn!("removing incomplete snapshot rewrite {file_name:?}");
             fallible!(fs::remove_file(directory_path.join(file_name)));
         } else if file_name.starts_with(LOG_PREFIX) {
@@ -715,7 +754,9 @@ fn enumerate_logs_and_snapshot(
                             "removing stale snapshot {id} that is superceded by snapshot {id}"
                         );
 
-                        if let Err(e) = fs::remove_file(&file_name) {
+                        if !removes {
+                            // postern: only looked at.
+                        } else if let Err(e) = fs::remove_file(&file_name) {
                             log::warn!(
                                 "failed to remove stale snapshot file {:?}: {:?}",
                                 file_name, e
@@ -734,7 +775,7 @@ fn enumerate_logs_and_snapshot(
     }
 
     let snap_id = snapshot.unwrap_or(0);
-    for stale_log_id in logs.range(..=snap_id) {
+    for stale_log_id in logs.range(..=snap_id).filter(|_| removes) {
         let file_name = log_path(directory_path, *stale_log_id);
 
         log::warn!("removing stale log {file_name:?} that is contained within snapshot {snap_id}");
@@ -752,6 +793,8 @@ fn read_snapshot_and_apply_logs(
     snapshot_id_opt: Option<u64>,
     locked_directory: &fs::File,
     room: &Room,
+    // postern: the log that was written to last, when a database is opened.
+    may_be_torn: Option<u64>,
 ) -> io::Result<MetadataRecovery> {
     let (snapshot_tx, snapshot_rx) = bounded(1);
     if let Some(snapshot_id) = snapshot_id_opt {
@@ -776,7 +819,8 @@ fn read_snapshot_and_apply_logs(
                 assert!(*log_id > snapshot_id);
             }
 
-            let log_data = read_log(path, *log_id)?;
+            let log_end = if may_be_torn == Some(*log_id) { LogEnd::MayBeTorn } else { LogEnd::IsWhole };
+            let (log_data, _) = read_log(path, *log_id, log_end)?;
 
             Ok((*log_id, log_data))
         })
