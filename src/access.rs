@@ -145,6 +145,8 @@ pub enum Sight {
     Hidden,
     /// It may do this after proving itself again.
     ProofIsOld,
+    /// It may know it, but is bound to some SMTP accounts or sending domains, and this is of the whole tenant.
+    Whole,
 }
 
 /// The actor may not do that.
@@ -163,6 +165,11 @@ impl Forbidden {
     fn advice(&self) -> String {
         match (self.sight, self.needed) {
             (Sight::ProofIsOld, _) => ": it needs a fresh proof of who you are (POST /session/confirm)".to_owned(),
+            (Sight::Whole, _) => {
+                ": it is bound to some SMTP accounts or sending domains, and this is not told apart by \
+                                  them"
+                    .to_owned()
+            }
             (_, Some(scope)) => format!(": it needs {scope}"),
             (_, None) => ": nobody gives more than he has".to_owned(),
         }
@@ -327,6 +334,38 @@ impl Actor {
         if self.has_part_in(action, account, sender) { Ok(()) } else { Err(self.forbidden(Sight::Hidden, needed)) }
     }
 
+    /// Whether it may do that with something that is of no sending domain, such as counts: whoever is bound to
+    /// some has no part in it. Where SMTP accounts tell it apart, [`Actor::has_part_in`] says which parts it sees.
+    ///
+    /// # Errors
+    /// As [`Actor::require`]; [`Sight::Whole`] if it is bound to sending domains.
+    pub fn require_undivided(&self, permission: Permission) -> Result<(), Forbidden> {
+        self.require(permission)?;
+        match self.narrowing.domains {
+            None => Ok(()),
+            Some(_) => Err(self.forbidden(Sight::Whole, permission.needed().0)),
+        }
+    }
+
+    /// Whether it may do that with something that is of the SMTP account `account`, or, without one, of the
+    /// whole tenant: a list, an operation on one, an endpoint that is told of all mail, the audit log. Whoever is
+    /// bound to SMTP accounts has a part in what is of his only; whoever is bound to sending domains has none.
+    ///
+    /// # Errors
+    /// As [`Actor::require_undivided`]; [`Sight::Whole`] for what is of the whole tenant, hidden for what is of
+    /// an account it has no part in.
+    pub fn require_part(&self, permission: Permission, account: Option<SmtpAccountId>) -> Result<(), Forbidden> {
+        self.require_undivided(permission)?;
+        let Some(granted) = &self.narrowing.accounts else { return Ok(()) };
+        let (needed, _) = permission.needed();
+        match account.map(|account| granted.get(&account)) {
+            None => Err(self.forbidden(Sight::Whole, needed)),
+            Some(None) => Err(self.forbidden(Sight::Hidden, needed)),
+            Some(Some(granted)) if *granted < needed.action => Err(self.forbidden(Sight::Seen, needed)),
+            Some(Some(_)) => Ok(()),
+        }
+    }
+
     /// For dangerous acts: a person must have proved itself within [`PROOF_FRESH`].
     ///
     /// # Errors
@@ -377,7 +416,8 @@ impl Actor {
         if self.has_scope(scope) { Ok(()) } else { Err(self.forbidden(Sight::Seen, scope)) }
     }
 
-    /// Whether it may make or renew a login by which mail is sent as any domain of its tenant: not if it is bound to some of them.
+    /// Whether it may make, change, renew or remove a login by which mail is sent as any domain of its tenant: not if
+    /// it is bound to some of them.
     ///
     /// # Errors
     /// [`Forbidden`].
@@ -385,7 +425,7 @@ impl Actor {
         if self.narrowing.domains.is_none() {
             return Ok(());
         }
-        Err(Forbidden { actor: self.name.clone(), needed: None, sight: Sight::Seen })
+        Err(Forbidden { actor: self.name.clone(), needed: None, sight: Sight::Whole })
     }
 
     fn has_scope(&self, needed: Scope) -> bool {
@@ -556,6 +596,42 @@ mod tests {
         }
         assert!(Actor::of("d", Role::Developer(OWN)).require_mail((OWN, Action::Write), None, None).is_ok());
         assert!(Actor::of("d", Role::Developer(OTHER)).require_mail((OWN, Action::Read), None, None).is_err());
+    }
+
+    #[test]
+    fn whoever_is_narrowed_has_no_part_in_what_is_of_the_whole_tenant() {
+        let narrowed = |narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("d", Role::Developer(OWN)) };
+        let (read, write, none) = (SmtpAccountId(1), SmtpAccountId(2), SmtpAccountId(3));
+        let accounts = Some(BTreeMap::from([(read, Action::Read), (write, Action::Write)]));
+        let person = narrowed(Narrowing { accounts, ..Narrowing::default() });
+        let sight = |actor: &Actor, action, account| {
+            let permission = match action {
+                Action::Read => Permission::Read(Resource::Suppressions, OWN),
+                Action::Write => Permission::Write(Resource::Suppressions, OWN),
+            };
+            actor.require_part(permission, account).err().map(|refused| refused.sight)
+        };
+        for (action, account, seen) in [
+            (Action::Read, None, Some(Sight::Whole)),
+            (Action::Read, Some(none), Some(Sight::Hidden)),
+            (Action::Read, Some(read), None),
+            (Action::Write, Some(read), Some(Sight::Seen)),
+            (Action::Write, Some(write), None),
+        ] {
+            assert_eq!(sight(&person, action, account), seen, "{action:?} {account:?}");
+        }
+        assert!(person.require_undivided(Permission::Read(Resource::Statistics, OWN)).is_ok());
+        let domains = Some(vec![Domain::parse("a.example").unwrap()]);
+        let key = narrowed(Narrowing { domains, ..Narrowing::default() });
+        for account in [None, Some(read)] {
+            assert_eq!(sight(&key, Action::Read, account), Some(Sight::Whole));
+        }
+        let refused = key.require_undivided(Permission::Read(Resource::Statistics, OWN)).unwrap_err();
+        assert!(refused.to_string().contains("bound to some SMTP accounts or sending domains"), "{refused}");
+        let other = Permission::Read(Resource::Statistics, OTHER);
+        assert_eq!(key.require_undivided(other).unwrap_err().sight, Sight::Hidden, "before what it is bound to");
+        assert_eq!(sight(&Actor::of("d", Role::Developer(OWN)), Action::Write, None), None);
+        assert_eq!(sight(&Actor::of("s", Role::Support(OWN)), Action::Write, None), Some(Sight::Seen));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use rules::{ALLOWED_SENDERS_MAX, AllowedSender, NAME_CHARACTERS_MAX};
 pub use secret::SECRETS_MAX;
 pub use seen::{LOGINS_SEEN_MAX, LoginSeen, LoginWay};
 pub use smtp_accounts::{ALLOWED_FROM_MAX, AccountChange, NewSmtpAccount};
-pub use tenants::{REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX};
+pub use tenants::{REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX, TenantChange};
 pub use trust::NETWORKS_PER_TENANT_MAX;
 
 use std::collections::HashMap;

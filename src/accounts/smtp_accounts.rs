@@ -46,9 +46,17 @@ pub struct NewSmtpAccount {
     pub dialects: Vec<HeaderDialect>,
 }
 
-/// What of an account is to change beside where it logs in from, its class, limits and state.
+/// What of an account is to change; `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccountChange {
+    /// Whether it may log in.
+    pub login_state: Option<LoginState>,
+    /// Where it may log in from; empty is anywhere.
+    pub allowed_from: Option<Vec<IpNet>>,
+    /// Whether its mail is transactional or marketing, from its next login on.
+    pub class: Option<Class>,
+    /// How many messages it may submit.
+    pub limits: Option<Limits>,
     /// Another name.
     pub name: Option<String>,
     /// Other senders; empty is everybody its tenant may.
@@ -57,6 +65,45 @@ pub struct AccountChange {
     pub expires: Option<Option<Timestamp>>,
     /// Other dialects.
     pub dialects: Option<Vec<HeaderDialect>>,
+}
+
+impl AccountChange {
+    fn check(&self) -> Result<(), AdminError> {
+        self.allowed_from.as_deref().map_or(Ok(()), check_networks)?;
+        self.name.as_deref().map_or(Ok(()), check_name)?;
+        self.allowed_senders.as_deref().map_or(Ok(()), check_senders)
+    }
+
+    /// A step for each act of the audit log, with its name.
+    fn steps(self) -> Vec<(&'static str, Self)> {
+        let none = Self::default;
+        let mut rest = self;
+        let state_act = match rest.login_state {
+            Some(LoginState::Disabled) => "smtp-account.disable",
+            _ => "smtp-account.enable",
+        };
+        let allowed_from = rest.allowed_from.take();
+        let (class, limits, login_state) = (rest.class.take(), rest.limits.take(), rest.login_state.take());
+        let steps = [
+            allowed_from.map(|from| ("smtp-account.allowed-from", Self { allowed_from: Some(from), ..none() })),
+            class.map(|class| ("smtp-account.class", Self { class: Some(class), ..none() })),
+            limits.map(|limits| ("smtp-account.limits", Self { limits: Some(limits), ..none() })),
+            (rest != none()).then_some(("smtp-account.change", rest)),
+            login_state.map(|state| (state_act, Self { login_state: Some(state), ..none() })),
+        ];
+        steps.into_iter().flatten().collect()
+    }
+
+    fn apply(self, account: &mut SmtpAccount) {
+        account.login_state = self.login_state.unwrap_or(account.login_state);
+        account.allowed_from = self.allowed_from.unwrap_or_else(|| std::mem::take(&mut account.allowed_from));
+        account.class = self.class.unwrap_or(account.class);
+        account.limits = self.limits.unwrap_or(account.limits);
+        account.name = self.name.unwrap_or_else(|| std::mem::take(&mut account.name));
+        account.allowed_senders = self.allowed_senders.unwrap_or_else(|| std::mem::take(&mut account.allowed_senders));
+        account.expires = self.expires.unwrap_or(account.expires);
+        account.dialects = self.dialects.unwrap_or_else(|| std::mem::take(&mut account.dialects));
+    }
 }
 
 impl Accounts {
@@ -115,72 +162,10 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Lets an account log in, or not.
-    pub async fn set_login_state(
-        &self,
-        actor: &Actor,
-        id: SmtpAccountId,
-        state: LoginState,
-        now: Timestamp,
-    ) -> Result<SmtpAccount, AdminError> {
-        let act = match state {
-            LoginState::Enabled => "smtp-account.enable",
-            LoginState::Disabled => "smtp-account.disable",
-        };
-        self.change_account((actor, now), id, act, |account| {
-            account.login_state = state;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Sets where an account may log in from; empty is anywhere.
-    pub async fn set_allowed_from(
-        &self,
-        actor: &Actor,
-        id: SmtpAccountId,
-        allowed_from: Vec<IpNet>,
-        now: Timestamp,
-    ) -> Result<SmtpAccount, AdminError> {
-        self.change_account((actor, now), id, "smtp-account.allowed-from", |account| {
-            check_networks(&allowed_from)?;
-            account.allowed_from = allowed_from;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Sets whether an account's mail is transactional or marketing, from its next login on.
-    pub async fn set_class(
-        &self,
-        actor: &Actor,
-        id: SmtpAccountId,
-        class: Class,
-        now: Timestamp,
-    ) -> Result<SmtpAccount, AdminError> {
-        self.change_account((actor, now), id, "smtp-account.class", |account| {
-            account.class = class;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Sets how many messages an account may submit.
-    pub async fn set_account_limits(
-        &self,
-        actor: &Actor,
-        id: SmtpAccountId,
-        limits: Limits,
-        now: Timestamp,
-    ) -> Result<SmtpAccount, AdminError> {
-        self.change_account((actor, now), id, "smtp-account.limits", |account| {
-            account.limits = limits;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Changes an account's name, senders, end or dialects.
+    /// Changes an account: all that is given, or, if any of it is not acceptable, nothing.
+    ///
+    /// # Errors
+    /// If the actor may not, there is no such account, or a value is not acceptable.
     pub async fn change_smtp_account(
         &self,
         actor: &Actor,
@@ -188,20 +173,20 @@ impl Accounts {
         change: AccountChange,
         now: Timestamp,
     ) -> Result<SmtpAccount, AdminError> {
-        self.change_account((actor, now), id, "smtp-account.change", |account| {
-            if let Some(name) = change.name {
-                check_name(&name)?;
-                account.name = name;
-            }
-            if let Some(senders) = change.allowed_senders {
-                check_senders(&senders)?;
-                account.allowed_senders = senders;
-            }
-            account.expires = change.expires.unwrap_or(account.expires);
-            account.dialects = change.dialects.unwrap_or_else(|| std::mem::take(&mut account.dialects));
-            Ok(())
-        })
-        .await
+        let turn = self.desk.turn().await;
+        let mut account = self.account_for(actor, id)?;
+        change.check()?;
+        let (steps, mut batch) = (change.steps(), Batch::new());
+        if steps.is_empty() {
+            return Ok(account);
+        }
+        for (act, step) in steps {
+            let before = facts(&account);
+            step.apply(&mut account);
+            let act = Act::new(act, account.login.clone()).of(account.tenant).changes(before, facts(&account));
+            records::record(&mut batch, actor, act, now);
+        }
+        self.keep_account(turn, batch, account).await
     }
 
     /// The last logins of an account, the latest first.
@@ -223,7 +208,6 @@ impl Accounts {
         old_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(SmtpAccount, Zeroizing<String>), AdminError> {
-        actor.may_give_login()?;
         let password = secret::generate();
         let digest = secret::digest(&password);
         let account = self
@@ -301,6 +285,7 @@ impl Accounts {
             return Err(AdminError::Missing(format!("SMTP account {id}")));
         };
         actor.require_account((account.tenant, id), Action::Write)?;
+        actor.may_give_login()?;
         Ok(account)
     }
 
@@ -316,10 +301,19 @@ impl Accounts {
         let mut account = before.clone();
         change(&mut account)?;
         let mut batch = Batch::new();
-        let stored = stored_account(&**self.desk.store(), id)?;
-        batch.if_equals(account_key(id), stored).set(account_key(id), account_bytes(&account));
         let act = Act::new(act, account.login.clone()).of(account.tenant).changes(facts(&before), facts(&account));
         records::record(&mut batch, actor, act, now);
+        self.keep_account(turn, batch, account).await
+    }
+
+    async fn keep_account(
+        &self,
+        turn: records::Turn,
+        mut batch: Batch,
+        account: SmtpAccount,
+    ) -> Result<SmtpAccount, AdminError> {
+        let (key, stored) = (account_key(account.id), stored_account(&**self.desk.store(), account.id)?);
+        batch.if_equals(key.clone(), stored).set(key, account_bytes(&account));
         let (memory, changed) = (Arc::clone(&self.memory), account.clone());
         turn.commit(batch, move || records::write(&memory.records).put_account(changed)).await?;
         Ok(account)

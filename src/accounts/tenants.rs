@@ -20,6 +20,77 @@ pub const RETENTION_DAYS_MAX: u16 = 3650;
 /// Octets of a tenant's name, at most: a DNS label, since names end up in logins and host names.
 const NAME_OCTETS_MAX: usize = 63;
 
+/// What of a tenant is to change; `None` stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct TenantChange {
+    /// Stop or resume taking its mail.
+    pub sending: Option<Sending>,
+    /// How many messages it may submit.
+    pub limits: Option<Limits>,
+    /// Whether delay notices go to senders who did not ask.
+    pub delay_notices: Option<DelayNotices>,
+    /// Whether its waiting mail may be moved to a shared virtual IP.
+    pub move_to_shared: Option<MoveToShared>,
+    /// Where its data may be kept, in words of at most [`REGION_CHARACTERS_MAX`] characters.
+    pub region: Option<String>,
+    /// After how many days what is kept of its finished messages is forgotten, 1 to [`RETENTION_DAYS_MAX`];
+    /// `Some(None)` is when the instance does it.
+    pub retention_days: Option<Option<u16>>,
+    /// The virtual IP for mail that did not come by SMTP; `Some(None)` leaves it to
+    /// [`crate::vips::Vips::default_for`].
+    pub default_vip: Option<Option<Vip>>,
+}
+
+impl TenantChange {
+    fn check(&self, id: TenantId) -> Result<(), AdminError> {
+        let is_unsound =
+            |region: &String| region.chars().count() > REGION_CHARACTERS_MAX || region.chars().any(char::is_control);
+        if self.region.as_ref().is_some_and(is_unsound) {
+            let detail = format!("a region has at most {REGION_CHARACTERS_MAX} printable characters");
+            return Err(AdminError::Invalid(detail));
+        }
+        if self.retention_days.flatten().is_some_and(|days| !(1..=RETENTION_DAYS_MAX).contains(&days)) {
+            return Err(AdminError::Invalid(format!("a retention is 1 to {RETENTION_DAYS_MAX} days")));
+        }
+        match self.default_vip.iter().flatten().find(|vip| !vip.serves(id)) {
+            Some(foreign) => Err(AdminError::Invalid(format!("virtual IP {} does not serve this tenant", foreign.id))),
+            None => Ok(()),
+        }
+    }
+
+    /// One step for each field that is given, with the name of the act.
+    fn steps(self) -> Vec<(&'static str, Self)> {
+        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, default_vip } = self;
+        let sending_act = if sending == Some(Sending::Suspended) { "tenant.suspend" } else { "tenant.resume" };
+        let none = Self::default;
+        let steps = [
+            sending.map(|sending| (sending_act, Self { sending: Some(sending), ..none() })),
+            limits.map(|limits| ("tenant.limits", Self { limits: Some(limits), ..none() })),
+            delay_notices.map(|notices| ("tenant.delay-notices", Self { delay_notices: Some(notices), ..none() })),
+            move_to_shared.map(|may| ("tenant.move-to-shared", Self { move_to_shared: Some(may), ..none() })),
+            region.map(|region| ("tenant.region", Self { region: Some(region), ..none() })),
+            retention_days.map(|days| ("tenant.retention", Self { retention_days: Some(days), ..none() })),
+            default_vip.map(|vip| ("tenant.default-vip", Self { default_vip: Some(vip), ..none() })),
+        ];
+        steps.into_iter().flatten().collect()
+    }
+
+    fn apply(self, tenant: &mut Tenant) {
+        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, default_vip } = self;
+        tenant.sending = sending.unwrap_or(tenant.sending);
+        tenant.limits = limits.unwrap_or(tenant.limits);
+        tenant.delay_notices = delay_notices.unwrap_or(tenant.delay_notices);
+        tenant.move_to_shared = move_to_shared.unwrap_or(tenant.move_to_shared);
+        tenant.retention_days = retention_days.unwrap_or(tenant.retention_days);
+        if let Some(region) = region {
+            tenant.region = region;
+        }
+        if let Some(vip) = default_vip {
+            tenant.default_vip = vip.map(|vip| vip.id);
+        }
+    }
+}
+
 impl Accounts {
     /// Makes a tenant without limits, virtual IP or SMTP account.
     pub async fn add_tenant(&self, actor: &Actor, name: &str, now: Timestamp) -> Result<Tenant, AdminError> {
@@ -52,6 +123,9 @@ impl Accounts {
     }
 
     /// Suspends a tenant's sending, or takes the suspension back.
+    ///
+    /// # Errors
+    /// As [`Accounts::change_tenant`].
     pub async fn set_sending(
         &self,
         actor: &Actor,
@@ -59,93 +133,40 @@ impl Accounts {
         sending: Sending,
         now: Timestamp,
     ) -> Result<Tenant, AdminError> {
-        let act = match sending {
-            Sending::Allowed => "tenant.resume",
-            Sending::Suspended => "tenant.suspend",
-        };
-        self.change_tenant((actor, now), id, act, |tenant| tenant.sending = sending).await
+        self.change_tenant(actor, id, TenantChange { sending: Some(sending), ..TenantChange::default() }, now).await
     }
 
-    /// Sets how many messages a tenant may submit.
-    pub async fn set_tenant_limits(
+    /// Changes a tenant: all that is given, or, if any of it is not acceptable, nothing. Each field that is given is
+    /// an act of its own in the audit log.
+    ///
+    /// # Errors
+    /// If the actor may not, there is no such tenant, or a value is not acceptable.
+    pub async fn change_tenant(
         &self,
         actor: &Actor,
         id: TenantId,
-        limits: Limits,
+        change: TenantChange,
         now: Timestamp,
     ) -> Result<Tenant, AdminError> {
-        self.change_tenant((actor, now), id, "tenant.limits", |tenant| tenant.limits = limits).await
-    }
-
-    /// Sets whether delay notices go to senders who did not ask.
-    pub async fn set_delay_notices(
-        &self,
-        actor: &Actor,
-        id: TenantId,
-        delay_notices: DelayNotices,
-        now: Timestamp,
-    ) -> Result<Tenant, AdminError> {
-        self.change_tenant((actor, now), id, "tenant.delay-notices", |tenant| tenant.delay_notices = delay_notices)
-            .await
-    }
-
-    /// Permits or forbids moving a tenant's waiting mail to a shared virtual IP.
-    pub async fn set_move_to_shared(
-        &self,
-        actor: &Actor,
-        id: TenantId,
-        move_to_shared: MoveToShared,
-        now: Timestamp,
-    ) -> Result<Tenant, AdminError> {
-        self.change_tenant((actor, now), id, "tenant.move-to-shared", |tenant| tenant.move_to_shared = move_to_shared)
-            .await
-    }
-
-    /// Chooses the virtual IP for mail that did not come by SMTP; `None` leaves it to
-    /// [`crate::vips::Vips::default_for`].
-    pub async fn set_default_vip(
-        &self,
-        actor: &Actor,
-        id: TenantId,
-        vip: Option<&Vip>,
-        now: Timestamp,
-    ) -> Result<Tenant, AdminError> {
-        if let Some(foreign) = vip.filter(|vip| !vip.serves(id)) {
-            return Err(AdminError::Invalid(format!("virtual IP {} does not serve this tenant", foreign.id)));
+        actor.require(Permission::ManageInstance)?;
+        change.check(id)?;
+        let turn = self.desk.turn().await;
+        let mut tenant = self.tenant(id).ok_or_else(|| AdminError::Missing(format!("tenant {id}")))?;
+        let (steps, mut batch) = (change.steps(), Batch::new());
+        if steps.is_empty() {
+            return Ok(tenant);
         }
-        let chosen = vip.map(|vip| vip.id);
-        self.change_tenant((actor, now), id, "tenant.default-vip", |tenant| tenant.default_vip = chosen).await
-    }
-
-    /// Sets where a tenant's data may be kept, in words.
-    pub async fn set_region(
-        &self,
-        actor: &Actor,
-        id: TenantId,
-        region: &str,
-        now: Timestamp,
-    ) -> Result<Tenant, AdminError> {
-        if region.chars().count() > REGION_CHARACTERS_MAX || region.chars().any(char::is_control) {
-            return Err(AdminError::Invalid(format!(
-                "a region has at most {REGION_CHARACTERS_MAX} printable characters"
-            )));
+        for (act, step) in steps {
+            let before = facts(&tenant);
+            step.apply(&mut tenant);
+            let act = Act::new(act, format!("{} {id}", tenant.name)).of(id).changes(before, facts(&tenant));
+            records::record(&mut batch, actor, act, now);
         }
-        self.change_tenant((actor, now), id, "tenant.region", |tenant| region.clone_into(&mut tenant.region)).await
-    }
-
-    /// Sets after how many days what is kept of a tenant's finished messages is forgotten; `None` is when the
-    /// instance does it.
-    pub async fn set_retention(
-        &self,
-        actor: &Actor,
-        id: TenantId,
-        days: Option<u16>,
-        now: Timestamp,
-    ) -> Result<Tenant, AdminError> {
-        if days.is_some_and(|days| !(1..=RETENTION_DAYS_MAX).contains(&days)) {
-            return Err(AdminError::Invalid(format!("a retention is 1 to {RETENTION_DAYS_MAX} days")));
-        }
-        self.change_tenant((actor, now), id, "tenant.retention", |tenant| tenant.retention_days = days).await
+        let stored = stored_tenant(&**self.desk.store(), id)?;
+        batch.if_equals(tenant_key(id), stored).set(tenant_key(id), tenant_bytes(&tenant));
+        let (memory, changed) = (Arc::clone(&self.memory), tenant.clone());
+        turn.commit(batch, move || records::write(&memory.records).put_tenant(changed)).await?;
+        Ok(tenant)
     }
 
     /// Tenants with a retention of their own, and its days.
@@ -189,28 +210,6 @@ impl Accounts {
         })
         .await?;
         Ok(())
-    }
-
-    async fn change_tenant(
-        &self,
-        (actor, now): (&Actor, Timestamp),
-        id: TenantId,
-        act: &str,
-        change: impl FnOnce(&mut Tenant) + Send,
-    ) -> Result<Tenant, AdminError> {
-        actor.require(Permission::ManageInstance)?;
-        let turn = self.desk.turn().await;
-        let before = self.tenant(id).ok_or_else(|| AdminError::Missing(format!("tenant {id}")))?;
-        let mut tenant = before.clone();
-        change(&mut tenant);
-        let mut batch = Batch::new();
-        let stored = stored_tenant(&**self.desk.store(), id)?;
-        batch.if_equals(tenant_key(id), stored).set(tenant_key(id), tenant_bytes(&tenant));
-        let act = Act::new(act, format!("{} {id}", tenant.name)).of(id).changes(facts(&before), facts(&tenant));
-        records::record(&mut batch, actor, act, now);
-        let (memory, changed) = (Arc::clone(&self.memory), tenant.clone());
-        turn.commit(batch, move || records::write(&memory.records).put_tenant(changed)).await?;
-        Ok(tenant)
     }
 }
 

@@ -73,6 +73,18 @@ fn is_accepted(login: &Login) -> bool {
     matches!(login, Login::Accepted(_))
 }
 
+fn of_state(state: LoginState) -> AccountChange {
+    AccountChange { login_state: Some(state), ..AccountChange::default() }
+}
+
+fn of_limits(limits: Limits) -> TenantChange {
+    TenantChange { limits: Some(limits), ..TenantChange::default() }
+}
+
+fn of_vip(vip: &Vip) -> TenantChange {
+    TenantChange { default_vip: Some(Some(vip.clone())), ..TenantChange::default() }
+}
+
 #[tokio::test]
 async fn a_generated_login_works_from_anywhere_until_it_is_disabled_or_removed() {
     let room = Room::new();
@@ -82,12 +94,12 @@ async fn a_generated_login_works_from_anywhere_until_it_is_disabled_or_removed()
     assert!(is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
     assert!(is_accepted(&room.login(&account.login.to_uppercase(), &password, "192.0.2.1").await));
     let state = LoginState::Disabled;
-    room.accounts.set_login_state(&room.actor, account.id, state, START).await.unwrap();
+    room.accounts.change_smtp_account(&room.actor, account.id, of_state(state), START).await.unwrap();
     assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
     assert!(room.accounts.may_send(tenant.id, Some(account.id)).is_err(), "an open session ends too");
     let room = room.reopened();
     assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
-    room.accounts.set_login_state(&room.actor, account.id, LoginState::Enabled, START).await.unwrap();
+    room.accounts.change_smtp_account(&room.actor, account.id, of_state(LoginState::Enabled), START).await.unwrap();
     assert!(is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
     room.accounts.remove_smtp_account(&room.actor, account.id, START).await.unwrap();
     assert!(!is_accepted(&room.login(&account.login, &password, "192.0.2.1").await));
@@ -101,7 +113,15 @@ async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
     let (account, password) = room.account(own.id).await;
     let (bound, bound_password) = room.account(own.id).await;
     let networks = vec!["198.51.100.0/24".parse().unwrap()];
-    room.accounts.set_allowed_from(&room.actor, bound.id, networks, START).await.unwrap();
+    room.accounts
+        .change_smtp_account(
+            &room.actor,
+            bound.id,
+            AccountChange { allowed_from: Some(networks), ..Default::default() },
+            START,
+        )
+        .await
+        .unwrap();
     let foreign = vip(Owner::Tenant(other.id));
     let shared = vip(Owner::Shared);
     let cases = [
@@ -227,9 +247,17 @@ async fn limits_of_tenant_and_account_hold_across_a_restart_and_name_when_they_l
     let (account, _) = room.account(tenant.id).await;
     let (second, _) = room.account(tenant.id).await;
     let limits = Limits { hourly_max: Some(2), daily_max: None };
-    room.accounts.set_account_limits(&room.actor, account.id, limits, START).await.unwrap();
+    room.accounts
+        .change_smtp_account(
+            &room.actor,
+            account.id,
+            AccountChange { limits: Some(limits), ..Default::default() },
+            START,
+        )
+        .await
+        .unwrap();
     let limits = Limits { hourly_max: None, daily_max: Some(3) };
-    room.accounts.set_tenant_limits(&room.actor, tenant.id, limits, START).await.unwrap();
+    room.accounts.change_tenant(&room.actor, tenant.id, of_limits(limits), START).await.unwrap();
     for _ in 0..2 {
         room.accounts.count(tenant.id, Some(account.id), START).unwrap();
     }
@@ -290,9 +318,9 @@ async fn a_default_virtual_ip_must_serve_the_tenant() {
     let room = Room::new();
     let (own, other) = (room.tenant("shop").await, room.tenant("other").await);
     let foreign = vip(Owner::Tenant(other.id));
-    assert!(room.accounts.set_default_vip(&room.actor, own.id, Some(&foreign), START).await.is_err());
+    assert!(room.accounts.change_tenant(&room.actor, own.id, of_vip(&foreign), START).await.is_err());
     let shared = vip(Owner::Shared);
-    let tenant = room.accounts.set_default_vip(&room.actor, own.id, Some(&shared), START).await.unwrap();
+    let tenant = room.accounts.change_tenant(&room.actor, own.id, of_vip(&shared), START).await.unwrap();
     assert_eq!(tenant.default_vip, Some(shared.id));
 }
 
@@ -307,7 +335,9 @@ async fn people_of_one_tenant_reach_no_other() {
     assert!(forbidden(room.accounts.remove_smtp_account(&owner, foreign.id, START).await.unwrap_err()));
     assert!(forbidden(room.accounts.remove_smtp_account(&owner, SmtpAccountId(1), START).await.unwrap_err()));
     assert!(forbidden(room.accounts.smtp_accounts(&owner, other.id).unwrap_err()));
-    assert!(forbidden(room.accounts.set_tenant_limits(&owner, own.id, Limits::default(), START).await.unwrap_err()));
+    assert!(forbidden(
+        room.accounts.change_tenant(&owner, own.id, of_limits(Limits::default()), START).await.unwrap_err()
+    ));
     assert_eq!(room.accounts.tenants(&owner).len(), 1);
     let new = NewSmtpAccount::default();
     assert!(room.accounts.add_smtp_account(&owner, own.id, new, START).await.is_ok());
@@ -376,6 +406,7 @@ async fn an_account_bound_to_senders_or_over_its_end_is_held_to_that_after_a_res
         allowed_senders: Some(vec![AllowedSender::parse("orders@shop.example").unwrap()]),
         expires: Some(Some(START.plus(Duration::from_secs(60)))),
         dialects: Some(vec![HeaderDialect::Mailgun]),
+        ..AccountChange::default()
     };
     room.accounts.change_smtp_account(&room.actor, account.id, change, START).await.unwrap();
     let room = room.reopened();

@@ -250,7 +250,7 @@ async fn the_longest_usable_domain_covers_unless_subdomains_are_turned_off() {
     assert_eq!(room.signs_as(SHOP, "x.pay.shop.example"), Ok("pay.shop.example".to_owned()));
     assert!(room.signs_as(SHOP, "notshop.example").is_err());
     let which = || domain("shop.example");
-    room.domains.set_subdomains(&room.actor, (SHOP, &which()), Subdomains::NotCovered, START).await.unwrap();
+    room.domains.set_words(&room.actor, (SHOP, &which()), (None, Some(Subdomains::NotCovered)), START).await.unwrap();
     assert!(room.signs_as(SHOP, "shop.example").is_ok());
     let refused = room.signs_as(SHOP, "b.shop.example").unwrap_err();
     assert!(refused.contains("shop.example does not cover names below it: add b.shop.example"), "{refused}");

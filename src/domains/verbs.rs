@@ -174,36 +174,47 @@ impl Domains {
     pub async fn set_trust(
         &self,
         actor: &Actor,
-        (tenant, domain): (TenantId, &Domain),
+        which: (TenantId, &Domain),
         trust: Trust,
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
-        actor.require(Permission::ManageInstance)?;
-        let act = match trust {
-            Trust::ByOperator => "domain.trust",
-            Trust::NeedsProof => "domain.distrust",
-        };
-        self.change((actor, now), (tenant, domain), act, |record| {
-            record.trust = trust;
-            Ok(())
-        })
-        .await
+        self.set_words(actor, which, (Some(trust), None), now).await
     }
 
-    /// Sets whether a domain covers names below it. The operator's word only.
-    pub async fn set_subdomains(
+    /// Sets whether a domain may be used without proof, and whether it covers names below it: what is given, in one
+    /// step. The operator's word only.
+    ///
+    /// # Errors
+    /// If the actor may not, or there is no such domain.
+    pub async fn set_words(
         &self,
         actor: &Actor,
         (tenant, domain): (TenantId, &Domain),
-        subdomains: Subdomains,
+        (trust, subdomains): (Option<Trust>, Option<Subdomains>),
         now: Timestamp,
     ) -> Result<SendingDomain, AdminError> {
         actor.require(Permission::ManageInstance)?;
-        self.change((actor, now), (tenant, domain), "domain.subdomains", |record| {
+        let turn = self.desk.turn().await;
+        let before = self.entry(tenant, domain).ok_or_else(|| missing(domain))?.record.clone();
+        let (mut record, mut batch) = (before.clone(), Batch::new());
+        if let Some(trust) = trust {
+            record.trust = trust;
+            let act = if trust == Trust::ByOperator { "domain.trust" } else { "domain.distrust" };
+            records::record(&mut batch, actor, act_on(act, &record).changes(facts(&before), facts(&record)), now);
+        }
+        if let Some(subdomains) = subdomains {
+            let earlier = facts(&record);
             record.subdomains = subdomains;
-            Ok(())
-        })
-        .await
+            let act = act_on("domain.subdomains", &record).changes(earlier, facts(&record));
+            records::record(&mut batch, actor, act, now);
+        }
+        if trust.is_none() && subdomains.is_none() {
+            return Ok(record);
+        }
+        batch.if_equals(store_key(tenant, domain), codec::encode(&before));
+        batch.set(store_key(tenant, domain), codec::encode(&record));
+        self.store_in(turn, batch, record.clone()).await?;
+        Ok(record)
     }
 
     /// Removes a domain and erases its keys. Mail signed before still needs the DNS records until

@@ -128,28 +128,33 @@ impl Operations {
         &self.damaged
     }
 
-    /// Operations of a tenant, or of all, newest first. `called` is what people call an SMTP account.
+    /// Operations of a tenant, or of all, newest first, as far as the actor has a part in their lists. `called` is
+    /// what people call an SMTP account.
     pub fn list(
         &self,
         actor: &Actor,
         wanted: &Wanted,
         called: impl Fn(SmtpAccountId) -> String,
     ) -> Result<Vec<Operation>, AdminError> {
-        actor.require(match wanted.tenant {
+        actor.require_undivided(match wanted.tenant {
             Some(tenant) => Permission::Read(Resource::Suppressions, tenant),
             None => Permission::ReadInstance,
         })?;
-        let fits = |operation: &&Operation| wanted.fits(operation, operation.account.map(&called));
+        let fits = |operation: &&Operation| {
+            has_part(actor, operation) && wanted.fits(operation, operation.account.map(&called))
+        };
         let mut found: Vec<Operation> = records::lock(&self.all).values().filter(fits).cloned().collect();
         found.sort_by_key(|operation| std::cmp::Reverse(operation.id));
         Ok(found)
     }
 
-    /// One of them.
+    /// One of them. One whose list the actor has no part in does not exist.
     pub fn get(&self, actor: &Actor, tenant: TenantId, id: OperationId) -> Result<Operation, AdminError> {
-        actor.require(Permission::Read(Resource::Suppressions, tenant))?;
+        actor.require_undivided(Permission::Read(Resource::Suppressions, tenant))?;
         let found = records::lock(&self.all).get(&(tenant, id)).cloned();
-        found.ok_or_else(|| AdminError::Missing(format!("operation {id}")))
+        found
+            .filter(|operation| has_part(actor, operation))
+            .ok_or_else(|| AdminError::Missing(format!("operation {id}")))
     }
 
     /// A file of a finished operation, if it has one. That of a whole tenant is a dangerous thing to have.
@@ -179,8 +184,10 @@ impl Operations {
         id: OperationId,
         now: Timestamp,
     ) -> Result<Operation, AdminError> {
-        actor.require(Permission::Write(Resource::Suppressions, tenant))?;
+        let permission = Permission::Write(Resource::Suppressions, tenant);
+        actor.require_undivided(permission)?;
         let operation = self.get(actor, tenant, id)?;
+        actor.require_part(permission, operation.account)?;
         if operation.state.is_finished() {
             return Err(AdminError::Invalid(format!("operation {id} is finished")));
         }
@@ -224,18 +231,21 @@ impl Operations {
         now: Timestamp,
     ) -> Result<Operation, AdminError> {
         // Reading a list is reading it whole; but somebody's addresses leave, so it is written down who asked.
-        actor.require(Permission::Read(Resource::Suppressions, place.tenant))?;
         self.suppression.list(actor, place, None, 1)?;
         self.room_for(place.tenant)?;
         let operation = Operation::new(OperationId::new(now), place, Kind::Export { form }, (actor, now));
         self.begin(actor, operation, now).await
     }
 
+    /// How many of a tenant are not finished.
+    pub fn unfinished_of(&self, tenant: TenantId) -> usize {
+        let all = records::lock(&self.all);
+        all.values().filter(|own| own.tenant == tenant && !own.state.is_finished()).count()
+    }
+
     /// Whether a tenant may begin another one.
     fn room_for(&self, tenant: TenantId) -> Result<(), AdminError> {
-        let all = records::lock(&self.all);
-        let unfinished = all.values().filter(|own| own.tenant == tenant && !own.state.is_finished()).count();
-        if unfinished < UNFINISHED_MAX {
+        if self.unfinished_of(tenant) < UNFINISHED_MAX {
             return Ok(());
         }
         Err(AdminError::Invalid(format!("{UNFINISHED_MAX} operations are under way; wait for one, or cancel it")))
@@ -397,6 +407,10 @@ impl Operations {
         };
         self.folder.join(format!("{id}.{ending}"))
     }
+}
+
+fn has_part(actor: &Actor, operation: &Operation) -> bool {
+    actor.require_part(Permission::Read(Resource::Suppressions, operation.tenant), operation.account).is_ok()
 }
 
 #[cfg(test)]

@@ -262,3 +262,28 @@ async fn operations_are_found_by_tenant_kind_state_and_text_newest_first() {
         assert!(STATE_WORDS.contains(&state.word()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_an_account_s_list_are_for_whoever_has_a_part_in_it() {
+    use crate::access::{Action, Narrowing};
+    let bench = Bench::new();
+    let [own, other] =
+        [SmtpAccountId(1), SmtpAccountId(2)].map(|account| Place { account: Some(account), ..TENANT.into() });
+    let narrowed = |narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("d", Role::Developer(TENANT)) };
+    let accounts = Some([(SmtpAccountId(1), Action::Read)].into());
+    let person = narrowed(Narrowing { accounts, ..Narrowing::default() });
+    let domains = Some(vec![crate::mail::Domain::parse("a.example").unwrap()]);
+    let key = narrowed(Narrowing { domains, ..Narrowing::default() });
+    for (place, is_its) in [(own, true), (other, false), (Place::from(TENANT), false)] {
+        let made = bench.operations.export(&admin(), place, Form::Plain, NOW).await.unwrap();
+        bench.run_to_the_end(made.id).await;
+        let file = |actor: &Actor| bench.operations.file(actor, (TENANT, made.id), Part::Result, Timestamp::now());
+        assert!(file(&admin()).is_ok());
+        assert_eq!(file(&person).is_ok(), is_its, "{place:?}");
+        assert_eq!(bench.operations.get(&person, TENANT, made.id).is_ok(), is_its, "{place:?}");
+        assert!(file(&key).is_err(), "{place:?}");
+    }
+    let seen = bench.operations.list(&person, &of_tenant(), name).unwrap();
+    assert_eq!(seen.iter().map(|operation| operation.account).collect::<Vec<_>>(), [Some(SmtpAccountId(1))]);
+    assert!(bench.operations.list(&key, &of_tenant(), name).is_err());
+}

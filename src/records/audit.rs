@@ -240,10 +240,11 @@ impl Audit {
 }
 
 fn require(actor: &Actor, tenant: Option<TenantId>) -> Result<(), AdminError> {
-    Ok(actor.require(match tenant {
+    let permission = match tenant {
         None => Permission::ReadInstance,
         Some(tenant) => Permission::Read(Resource::Audit, tenant),
-    })?)
+    };
+    Ok(actor.require_part(permission, None)?)
 }
 
 fn numbered(link: Link) -> Result<Numbered, StoreError> {

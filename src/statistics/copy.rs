@@ -32,7 +32,7 @@ impl Statistics {
         (tenant, span): (TenantId, Span),
         from: Timestamp,
     ) -> Result<Option<Copied>, AdminError> {
-        actor.require(Permission::Read(Resource::Statistics, tenant))?;
+        actor.require_part(Permission::Read(Resource::Statistics, tenant), None)?;
         let Some(number) = self.first_from(span, span.number(from))? else { return Ok(None) };
         let all = Bucket { span, number, tenant }.key();
         let stored = self.store.range(&all, &after_prefix(&all), usize::MAX)?;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::Statistics;
 use super::counts::{Counts, Status};
 use super::rows::{self, Bucket, Face, Labels, OTHER, Span};
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor, Permission, Resource};
 use crate::events::Why;
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId, VipId};
@@ -142,10 +142,11 @@ impl Statistics {
     /// If the actor may not see it, the question makes no sense or its answer were too large.
     pub fn ask(&self, actor: &Actor, question: &Question) -> Result<Answer, AdminError> {
         let tenant = question.tenant.or(actor.role.tenant());
-        actor.require(match tenant {
+        actor.require_undivided(match tenant {
             Some(tenant) => Permission::Read(Resource::Statistics, tenant),
             None => Permission::ReadInstance,
         })?;
+        let is_seen = |labels: &Labels| actor.has_part_in(Action::Read, labels.account, None);
         let face = question.face()?;
         let (span, first, last) = question.span()?;
         let steps = u64::from(last.saturating_sub(first)).saturating_add(1);
@@ -164,7 +165,7 @@ impl Statistics {
                 return Err(AdminError::Invalid("that is too much to count at once; ask for a shorter period".into()));
             }
             let Some((bucket, labels)) = rows::read(&key) else { return Ok(()) };
-            if labels.face == face && question.narrow.fits(&labels) && sees(actor, &labels) {
+            if labels.face == face && question.narrow.fits(&labels) && is_seen(&labels) {
                 let counts: Counts = codec::decode(&bytes)?;
                 let number = if question.step == Step::Total { 0 } else { bucket.number };
                 question.sort_in(&mut sums, (number, bucket, labels), counts);
@@ -203,12 +204,6 @@ impl Statistics {
             }
         }
     }
-}
-
-/// Whoever may see some SMTP accounts only gets no others' counts.
-fn sees(actor: &Actor, labels: &Labels) -> bool {
-    let Some(granted) = &actor.narrowing.accounts else { return true };
-    labels.account.is_some_and(|account| granted.contains_key(&account))
 }
 
 impl Narrow {

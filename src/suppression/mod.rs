@@ -437,6 +437,14 @@ impl Suppression {
         }
     }
 
+    /// Whether anything is on any list of a tenant, for whoever removes it.
+    pub fn has_entries_of(&self, tenant: TenantId) -> Result<bool, StoreError> {
+        let own = [&[prefix::SUPPRESSION][..], &tenant.0.to_be_bytes()].concat();
+        // Its rules are no entry, so two rows are read.
+        let rows = self.desk.store().range(&own, &after_prefix(&own), 2)?;
+        Ok(rows.iter().any(|(key, _)| *key != rules::key(tenant)))
+    }
+
     /// Removes every entry of every list of a tenant that is deleted; how many.
     pub async fn forget_tenant(&self, actor: &Actor, tenant: TenantId) -> Result<u64, AdminError> {
         actor.require(Permission::ManageInstance)?;
@@ -519,16 +527,11 @@ fn wanted(key: &[u8], value: &[u8], search: &Search) -> Option<Entry> {
 }
 
 fn require(actor: &Actor, place: Place, action: Action) -> Result<(), AdminError> {
-    actor.require(match action {
+    let permission = match action {
         Action::Read => Permission::Read(Resource::Suppressions, place.tenant),
         Action::Write => Permission::Write(Resource::Suppressions, place.tenant),
-    })?;
-    match place.account {
-        Some(account) if actor.narrowing.accounts.is_some() => {
-            Ok(actor.require_account((place.tenant, account), action)?)
-        }
-        _ => Ok(()),
-    }
+    };
+    Ok(actor.require_part(permission, place.account)?)
 }
 
 /// An act on one entry; the audit log has a pseudonym of the address, not the address.

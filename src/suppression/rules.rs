@@ -136,6 +136,6 @@ fn facts(rules: &Rules) -> Vec<(&'static str, String)> {
 }
 
 /// Beside the lists of the tenant: `S tenant r`.
-fn key(tenant: TenantId) -> Key {
+pub(super) fn key(tenant: TenantId) -> Key {
     [&[prefix::SUPPRESSION][..], &tenant.0.to_be_bytes(), b"r"].concat()
 }

@@ -18,6 +18,7 @@ use crate::vips::Owner;
 impl Tenancy {
     /// Removes a tenant whose grace is over, unless its mail is still owed.
     pub(super) async fn remove(&self, tenant: TenantId, now: Timestamp) -> Result<Outcome, AdminError> {
+        let _alone = self.removing.lock().await;
         let queue = Arc::clone(&self.parts.queue);
         let owed = tokio::task::spawn_blocking(move || queue.has_mail_of(tenant)).await;
         if owed.map_err(|error| AdminError::Invalid(error.to_string()))?? {

@@ -18,7 +18,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("second_factor_enrolment", "The role must have a second factor: set one up first."),
     ("confirm_identity", "This act wants a fresh proof: POST /session/confirm, then the same again."),
     ("csrf", "The session's token is missing or wrong, or a page of another site asked."),
-    ("forbidden", "The role or the key's scopes do not reach that far."),
+    (
+        "forbidden",
+        "The role or the key's scopes do not reach that far, or whoever asks is bound to some SMTP accounts or domains.",
+    ),
     ("local_only", "This is done over the local socket only."),
     ("not_found", "There is none, or it belongs to somebody else."),
     ("method_not_allowed", "The resource does not know that method."),

@@ -11,32 +11,32 @@ use super::tests::{api_with, call};
 use super::{NetworkPeer, Settings};
 
 const HOME: NetworkPeer = NetworkPeer(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)));
-const PASSWORD: &str = "correct horse battery";
+pub(super) const PASSWORD: &str = "correct horse battery";
 
 /// What a browser or machine sends beside the path.
 #[derive(Clone, Default)]
-struct Sent {
+pub(super) struct Sent {
     headers: Vec<(&'static str, String)>,
 }
 
 impl Sent {
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    fn key(text: &Value) -> Self {
+    pub(super) fn key(text: &Value) -> Self {
         Self::default().with("authorization", format!("Bearer {}", text.as_str().unwrap()))
     }
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: axum::http::HeaderMap,
-    body: Value,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: axum::http::HeaderMap,
+    pub(super) body: Value,
 }
 
-async fn ask(api: &Router, sent: &Sent, method: &str, path: &str, body: Value) -> Answer {
+pub(super) async fn ask(api: &Router, sent: &Sent, method: &str, path: &str, body: Value) -> Answer {
     let mut request = Request::builder().method(method).uri(format!("/api/v1{path}"));
     for (name, value) in &sent.headers {
         request = request.header(*name, value);
@@ -51,7 +51,7 @@ async fn ask(api: &Router, sent: &Sent, method: &str, path: &str, body: Value) -
 }
 
 /// An API with two tenants, each with a domain and an SMTP account.
-async fn two_shops(settings: Settings) -> Router {
+pub(super) async fn two_shops(settings: Settings) -> Router {
     let api = api_with(settings).await;
     for name in ["shop", "rival"] {
         call(&api, "POST", "/tenants", json!({"name": name})).await;
@@ -62,7 +62,7 @@ async fn two_shops(settings: Settings) -> Router {
     api
 }
 
-async fn person(api: &Router, tenant: &str, email: &str, role: &str) -> Value {
+pub(super) async fn person(api: &Router, tenant: &str, email: &str, role: &str) -> Value {
     let new = json!({"tenant": tenant, "email": email, "role": role});
     let (status, link) = call(api, "POST", "/users", new).await;
     assert_eq!(status, StatusCode::CREATED, "{link}");
@@ -72,7 +72,7 @@ async fn person(api: &Router, tenant: &str, email: &str, role: &str) -> Value {
 }
 
 /// Logs in and returns the cookie and the token.
-async fn log_in(api: &Router, email: &str) -> (String, String) {
+pub(super) async fn log_in(api: &Router, email: &str) -> (String, String) {
     let answer = ask(api, &Sent::default(), "POST", "/session", json!({"email": email, "password": PASSWORD})).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
     let cookie = answer.headers["set-cookie"].to_str().unwrap().to_owned();

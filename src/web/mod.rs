@@ -258,6 +258,8 @@ mod door_tests;
 #[cfg(test)]
 mod leaving_tests;
 #[cfg(test)]
+mod narrow_tests;
+#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod sending_tests;

@@ -191,7 +191,7 @@ impl From<Forbidden> for Problem {
     fn from(forbidden: Forbidden) -> Self {
         match forbidden.sight {
             Sight::Hidden => Self::missing(HIDDEN),
-            Sight::Seen => Self::new(StatusCode::FORBIDDEN, "forbidden", forbidden.to_string()),
+            Sight::Seen | Sight::Whole => Self::new(StatusCode::FORBIDDEN, "forbidden", forbidden.to_string()),
             Sight::ProofIsOld => Self::new(StatusCode::FORBIDDEN, "confirm_identity", forbidden.to_string()),
         }
     }

@@ -130,7 +130,7 @@ impl Webhooks {
         new: NewWebhook,
         now: Timestamp,
     ) -> Result<Made, AdminError> {
-        actor.require(Permission::Write(Resource::Webhooks, tenant))?;
+        require(actor, tenant, Action::Write)?;
         actor.require_fresh(now)?;
         let (id, octets) = (WebhookId::random(), signature::new_secret());
         let mut webhook = Webhook {
@@ -174,7 +174,7 @@ impl Webhooks {
     /// # Errors
     /// If the actor may not.
     pub fn list(&self, actor: &Actor, tenant: TenantId) -> Result<Vec<Arc<Webhook>>, AdminError> {
-        actor.require(Permission::Read(Resource::Webhooks, tenant))?;
+        require(actor, tenant, Action::Read)?;
         Ok(self.of_tenant(tenant))
     }
 
@@ -188,10 +188,7 @@ impl Webhooks {
         (tenant, id): (TenantId, WebhookId),
         action: Action,
     ) -> Result<Arc<Webhook>, AdminError> {
-        actor.require(match action {
-            Action::Read => Permission::Read(Resource::Webhooks, tenant),
-            Action::Write => Permission::Write(Resource::Webhooks, tenant),
-        })?;
+        require(actor, tenant, action)?;
         let found = self.webhook(id).filter(|webhook| webhook.tenant == tenant);
         found.ok_or_else(|| AdminError::Missing(format!("webhook {id}")))
     }
@@ -548,6 +545,15 @@ impl Webhooks {
         }
         Ok(())
     }
+}
+
+/// An endpoint is told of all of a tenant's mail, so nobody who is narrowed to some of it has a part in one.
+fn require(actor: &Actor, tenant: TenantId, action: Action) -> Result<(), AdminError> {
+    let permission = match action {
+        Action::Read => Permission::Read(Resource::Webhooks, tenant),
+        Action::Write => Permission::Write(Resource::Webhooks, tenant),
+    };
+    Ok(actor.require_part(permission, None)?)
 }
 
 fn attempt_key(id: WebhookId, name: &str) -> Result<Key, AdminError> {

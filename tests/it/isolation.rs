@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use postern::accounts::MoveToShared;
+use postern::accounts::{MoveToShared, TenantChange};
 use postern::daemon::{Daemon, Overrides};
 use postern::ext::Timestamp;
 use postern::mail::{QueueId, TenantId, VipId};
@@ -249,7 +249,17 @@ impl World {
             Step::Permit { tenant, moving } => {
                 let permission = if moving { MoveToShared::Permitted } else { MoveToShared::Forbidden };
                 let (id, now) = (self.tenants[tenant].0, Timestamp::now());
-                self.running.daemon.accounts.set_move_to_shared(&operator(), id, permission, now).await.unwrap();
+                self.running
+                    .daemon
+                    .accounts
+                    .change_tenant(
+                        &operator(),
+                        id,
+                        TenantChange { move_to_shared: Some(permission), ..TenantChange::default() },
+                        now,
+                    )
+                    .await
+                    .unwrap();
                 self.may_move[tenant] = moving;
             }
             Step::Move { nth, slot } => self.move_one(nth, slot).await,

@@ -36,7 +36,15 @@ async fn shop(running: &Running, name: &str) {
     let tenant = running.tenant(name).await;
     if let Some(vip) = running.daemon.vips.by_address(LOCALHOST.into()) {
         let accounts = &running.daemon.accounts;
-        accounts.set_default_vip(&operator(), tenant, Some(&vip), Timestamp::now()).await.unwrap();
+        accounts
+            .change_tenant(
+                &operator(),
+                tenant,
+                postern::accounts::TenantChange { default_vip: Some(Some(vip.clone())), ..Default::default() },
+                Timestamp::now(),
+            )
+            .await
+            .unwrap();
     }
     running.trusted_domain(tenant, &format!("{name}.example.com")).await;
 }
@@ -191,7 +199,15 @@ async fn a_tenant_says_how_long_its_messages_are_kept() {
     let kept = || running.daemon.search.kept(tenant);
     assert_eq!(kept(), Duration::from_secs(15 * 86_400));
     let accounts = &running.daemon.accounts;
-    accounts.set_retention(&operator(), tenant, Some(30), Timestamp::now()).await.unwrap();
+    accounts
+        .change_tenant(
+            &operator(),
+            tenant,
+            postern::accounts::TenantChange { retention_days: Some(Some(30)), ..Default::default() },
+            Timestamp::now(),
+        )
+        .await
+        .unwrap();
     assert_eq!(kept(), Duration::from_secs(30 * 86_400));
     running.stop().await;
 }

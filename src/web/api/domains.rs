@@ -310,15 +310,10 @@ pub(super) async fn change(
     JsonBody(asked): JsonBody<DomainChangeJson>,
 ) -> Answer<DomainJson> {
     let (tenant, domain, now) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?, Timestamp::now());
-    if let Some(trusted) = asked.trusted {
-        let trust = if trusted { Trust::ByOperator } else { Trust::NeedsProof };
-        parts.domains.set_trust(&actor, (tenant, &domain), trust, now).await?;
-    }
-    if let Some(covered) = asked.covers_subdomains {
-        let subdomains = if covered { Subdomains::Covered } else { Subdomains::NotCovered };
-        parts.domains.set_subdomains(&actor, (tenant, &domain), subdomains, now).await?;
-    }
-    let domain = parts.domains.get(&actor, tenant, &domain)?;
+    let trust = asked.trusted.map(|trusted| if trusted { Trust::ByOperator } else { Trust::NeedsProof });
+    let covered = asked.covers_subdomains;
+    let subdomains = covered.map(|covered| if covered { Subdomains::Covered } else { Subdomains::NotCovered });
+    let domain = parts.domains.set_words(&actor, (tenant, &domain), (trust, subdomains), now).await?;
     Ok(Json(json(&parts, &actor, &domain).await?))
 }
 

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::tenants::LimitsJson;
 use super::{Answer, Shared, tenant_called, tenant_name};
 use crate::access::{Action, Actor};
-use crate::accounts::{AccountChange, AllowedSender, LoginSeen, LoginState, NewSmtpAccount, SmtpAccount};
+use crate::accounts::{AccountChange, AllowedSender, Limits, LoginSeen, LoginState, NewSmtpAccount, SmtpAccount};
 use crate::ext::Timestamp;
 use crate::mail::{Class, HeaderDialect, TenantId};
 use crate::net;
@@ -118,7 +118,7 @@ pub struct NewSmtpAccountJson {
     pub header_dialects: Vec<String>,
 }
 
-/// What is to change; each given field is one change with its own audit event.
+/// What is to change: all of it, or nothing if something is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SmtpAccountChangeJson {
@@ -226,6 +226,10 @@ fn end(text: &str) -> Result<Timestamp, Problem> {
 
 fn changed(asked: &SmtpAccountChangeJson) -> Result<AccountChange, Problem> {
     Ok(AccountChange {
+        login_state: asked.disabled.map(|off| if off { LoginState::Disabled } else { LoginState::Enabled }),
+        allowed_from: asked.allowed_from.as_deref().map(networks).transpose()?,
+        class: asked.class,
+        limits: asked.limits.map(Limits::from),
         name: asked.name.clone(),
         allowed_senders: asked.allowed_senders.as_deref().map(senders).transpose()?,
         expires: match asked.expires.as_deref() {
@@ -376,25 +380,8 @@ pub(super) async fn change(
     Path(login): Path<String>,
     JsonBody(asked): JsonBody<SmtpAccountChangeJson>,
 ) -> Answer<SmtpAccountJson> {
-    let mut account = called(&parts, &actor, &login)?;
-    let (id, now, accounts) = (account.id, Timestamp::now(), &parts.accounts);
-    let change = changed(&asked)?;
-    if let Some(texts) = &asked.allowed_from {
-        account = accounts.set_allowed_from(&actor, id, networks(texts)?, now).await?;
-    }
-    if let Some(class) = asked.class {
-        account = accounts.set_class(&actor, id, class, now).await?;
-    }
-    if let Some(limits) = asked.limits {
-        account = accounts.set_account_limits(&actor, id, limits.into(), now).await?;
-    }
-    if change != AccountChange::default() {
-        account = accounts.change_smtp_account(&actor, id, change, now).await?;
-    }
-    if let Some(disabled) = asked.disabled {
-        let state = if disabled { LoginState::Disabled } else { LoginState::Enabled };
-        account = accounts.set_login_state(&actor, id, state, now).await?;
-    }
+    let id = called(&parts, &actor, &login)?.id;
+    let account = parts.accounts.change_smtp_account(&actor, id, changed(&asked)?, Timestamp::now()).await?;
     Ok(Json(json(&parts, account)))
 }
 

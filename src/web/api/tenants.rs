@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, tenant_called, vip_called};
 use crate::access::{Actor, Permission, Resource};
-use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant};
+use crate::accounts::{DelayNotices, Limits, MoveToShared, Sending, Tenant, TenantChange};
 use crate::ext::Timestamp;
 use crate::records::AdminError;
 use crate::tenancy::{Deletion, GRACE};
@@ -106,7 +106,7 @@ pub struct NewTenantJson {
     pub name: String,
 }
 
-/// What is to change; each given field is one change with its own audit event.
+/// What is to change: all of it, or nothing if something is wrong; each given field is an audit event of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantChangeJson {
@@ -227,37 +227,26 @@ pub(super) async fn change(
     Path(name): Path<String>,
     JsonBody(asked): JsonBody<TenantChangeJson>,
 ) -> Answer<TenantJson> {
-    let mut tenant = tenant_called(&parts, &actor, &name)?;
-    let (id, now, accounts) = (tenant.id, Timestamp::now(), &parts.accounts);
+    let id = tenant_called(&parts, &actor, &name)?.id;
     if asked.suspended == Some(false) && parts.tenancy.is_leaving(id) {
         let detail = "a deletion was asked for: take it back first, and it sends again if it did before";
         return Err(AdminError::Invalid(detail.to_owned()).into());
     }
-    if let Some(suspended) = asked.suspended {
-        let sending = if suspended { Sending::Suspended } else { Sending::Allowed };
-        tenant = accounts.set_sending(&actor, id, sending, now).await?;
-    }
-    if let Some(limits) = asked.limits {
-        tenant = accounts.set_tenant_limits(&actor, id, limits.into(), now).await?;
-    }
-    if let Some(always) = asked.delay_notices_always {
-        let notices = if always { DelayNotices::Always } else { DelayNotices::WhenAsked };
-        tenant = accounts.set_delay_notices(&actor, id, notices, now).await?;
-    }
-    if let Some(permitted) = asked.may_move_to_shared {
-        let permission = if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden };
-        tenant = accounts.set_move_to_shared(&actor, id, permission, now).await?;
-    }
-    if let Some(region) = &asked.region {
-        tenant = accounts.set_region(&actor, id, region, now).await?;
-    }
-    if let Some(days) = asked.retention_days {
-        tenant = accounts.set_retention(&actor, id, (days > 0).then_some(days), now).await?;
-    }
-    if let Some(vip) = asked.default_vip {
-        let vip = if vip.is_empty() { None } else { Some(vip_called(&parts, &actor, &vip)?) };
-        tenant = accounts.set_default_vip(&actor, id, vip.as_ref(), now).await?;
-    }
+    let vip = |named: &String| if named.is_empty() { Ok(None) } else { vip_called(&parts, &actor, named).map(Some) };
+    let change = TenantChange {
+        sending: asked.suspended.map(|suspended| if suspended { Sending::Suspended } else { Sending::Allowed }),
+        limits: asked.limits.map(Limits::from),
+        delay_notices: asked
+            .delay_notices_always
+            .map(|always| if always { DelayNotices::Always } else { DelayNotices::WhenAsked }),
+        move_to_shared: asked
+            .may_move_to_shared
+            .map(|permitted| if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden }),
+        default_vip: asked.default_vip.as_ref().map(vip).transpose()?,
+        region: asked.region,
+        retention_days: asked.retention_days.map(|days| (days > 0).then_some(days)),
+    };
+    let tenant = parts.accounts.change_tenant(&actor, id, change, Timestamp::now()).await?;
     Ok(Json(json(&parts, &actor, tenant)))
 }
 
@@ -266,7 +255,7 @@ pub(super) async fn change(
     path = "/tenants/{tenant}",
     operation_id = "tenants_remove",
     tag = "tenants",
-    summary = "Remove: tenants.",
+    summary = "Remove: a tenant that has nothing any more, with all that is kept of it.",
     params(("tenant" = String, Path)),
     responses((status = 204, description = "done"))
 )]
@@ -281,14 +270,17 @@ pub(super) async fn remove(
     if off_workers(move || Ok(queue.has_mail_of(id)?)).await? {
         held.push("queued mail".to_owned());
     }
-    let (id, now) = (tenant.id, Timestamp::now());
-    parts.accounts.remove_tenant(&actor, id, &held, now).await?;
+    parts.tenancy.remove_emptied(&actor, (tenant.id, &held), Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What other rooms keep for a tenant, in words.
+/// What rooms keep for a tenant that somebody would miss, in words.
 fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>, AdminError> {
     let mut held = Vec::new();
+    let accounts = parts.accounts.smtp_accounts(actor, tenant.id)?.len();
+    if accounts > 0 {
+        held.push(format!("{accounts} SMTP accounts"));
+    }
     let domains = parts.domains.list(actor, tenant.id)?.len();
     if domains > 0 {
         held.push(format!("{domains} domains"));
@@ -308,6 +300,13 @@ fn held_for(parts: &Parts, actor: &Actor, tenant: &Tenant) -> Result<Vec<String>
     let (users, keys) = parts.people.held_for(tenant.id);
     if users + keys > 0 {
         held.push(format!("{users} people and {keys} API keys"));
+    }
+    if parts.suppression.has_entries_of(tenant.id)? {
+        held.push("entries of black- or whitelists".to_owned());
+    }
+    let unfinished = parts.operations.unfinished_of(tenant.id);
+    if unfinished > 0 {
+        held.push(format!("{unfinished} imports or exports under way"));
     }
     Ok(held)
 }

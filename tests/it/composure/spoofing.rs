@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use postern::access::{Actor, Role};
-use postern::accounts::{Limits, LoginState, NewSmtpAccount};
+use postern::accounts::{AccountChange, Limits, LoginState, NewSmtpAccount, TenantChange};
 use postern::domains::{Trust, domain_records};
 use postern::ext::Timestamp;
 use postern::mail::{Class, TenantId};
@@ -202,7 +202,15 @@ async fn a_login_works_on_its_own_and_on_shared_addresses_only_and_refusals_look
     let account = world.running.daemon.accounts.smtp_accounts(&operator(), world.shop.0).unwrap();
     let account = account.iter().find(|account| account.login == disabled.login).unwrap();
     let (accounts, now) = (&world.running.daemon.accounts, Timestamp::now());
-    accounts.set_login_state(&operator(), account.id, LoginState::Disabled, now).await.unwrap();
+    accounts
+        .change_smtp_account(
+            &operator(),
+            account.id,
+            AccountChange { login_state: Some(LoginState::Disabled), ..AccountChange::default() },
+            now,
+        )
+        .await
+        .unwrap();
     let mut refusals = Vec::new();
     for (who, login, serves) in
         [("shop", &world.shop.1, [1, 3]), ("evil", &world.evil.1, [2, 3]), ("disabled", &disabled, [0, 0])]
@@ -275,7 +283,17 @@ async fn people_of_one_tenant_neither_read_nor_change_what_is_anothers() {
         };
         let changes = [
             is_kept_out(daemon.accounts.add_smtp_account(&actor, shop, new, now).await),
-            is_kept_out(daemon.accounts.set_tenant_limits(&actor, shop, Limits::default(), now).await),
+            is_kept_out(
+                daemon
+                    .accounts
+                    .change_tenant(
+                        &actor,
+                        shop,
+                        TenantChange { limits: Some(Limits::default()), ..TenantChange::default() },
+                        now,
+                    )
+                    .await,
+            ),
             is_kept_out(daemon.accounts.add_tenant(&actor, "mine", now).await),
             is_kept_out(daemon.domains.add(&actor, shop, &domain("more.test"), now).await),
             is_kept_out(daemon.domains.set_trust(&actor, (shop, &name), Trust::ByOperator, now).await),

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use postern::accounts::{Accounts, Limits, Login, LoginAttempt, LoginState, NewSmtpAccount, Settings};
+use postern::accounts::{AccountChange, Accounts, Limits, Login, LoginAttempt, LoginState, NewSmtpAccount, Settings};
 use postern::ext::Timestamp;
 use postern::mail::{Class, Domain};
 use postern::store::MemoryStore;
@@ -51,7 +51,15 @@ async fn refused_logins_do_not_differ_in_answer_nor_grossly_in_time() {
     let new =
         NewVip { ipv4, ipv6: None, public_ipv4: None, public_ipv6: None, ehlo, owner: Owner::Tenant(logins[0].0) };
     let vip = vips.add(&operator(), new, now).await.unwrap();
-    accounts.set_login_state(&operator(), logins[1].1.id, LoginState::Disabled, now).await.unwrap();
+    accounts
+        .change_smtp_account(
+            &operator(),
+            logins[1].1.id,
+            AccountChange { login_state: Some(LoginState::Disabled), ..AccountChange::default() },
+            now,
+        )
+        .await
+        .unwrap();
     let case = |what, login: &str, password: &str| Refused {
         what,
         login: login.to_owned(),
