@@ -225,7 +225,7 @@ async fn a_tenant_that_has_nothing_any_more_leaves_nothing_behind() {
     let list = "/tenants/shop/suppressions";
     assert_eq!(call(&api, "POST", list, json!({"subject": "x@example.org"})).await.0, StatusCode::CREATED);
     let rules = json!({"hard_bounces": 3});
-    assert!(call(&api, "PUT", "/tenants/shop/suppression-rules", rules).await.0.is_success());
+    assert!(call(&api, "PATCH", "/tenants/shop/suppression-rules", rules).await.0.is_success());
     let policy = json!({"required_of": ["owner"]});
     assert!(call(&api, "PUT", "/second-factor-policy?tenant=shop", policy).await.0.is_success());
     let (status, problem) = call(&api, "DELETE", "/tenants/shop", Value::Null).await;
