@@ -4,9 +4,11 @@
 //! Easy to get wrong: after a crash the file of rejected lines may be longer than what was committed; it is cut
 //! to that before the next lines.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -18,7 +20,8 @@ use super::{AGAIN_AFTER, Ended, Operations, Part};
 use crate::access::{Actor, Role};
 use crate::background::Shutdown;
 use crate::ext::Timestamp;
-use crate::records::AdminError;
+use crate::mail::TenantId;
+use crate::records::{self, AdminError};
 use crate::store::codec;
 use crate::suppression::{NewEntry, Place, Reason, Subject};
 
@@ -34,6 +37,37 @@ pub struct Upload {
     path: std::path::PathBuf,
     digest: Sha256,
     is_finished: bool,
+    _arrival: Arrival,
+}
+
+/// Files of each tenant on their way in.
+pub(super) type Coming = Arc<Mutex<HashMap<TenantId, usize>>>;
+
+/// One of them, counted until it is dropped.
+struct Arrival {
+    coming: Coming,
+    tenant: TenantId,
+}
+
+impl Arrival {
+    fn new(coming: &Coming, tenant: TenantId) -> Self {
+        let mut counts = records::lock(coming);
+        let count = counts.entry(tenant).or_default();
+        *count = count.saturating_add(1);
+        Self { coming: Arc::clone(coming), tenant }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let mut counts = records::lock(&self.coming);
+        let left = counts.get(&self.tenant).copied().unwrap_or_default().saturating_sub(1);
+        if left == 0 {
+            counts.remove(&self.tenant)
+        } else {
+            counts.insert(self.tenant, left)
+        };
+    }
 }
 
 impl Drop for Upload {
@@ -55,12 +89,13 @@ impl Operations {
     ) -> Result<Upload, AdminError> {
         // Nothing is changed by this: it asks whether the actor may change that very list.
         self.suppression.change(actor, place, (Vec::new(), Vec::new()), now).await?;
-        self.room_for(place.tenant)?;
+        let arrival = Arrival::new(&self.coming, place.tenant);
+        self.room_for(place.tenant, 1)?;
         let operation = Operation::new(OperationId::new(now), place, Kind::Import { reason }, (actor, now));
         let path = self.path(operation.id, Part::Input);
         let made = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).await;
         let file = made.map_err(|error| unwritten(&error))?;
-        Ok(Upload { operation, file, path, digest: Sha256::new(), is_finished: false })
+        Ok(Upload { operation, file, path, digest: Sha256::new(), is_finished: false, _arrival: arrival })
     }
 
     /// The file is whole: it survives a power cut, and is put on the list by and by.
@@ -70,8 +105,7 @@ impl Operations {
         let folder = tokio::fs::File::open(&self.folder).await.map_err(|error| unwritten(&error))?;
         folder.sync_all().await.map_err(|error| unwritten(&error))?;
         let mut operation = upload.operation.clone();
-        operation.input = Some(std::mem::take(&mut upload.digest).finalize().into());
-        self.room_for(operation.tenant)?;
+        operation.input = Some(upload.digest());
         let begun = self.begin(actor, operation, now).await?;
         upload.is_finished = true;
         Ok(begun)
@@ -150,6 +184,11 @@ fn advanced(operation: &Operation, lines: &Lines, added: usize) -> Operation {
 }
 
 impl Upload {
+    /// SHA-256 of what came so far.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest.clone().finalize().into()
+    }
+
     /// Takes the next octets of the file.
     ///
     /// # Errors

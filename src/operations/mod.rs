@@ -33,7 +33,7 @@ pub use import::{IMPORT_BYTES_MAX, Upload};
 pub use record::{Form, KIND_WORDS, Kind, Operation, OperationId, STATE_WORDS, State};
 pub use tenant::Lines;
 
-/// Operations of one tenant that are not finished, at most.
+/// Operations of one tenant that are not finished, files on their way in included, at most.
 pub const UNFINISHED_MAX: usize = 4;
 /// Finished operations of one tenant that are kept, at most.
 pub const FINISHED_MAX: usize = 50;
@@ -53,6 +53,7 @@ pub struct Operations {
     folder: PathBuf,
     all: Mutex<BTreeMap<Name, Operation>>,
     cancelled: Mutex<HashSet<Name>>,
+    coming: import::Coming,
     nudge: Notify,
     lines: OnceLock<Lines>,
     damaged: Vec<Damage>,
@@ -118,9 +119,9 @@ impl Operations {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        let (all, cancelled, nudge) = (Mutex::new(all), Mutex::default(), Notify::new());
-        let lines = OnceLock::new();
-        Ok(Self { store, suppression, folder: folder.to_owned(), all, cancelled, nudge, lines, damaged })
+        let (all, cancelled, coming) = (Mutex::new(all), Mutex::default(), import::Coming::default());
+        let (folder, nudge, lines) = (folder.to_owned(), Notify::new(), OnceLock::new());
+        Ok(Self { store, suppression, folder, all, cancelled, coming, nudge, lines, damaged })
     }
 
     /// Records that could not be read at open.
@@ -232,7 +233,7 @@ impl Operations {
     ) -> Result<Operation, AdminError> {
         // Reading a list is reading it whole; but somebody's addresses leave, so it is written down who asked.
         self.suppression.list(actor, place, None, 1)?;
-        self.room_for(place.tenant)?;
+        self.room_for(place.tenant, 0)?;
         let operation = Operation::new(OperationId::new(now), place, Kind::Export { form }, (actor, now));
         self.begin(actor, operation, now).await
     }
@@ -243,9 +244,10 @@ impl Operations {
         all.values().filter(|own| own.tenant == tenant && !own.state.is_finished()).count()
     }
 
-    /// Whether a tenant may begin another one.
-    fn room_for(&self, tenant: TenantId) -> Result<(), AdminError> {
-        if self.unfinished_of(tenant) < UNFINISHED_MAX {
+    /// Whether a tenant may begin another one; `own` of the files on their way in are the asker's.
+    fn room_for(&self, tenant: TenantId, own: usize) -> Result<(), AdminError> {
+        let coming = records::lock(&self.coming).get(&tenant).copied().unwrap_or_default().saturating_sub(own);
+        if self.unfinished_of(tenant).saturating_add(coming) < UNFINISHED_MAX {
             return Ok(());
         }
         Err(AdminError::Invalid(format!("{UNFINISHED_MAX} operations are under way; wait for one, or cancel it")))

@@ -44,7 +44,7 @@ impl Operations {
         now: Timestamp,
     ) -> Result<Operation, AdminError> {
         require_all(actor, tenant, now)?;
-        self.room_for(tenant)?;
+        self.room_for(tenant, 0)?;
         let operation = Operation::new(OperationId::new(now), Place::from(tenant), Kind::Tenant, (actor, now));
         self.begin(actor, operation, now).await
     }

@@ -287,3 +287,19 @@ async fn files_of_an_account_s_list_are_for_whoever_has_a_part_in_it() {
     assert_eq!(seen.iter().map(|operation| operation.account).collect::<Vec<_>>(), [Some(SmtpAccountId(1))]);
     assert!(bench.operations.list(&key, &of_tenant(), name).is_err());
 }
+
+#[tokio::test]
+async fn files_on_their_way_in_count_as_operations_of_their_tenant() {
+    let bench = Bench::new();
+    let admin = admin();
+    let upload = || bench.operations.upload(&admin, Place::from(TENANT), Reason::Import, NOW);
+    let mut coming = Vec::new();
+    for _ in 0..UNFINISHED_MAX {
+        coming.push(upload().await.unwrap());
+    }
+    assert!(upload().await.is_err(), "or many at once would fill the disk");
+    assert!(bench.operations.export(&admin, Place::from(TENANT), Form::Plain, NOW).await.is_err());
+    coming.pop();
+    let upload = upload().await.unwrap();
+    assert!(bench.operations.uploaded(&admin, upload, NOW).await.is_ok());
+}

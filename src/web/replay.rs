@@ -27,7 +27,7 @@ use crate::mail::QueueId;
 
 #[cfg(test)]
 pub use kept::KEYS_PER_ACTOR_MAX;
-use kept::{Begun, Kept, Mark, Name};
+use kept::{Begun, Kept, Mark, Name, Turn};
 pub use kept::{KEYS_TIME, Replays};
 
 /// What a client gives a request it may have to repeat.
@@ -46,12 +46,41 @@ const ID_POINTERS: &[&str] = &["/id", "/key/id", "/user/id", "/account/login", "
 /// Routes that know by the id reserved for them what was done before a crash, and may be carried out again.
 const REPEATABLE: &[&str] = &["/messages", "/messages/batch"];
 
+/// Routes whose body is too large to be held: they take it in pieces first, and end by [`Deferred::once`].
+const STREAMED: &[&str] = &["/tenants/{tenant}/suppression-imports"];
+
+/// A request with a key whose handler takes the body itself.
+#[derive(Clone)]
+pub struct Deferred {
+    replays: Arc<Replays>,
+    name: Name,
+    head: Sha256,
+}
+
+impl Deferred {
+    /// Carries `work` out once for a request whose body has this SHA-256, or answers as the first one was.
+    pub async fn once<F>(self, body: [u8; 32], work: F) -> Response
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let Self { replays, name, mut head } = self;
+        add(&mut head, &body);
+        to_the_end(async move {
+            match admit(&replays, (name, head.finalize().into()), false).await {
+                Ok((mark, _turn)) => finish(&replays, name, mark, work.await).await,
+                Err(answer) => *answer,
+            }
+        })
+        .await
+    }
+}
+
 /// The id that a request is to give what it makes, the same when it is repeated after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved(pub QueueId);
 
 /// Carries a POST with an `Idempotency-Key` out once.
-pub async fn once(State(replays): State<Arc<Replays>>, request: Request, next: Next) -> Response {
+pub async fn once(State(replays): State<Arc<Replays>>, mut request: Request, next: Next) -> Response {
     let key = match key_of(request.method(), request.headers()) {
         Ok(Some(key)) => key,
         Ok(None) => return next.run(request).await,
@@ -60,9 +89,24 @@ pub async fn once(State(replays): State<Arc<Replays>>, request: Request, next: N
     let Some(actor) = request.extensions().get::<Actor>().map(|actor| actor.name.clone()) else {
         return next.run(request).await;
     };
-    // Whoever asked may go away: the work and its mark go on together.
-    let task = tokio::spawn(async move { carry_out(&replays, (&actor, &key), request, next).await });
-    task.await.unwrap_or_else(|error| {
+    if is_route(request.extensions(), STREAMED) {
+        let (parts, body) = request.into_parts();
+        let deferred = Deferred { replays, name: Name::of(&actor, &key), head: head(&parts) };
+        request = Request::from_parts(parts, body);
+        request.extensions_mut().insert(deferred);
+        return next.run(request).await;
+    }
+    to_the_end(async move { carry_out(&replays, (&actor, &key), request, next).await }).await
+}
+
+fn is_route(extensions: &axum::http::Extensions, routes: &[&str]) -> bool {
+    let matched = extensions.get::<MatchedPath>();
+    matched.is_some_and(|path| routes.iter().any(|end| path.as_str().ends_with(end)))
+}
+
+/// Whoever asked may go away: the work and its mark go on together.
+async fn to_the_end(work: impl Future<Output = Response> + Send + 'static) -> Response {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
         let detail = "the request failed inside; the log has the details";
         Problem::inner(StatusCode::INTERNAL_SERVER_ERROR, "failed", detail, error).into_response()
     })
@@ -91,10 +135,7 @@ async fn carry_out(replays: &Replays, (actor, key): (&str, &str), request: Reque
     let (mut parts, body) = request.into_parts();
     // What was reserved for it is held to the end, whoever else goes away.
     let _held = parts.extensions.get::<Held>().cloned();
-    let is_repeatable = parts
-        .extensions
-        .get::<MatchedPath>()
-        .is_some_and(|path| REPEATABLE.iter().any(|end| path.as_str().ends_with(end)));
+    let is_repeatable = is_route(&parts.extensions, REPEATABLE);
     // Sizes were bounded by a layer further out, which this extractor obeys.
     let whole = Request::from_parts(parts.clone(), body);
     let body = match Bytes::from_request(whole, &()).await {
@@ -104,37 +145,52 @@ async fn carry_out(replays: &Replays, (actor, key): (&str, &str), request: Reque
         }
         Err(error) => return Problem::new(error.status(), "unreadable", "the body could not be read").into_response(),
     };
-    let fingerprint = fingerprint(&parts, &body);
+    let mut fingerprint = head(&parts);
+    add(&mut fingerprint, &body);
     let name = Name::of(actor, key);
-    let begun = match replays.begin(name, fingerprint, Timestamp::now()).await {
-        Ok(begun) => begun,
-        Err(problem) => return problem.into_response(),
-    };
-    let (mark, _turn) = match begun {
-        Begun::First(mark, turn) => (mark, turn),
-        Begun::Crashed(mark, turn) if is_repeatable => (mark, turn),
-        Begun::Crashed(..) => {
-            let detail = "the daemon stopped while it carried this request out, and whether it was done is not known: \
-                          look, then send what is missing with another key";
-            return Problem::new(StatusCode::CONFLICT, "idempotent_outcome_unknown", detail).into_response();
-        }
-        Begun::Done(kept) => return replayed(kept),
+    let (mark, _turn) = match admit(replays, (name, fingerprint.finalize().into()), is_repeatable).await {
+        Ok(admitted) => admitted,
+        Err(answer) => return *answer,
     };
     parts.extensions.insert(Reserved(mark.reserved));
     let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
     finish(replays, name, mark, answer).await
 }
 
-/// Method, path, query, kind and octets: what makes a request another one.
-fn fingerprint(parts: &axum::http::request::Parts, body: &[u8]) -> [u8; 32] {
+/// A turn for the request if it is to be carried out, else the answer.
+async fn admit(
+    replays: &Replays,
+    (name, fingerprint): (Name, [u8; 32]),
+    is_repeatable: bool,
+) -> Result<(Mark, Turn), Box<Response>> {
+    let begun = replays.begin(name, fingerprint, Timestamp::now()).await;
+    match begun.map_err(|problem| Box::new(problem.into_response()))? {
+        Begun::First(mark, turn) => Ok((mark, turn)),
+        Begun::Crashed(mark, turn) if is_repeatable => Ok((mark, turn)),
+        Begun::Crashed(..) => {
+            let detail = "the daemon stopped while it carried this request out, and whether it was done is not known: \
+                          look, then send what is missing with another key";
+            let problem = Problem::new(StatusCode::CONFLICT, "idempotent_outcome_unknown", detail);
+            Err(Box::new(problem.into_response()))
+        }
+        Begun::Done(kept) => Err(Box::new(replayed(kept))),
+    }
+}
+
+/// Method, path, query and kind: what makes a request another one, its octets left out.
+fn head(parts: &axum::http::request::Parts) -> Sha256 {
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let mut digest = Sha256::new();
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    for piece in [parts.method.as_str().as_bytes(), target.as_bytes(), kind, body] {
-        digest.update((piece.len() as u64).to_be_bytes());
-        digest.update(piece);
+    for piece in [parts.method.as_str().as_bytes(), target.as_bytes(), kind] {
+        add(&mut digest, piece);
     }
-    digest.finalize().into()
+    digest
+}
+
+fn add(digest: &mut Sha256, piece: &[u8]) {
+    digest.update((piece.len() as u64).to_be_bytes());
+    digest.update(piece);
 }
 
 /// Writes down how it ended, and gives the answer on. The name is free for the next one only afterwards.

@@ -279,3 +279,61 @@ async fn a_problem_says_where_it_is_explained() {
     let answer = ask(&api, "GET", "/tenants/nobody", &[], Value::Null).await;
     assert_eq!(answer.body["doc"], "/api/reference#code-not_found");
 }
+
+async fn import(api: &Router, key: &str, pieces: Vec<Vec<u8>>) -> Answer {
+    let path = "/api/v1/tenants/shop/suppression-imports";
+    let request = Request::builder().method("POST").uri(path).header("content-type", "text/csv");
+    let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
+    let body = Body::from_stream(futures_util::stream::iter(pieces));
+    let mut request = request.header("idempotency-key", key).body(body).unwrap();
+    request.extensions_mut().insert(Actor::local(0));
+    let answer = api.clone().oneshot(request).await.unwrap();
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    Answer { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+}
+
+#[tokio::test]
+async fn a_large_file_with_a_key_is_imported_once() {
+    let (store, api) = api().await;
+    call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
+    // More than a body elsewhere may have.
+    let piece = |letter: &str| format!("{}@example.org\n", letter.repeat(50)).repeat(1_000).into_bytes();
+    let file = |letter: &str| vec![piece(letter); 40];
+    let octets: usize = file("a").iter().map(Vec::len).sum();
+    assert!(octets > Settings::default().body_bytes_max);
+    let first = import(&api, "list-1", file("a")).await;
+    assert_eq!((first.status, first.is_replayed()), (StatusCode::ACCEPTED, false), "{}", first.body);
+    let again = import(&api, "list-1", file("a")).await;
+    assert_eq!((again.status, again.is_replayed()), (StatusCode::ACCEPTED, true), "{}", again.body);
+    assert_eq!(again.body, first.body);
+    let other = import(&api, "list-1", file("b")).await;
+    assert_eq!((other.status, other.code()), (StatusCode::CONFLICT, "invalid_idempotent_request"), "{}", other.body);
+    let (_, list) = call(&api, "GET", "/tenants/shop/operations", Value::Null).await;
+    assert_eq!(list["rows"].as_array().map(Vec::len), Some(1), "{list}");
+    super::replay::tests_of_marks::undo_answers(&store).await;
+    let api = api_over(store, Settings::default()).await;
+    let crashed = import(&api, "list-1", file("a")).await;
+    assert_eq!(crashed.code(), "idempotent_outcome_unknown", "{}", crashed.body);
+}
+
+#[tokio::test]
+async fn a_file_that_stops_coming_is_given_up_and_leaves_nothing() {
+    let settings = Settings { request_patience: std::time::Duration::from_millis(50), ..Settings::default() };
+    let store = Arc::new(MemoryStore::new());
+    let api = api_over(store, settings).await;
+    call(&api, "POST", "/tenants", json!({"name": "shop"})).await;
+    let begun = futures_util::stream::iter([Ok::<_, std::io::Error>("a@example.org\n")]);
+    let stuck = futures_util::StreamExt::chain(begun, futures_util::stream::pending());
+    let mut request = Request::builder()
+        .method("POST")
+        .uri("/api/v1/tenants/shop/suppression-imports")
+        .header("content-type", "text/csv")
+        .body(Body::from_stream(stuck))
+        .unwrap();
+    request.extensions_mut().insert(Actor::local(0));
+    let answer = api.clone().oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let problem: Value = serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(problem["code"], "too_slow");
+}

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::guard::{self, Guard, PeerUser};
 use super::problem::Problem;
@@ -34,7 +36,8 @@ pub struct Settings {
     pub group: String,
     /// Octets of a request's body, at most (1 MiB).
     pub body_bytes_max: usize,
-    /// A request that takes longer is answered 503 (60 s: DNS may be asked).
+    /// A request that takes longer is answered 503 (60 s: DNS may be asked); one that brings a large file, if for so
+    /// long no piece of it came, or after [`UPLOAD_TIME_MAX`].
     pub request_patience: Duration,
     /// Where the API is served over TLS; empty for the local socket only.
     pub listen: Vec<std::net::SocketAddr>,
@@ -219,14 +222,51 @@ const SECURITY_HEADERS: [(HeaderName, &str); 7] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
+/// Routes that take a large body in pieces, by the end of their path: a request of theirs may last as long as pieces
+/// of its body come.
+const STREAMED: &[&str] = &["/suppression-imports"];
+/// How long it may last at most: 256 MiB at 100 kbit/s.
+pub const UPLOAD_TIME_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// The answer, unless the request took too long: longer than `patience`, or, if it brings a large body, if for
+/// that long neither a piece of it nor the answer came.
+async fn patiently(patience: Duration, request: Request, next: Next) -> Option<Response> {
+    if !STREAMED.iter().any(|end| request.uri().path().ends_with(end)) {
+        return tokio::time::timeout(patience, next.run(request)).await.ok();
+    }
+    let (came, heard) = watch::channel(());
+    let note = move |_: &Result<_, axum::Error>| drop(came.send_replace(()));
+    let request = request.map(|body| Body::from_stream(body.into_data_stream().inspect(note)));
+    let answer = while_heard(next.run(request), heard, || tokio::time::sleep(patience));
+    tokio::time::timeout(UPLOAD_TIME_MAX, answer).await.ok().flatten()
+}
+
+/// What `work` comes to, unless a whole `pause` goes by in which nothing was heard.
+async fn while_heard<T, P: Future<Output = ()>>(
+    work: impl Future<Output = T>,
+    mut heard: watch::Receiver<()>,
+    pause: impl Fn() -> P,
+) -> Option<T> {
+    tokio::pin!(work);
+    let mut goes_on = true;
+    loop {
+        tokio::select! {
+            done = &mut work => return Some(done),
+            // An error says that the body is over: what follows has one pause more.
+            changed = heard.changed(), if goes_on => goes_on = changed.is_ok(),
+            () = pause() => return None,
+        }
+    }
+}
+
 /// The outermost layer: gives the request an id, bounds its time, writes problem documents.
 pub(super) async fn frame(patience: Duration, mut request: Request, next: Next) -> Response {
     let id = ext::base32(&ext::random_bytes::<10>());
     request.extensions_mut().insert(RequestId(id.clone()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match tokio::time::timeout(patience, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_slow", "this took too long and was given up")
+    let mut response = match patiently(patience, request, next).await {
+        Some(response) => response,
+        None => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_slow", "this took too long and was given up")
             .into_response(),
     };
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| bare_failure(&response));
@@ -257,4 +297,40 @@ fn bare_failure(response: &Response) -> Option<Problem> {
         _ => return None,
     };
     Some(Problem::new(response.status(), code, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Notify;
+
+    #[tokio::test]
+    async fn a_request_lasts_while_pieces_of_its_body_come_and_one_pause_longer() {
+        let (came, heard) = watch::channel(());
+        let (begun, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (count, ending) = (Arc::clone(&begun), Arc::clone(&over));
+        let pause = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            let ending = Arc::clone(&ending);
+            async move { ending.notified().await }
+        };
+        let waiting = tokio::spawn(while_heard(std::future::pending::<()>(), heard, pause));
+        for pauses in 1..=50 {
+            while begun.load(Ordering::SeqCst) < pauses {
+                tokio::task::yield_now().await;
+            }
+            assert!(!waiting.is_finished(), "each piece begins another pause");
+            came.send_replace(());
+        }
+        over.notify_waiters();
+        while !waiting.is_finished() {
+            over.notify_waiters();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(waiting.await.unwrap(), None, "nothing came any more");
+        let (_, heard) = watch::channel(());
+        let done = while_heard(async { 7 }, heard, std::future::pending::<()>).await;
+        assert_eq!(done, Some(7));
+    }
 }

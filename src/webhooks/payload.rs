@@ -123,6 +123,8 @@ impl Told {
     fn message(&self, id: QueueId, names: &Names) -> Value {
         let Some(history) = &self.history else { return json!({"id": id.to_string()}) };
         let entry = history.entry.as_ref();
+        let pairs = history.labels.metadata().iter();
+        let metadata: Map<String, Value> = pairs.map(|(name, value)| (name.clone(), value.as_str().into())).collect();
         json!({
             "id": id.to_string(),
             "message_id": shortened(&history.message_id),
@@ -131,6 +133,8 @@ impl Told {
             "header_from": shortened(&history.header_from),
             "accepted": history.accepted.rfc3339(),
             "smtp_account": entry.and_then(|entry| entry.account).map(|account| (names.account)(account)),
+            "tags": history.labels.tags(),
+            "metadata": metadata,
         })
     }
 }

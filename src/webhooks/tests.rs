@@ -142,7 +142,7 @@ impl World {
             subject: "Order".to_owned(),
             message_id: "<1@shop.example>".to_owned(),
             recipients: (0..recipients).map(address).collect(),
-            labels: Default::default(),
+            labels: labels(),
             entry: Some(Entry {
                 account: Some(SmtpAccountId(5)),
                 vip: VipId(1),
@@ -214,6 +214,14 @@ impl World {
 /// The `type` of each.
 fn types(sent: &[Sent]) -> Vec<String> {
     sent.iter().map(|one| one.body["type"].as_str().unwrap_or("batch").to_owned()).collect()
+}
+
+/// What the sender said of a message.
+fn labels() -> crate::mail::Labels {
+    let mut labels = crate::mail::Labels::default();
+    labels.tag("orders").unwrap();
+    labels.describe("order", "4711").unwrap();
+    labels
 }
 
 #[tokio::test]
@@ -557,4 +565,17 @@ async fn secrets_are_sealed_anew_with_the_master_key() {
     let stored = world.store.get(&record::webhook_key(webhook.id)).unwrap().unwrap();
     let stored: Webhook = codec::decode(&stored).unwrap();
     assert!(new.open(&resealing::secret_purpose(webhook.id), &stored.secrets[0].sealed).is_ok());
+}
+
+#[tokio::test]
+async fn tags_and_metadata_come_back_with_everything_told_of_their_message() {
+    let world = World::new(|_| Some(200));
+    world.add(URL, |_| {}).await;
+    let id = world.accept(TENANT, 1).await;
+    world.deliver(id).await;
+    for request in &world.until_sent(2).await {
+        let message = &request.body["data"]["message"];
+        let told = serde_json::json!([message["tags"], message["metadata"]]);
+        assert_eq!(told, serde_json::json!([["orders"], {"order": "4711"}]), "{message}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Webhooks of a whole daemon at a real HTTPS receiver, verified by the Standard Webhooks library for Python.
+//! Webhooks of a whole daemon at a real HTTPS receiver, verified by the Standard Webhooks libraries for Python and Node.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -26,6 +26,8 @@ use crate::harness::peer::{Peer, Script};
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// A version that was tried; pip gets it and what it needs into a folder of its own.
 const LIBRARY: &str = "standardwebhooks==1.1.0";
+/// The same for Node; npm gets it and what it needs.
+const NODE_LIBRARY: &str = "standardwebhooks@1.1.0";
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -198,7 +200,7 @@ fn has(requests: &[Request], kind: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_receiver_is_told_of_a_delivery_and_pythons_library_verifies_every_signature() {
+async fn a_real_receiver_is_told_of_a_delivery_and_the_libraries_verify_every_signature() {
     let world = World::start(Reach::Anywhere).await;
     let webhooks = &world.running.daemon.webhooks;
     let made = webhooks.add(&operator(), world.tenant, world.new_webhook(), Timestamp::now()).await.unwrap();
@@ -296,15 +298,37 @@ fn library() -> Result<PathBuf, String> {
     }
 }
 
+/// The same for Node.
+fn node_library() -> Result<PathBuf, String> {
+    let folder = kept_folder()?.join("standardwebhooks-node");
+    if folder.join("node_modules/standardwebhooks/package.json").exists() {
+        return Ok(folder.join("node_modules"));
+    }
+    let mut command = Command::new("npm");
+    command.args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(&folder);
+    let ran = command.arg(NODE_LIBRARY).output().map_err(|error| error.to_string())?;
+    match ran.status.success() {
+        true => Ok(folder.join("node_modules")),
+        false => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
+    }
+}
+
 fn verify(cases: &[Value]) {
-    let folder = match library() {
-        Ok(folder) => folder,
-        Err(reason) => return not_run("webhook signatures by Python's standardwebhooks", &reason),
-    };
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/foreign/verify_webhook.py");
-    let mut child = Command::new("python3")
+    match library() {
+        Ok(folder) => verify_by(("python3", "verify_webhook.py"), ("PYTHONPATH", folder), cases),
+        Err(reason) => not_run("webhook signatures by Python's standardwebhooks", &reason),
+    }
+    match node_library() {
+        Ok(folder) => verify_by(("node", "verify_webhook.js"), ("NODE_PATH", folder), cases),
+        Err(reason) => not_run("webhook signatures by Node's standardwebhooks", &reason),
+    }
+}
+
+fn verify_by((program, script): (&str, &str), path: (&str, PathBuf), cases: &[Value]) {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/foreign").join(script);
+    let mut child = Command::new(program)
         .arg(script)
-        .env("PYTHONPATH", folder)
+        .env(path.0, path.1)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -316,5 +340,6 @@ fn verify(cases: &[Value]) {
     drop(input);
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(said.trim(), format!("judged: {}", cases.len()), "{}", String::from_utf8_lossy(&output.stderr));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.trim(), format!("judged: {}", cases.len()), "{program}: {errors}");
 }

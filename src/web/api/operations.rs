@@ -22,6 +22,7 @@ use crate::suppression::{Colour, Reason};
 use crate::web::Parts;
 use crate::web::paging::{PageJson, Paging};
 use crate::web::problem::Problem;
+use crate::web::replay::Deferred;
 
 /// Octets of a file sent at a time.
 const PIECE_OCTETS: usize = 64 * 1024;
@@ -128,8 +129,9 @@ pub(super) async fn import(
     Extension(actor): Extension<Actor>,
     Path(tenant): Path<String>,
     asking: Asking,
+    deferred: Option<Extension<Deferred>>,
     body: Body,
-) -> Result<(StatusCode, Json<OperationJson>), Problem> {
+) -> Result<Response, Problem> {
     let tenant = tenant_called(&parts, &actor, &tenant)?;
     let asked = Asked::read(asking)?;
     let (place, reason) = (asked.place(&parts, tenant.id)?, asked.reason.unwrap_or(Reason::Import));
@@ -139,8 +141,16 @@ pub(super) async fn import(
         let broken = |_| Problem::new(StatusCode::BAD_REQUEST, "unreadable", "the body could not be read");
         upload.write(&piece.map_err(broken)?).await?;
     }
-    let operation = parts.operations.uploaded(&actor, upload, Timestamp::now()).await?;
-    Ok((StatusCode::ACCEPTED, Json(json(&parts, operation))))
+    let digest = upload.digest();
+    let begin = async move {
+        let begun = parts.operations.uploaded(&actor, upload, Timestamp::now()).await;
+        let told = begun.map(|operation| (StatusCode::ACCEPTED, Json(json(&parts, operation))).into_response());
+        told.unwrap_or_else(|error| Problem::from(error).into_response())
+    };
+    Ok(match deferred {
+        Some(Extension(deferred)) => deferred.once(digest, begin).await,
+        None => begin.await,
+    })
 }
 
 #[utoipa::path(
