@@ -34,12 +34,52 @@ pub enum AdminError {
     /// A value is not acceptable.
     #[error("{0}")]
     Invalid(String),
+    /// Fields that were given are not acceptable.
+    #[error("{}", sentences(.0))]
+    Fields(Vec<WrongField>),
     /// The records could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The change could not be made durable.
     #[error(transparent)]
     Commit(#[from] CommitError),
+}
+
+/// A field that was given and is not acceptable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongField {
+    /// Its path, as the API calls it: `region`, `allowed_from`.
+    pub field: String,
+    /// A sentence that says what is wrong.
+    pub detail: String,
+}
+
+impl AdminError {
+    /// One field is not acceptable.
+    pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Fields(vec![WrongField { field: field.into(), detail: detail.into() }])
+    }
+}
+
+/// Tells everything that is wrong with some fields at once; an error that is about no field goes first.
+///
+/// # Errors
+/// If any of the checks says so.
+pub fn all_of(checks: impl IntoIterator<Item = Result<(), AdminError>>) -> Result<(), AdminError> {
+    let mut wrong = Vec::new();
+    for check in checks {
+        match check {
+            Ok(()) => {}
+            Err(AdminError::Fields(fields)) => wrong.extend(fields),
+            Err(other) => return Err(other),
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(AdminError::Fields(wrong)) }
+}
+
+fn sentences(wrong: &[WrongField]) -> String {
+    let details: Vec<&str> = wrong.iter().map(|wrong| wrong.detail.as_str()).collect();
+    details.join("; ")
 }
 
 /// A record that could not be read at open. It stays in the store, untouched and unused.

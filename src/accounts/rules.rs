@@ -53,7 +53,10 @@ impl std::fmt::Display for AllowedSender {
 /// Refuses a name that is too long or holds control characters.
 pub fn check_name(name: &str) -> Result<(), AdminError> {
     if name.chars().count() > NAME_CHARACTERS_MAX || name.chars().any(char::is_control) {
-        return Err(AdminError::Invalid(format!("a name has at most {NAME_CHARACTERS_MAX} printable characters")));
+        return Err(AdminError::field(
+            "name",
+            format!("a name has at most {NAME_CHARACTERS_MAX} printable characters"),
+        ));
     }
     Ok(())
 }
@@ -61,7 +64,10 @@ pub fn check_name(name: &str) -> Result<(), AdminError> {
 /// Refuses more senders than an account may be bound to.
 pub fn check_senders(senders: &[AllowedSender]) -> Result<(), AdminError> {
     if senders.len() > ALLOWED_SENDERS_MAX {
-        return Err(AdminError::Invalid(format!("at most {ALLOWED_SENDERS_MAX} senders for one account")));
+        return Err(AdminError::field(
+            "allowed_senders",
+            format!("at most {ALLOWED_SENDERS_MAX} senders for one account"),
+        ));
     }
     Ok(())
 }

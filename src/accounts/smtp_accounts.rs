@@ -69,9 +69,11 @@ pub struct AccountChange {
 
 impl AccountChange {
     fn check(&self) -> Result<(), AdminError> {
-        self.allowed_from.as_deref().map_or(Ok(()), check_networks)?;
-        self.name.as_deref().map_or(Ok(()), check_name)?;
-        self.allowed_senders.as_deref().map_or(Ok(()), check_senders)
+        records::all_of([
+            self.allowed_from.as_deref().map_or(Ok(()), check_networks),
+            self.name.as_deref().map_or(Ok(()), check_name),
+            self.allowed_senders.as_deref().map_or(Ok(()), check_senders),
+        ])
     }
 
     /// A step for each act of the audit log, with its name.
@@ -121,9 +123,11 @@ impl Accounts {
         // A person bound to some accounts has no part in a new one.
         let id = SmtpAccountId::random();
         actor.require_account((tenant, id), Action::Write)?;
-        check_networks(&new.allowed_from)?;
-        check_name(&new.name)?;
-        check_senders(&new.allowed_senders)?;
+        records::all_of([
+            check_networks(&new.allowed_from),
+            check_name(&new.name),
+            check_senders(&new.allowed_senders),
+        ])?;
         let turn = self.desk.turn().await;
         let owner = self.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))?;
         let password = secret::generate();
@@ -358,7 +362,10 @@ fn facts(account: &SmtpAccount) -> Vec<(&'static str, String)> {
 
 fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {
     if networks.len() > ALLOWED_FROM_MAX {
-        return Err(AdminError::Invalid(format!("at most {ALLOWED_FROM_MAX} source networks for one account")));
+        return Err(AdminError::field(
+            "allowed_from",
+            format!("at most {ALLOWED_FROM_MAX} source networks for one account"),
+        ));
     }
     Ok(())
 }

@@ -45,17 +45,28 @@ impl TenantChange {
     fn check(&self, id: TenantId) -> Result<(), AdminError> {
         let is_unsound =
             |region: &String| region.chars().count() > REGION_CHARACTERS_MAX || region.chars().any(char::is_control);
-        if self.region.as_ref().is_some_and(is_unsound) {
-            let detail = format!("a region has at most {REGION_CHARACTERS_MAX} printable characters");
-            return Err(AdminError::Invalid(detail));
-        }
-        if self.retention_days.flatten().is_some_and(|days| !(1..=RETENTION_DAYS_MAX).contains(&days)) {
-            return Err(AdminError::Invalid(format!("a retention is 1 to {RETENTION_DAYS_MAX} days")));
-        }
-        match self.default_vip.iter().flatten().find(|vip| !vip.serves(id)) {
-            Some(foreign) => Err(AdminError::Invalid(format!("virtual IP {} does not serve this tenant", foreign.id))),
+        let region = match self.region.as_ref().is_some_and(is_unsound) {
+            true => Err(AdminError::field(
+                "region",
+                format!("a region has at most {REGION_CHARACTERS_MAX} printable characters"),
+            )),
+            false => Ok(()),
+        };
+        let days = self.retention_days.flatten().filter(|days| !(1..=RETENTION_DAYS_MAX).contains(days));
+        let retention = match days {
+            Some(_) => {
+                Err(AdminError::field("retention_days", format!("a retention is 1 to {RETENTION_DAYS_MAX} days")))
+            }
             None => Ok(()),
-        }
+        };
+        let vip = match self.default_vip.iter().flatten().find(|vip| !vip.serves(id)) {
+            Some(foreign) => {
+                let detail = format!("virtual IP {} does not serve this tenant", foreign.id);
+                Err(AdminError::field("default_vip", detail))
+            }
+            None => Ok(()),
+        };
+        records::all_of([region, retention, vip])
     }
 
     /// One step for each field that is given, with the name of the act.
@@ -234,7 +245,8 @@ fn check_name(name: &str) -> Result<(), AdminError> {
     if is_sound {
         return Ok(());
     }
-    Err(AdminError::Invalid(format!(
-        "a tenant's name has 1 to {NAME_OCTETS_MAX} lower-case letters, digits or inner hyphens, like shop-2"
-    )))
+    Err(AdminError::field(
+        "name",
+        format!("a tenant's name has 1 to {NAME_OCTETS_MAX} lower-case letters, digits or inner hyphens, like shop-2"),
+    ))
 }

@@ -106,6 +106,12 @@ impl Client {
         self.call(Method::POST, path, Some((JSON, written(body)?))).await
     }
 
+    /// POST that is carried out once within 24 hours for each `key`, if there is one.
+    pub async fn post_once(&self, path: &str, body: &impl Serialize, key: Option<&str>) -> Result<Value, Fault> {
+        let body = Some((JSON, whole(written(body)?)));
+        self.within_patience(self.converse_with(Method::POST, path, body, key)).await
+    }
+
     /// PATCH.
     pub async fn patch(&self, path: &str, body: &impl Serialize) -> Result<Value, Fault> {
         self.call(Method::PATCH, path, Some((JSON, written(body)?))).await
@@ -193,6 +199,16 @@ impl Client {
     }
 
     async fn converse(&self, method: Method, path: &str, body: Option<(&str, Outgoing)>) -> Result<Value, Fault> {
+        self.converse_with(method, path, body, None).await
+    }
+
+    async fn converse_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Outgoing)>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Value, Fault> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let broken = |error: hyper::Error| Fault::Failed(format!("the daemon broke off the conversation: {error}"));
         let (mut sender, connection) =
@@ -201,6 +217,9 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("/api/v1{path}")).header("host", "postern");
         if let Some((kind, _)) = &body {
             request = request.header("content-type", *kind);
+        }
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
         }
         let body = body.map_or_else(|| whole(Vec::new()), |(_, body)| body);
         let request = request.body(body).map_err(|error| Fault::Failed(error.to_string()))?;

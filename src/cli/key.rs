@@ -6,7 +6,7 @@ use super::arguments::Key;
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash, when};
 use super::{Session, rows};
-use crate::web::{KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
+use crate::web::{KeyChangeJson, KeyJson, MadeKeyJson, NewKeyJson, RotationJson};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Key) -> Result<(), Fault> {
@@ -26,6 +26,23 @@ pub async fn run(session: &Session, command: &Key) -> Result<(), Fault> {
         Key::List { tenant } => {
             let list = session.client.list(&format!("/keys?tenant={}", encoded(tenant)), usize::MAX).await?;
             session.show(&list, table)
+        }
+        Key::Show { id } => {
+            let key = session.client.get(&format!("/keys/{}", encoded(id))).await?;
+            session.show(&key, facts)
+        }
+        Key::Set { id, name, from, from_anywhere, expires } => {
+            let change = KeyChangeJson {
+                name: name.clone(),
+                allowed_from: (*from_anywhere || !from.is_empty()).then(|| from.clone()),
+                // For the API no end at all is an empty one.
+                expires: expires.as_ref().map(|end| if end == "never" { String::new() } else { end.clone() }),
+            };
+            if change == KeyChangeJson::default() {
+                return Err(Fault::Failed("nothing was given to change; see postern key set --help".to_owned()));
+            }
+            let key = session.client.patch(&format!("/keys/{}", encoded(id)), &change).await?;
+            session.show(&key, facts)
         }
         Key::Rotate { id, overlap_hours } => {
             let asked = RotationJson { overlap_hours: Some(*overlap_hours) };
@@ -47,6 +64,25 @@ fn shown(_: &Session, made: MadeKeyJson) -> String {
         made.key.tenant,
         made.key.scopes.join(" "),
         made.text
+    )
+}
+
+fn facts(session: &Session, key: KeyJson) -> String {
+    let listed = |all: Vec<String>, none: &str| if all.is_empty() { none.to_owned() } else { all.join(", ") };
+    let used = key.last_used.map_or_else(|| "never".to_owned(), |at| when(&at, session.now));
+    format!(
+        "Id         {}\nTenant     {}\nName       {}\nScopes     {}\nFrom       {}\nDomains    {}\nEnds with  {}\n\
+         Expires    {}\nMade       {} by {}\nLast used  {used}\n",
+        key.id,
+        key.tenant,
+        key.name,
+        key.scopes.join(" "),
+        listed(key.allowed_from, "anywhere"),
+        listed(key.domains, "all"),
+        listed(key.endings, "-"),
+        key.expires.unwrap_or_else(|| "never".to_owned()),
+        when(&key.created, session.now),
+        key.created_by,
     )
 }
 

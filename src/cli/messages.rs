@@ -1,11 +1,25 @@
 //! `postern messages`: finding messages, and everything about one.
 
-use super::arguments::{Messages, MessagesSearch};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::arguments::{Messages, MessagesSearch, MessagesSend};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash, size, when};
 use super::{Session, rows};
 use crate::mail::printable;
-use crate::web::{FoundMessageJson, MessageAttemptJson, MessageJson, SearchJson};
+use crate::web::{
+    AttachmentJson, BatchSentJson, FoundMessageJson, MessageAttemptJson, MessageJson, NewMessageJson, SearchJson,
+    SentJson,
+};
+
+/// Octets of a file that is handed in, at most; what a message may have the daemon says.
+const FILE_OCTETS_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Messages) -> Result<(), Fault> {
@@ -17,6 +31,19 @@ pub async fn run(session: &Session, command: &Messages) -> Result<(), Fault> {
         Messages::Show { id } => {
             let shown = session.client.get(&format!("/messages/{}", encoded(id))).await?;
             session.show(&shown, message)
+        }
+        Messages::Send(asked) => {
+            let key = asked.idempotency_key.as_deref();
+            let sent = session.client.post_once("/messages", &new_message(asked)?, key).await?;
+            session.show(&sent, |_, sent: SentJson| told(&sent))
+        }
+        Messages::SendBatch { file, idempotency_key } => {
+            let octets = octets_of(file)?;
+            let given: Value = serde_json::from_slice(&octets)
+                .map_err(|error| Fault::Failed(format!("{} is no JSON: {error}", file.display())))?;
+            let whole = if given.is_array() { json!({"messages": given}) } else { given };
+            let sent = session.client.post_once("/messages/batch", &whole, idempotency_key.as_deref()).await?;
+            session.show(&sent, batch)
         }
         Messages::Index => {
             let answer = session.client.get("/search").await?;
@@ -34,6 +61,84 @@ pub async fn run(session: &Session, command: &Messages) -> Result<(), Fault> {
             session.done(&answer, "the index is made anew; postern messages index says when it has everything")
         }
     }
+}
+
+/// A file, or standard input.
+fn octets_of(file: &Path) -> Result<Vec<u8>, Fault> {
+    let mut octets = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(FILE_OCTETS_MAX).read_to_end(&mut octets)
+    } else {
+        std::fs::File::open(file).and_then(|opened| opened.take(FILE_OCTETS_MAX).read_to_end(&mut octets))
+    };
+    match read {
+        Ok(length) if length as u64 == FILE_OCTETS_MAX => {
+            Err(Fault::Failed(format!("{} is larger than any message may be", file.display())))
+        }
+        Ok(_) => Ok(octets),
+        Err(error) => Err(Fault::Failed(format!("{} cannot be read: {error}", file.display()))),
+    }
+}
+
+fn text_of(file: &Path) -> Result<String, Fault> {
+    String::from_utf8(octets_of(file)?).map_err(|_| Fault::Failed(format!("{} is no UTF-8 text", file.display())))
+}
+
+fn attachment(file: &Path) -> Result<AttachmentJson, Fault> {
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let content = STANDARD.encode(octets_of(file)?);
+    Ok(AttachmentJson { name, content_type: None, content, content_id: None })
+}
+
+fn pair(text: &str) -> Result<(String, String), Fault> {
+    let split = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    split.ok_or_else(|| Fault::Failed(format!("{text:?} is not NAME=VALUE")))
+}
+
+fn new_message(asked: &MessagesSend) -> Result<NewMessageJson, Fault> {
+    let text = asked.text_file.as_deref().map(text_of).transpose()?.or_else(|| asked.text.clone());
+    let raw = asked.raw.as_deref().map(|file| octets_of(file).map(|octets| STANDARD.encode(octets))).transpose()?;
+    Ok(NewMessageJson {
+        tenant: Some(asked.tenant.clone()),
+        smtp_account: asked.account.clone(),
+        class: None,
+        from: asked.from.clone(),
+        to: asked.to.clone(),
+        cc: asked.cc.clone(),
+        bcc: asked.bcc.clone(),
+        reply_to: asked.reply_to.clone(),
+        return_path: asked.return_path.clone(),
+        subject: asked.subject.clone(),
+        text,
+        html: asked.html_file.as_deref().map(text_of).transpose()?,
+        headers: BTreeMap::new(),
+        attachments: asked.attach.iter().map(|file| attachment(file)).collect::<Result<_, _>>()?,
+        raw,
+        tags: asked.tag.clone(),
+        metadata: asked.metadata.iter().map(|text| pair(text)).collect::<Result<_, _>>()?,
+        send_at: asked.at.clone(),
+    })
+}
+
+fn told(sent: &SentJson) -> String {
+    let at = sent.send_at.as_ref().map(|at| format!(", not before {at}")).unwrap_or_default();
+    let mut text = format!("message {} is taken{at}\n", sent.id);
+    for recipient in &sent.recipients {
+        text.push_str(&format!("  {}: {}\n", printable(&recipient.address), recipient.status));
+    }
+    text
+}
+
+fn batch(_: &Session, sent: BatchSentJson) -> String {
+    let mut text = format!("{} taken, {} refused\n", sent.accepted, sent.refused);
+    for (number, result) in sent.results.iter().enumerate() {
+        match (&result.message, &result.problem) {
+            (Some(message), _) => text.push_str(&format!("{number}: {}", told(message))),
+            (None, Some(problem)) => text.push_str(&format!("{number}: refused: {}\n", printable(&problem.detail))),
+            (None, None) => {}
+        }
+    }
+    text
 }
 
 fn path(asked: &MessagesSearch) -> String {
@@ -58,7 +163,7 @@ fn path(asked: &MessagesSearch) -> String {
     if query.is_empty() { "/messages".to_owned() } else { format!("/messages?{query}") }
 }
 
-fn table(session: &Session, list: serde_json::Value) -> String {
+fn table(session: &Session, list: Value) -> String {
     let found: Vec<FoundMessageJson> = rows(&list).unwrap_or_default();
     let mut table = Table::new(&["QUEUE ID", "TENANT", "ACCEPTED", "FROM", "TO", "SUBJECT", "STATUS", "LAST ANSWER"]);
     for message in found {
@@ -75,11 +180,8 @@ fn table(session: &Session, list: serde_json::Value) -> String {
             or_dash(message.last),
         ]);
     }
-    let more = if list.get("next").is_some_and(serde_json::Value::is_string) {
-        "There are more; show them with --limit.\n"
-    } else {
-        ""
-    };
+    let more =
+        if list.get("next").is_some_and(Value::is_string) { "There are more; show them with --limit.\n" } else { "" };
     table.text(session.colour, "no message fits") + more
 }
 

@@ -3,12 +3,13 @@
 //! Easy to get wrong: a password on the command line is seen by every user of the machine, so it is
 //! read from standard input.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::arguments::User;
+use super::arguments::{User, UserSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash, print, read, when};
 use super::{Session, rows};
@@ -20,9 +21,10 @@ const PASSWORD_OCTETS_MAX: u64 = 4096;
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
     match command {
-        User::Invite { tenant, email, role, name } => {
+        User::Invite { tenant, email, role, name, account } => {
             let (tenant, email, role, name) = (tenant.clone(), email.clone(), role.clone(), name.clone());
-            let new = NewUserJson { tenant, email, name, role, smtp_accounts: None };
+            let smtp_accounts = if account.is_empty() { None } else { Some(matrix(account)?) };
+            let new = NewUserJson { tenant, email, name, role, smtp_accounts };
             let made = session.client.post("/users", &new).await?;
             session.show(&made, link)
         }
@@ -31,6 +33,10 @@ pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
             session.show(&list, table)
         }
         User::Show { id } => show(session, id).await,
+        User::Set(set) => {
+            let user = session.client.patch(&path(&set.id), &changed(set)?).await?;
+            session.show(&user, facts)
+        }
         User::Lock { id } => lock(session, id, true).await,
         User::Unlock { id } => lock(session, id, false).await,
         User::Reset { id } => {
@@ -45,6 +51,11 @@ pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
             let answer = session.client.delete(&format!("{}/sessions", path(id))).await?;
             session.done(&answer, "his sessions ended")
         }
+        User::EndSession { id, session: begun } => {
+            let whole = called(session, id, begun).await?;
+            let answer = session.client.delete(&format!("{}/sessions/{}", path(id), encoded(&whole))).await?;
+            session.done(&answer, "the session ended")
+        }
         User::Remove { id } => {
             let answer = session.client.delete(&path(id)).await?;
             session.done(&answer, "removed")
@@ -55,6 +66,43 @@ pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
         }
         User::Redeem { token, email } => redeem(session, token, email.clone()).await,
         User::RequireFactor { tenant, role } => require_factor(session, tenant, role).await,
+    }
+}
+
+/// `LOGIN=HOW` of each SMTP account somebody is bound to.
+fn matrix(given: &[String]) -> Result<BTreeMap<String, String>, Fault> {
+    let pair = |text: &String| {
+        let (login, how) = text.split_once('=')?;
+        (!login.is_empty() && ["read", "write"].contains(&how)).then(|| (login.to_owned(), how.to_owned()))
+    };
+    let read = |text| pair(text).ok_or_else(|| Fault::Failed(format!("{text:?} is not LOGIN=read or LOGIN=write")));
+    given.iter().map(read).collect()
+}
+
+fn changed(set: &UserSet) -> Result<UserChangeJson, Fault> {
+    let change = UserChangeJson {
+        role: set.role.clone(),
+        name: set.name.clone(),
+        allowed_from: (set.from_anywhere || !set.from.is_empty()).then(|| set.from.clone()),
+        smtp_accounts: if set.no_accounts || !set.account.is_empty() { Some(matrix(&set.account)?) } else { None },
+        all_smtp_accounts: set.all_accounts.then_some(true),
+        ..UserChangeJson::default()
+    };
+    if change == UserChangeJson::default() {
+        return Err(Fault::Failed("nothing was given to change; see postern user set --help".to_owned()));
+    }
+    Ok(change)
+}
+
+/// The session of a person whose id begins so.
+async fn called(session: &Session, id: &str, beginning: &str) -> Result<String, Fault> {
+    let stays = session.client.get(&format!("{}/sessions", path(id))).await?;
+    let stays: Vec<StayJson> = read(&stays)?;
+    let mut found = stays.into_iter().filter(|stay| stay.id.starts_with(beginning));
+    match (found.next(), found.next()) {
+        (Some(stay), None) if !beginning.is_empty() => Ok(stay.id),
+        (None, _) => Err(Fault::Failed(format!("there is no session {beginning}; see postern user show {id}"))),
+        _ => Err(Fault::Failed(format!("several sessions begin with {beginning:?}; type more of it"))),
     }
 }
 
@@ -148,4 +196,19 @@ fn table(session: &Session, list: Value) -> String {
         table.row([user.id, user.email, user.role, user.state, factor.to_owned(), or_dash(last)]);
     }
     table.text(session.colour, "nobody yet; postern user invite")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_read_and_nothing_else_is_taken_for_one() {
+        let given = |texts: &[&str]| matrix(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let read = given(&["shop-1=read", "shop-2=write"]).unwrap();
+        assert_eq!(read, BTreeMap::from([("shop-1", "read"), ("shop-2", "write")].map(|(a, b)| (a.into(), b.into()))));
+        for wrong in ["shop-1", "=read", "shop-1=all", "shop-1="] {
+            assert!(given(&[wrong]).is_err(), "{wrong}");
+        }
+    }
 }

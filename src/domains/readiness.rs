@@ -71,9 +71,23 @@ pub struct Item {
     pub detail: String,
 }
 
-/// What was counted of a tenant within a day.
+/// How the last connection to Gmail was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ToGmail {
+    /// There was none yet.
+    #[default]
+    Nothing,
+    /// Under TLS.
+    Encrypted,
+    /// In the clear.
+    Plain,
+}
+
+/// What was counted of a tenant's mail within a day, and what TLS comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
+    /// How mail goes to Gmail, whoever sent it.
+    pub to_gmail: ToGmail,
     /// Recipients delivered.
     pub delivered: u64,
     /// Complaints.
@@ -112,7 +126,7 @@ pub fn judge(records: &[Inspected], addresses: &[AddressNames], traffic: Traffic
         item(Rule::Dmarc, ALL, dmarc(records)),
         item(Rule::Alignment, ALL, aligned),
         item(Rule::ReverseName, ALL, reverse(addresses)),
-        item(Rule::Tls, &["gmail"], (Stand::Met, "TLS is used with every receiver that offers it".to_owned())),
+        item(Rule::Tls, &["gmail"], tls(traffic.to_gmail)),
         item(Rule::OneClick, GMAIL_YAHOO, (Stand::UpToSender, one_click.to_owned())),
         item(Rule::Complaints, GMAIL_YAHOO, complaints(traffic)),
     ];
@@ -179,12 +193,25 @@ fn reverse(addresses: &[AddressNames]) -> (Stand, String) {
     (Stand::Met, format!("{} addresses have names that lead back to them", addresses.len()))
 }
 
+fn tls(to_gmail: ToGmail) -> (Stand, String) {
+    match to_gmail {
+        ToGmail::Nothing => {
+            (Stand::Unknown, "nothing went to Gmail yet; TLS is used with every receiver that offers it".to_owned())
+        }
+        ToGmail::Encrypted => (Stand::Met, "mail to Gmail goes under TLS".to_owned()),
+        ToGmail::Plain => {
+            (Stand::Failing, "mail went to Gmail in the clear: postern tls show gmail.com says why".to_owned())
+        }
+    }
+}
+
 fn complaints(traffic: Traffic) -> (Stand, String) {
     if traffic.delivered < DELIVERED_MIN {
         return (Stand::Unknown, format!("fewer than {DELIVERED_MIN} deliveries within a day say nothing"));
     }
     let per_million = traffic.complaints.saturating_mul(1_000_000) / traffic.delivered;
-    let counted = format!("{} complaints about {} deliveries within a day", traffic.complaints, traffic.delivered);
+    let (about, of) = (traffic.complaints, traffic.delivered);
+    let counted = format!("{about} complaints about {of} deliveries of the tenant within a day");
     match per_million {
         FAILING_PER_MILLION.. => (Stand::Failing, format!("{counted}: 0.3 % is never to be reached")),
         WARNING_PER_MILLION.. => (Stand::Warning, format!("{counted}: stay below 0.1 %")),
@@ -299,8 +326,19 @@ mod tests {
             (10_000, 29, Stand::Warning),
             (10_000, 30, Stand::Failing),
         ] {
-            let items = judge(&[], &[], Traffic { delivered, complaints });
+            let items = judge(&[], &[], Traffic { delivered, complaints, ..Traffic::default() });
             assert_eq!(stand(&items, Rule::Complaints), expected, "{complaints} of {delivered}");
+        }
+    }
+
+    #[test]
+    fn tls_is_met_only_if_it_was_seen() {
+        for (to_gmail, stand) in
+            [(ToGmail::Nothing, Stand::Unknown), (ToGmail::Encrypted, Stand::Met), (ToGmail::Plain, Stand::Failing)]
+        {
+            let items = judge(&[], &[], Traffic { to_gmail, ..Traffic::default() });
+            let found = items.iter().find(|item| item.rule == Rule::Tls).unwrap();
+            assert_eq!(found.stand, stand, "{}", found.detail);
         }
     }
 }

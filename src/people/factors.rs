@@ -91,7 +91,7 @@ impl People {
         let totp = changed.totp.as_mut().filter(|totp| totp.state == TotpState::Offered).ok_or_else(nothing)?;
         let secret = self.opened(id, totp)?;
         let step = totp::accepts(&secret, code, totp.last_step, now)
-            .ok_or_else(|| AdminError::Invalid("this code is wrong; is the device's clock right?".to_owned()))?;
+            .ok_or_else(|| AdminError::field("code", "this code is wrong; is the device's clock right?".to_owned()))?;
         totp.last_step = step;
         totp.state = TotpState::Proved;
         let codes = new_codes();

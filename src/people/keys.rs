@@ -147,19 +147,19 @@ impl People {
 
     fn check_new(&self, actor: &Actor, new: &NewKey, now: Timestamp) -> Result<(), AdminError> {
         if new.scopes.is_empty() || new.scopes.len() > SCOPES_MAX {
-            return Err(AdminError::Invalid(format!("a key has 1 to {SCOPES_MAX} scopes")));
+            return Err(AdminError::field("scopes", format!("a key has 1 to {SCOPES_MAX} scopes")));
         }
         if new.domains.len() > DOMAINS_MAX {
-            return Err(AdminError::Invalid(format!("at most {DOMAINS_MAX} domains for one key")));
+            return Err(AdminError::field("domains", format!("at most {DOMAINS_MAX} domains for one key")));
         }
         if let (Some(_), Some(scope)) =
             (new.tenant, new.scopes.iter().find(|scope| scope.resource == Resource::Instance))
         {
-            return Err(AdminError::Invalid(format!("{scope} is not for a tenant's key")));
+            return Err(AdminError::field("scopes", format!("{scope} is not for a tenant's key")));
         }
         may_give(actor, new.tenant, (&new.scopes, &new.domains))?;
         if new.expires.is_some_and(|expires| expires <= now) {
-            return Err(AdminError::Invalid("this key would have ended already".to_owned()));
+            return Err(AdminError::field("expires", "this key would have ended already".to_owned()));
         }
         check_networks(&new.allowed_from)
     }
@@ -238,7 +238,10 @@ impl People {
         now: Timestamp,
     ) -> Result<MadeKey, AdminError> {
         if overlap > OVERLAP_MAX {
-            return Err(AdminError::Invalid(format!("the overlap is at most {} days", OVERLAP_MAX.as_secs() / 86_400)));
+            return Err(AdminError::field(
+                "overlap_hours",
+                format!("the overlap is at most {} days", OVERLAP_MAX.as_secs() / 86_400),
+            ));
         }
         let text = new_text(tenant_name, id);
         let secret = secret_of(&text);
@@ -351,7 +354,7 @@ fn may_give(
 ) -> Result<(), AdminError> {
     scopes.iter().try_for_each(|scope| actor.may_give_scope(tenant, *scope))?;
     if actor.narrowing.domains.is_some() && domains.is_empty() {
-        return Err(AdminError::Invalid("name the domains this key is for: you have only some".to_owned()));
+        return Err(AdminError::field("domains", "name the domains this key is for: you have only some".to_owned()));
     }
     domains.iter().try_for_each(|domain| actor.require_domain(domain))?;
     if actor.narrowing.accounts.is_some() {

@@ -91,7 +91,8 @@ impl People {
                 self.user(id).map(|user| User::clone(&user)).ok_or_else(unknown)?
             }
             Purpose::SetUp => {
-                let email = email.ok_or_else(|| AdminError::Invalid("give the admin's e-mail address".to_owned()))?;
+                let email =
+                    email.ok_or_else(|| AdminError::field("email", "give the admin's e-mail address".to_owned()))?;
                 users::new_user(folded(email)?, String::new(), Role::InstanceAdmin, now)
             }
         };

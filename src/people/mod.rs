@@ -271,7 +271,7 @@ fn is_allowed(networks: &[IpNet], from: Option<IpAddr>) -> bool {
 
 fn check_networks(networks: &[IpNet]) -> Result<(), AdminError> {
     if networks.len() > NETWORKS_MAX {
-        return Err(AdminError::Invalid(format!("at most {NETWORKS_MAX} networks")));
+        return Err(AdminError::field("allowed_from", format!("at most {NETWORKS_MAX} networks")));
     }
     Ok(())
 }

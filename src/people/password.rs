@@ -96,7 +96,7 @@ pub fn is_outdated(stored: &str) -> bool {
 /// # Errors
 /// A sentence that says what to do.
 pub fn check(password: &str, email: &str) -> Result<(), AdminError> {
-    let refuse = |why: String| Err(AdminError::Invalid(why));
+    let refuse = |why: String| Err(AdminError::field("password", why));
     if password.chars().count() < CHARACTERS_MIN {
         return refuse(format!("a password has at least {CHARACTERS_MIN} characters; a few words are fine"));
     }

@@ -85,7 +85,7 @@ pub(super) fn act_on(name: &str, user: &User) -> Act {
 
 /// An address as it is kept and compared.
 pub(super) fn folded(email: &str) -> Result<String, AdminError> {
-    let unread = |error| AdminError::Invalid(format!("{email:?} is no e-mail address: {error}"));
+    let unread = |error| AdminError::field("email", format!("{email:?} is no e-mail address: {error}"));
     Ok(Address::parse(email).map_err(unread)?.folded().to_string().to_lowercase())
 }
 
@@ -180,16 +180,16 @@ impl People {
             if let Some(role) = change.role {
                 actor.may_give(role)?;
                 if is_self(actor, id) && role != user.role {
-                    return Err(AdminError::Invalid("nobody changes his own role".to_owned()));
+                    return Err(AdminError::field("role", "nobody changes his own role".to_owned()));
                 }
                 if role.tenant() != user.role.tenant() {
-                    return Err(AdminError::Invalid("a person stays in its tenant".to_owned()));
+                    return Err(AdminError::field("role", "a person stays in its tenant".to_owned()));
                 }
                 user.role = role;
             }
             if let Some(locked) = change.locked {
                 if locked && is_self(actor, id) {
-                    return Err(AdminError::Invalid("nobody locks himself out".to_owned()));
+                    return Err(AdminError::field("locked", "nobody locks himself out".to_owned()));
                 }
                 if !locked && user.state == UserState::Locked {
                     actor.may_give(user.role)?;
@@ -206,10 +206,13 @@ impl People {
                     actor.may_give(user.role)?;
                 }
                 if is_self(actor, id) && !is_allowed(&networks, actor.from) {
-                    return Err(AdminError::Invalid(format!(
-                        "you are at {}, which is in none of these networks: you would lock yourself out",
-                        actor.from.map(|from| from.to_string()).unwrap_or_default()
-                    )));
+                    return Err(AdminError::field(
+                        "allowed_from",
+                        format!(
+                            "you are at {}, which is in none of these networks: you would lock yourself out",
+                            actor.from.map(|from| from.to_string()).unwrap_or_default()
+                        ),
+                    ));
                 }
                 user.allowed_from = networks;
             }
@@ -297,7 +300,7 @@ impl People {
         actor.require_fresh(now)?;
         let is_role = |word: &String| ROLES.iter().any(|(known, _)| known == word);
         if let Some(unknown) = policy.required_of.iter().find(|word| !is_role(word)) {
-            return Err(AdminError::Invalid(format!("{unknown:?} is no role")));
+            return Err(AdminError::field("required_of", format!("{unknown:?} is no role")));
         }
         let turn = self.desk.turn().await;
         let stands = self.policy(tenant);
@@ -413,7 +416,7 @@ fn check_accounts(
 ) -> Result<(), AdminError> {
     let Some(accounts) = accounts else { return Ok(()) };
     if accounts.len() > ACCOUNTS_MAX {
-        return Err(AdminError::Invalid(format!("at most {ACCOUNTS_MAX} SMTP accounts for one person")));
+        return Err(AdminError::field("smtp_accounts", format!("at most {ACCOUNTS_MAX} SMTP accounts for one person")));
     }
     let Some(tenant) = role.tenant() else { return Ok(()) };
     accounts.iter().try_for_each(|(id, action)| actor.require_account((tenant, *id), *action))?;

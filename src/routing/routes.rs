@@ -236,12 +236,11 @@ fn changed_login(
 }
 
 fn check(host: &str, port: u16) -> Result<(), AdminError> {
-    let invalid = |text: String| Err(AdminError::Invalid(text));
     if host.parse::<IpAddr>().is_err() && Domain::parse(host).is_err() {
-        return invalid(format!("{host:?} is neither a host name nor an address"));
+        return Err(AdminError::field("host", format!("{host:?} is neither a host name nor an address")));
     }
     if port == 0 {
-        return invalid("a relay's port is 1 to 65535, often 587 or 465".into());
+        return Err(AdminError::field("port", "a relay's port is 1 to 65535, often 587 or 465"));
     }
     Ok(())
 }

@@ -65,24 +65,22 @@ impl Rules {
     }
 
     fn check(&self) -> Result<(), AdminError> {
+        let mut checks = Vec::new();
         if !(1..=HARD_BOUNCES_MAX).contains(&self.hard_bounces) {
-            return Err(AdminError::Invalid(format!(
-                "hard bounces are 1 to {HARD_BOUNCES_MAX}, not {}",
-                self.hard_bounces
-            )));
+            let detail = format!("hard bounces are 1 to {HARD_BOUNCES_MAX}, not {}", self.hard_bounces);
+            checks.push(Err(AdminError::field("hard_bounces", detail)));
         }
-        for (what, days) in [
-            ("hard bounces", self.hard_bounce_days),
-            ("complaints", self.complaint_days),
-            ("those who unsubscribed", self.unsubscribe_days),
+        for (field, what, days) in [
+            ("hard_bounce_days", "hard bounces", self.hard_bounce_days),
+            ("complaint_days", "complaints", self.complaint_days),
+            ("unsubscribe_days", "those who unsubscribed", self.unsubscribe_days),
         ] {
             if days > DAYS_MAX {
-                return Err(AdminError::Invalid(format!(
-                    "entries for {what} are good for {DAYS_MAX} days at most (0 for ever)"
-                )));
+                let detail = format!("entries for {what} are good for {DAYS_MAX} days at most (0 for ever)");
+                checks.push(Err(AdminError::field(field, detail)));
             }
         }
-        Ok(())
+        records::all_of(checks)
     }
 }
 

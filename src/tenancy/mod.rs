@@ -154,7 +154,7 @@ impl Tenancy {
         actor.require_fresh(now)?;
         if grace > GRACE_MAX {
             let days = GRACE_MAX.as_secs() / 86_400;
-            return Err(AdminError::Invalid(format!("the grace of a deletion is at most {days} days")));
+            return Err(AdminError::field("grace_days", format!("the grace of a deletion is at most {days} days")));
         }
         let known = self.known(tenant)?;
         if self.is_leaving(tenant) {

@@ -29,7 +29,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("unreadable", "The body did not arrive whole."),
     ("not_json", "The body must be JSON: Content-Type: application/json."),
     ("too_large", "The body is larger than this resource takes."),
-    ("invalid", "A value is not acceptable; errors names each field."),
+    ("invalid", "A value is not acceptable; errors names each field, if it lies in fields."),
     ("exists", "There is one of that name already."),
     ("in_use", "Something else still needs it."),
     ("ambiguous", "The name fits more than one thing."),

@@ -265,3 +265,5 @@ mod replay_tests;
 mod sending_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walk_tests;

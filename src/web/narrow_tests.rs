@@ -253,3 +253,57 @@ async fn a_tenant_that_has_nothing_any_more_leaves_nothing_behind() {
     assert!(left.is_empty(), "{left:#?}");
     assert_eq!(call(&api, "GET", "/tenants/stays", Value::Null).await.0, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn every_wrong_field_is_named_at_once_whoever_finds_it() {
+    let api = two_shops(Settings::default()).await;
+    let (_, accounts) = call(&api, "GET", "/smtp-accounts?tenant=shop", Value::Null).await;
+    let account = format!("/smtp-accounts/{}", accounts["rows"][0]["login"].as_str().unwrap());
+    let (_, hook) = call(&api, "POST", "/tenants/shop/webhooks", json!({"url": "https://hook.example.com/in"})).await;
+    let hook = format!("/tenants/shop/webhooks/{}", hook["webhook"]["id"].as_str().unwrap());
+    let long = "x".repeat(1_000);
+    let many = vec!["192.0.2.0/24"; 1_000];
+    for (method, path, body, fields) in [
+        ("POST", "/tenants", json!({"name": "Bad Name"}), vec!["name"]),
+        ("PATCH", "/tenants/shop", json!({"region": long, "retention_days": 9_999}), vec!["region", "retention_days"]),
+        ("POST", "/tenants/shop/deletion", json!({"grace_days": 91}), vec!["grace_days"]),
+        ("PATCH", &account, json!({"name": long, "allowed_from": many}), vec!["allowed_from", "name"]),
+        (
+            "PATCH",
+            &account,
+            json!({"allowed_from": ["x", "192.0.2.1", "y"], "allowed_senders": ["a b"], "expires": "soon",
+                "header_dialects": ["pigeon"]}),
+            vec!["allowed_from[0]", "allowed_from[2]", "allowed_senders[0]", "expires", "header_dialects[0]"],
+        ),
+        ("PATCH", &hook, json!({"url": "http://a.example/", "batch": 0}), vec!["url", "batch"]),
+        ("PATCH", &hook, json!({"events": ["message.lost", "message.bounced", "x"]}), vec!["events[0]", "events[2]"]),
+        ("PATCH", &hook, json!({"user": "a:b", "password": "c"}), vec!["user"]),
+        ("POST", &format!("{hook}/rotate"), json!({"overlap_hours": 9_999}), vec!["overlap_hours"]),
+        (
+            "PATCH",
+            "/tenants/shop/suppression-rules",
+            json!({"hard_bounces": 0, "complaint_days": 60_000}),
+            vec!["hard_bounces", "complaint_days"],
+        ),
+        (
+            "PATCH",
+            "/tenants/shop/suppressions",
+            json!({"add": [{"subject": "a b"}, {"subject": "x@example.org"}], "remove": ["c d"]}),
+            vec!["add[0].subject", "remove[0]"],
+        ),
+        ("POST", "/keys", json!({"tenant": "shop", "scopes": []}), vec!["scopes"]),
+        ("POST", "/users", json!({"tenant": "shop", "email": "nobody", "role": "support"}), vec!["email"]),
+        ("PUT", "/second-factor-policy?tenant=shop", json!({"required_of": ["king"]}), vec!["required_of"]),
+        ("POST", "/routes", json!({"to": "a.example", "host": "a b", "port": 25, "tls": "starttls"}), vec!["host"]),
+    ] {
+        let (status, problem) = call(&api, method, path, body.clone()).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!("invalid")),
+            "{body}: {problem}"
+        );
+        let named: Vec<&str> =
+            problem["errors"].as_array().into_iter().flatten().filter_map(|error| error["field"].as_str()).collect();
+        assert_eq!(named, fields, "{body}: {problem}");
+    }
+}

@@ -118,6 +118,16 @@ impl Problem {
         problem
     }
 
+    /// Both, if both are about fields: whoever asked is told at once. Else the first.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        if !self.errors.is_empty() && !other.errors.is_empty() {
+            self.detail = format!("{}; {}", self.detail, other.detail);
+            self.errors.extend(other.errors);
+        }
+        self
+    }
+
     /// 500 or 503: ours. `cause` is logged and not told.
     pub fn inner(
         status: StatusCode,
@@ -163,6 +173,31 @@ impl Problem {
     }
 }
 
+/// What was read of each, or everything that is wrong with the fields they were read of.
+pub fn all_read<T>(read: impl IntoIterator<Item = Result<T, Problem>>) -> Result<Vec<T>, Problem> {
+    let (mut good, mut wrong) = (Vec::new(), None::<Problem>);
+    for one in read {
+        match (one, wrong.take()) {
+            (Ok(one), before) => {
+                good.push(one);
+                wrong = before;
+            }
+            (Err(problem), None) => wrong = Some(problem),
+            (Err(problem), Some(before)) => wrong = Some(before.and(problem)),
+        }
+    }
+    wrong.map_or(Ok(good), Err)
+}
+
+/// Both, or everything that is wrong with the fields they were read of.
+pub fn both<A, B>(one: Result<A, Problem>, other: Result<B, Problem>) -> Result<(A, B), Problem> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(problem), Ok(_)) | (Ok(_), Err(problem)) => Err(problem),
+        (Err(problem), Err(other)) => Err(problem.and(other)),
+    }
+}
+
 /// The problem rides in the extensions; [`super::server`]'s outer layer writes it, since only it
 /// knows the request's id.
 impl IntoResponse for Problem {
@@ -181,6 +216,11 @@ impl From<AdminError> for Problem {
             AdminError::Missing(_) => Self::new(StatusCode::NOT_FOUND, "not_found", sentence),
             AdminError::Exists(_) => Self::new(StatusCode::CONFLICT, "exists", sentence),
             AdminError::Invalid(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence),
+            AdminError::Fields(wrong) => {
+                let errors = wrong.into_iter().map(|wrong| FieldJson { field: wrong.field, detail: wrong.detail });
+                let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", sentence);
+                Self { errors: errors.collect(), ..problem }
+            }
             AdminError::Store(error) => error.into(),
             AdminError::Commit(error) => error.into(),
         }

@@ -429,7 +429,7 @@ async fn a_rotation_signs_with_both_secrets_for_a_while() {
     world.accept(TENANT, 1).await;
     assert_eq!(world.until_sent(2).await[1].signature.split(' ').count(), 1);
     let too_long = world.room.rotate(&Actor::local(0), which, OVERLAP_MAX * 2, world.now()).await;
-    assert!(matches!(too_long, Err(AdminError::Invalid(_))));
+    assert!(matches!(too_long, Err(AdminError::Fields(_))));
     // The store holds neither secret in the clear.
     let secret = signature_octets(&rotated.secret);
     let all = world.store.range(&[0], &[255], usize::MAX).unwrap();
@@ -528,7 +528,7 @@ async fn what_is_not_acceptable_is_refused_and_others_have_no_part_in_it() {
     let change = |url: &str| WebhookChange { url: Some(url.to_owned()), ..WebhookChange::default() };
     for url in ["http://one.example/", "https://127.0.0.1/", "https://[::1]/", "https://10.0.0.1:8443/x", "nonsense"] {
         let changed = world.room.change(&Actor::local(0), (TENANT, webhook.id), change(url), START).await;
-        assert!(matches!(changed, Err(AdminError::Invalid(_))), "{url}");
+        assert!(matches!(changed, Err(AdminError::Fields(_))), "{url}");
     }
     let none = WebhookChange { kinds: Some(Vec::new()), ..WebhookChange::default() };
     assert!(world.room.change(&Actor::local(0), (TENANT, webhook.id), none, START).await.is_err());

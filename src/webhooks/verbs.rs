@@ -251,7 +251,10 @@ impl Webhooks {
         now: Timestamp,
     ) -> Result<Made, AdminError> {
         if overlap > OVERLAP_MAX {
-            return Err(AdminError::Invalid(format!("the overlap is at most {} days", OVERLAP_MAX.as_secs() / 86_400)));
+            return Err(AdminError::field(
+                "overlap_hours",
+                format!("the overlap is at most {} days", OVERLAP_MAX.as_secs() / 86_400),
+            ));
         }
         let octets = signature::new_secret();
         let sealed = self.sealed(which.1, &octets);
@@ -518,11 +521,11 @@ impl Webhooks {
         for (what, text) in [("user", user.as_str()), ("password", password.as_str())] {
             if text.is_empty() || text.len() > LOGIN_OCTETS_MAX || text.chars().any(char::is_control) {
                 let limit = format!("{what} must have 1 to {LOGIN_OCTETS_MAX} octets and no control characters");
-                return Err(AdminError::Invalid(limit));
+                return Err(AdminError::field(what, limit));
             }
         }
         if user.contains(':') {
-            return Err(AdminError::Invalid("user must have no colon in it (RFC 7617)".to_owned()));
+            return Err(AdminError::field("user", "user must have no colon in it (RFC 7617)".to_owned()));
         }
         let key = &self.shared.parts.key;
         Ok(Some(BasicLogin { user, sealed_password: key.seal(&password_purpose(id), password.as_bytes()) }))
@@ -530,20 +533,21 @@ impl Webhooks {
 
     fn check(&self, webhook: &mut Webhook) -> Result<(), AdminError> {
         let reach = self.shared.parts.settings.reach;
+        let mut checks = Vec::new();
         for (field, url) in [("url", Some(&webhook.url)), ("secondary_url", webhook.secondary_url.as_ref())] {
             let Some(url) = url else { continue };
             let checked = Target::parse(url).and_then(|target| target.check(reach));
-            checked.map_err(|error| AdminError::Invalid(format!("{field} {error}")))?;
+            checks.push(checked.map_err(|error| AdminError::field(field, format!("{field} {error}"))));
         }
         if !(1..=BATCH_MAX).contains(&webhook.batch) {
-            return Err(AdminError::Invalid(format!("batch must be from 1 to {BATCH_MAX}")));
+            checks.push(Err(AdminError::field("batch", format!("batch must be from 1 to {BATCH_MAX}"))));
         }
         webhook.kinds.sort_unstable();
         webhook.kinds.dedup();
         if webhook.kinds.is_empty() {
-            return Err(AdminError::Invalid("events must name at least one kind".to_owned()));
+            checks.push(Err(AdminError::field("events", "events must name at least one kind")));
         }
-        Ok(())
+        records::all_of(checks)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arguments of the commands about people: who they are, what they may, what they did.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub enum Audit {
@@ -38,7 +38,12 @@ pub enum User {
         /// For people
         #[arg(long, value_name = "TEXT", default_value = "")]
         name: String,
+        /// Only this SMTP account, to read or to write: LOGIN=read; give it several times
+        #[arg(long, value_name = "LOGIN=HOW")]
+        account: Vec<String>,
     },
+    /// Change somebody's role, name, networks or SMTP accounts; what is not given stays
+    Set(Box<UserSet>),
     /// People of a tenant, or of the instance (@instance)
     List {
         /// The tenant, or @instance
@@ -74,6 +79,13 @@ pub enum User {
         /// The person's id
         id: String,
     },
+    /// End one of his sessions
+    EndSession {
+        /// The person's id
+        id: String,
+        /// The session, as `postern user show` names it, or more of it
+        session: String,
+    },
     /// Remove him
     Remove {
         /// The person's id
@@ -97,6 +109,33 @@ pub enum User {
         #[arg(long, value_name = "ROLE")]
         role: Vec<String>,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct UserSet {
+    /// The person's id
+    pub id: String,
+    /// owner, admin, developer, analyst or support
+    #[arg(long, value_name = "ROLE")]
+    pub role: Option<String>,
+    /// For people
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
+    /// Where he may log in from: an address or network; give it several times, all of them
+    #[arg(long, value_name = "NETWORK", conflicts_with = "from_anywhere")]
+    pub from: Vec<String>,
+    /// Let him log in from anywhere
+    #[arg(long)]
+    pub from_anywhere: bool,
+    /// Bind him to this SMTP account, to read or to write: LOGIN=read; give it several times, all of them
+    #[arg(long, value_name = "LOGIN=HOW", conflicts_with_all = ["all_accounts", "no_accounts"])]
+    pub account: Vec<String>,
+    /// Let him have all SMTP accounts, as his role says
+    #[arg(long, conflicts_with = "no_accounts")]
+    pub all_accounts: bool,
+    /// Let him have none
+    #[arg(long)]
+    pub no_accounts: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -125,6 +164,28 @@ pub enum Key {
     List {
         /// The tenant, or @instance
         tenant: String,
+    },
+    /// One key
+    Show {
+        /// The key's id
+        id: String,
+    },
+    /// Change a key's name, networks or end; what is not given stays
+    Set {
+        /// The key's id
+        id: String,
+        /// For people
+        #[arg(long, value_name = "TEXT")]
+        name: Option<String>,
+        /// Where it may come from: an address or network; give it several times, all of them
+        #[arg(long, value_name = "NETWORK", conflicts_with = "from_anywhere")]
+        from: Vec<String>,
+        /// Let it come from anywhere
+        #[arg(long)]
+        from_anywhere: bool,
+        /// When it ends: 2027-01-31T12:00:00Z, or never
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
     },
     /// Give a key a new text; the old one stays good for a while
     Rotate {

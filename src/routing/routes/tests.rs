@@ -70,7 +70,7 @@ async fn a_login_never_goes_out_in_the_clear_and_bad_values_are_refused() {
         NewRoute { login: Some((String::new(), Zeroizing::new("x".into()))), ..base() },
     ];
     for new in bad {
-        assert!(matches!(routes.add(&actor, new, START).await, Err(AdminError::Invalid(_))));
+        assert!(matches!(routes.add(&actor, new, START).await, Err(AdminError::Invalid(_) | AdminError::Fields(_))));
     }
     let local = NewRoute { host: "127.0.0.1".into(), tls: RelayTls::None, ..base() };
     assert!(routes.add(&actor, local, START).await.is_ok());
@@ -109,14 +109,20 @@ async fn a_route_is_mended_in_place_and_its_password_is_kept_unless_a_new_one_co
         RouteChange { port: Some(0), ..Default::default() },
         RouteChange { login: LoginChange::Set(None, secret("")), ..Default::default() },
     ] {
-        assert!(matches!(routes.change(&actor, one.id, bad, START).await, Err(AdminError::Invalid(_))));
+        assert!(matches!(
+            routes.change(&actor, one.id, bad, START).await,
+            Err(AdminError::Invalid(_) | AdminError::Fields(_))
+        ));
     }
     routes
         .change(&actor, one.id, RouteChange { login: LoginChange::Removed, ..Default::default() }, START)
         .await
         .unwrap();
     let half = RouteChange { login: LoginChange::Set(None, secret("x")), ..Default::default() };
-    assert!(matches!(routes.change(&actor, one.id, half, START).await, Err(AdminError::Invalid(_))));
+    assert!(matches!(
+        routes.change(&actor, one.id, half, START).await,
+        Err(AdminError::Invalid(_) | AdminError::Fields(_))
+    ));
     let nobody = routes.change(&actor, 7, RouteChange::default(), START).await;
     assert!(matches!(nobody, Err(AdminError::Missing(_))), "{:?}", nobody.is_ok());
     let owner = Actor::of("o", crate::access::Role::TenantOwner(TenantId(1)));

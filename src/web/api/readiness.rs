@@ -2,6 +2,8 @@
 //!
 //! Each asks DNS at that moment and changes nothing.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -10,14 +12,21 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::domains::{name, owner};
-use super::{Answer, Shared};
+use super::{Answer, Shared, scan};
 use crate::access::Actor;
-use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, Traffic, Verdict};
+use crate::delivery::TlsLevel;
+use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, ToGmail, Traffic, Verdict};
 use crate::ext::Timestamp;
-use crate::mail::TenantId;
+use crate::mail::{Domain, TenantId};
+use crate::statistics::{Narrow, Question, Status, Step};
 use crate::vips::Vip;
 use crate::web::Parts;
 use crate::web::problem::Problem;
+
+/// A recipient domain of Gmail.
+const GMAIL: &str = "gmail.com";
+/// How far back deliveries and complaints are counted.
+const DAY_MILLIS: u64 = 86_400_000;
 
 /// Every record of a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -134,16 +143,32 @@ fn serving(parts: &Parts, tenant: TenantId) -> Vec<Vip> {
     parts.vips.all().iter().filter(|vip| vip.serves(tenant)).cloned().collect()
 }
 
-/// What was counted of a tenant's SMTP accounts within a day.
-fn traffic(parts: &Parts, tenant: TenantId) -> Traffic {
-    let actor = Actor::system("readiness of a domain");
-    let now = Timestamp::now();
-    let accounts = parts.accounts.smtp_accounts(&actor, tenant).unwrap_or_default();
-    let figures = accounts.iter().filter_map(|account| parts.breaker.picture(&actor, account.id, now).ok());
-    figures.fold(Traffic::default(), |sum, picture| Traffic {
-        delivered: sum.delivered.saturating_add(picture.figures.delivered),
-        complaints: sum.complaints.saturating_add(picture.figures.complaints),
-    })
+/// What was counted of a tenant's mail within a day, however it was handed in, and how mail goes to Gmail. Counts
+/// know no sending domain.
+async fn traffic(parts: &Shared, tenant: TenantId) -> Result<Traffic, Problem> {
+    let (actor, now) = (Actor::system("readiness of a domain"), Timestamp::now());
+    let question = Question {
+        tenant: Some(tenant),
+        from: Timestamp(now.0.saturating_sub(DAY_MILLIS)),
+        until: now,
+        step: Step::Total,
+        by: None,
+        narrow: Narrow::default(),
+        groups_max: 1,
+        order: Status::Ok,
+    };
+    let seen = match Domain::parse(GMAIL) {
+        Ok(domain) => parts.tls_memory.seen(&actor, &domain)?,
+        Err(_) => None,
+    };
+    let to_gmail = match seen.map(|seen| seen.last) {
+        None => ToGmail::Nothing,
+        Some(TlsLevel::Plain) => ToGmail::Plain,
+        Some(TlsLevel::Encrypted | TlsLevel::Verified) => ToGmail::Encrypted,
+    };
+    let statistics = Arc::clone(&parts.statistics);
+    let counted = scan(parts, move || statistics.ask(&actor, &question)).await?.totals;
+    Ok(Traffic { to_gmail, delivered: counted.of(Status::Ok), complaints: counted.of(Status::Complaint) })
 }
 
 #[utoipa::path(
@@ -206,7 +231,7 @@ pub(super) async fn readiness(
 ) -> Answer<ReadinessJson> {
     let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     let vips = serving(&parts, tenant);
-    let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic(&parts, tenant)).await?;
+    let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic(&parts, tenant).await?).await?;
     let ready = items.iter().all(|item| item.stand != Stand::Failing);
     Ok(Json(ReadinessJson { ready, rules: items.into_iter().map(rule).collect() }))
 }

@@ -22,7 +22,7 @@ use crate::net;
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
-use crate::web::problem::Problem;
+use crate::web::problem::{Problem, all_read, both};
 
 /// Hours an old password may stay valid beside the new one, at most.
 const OLD_VALID_HOURS_MAX: u32 = 720;
@@ -204,7 +204,7 @@ fn senders(texts: &[String]) -> Result<Vec<AllowedSender>, Problem> {
     let read = |(at, text): (usize, &String)| {
         AllowedSender::parse(text).map_err(|error| Problem::field(format!("allowed_senders[{at}]"), error))
     };
-    texts.iter().enumerate().map(read).collect()
+    all_read(texts.iter().enumerate().map(read))
 }
 
 fn dialects(words: &[String]) -> Result<Vec<HeaderDialect>, Problem> {
@@ -213,7 +213,7 @@ fn dialects(words: &[String]) -> Result<Vec<HeaderDialect>, Problem> {
         let detail = || format!("{word:?} is not known; there are {}", known.join(", "));
         HeaderDialect::called(word).ok_or_else(|| Problem::field(format!("header_dialects[{at}]"), detail()))
     };
-    let mut dialects = words.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut dialects = all_read(words.iter().enumerate().map(read))?;
     dialects.sort_unstable();
     dialects.dedup();
     Ok(dialects)
@@ -225,19 +225,25 @@ fn end(text: &str) -> Result<Timestamp, Problem> {
 }
 
 fn changed(asked: &SmtpAccountChangeJson) -> Result<AccountChange, Problem> {
+    let expires = match asked.expires.as_deref() {
+        None => Ok(None),
+        Some("never") => Ok(Some(None)),
+        Some(text) => end(text).map(|end| Some(Some(end))),
+    };
+    let allowed_from = asked.allowed_from.as_deref().map(networks).transpose();
+    let allowed_senders = asked.allowed_senders.as_deref().map(senders).transpose();
+    let dialects = asked.header_dialects.as_deref().map(dialects).transpose();
+    let ((allowed_from, allowed_senders), (expires, dialects)) =
+        both(both(allowed_from, allowed_senders), both(expires, dialects))?;
     Ok(AccountChange {
         login_state: asked.disabled.map(|off| if off { LoginState::Disabled } else { LoginState::Enabled }),
-        allowed_from: asked.allowed_from.as_deref().map(networks).transpose()?,
+        allowed_from,
         class: asked.class,
         limits: asked.limits.map(Limits::from),
         name: asked.name.clone(),
-        allowed_senders: asked.allowed_senders.as_deref().map(senders).transpose()?,
-        expires: match asked.expires.as_deref() {
-            None => None,
-            Some("never") => Some(None),
-            Some(text) => Some(Some(end(text)?)),
-        },
-        dialects: asked.header_dialects.as_deref().map(dialects).transpose()?,
+        allowed_senders,
+        expires,
+        dialects,
     })
 }
 
@@ -266,7 +272,7 @@ pub(super) fn networks(texts: &[String]) -> Result<Vec<IpNet>, Problem> {
             Problem::field(format!("allowed_from[{at}]"), detail)
         })
     };
-    texts.iter().enumerate().map(read).collect()
+    all_read(texts.iter().enumerate().map(read))
 }
 
 pub(super) fn called(parts: &Parts, actor: &Actor, login: &str) -> Result<SmtpAccount, Problem> {
@@ -348,15 +354,17 @@ pub(super) async fn add(
     JsonBody(asked): JsonBody<NewSmtpAccountJson>,
 ) -> Result<(StatusCode, Json<NewPasswordJson>), Problem> {
     let tenant = tenant_called(&parts, &actor, &asked.tenant)?;
-    let allowed_from = networks(&asked.allowed_from)?;
+    let lists = both(networks(&asked.allowed_from), senders(&asked.allowed_senders));
+    let rest = both(asked.expires.as_deref().map(end).transpose(), dialects(&asked.header_dialects));
+    let ((allowed_from, allowed_senders), (expires, dialects)) = both(lists, rest)?;
     let new = NewSmtpAccount {
         class: asked.class,
         allowed_from,
         limits: asked.limits.into(),
         name: asked.name,
-        allowed_senders: senders(&asked.allowed_senders)?,
-        expires: asked.expires.as_deref().map(end).transpose()?,
-        dialects: dialects(&asked.header_dialects)?,
+        allowed_senders,
+        expires,
+        dialects,
     };
     let (account, password) = parts.accounts.add_smtp_account(&actor, tenant.id, new, Timestamp::now()).await?;
     let servers = servers(&parts, tenant.id);

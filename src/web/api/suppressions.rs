@@ -18,7 +18,7 @@ use crate::suppression::{Colour, Entry, NewEntry, Origin, PAGE_MAX, Place, Reaso
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{self, PageJson, Paging};
-use crate::web::problem::Problem;
+use crate::web::problem::{Problem, all_read, both};
 
 /// An entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -259,9 +259,10 @@ pub(super) async fn change(
         return Err(Problem::field("add", format!("and remove are at most {PAGE_MAX} together")));
     }
     let new = asked.add.into_iter().enumerate();
-    let new = new.map(|(at, new)| new_entry(&format!("add[{at}]"), &actor, new)).collect::<Result<Vec<_>, _>>()?;
+    let new = new.map(|(at, new)| new_entry(&format!("add[{at}]"), &actor, new));
     let gone = asked.remove.iter().enumerate();
-    let gone = gone.map(|(at, text)| read(&format!("remove[{at}]"), text)).collect::<Result<Vec<_>, _>>()?;
+    let gone = gone.map(|(at, text)| read(&format!("remove[{at}]"), text));
+    let (new, gone) = both(all_read(new), all_read(gone))?;
     let changed = parts.suppression.change(&actor, place, (new, gone), Timestamp::now()).await?;
     Ok(Json(SuppressionsChangedJson { added: changed.added, removed: changed.removed }))
 }

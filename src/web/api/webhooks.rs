@@ -21,7 +21,7 @@ use crate::store::Key;
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{self, PageJson, Paging};
-use crate::web::problem::Problem;
+use crate::web::problem::{Problem, all_read};
 use crate::webhooks::{
     After, Attempt, Doing, Ending, KINDS, Kind, Made, NewLogin, NewWebhook, OVERLAP_DEFAULT, Standing, Webhook,
     WebhookChange, attempt_name,
@@ -265,7 +265,7 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>, Problem> {
         let known: Vec<&str> = KINDS.iter().map(|(_, name, _)| *name).collect();
         Problem::field(format!("events[{at}]"), format!("{name:?} is no event; there are {}", known.join(", ")))
     };
-    names.iter().enumerate().map(|(at, name)| Kind::called(name).ok_or_else(|| unknown(at, name))).collect()
+    all_read(names.iter().enumerate().map(|(at, name)| Kind::called(name).ok_or_else(|| unknown(at, name))))
 }
 
 fn login(user: Option<String>, password: Option<String>) -> Result<Option<NewLogin>, Problem> {
