@@ -290,10 +290,7 @@ impl Actor {
                 Some(_) => Ok(()),
             };
         }
-        self.require(match action {
-            Action::Read => Permission::Read(Resource::SmtpAccounts, tenant),
-            Action::Write => Permission::Write(Resource::SmtpAccounts, tenant),
-        })
+        self.require(Permission::of(Resource::SmtpAccounts, Some(tenant), action))
     }
 
     /// Whether a list of domains keeps it from `domain`.
@@ -334,10 +331,7 @@ impl Actor {
         sender: Option<&Domain>,
     ) -> Result<(), Forbidden> {
         let needed = Scope { resource: Resource::Queue, action };
-        self.require(match action {
-            Action::Read => Permission::Read(Resource::Queue, tenant),
-            Action::Write => Permission::Write(Resource::Queue, tenant),
-        })?;
+        self.require(Permission::of(Resource::Queue, Some(tenant), action))?;
         if self.has_part_in(action, account, sender) { Ok(()) } else { Err(self.forbidden(Sight::Hidden, needed)) }
     }
 
@@ -412,13 +406,8 @@ impl Actor {
     /// # Errors
     /// As [`Actor::require`], naming the scope.
     pub fn may_give_scope(&self, tenant: Option<TenantId>, scope: Scope) -> Result<(), Forbidden> {
-        let needed = match (tenant, scope.action) {
-            (Some(tenant), Action::Read) => Permission::Read(scope.resource, tenant),
-            (Some(tenant), Action::Write) => Permission::Write(scope.resource, tenant),
-            // For an instance key a scope on a tenant's resource holds in every tenant.
-            (None, Action::Read) => Permission::ReadInstance,
-            (None, Action::Write) => Permission::ManageInstance,
-        };
+        // For an instance key a scope on a tenant's resource holds in every tenant.
+        let needed = Permission::of(scope.resource, tenant, scope.action);
         self.require(needed).map_err(|refused| Forbidden { needed: Some(scope), ..refused })?;
         if self.has_scope(scope) { Ok(()) } else { Err(self.forbidden(Sight::Seen, scope)) }
     }
@@ -450,6 +439,16 @@ impl Actor {
 }
 
 impl Permission {
+    /// To read or change something of a tenant, or the instance's own.
+    pub fn of(resource: Resource, tenant: Option<TenantId>, action: Action) -> Self {
+        match (tenant, action) {
+            (None, Action::Read) => Self::ReadInstance,
+            (None, Action::Write) => Self::ManageInstance,
+            (Some(tenant), Action::Read) => Self::Read(resource, tenant),
+            (Some(tenant), Action::Write) => Self::Write(resource, tenant),
+        }
+    }
+
     fn needed(self) -> (Scope, Option<TenantId>) {
         let scope = |resource, action| Scope { resource, action };
         match self {
@@ -612,10 +611,7 @@ mod tests {
         let accounts = Some(BTreeMap::from([(read, Action::Read), (write, Action::Write)]));
         let person = narrowed(Narrowing { accounts, ..Narrowing::default() });
         let sight = |actor: &Actor, action, account| {
-            let permission = match action {
-                Action::Read => Permission::Read(Resource::Suppressions, OWN),
-                Action::Write => Permission::Write(Resource::Suppressions, OWN),
-            };
+            let permission = Permission::of(Resource::Suppressions, Some(OWN), action);
             actor.require_part(permission, account).err().map(|refused| refused.sight)
         };
         for (action, account, seen) in [

@@ -61,11 +61,7 @@ struct Row<T>(VecDeque<(u64, T)>);
 
 impl<T: AddAssign + Copy + Default> Row<T> {
     fn add(&mut self, bucket: u64, kept: u64, more: T) {
-        self.tidy(bucket, kept);
-        match self.0.back_mut() {
-            Some((newest, counts)) if *newest == bucket => *counts += more,
-            _ => self.0.push_back((bucket, more)),
-        }
+        self.add_to(bucket, (bucket, kept), more);
     }
 
     /// Adds to a bucket that may be past; to one that counts no more, nothing.

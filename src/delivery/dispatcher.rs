@@ -521,20 +521,9 @@ impl Dispatcher {
             Share::Refresh => Supply { max: settings.refreshes_max, per_tenant_max: settings.refreshes_per_tenant_max },
         };
         let has_room = self.shares(share).room(lane.tenant, supply).is_ok() && self.has_descriptor(now);
-        if has_room {
-            self.look_up((lane, share), place, now);
+        if !has_room {
+            return false;
         }
-        has_room
-    }
-
-    fn shares(&mut self, share: Share) -> &mut Shares {
-        match share {
-            Share::Unknown => &mut self.lookups,
-            Share::Refresh => &mut self.refreshes,
-        }
-    }
-
-    fn look_up(&mut self, (lane, share): (&Lane, Share), place: super::lanes::Place, now: Instant) {
         let tenant = lane.tenant;
         let (transport, lane) = (self.transport(lane), lane.clone());
         let (asked, families) = (place.clone(), place.families);
@@ -548,6 +537,14 @@ impl Dispatcher {
         metrics::gauge!(LOOKUPS).increment(1);
         self.running.insert(task.id(), Running::Lookup { place, tenant, share });
         self.begun = self.begun.wrapping_add(1);
+        true
+    }
+
+    fn shares(&mut self, share: Share) -> &mut Shares {
+        match share {
+            Share::Unknown => &mut self.lookups,
+            Share::Refresh => &mut self.refreshes,
+        }
     }
 
     /// What is ready in the lane shares this outcome, which is so old.

@@ -255,9 +255,7 @@ impl Held {
         let left = recipients.filter(|(_, recipient)| is_waiting(recipient) && !is_decided(recipient.number));
         left.map(|(place, recipient)| (place, recipient.number)).collect()
     }
-}
 
-impl Held {
     /// The watchdog ended its attempt, which is one like others: the pause grows, it may be the last, and behind
     /// the final dot nobody knows what became of it (RFC 5321 s4.5.4.1).
     fn end_stalled(&mut self) {

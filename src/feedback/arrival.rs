@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use super::mailbox::Letter;
 use super::onward::{News, Onward};
-use super::tag::{self, Purpose, Tagged};
+use super::tag::{Purpose, Tagged};
 use super::verdict::{self, Verdict};
 use super::{Feedback, Kind};
 use crate::events::{self, Event, EventKind, History, MailEvent, NoticeKind, history_key};
@@ -176,8 +176,7 @@ impl Feedback {
 
     /// Whether a reporter may complain for recipients in `domain`: it is theirs, or their provider's.
     fn speaks_for(&self, reporter: &Domain, domain: &Domain) -> bool {
-        let is_one = reporter == domain || reporter.is_within(domain) || domain.is_within(reporter);
-        is_one || (self.parts.speaks_for)(reporter, domain)
+        reporter.is_within(domain) || domain.is_within(reporter) || (self.parts.speaks_for)(reporter, domain)
     }
 }
 
@@ -405,13 +404,13 @@ fn fact_key(tagged: Tagged, fact: Fact) -> Key {
 /// The message a fact is about.
 pub(super) fn fact_accepted(key: &[u8]) -> Option<Timestamp> {
     let id = key.get(2..18)?.try_into().ok().map(QueueId)?;
-    Some(tag::accepted(id))
+    Some(id.made())
 }
 
 /// Whether the key name `selector._domainkey.domain` is of a domain that may speak for `reporter`.
 fn is_within_signer(reporter: &Domain, name: &Domain) -> bool {
     let signer = name.as_str().split_once("._domainkey.").and_then(|(_, domain)| Domain::parse(domain).ok());
-    signer.is_some_and(|signer| *reporter == signer || reporter.is_within(&signer))
+    signer.is_some_and(|signer| reporter.is_within(&signer))
 }
 
 fn read(draft: &Draft) -> std::io::Result<Read> {

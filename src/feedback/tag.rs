@@ -145,13 +145,8 @@ impl Tags {
     }
 }
 
-/// When a message was accepted, by its id.
-pub fn accepted(id: QueueId) -> Timestamp {
-    id.made()
-}
-
 fn is_of_its_time(id: QueueId, (now, age_max): (Timestamp, Duration)) -> Result<(), TagError> {
-    let made = accepted(id);
+    let made = id.made();
     if now.since(made) > age_max {
         return Err(TagError::Lapsed);
     }

@@ -227,7 +227,7 @@ impl Notifications {
             }
         }
         let act = Act::new("notifications.mail", format!("user {user}"));
-        let act = person.role.tenant().map_or(act.clone(), |tenant| act.of(tenant));
+        let act = act.of_any(person.role.tenant());
         let act = act.changed("kinds", Some(words(before.as_ref())), Some(words(wish.as_ref())));
         records::record(&mut batch, actor, act, now);
         let mailing = Arc::clone(&self.mailing);
@@ -254,12 +254,7 @@ impl Notifications {
         let missing = || AdminError::Missing(format!("user {user}"));
         let person = self.person(user).ok_or_else(missing)?;
         if actor.name != format!("user {user}") {
-            actor.require(match (person.role.tenant(), action) {
-                (Some(tenant), Action::Read) => Permission::Read(Resource::Users, tenant),
-                (Some(tenant), Action::Write) => Permission::Write(Resource::Users, tenant),
-                (None, Action::Read) => Permission::ReadInstance,
-                (None, Action::Write) => Permission::ManageInstance,
-            })?;
+            actor.require(Permission::of(Resource::Users, person.role.tenant(), action))?;
         }
         Ok(person)
     }

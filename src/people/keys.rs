@@ -10,10 +10,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::permission;
 use super::users::shortened;
 use super::{ApiKey, KeySecret, KeyUse, People, api_key_key, check_networks, digest, is_allowed, is_same, key_use_key};
-use crate::access::{Action, Actor, Forbidden, Narrowing, RESOURCES, Resource, Role, Scope, Sight};
+use crate::access::{Action, Actor, Forbidden, Narrowing, Permission, RESOURCES, Resource, Role, Scope, Sight};
 use crate::ext::{self, Timestamp};
 use crate::mail::{Domain, KeyId, TenantId};
 use crate::records::{self, Act, AdminError};
@@ -86,7 +85,7 @@ fn secret_of(text: &str) -> KeySecret {
 
 fn act_on(name: &str, key: &ApiKey) -> Act {
     let act = Act::new(name, format!("key {}", key.id));
-    key.tenant.map_or(act.clone(), |tenant| act.of(tenant))
+    act.of_any(key.tenant)
 }
 
 fn words<T: ToString>(all: &[T]) -> String {
@@ -115,7 +114,7 @@ impl People {
         (new, tenant_name): (NewKey, Option<&str>),
         now: Timestamp,
     ) -> Result<MadeKey, AdminError> {
-        actor.require(permission(Resource::Keys, new.tenant, Action::Write))?;
+        actor.require(Permission::of(Resource::Keys, new.tenant, Action::Write))?;
         actor.require_fresh(now)?;
         self.check_new(actor, &new, now)?;
         let id = KeyId::random();
@@ -169,7 +168,7 @@ impl People {
     /// # Errors
     /// If the actor may not.
     pub fn keys(&self, actor: &Actor, tenant: Option<TenantId>) -> Result<Vec<ApiKey>, AdminError> {
-        actor.require(permission(Resource::Keys, tenant, Action::Read))?;
+        actor.require(Permission::of(Resource::Keys, tenant, Action::Read))?;
         Ok(self.keys_of(tenant))
     }
 
@@ -187,7 +186,7 @@ impl People {
         if !is_seen {
             return Err(missing());
         }
-        actor.require(permission(Resource::Keys, key.tenant, action))?;
+        actor.require(Permission::of(Resource::Keys, key.tenant, action))?;
         Ok(ApiKey::clone(&key))
     }
 

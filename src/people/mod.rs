@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::access::{Action, Actor, Permission, Resource, Role, Scope};
+use crate::access::{Action, Actor, Role, Scope};
 use crate::accounts;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, KeyId, SmtpAccountId, TenantId, UserId};
@@ -241,16 +241,6 @@ impl People {
 
     fn policy(&self, tenant: Option<TenantId>) -> FactorPolicy {
         records::read(&self.memory.records).policies.get(&tenant).cloned().unwrap_or_default()
-    }
-}
-
-/// What reading or changing the people (or keys) of a tenant, or of the instance, needs.
-fn permission(resource: Resource, tenant: Option<TenantId>, action: Action) -> Permission {
-    match (tenant, action) {
-        (None, Action::Read) => Permission::ReadInstance,
-        (None, Action::Write) => Permission::ManageInstance,
-        (Some(tenant), Action::Read) => Permission::Read(resource, tenant),
-        (Some(tenant), Action::Write) => Permission::Write(resource, tenant),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::access::Sight;
+use crate::access::{Permission, Resource, Sight};
 use crate::store::MemoryStore;
 
 const SHOP: TenantId = TenantId(7);

@@ -10,8 +10,7 @@ use ipnet::IpNet;
 
 use super::links::{self, ACTIVATION_LASTS, OneTimeLink, Purpose, RESET_LASTS};
 use super::{
-    FactorPolicy, People, User, UserState, check_networks, email_key, is_allowed, is_self, permission, policy_key,
-    user_key,
+    FactorPolicy, People, User, UserState, check_networks, email_key, is_allowed, is_self, policy_key, user_key,
 };
 use crate::access::{Action, Actor, Permission, ROLES, Resource, Role};
 use crate::ext::Timestamp;
@@ -108,7 +107,7 @@ impl People {
     /// If the actor may not give that role, or the address is known in that tenant already.
     pub async fn invite(&self, actor: &Actor, new: NewUser, now: Timestamp) -> Result<(User, OneTimeLink), AdminError> {
         let tenant = new.role.tenant();
-        actor.require(permission(Resource::Users, tenant, Action::Write))?;
+        actor.require(Permission::of(Resource::Users, tenant, Action::Write))?;
         actor.require_fresh(now)?;
         actor.may_give(new.role)?;
         check_accounts(actor, new.role, new.accounts.as_ref())?;
@@ -138,7 +137,7 @@ impl People {
     /// # Errors
     /// If the actor may not.
     pub fn users(&self, actor: &Actor, tenant: Option<TenantId>) -> Result<Vec<User>, AdminError> {
-        actor.require(permission(Resource::Users, tenant, Action::Read))?;
+        actor.require(Permission::of(Resource::Users, tenant, Action::Read))?;
         Ok(self.users_of(tenant))
     }
 
@@ -156,7 +155,7 @@ impl People {
             return Err(missing());
         }
         if !(action == Action::Read && is_self(actor, id)) {
-            actor.require(permission(Resource::Users, tenant, action))?;
+            actor.require(Permission::of(Resource::Users, tenant, action))?;
         }
         Ok(User::clone(&user))
     }
@@ -279,7 +278,7 @@ impl People {
     /// # Errors
     /// If the actor may not read the people.
     pub fn factor_policy(&self, actor: &Actor, tenant: Option<TenantId>) -> Result<FactorPolicy, AdminError> {
-        actor.require(permission(Resource::Users, tenant, Action::Read))?;
+        actor.require(Permission::of(Resource::Users, tenant, Action::Read))?;
         Ok(self.policy(tenant))
     }
 
@@ -296,7 +295,7 @@ impl People {
         policy: FactorPolicy,
         now: Timestamp,
     ) -> Result<(), AdminError> {
-        actor.require(permission(Resource::Users, tenant, Action::Write))?;
+        actor.require(Permission::of(Resource::Users, tenant, Action::Write))?;
         actor.require_fresh(now)?;
         let is_role = |word: &String| ROLES.iter().any(|(known, _)| known == word);
         if let Some(unknown) = policy.required_of.iter().find(|word| !is_role(word)) {
@@ -317,7 +316,7 @@ impl People {
         batch.set(policy_key(tenant), codec::encode(&(tenant, policy.clone())));
         let before = stands.required_of.join(" ");
         let act = Act::new("users.second-factor-policy", "who must have a second factor");
-        let act = tenant.map_or(act.clone(), |tenant| act.of(tenant));
+        let act = act.of_any(tenant);
         let act = act.changed("required_of", Some(before), Some(policy.required_of.join(" ")));
         records::record(&mut batch, actor, act, now);
         let memory = Arc::clone(&self.memory);

@@ -21,20 +21,6 @@ fn admin() -> Actor {
     Actor::local(0)
 }
 
-async fn owe(bench: &Bench, to: &[&str], change: impl FnOnce(&mut NewMessage)) -> QueueId {
-    let mut new = message(to);
-    change(&mut new);
-    let id = new.id;
-    bench.queue.enqueue(new, WALL).await.unwrap();
-    id
-}
-
-fn listed(bench: &Bench, filter: &Filter) -> Vec<QueueId> {
-    let page = bench.queue.list(&admin(), filter, None, 100).unwrap();
-    assert_eq!(page.next, None);
-    page.messages.into_iter().map(|listed| listed.id).collect()
-}
-
 fn listed_all(bench: &Bench) -> Vec<QueueId> {
     let (mut all, mut after) = (Vec::new(), None);
     loop {
@@ -92,14 +78,15 @@ fn to(text: &str) -> Filter {
 #[tokio::test]
 async fn each_filter_finds_what_it_names_and_nothing_else() {
     let bench = Bench::new().await;
-    let plain = owe(&bench, &["a@one.example"], |_| {}).await;
-    let of_account = owe(&bench, &["b@two.example"], |new| new.account = Some(ACCOUNT)).await;
-    let news = owe(&bench, &["c@three.example"], |new| {
-        new.class = Class::Marketing;
-        new.reverse_path.0 = Some(Address::parse("news@mail.other.example").unwrap());
-    })
-    .await;
-    let tried = owe(&bench, &["d@four.example"], |_| {}).await;
+    let plain = bench.owe(&["a@one.example"], |_| {}).await;
+    let of_account = bench.owe(&["b@two.example"], |new| new.account = Some(ACCOUNT)).await;
+    let news = bench
+        .owe(&["c@three.example"], |new| {
+            new.class = Class::Marketing;
+            new.reverse_path.0 = Some(Address::parse("news@mail.other.example").unwrap());
+        })
+        .await;
+    let tried = bench.owe(&["d@four.example"], |_| {}).await;
     let claim = bench.claim_all().into_iter().find(|claim| claim.queue_id == tried).unwrap();
     let outcomes = all(&claim, &deferred());
     bench.queue.settle(claim, outcomes, WALL).await.unwrap();
@@ -108,7 +95,7 @@ async fn each_filter_finds_what_it_names_and_nothing_else() {
         of: Box::new(|domain| ["two.example", "three.example"].contains(&domain.as_str()).then(|| "big".into())),
     });
     let big = Some("big".to_owned());
-    let one = |filter: Filter| listed(&bench, &filter);
+    let one = |filter: Filter| bench.listed(&filter);
     let none = Filter::default;
     assert_eq!(one(Filter { account: Some(ACCOUNT), ..none() }), [of_account]);
     assert_eq!(one(Filter { class: Some(Class::Marketing), ..none() }), [news]);
@@ -128,7 +115,7 @@ async fn each_filter_finds_what_it_names_and_nothing_else() {
 async fn a_page_looks_at_so_many_records_and_says_where_to_go_on() {
     let bench = Bench::new().await;
     for number in 0..20 {
-        owe(&bench, &[if number == 15 { "a@rare.example" } else { "a@one.example" }], |_| {}).await;
+        bench.owe(&[if number == 15 { "a@rare.example" } else { "a@one.example" }], |_| {}).await;
     }
     let filter = Filter { recipient_domain: Some(domain("rare.example")), ..Filter::default() };
     let (mut after, mut found, mut walks) = (None, 0, 0);
@@ -153,13 +140,13 @@ async fn an_act_on_many_applies_to_who_fits_and_its_beginning_and_end_are_on_rec
     let bench = Bench::new().await;
     let mut ids = Vec::new();
     for _ in 0..30 {
-        ids.push(owe(&bench, &["a@one.example", "b@two.example"], |_| {}).await);
+        ids.push(bench.owe(&["a@one.example", "b@two.example"], |_| {}).await);
     }
     let filter = Filter { recipient_domain: Some(domain("one.example")), ..Filter::default() };
     let sum = bench.queue.sum(&admin(), &filter, Some(BulkAct::Hold)).unwrap();
     assert_eq!((sum.messages, sum.waiting, sum.held, sum.oldest), (30, 30, 0, Some(WALL)));
     assert!(
-        listed(&bench, &Filter { state: Some(Standing::Held), ..Filter::default() }).is_empty(),
+        bench.listed(&Filter { state: Some(Standing::Held), ..Filter::default() }).is_empty(),
         "nothing is changed"
     );
     let done = carry_out(&bench, &admin(), BulkAct::Hold, filter.clone()).await.unwrap();
@@ -184,7 +171,7 @@ async fn an_act_on_many_applies_to_who_fits_and_its_beginning_and_end_are_on_rec
 #[tokio::test]
 async fn only_who_may_change_a_tenants_queue_acts_on_many_of_it() {
     let bench = Bench::new().await;
-    owe(&bench, &["a@one.example"], |_| {}).await;
+    bench.owe(&["a@one.example"], |_| {}).await;
     let own = Filter { tenant: Some(TenantId(2)), ..Filter::default() };
     for (role, filter, may) in [
         (Role::Developer(TenantId(2)), own.clone(), true),
@@ -211,24 +198,24 @@ async fn only_who_may_change_a_tenants_queue_acts_on_many_of_it() {
 async fn an_act_that_lasts_reaches_what_comes_later_also_after_a_restart_and_until_its_end() {
     let mut bench = Bench::new().await;
     let hour = Some(LASTING_MAX);
-    let first = owe(&bench, &["a@one.example"], |_| {}).await;
+    let first = bench.owe(&["a@one.example"], |_| {}).await;
     let hold = begin(&bench, &admin(), BulkAct::Hold, to("one.example"), hour).await.unwrap();
     assert!(bench.claim_all().is_empty(), "nothing is handed out even before it was reached");
     work(&bench).await;
     assert_eq!(bench.queue.sweep_numbered(&admin(), hold.number).unwrap().state, SweepState::Lasting);
     bench.reopen().await;
-    let later = owe(&bench, &["b@one.example", "c@two.example"], |_| {}).await;
-    let other = owe(&bench, &["d@two.example"], |_| {}).await;
+    let later = bench.owe(&["b@one.example", "c@two.example"], |_| {}).await;
+    let other = bench.owe(&["d@two.example"], |_| {}).await;
     let claims = bench.claim_all();
     assert!(claims.iter().all(|claim| claim.record.lane.next_hop == domain("two.example")), "{claims:?}");
     work(&bench).await;
     let held = Filter { state: Some(Standing::Held), ..Filter::default() };
     // Both were made in the same millisecond, so either id may be the lower one.
-    assert_eq!(BTreeSet::from_iter(listed(&bench, &held)), BTreeSet::from([first, later]));
+    assert_eq!(BTreeSet::from_iter(bench.listed(&held)), BTreeSet::from([first, later]));
     drop(claims);
     assert_ne!(other, later);
     bench.queue.end_sweep(&admin(), hold.number, WALL).await.unwrap();
-    let after = owe(&bench, &["e@one.example"], |_| {}).await;
+    let after = bench.owe(&["e@one.example"], |_| {}).await;
     assert_eq!(bench.claim_all().iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [after]);
     assert!(bench.queue.end_sweep(&admin(), hold.number, WALL).await.is_err(), "it is over");
 }
@@ -249,7 +236,7 @@ async fn acts_on_a_deleted_tenants_mail_end_and_of_the_last_one_only_its_number_
         let shown: Vec<_> = left.iter().map(|sweep| (sweep.number, sweep.state.is_over())).collect();
         assert_eq!(shown, [(4, true), (2, false)]);
         assert_eq!((left[0].filter.clone(), left[0].by.as_str()), (Filter::default(), ""));
-        owe(&bench, &["a@secret.example"], |_| {}).await;
+        bench.owe(&["a@secret.example"], |_| {}).await;
         assert_eq!(bench.claim_all().len(), 1, "nothing holds it any more");
         bench.reopen().await;
         bench.claim_all();
@@ -261,7 +248,7 @@ async fn acts_on_a_deleted_tenants_mail_end_and_of_the_last_one_only_its_number_
 #[tokio::test]
 async fn an_act_on_what_is_there_leaves_alone_what_comes_later() {
     let bench = Bench::new().await;
-    let there = owe(&bench, &["b@one.example"], |_| {}).await;
+    let there = bench.owe(&["b@one.example"], |_| {}).await;
     begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), None).await.unwrap();
     let later = message(&["a@one.example"]);
     let id = later.id;
@@ -275,7 +262,7 @@ async fn an_act_on_what_is_there_leaves_alone_what_comes_later() {
 #[tokio::test]
 async fn an_act_that_comes_back_from_a_backup_is_over_and_lets_go_of_nothing() {
     let mut bench = Bench::new().await;
-    let held = owe(&bench, &["a@one.example"], |_| {}).await;
+    let held = bench.owe(&["a@one.example"], |_| {}).await;
     bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
     let release = begin(&bench, &admin(), BulkAct::Release, to("one.example"), None).await.unwrap();
     let own = [&[prefix::SWEEP][..], &release.number.to_be_bytes()].concat();
@@ -296,7 +283,7 @@ async fn an_act_goes_on_behind_what_it_has_passed_after_a_stop_and_after_a_crash
     for is_crash in [false, true] {
         let mut bench = Bench::new().await;
         for _ in 0..MANY {
-            owe(&bench, &["a@one.example"], |_| {}).await;
+            bench.owe(&["a@one.example"], |_| {}).await;
         }
         let hold = begin(&bench, &admin(), BulkAct::Hold, to("one.example"), None).await.unwrap();
         // The second page fails: a crash, or a full disk, in the middle of the act.
@@ -331,7 +318,7 @@ async fn an_act_goes_on_behind_what_it_has_passed_after_a_stop_and_after_a_crash
 async fn an_act_ends_between_two_messages_and_says_up_to_where_it_came() {
     let bench = Bench::new().await;
     for _ in 0..90 {
-        owe(&bench, &["a@one.example"], |_| {}).await;
+        bench.owe(&["a@one.example"], |_| {}).await;
     }
     let (asked, counts, filter, actor) = (AtomicUsize::new(0), Counts::default(), to("one.example"), admin());
     let is_over = || asked.fetch_add(1, Ordering::AcqRel) >= 10;
@@ -346,7 +333,7 @@ async fn an_act_ends_between_two_messages_and_says_up_to_where_it_came() {
     };
     let passed = bench.queue.sweep_page(&round, None, WALL).await.unwrap();
     assert!(!passed.is_end && counts.done().messages == 10, "{:?}", counts.done());
-    assert_eq!(passed.reached, listed(&bench, &Filter::default()).get(9).copied());
+    assert_eq!(passed.reached, bench.listed(&Filter::default()).get(9).copied());
     let passed = bench.queue.sweep_page(&Round { is_over: &|| false, ..round }, passed.reached, WALL).await.unwrap();
     assert!(passed.is_end && counts.done().messages == 90, "{:?}", counts.done());
 }
@@ -355,7 +342,7 @@ async fn an_act_ends_between_two_messages_and_says_up_to_where_it_came() {
 async fn an_act_waits_out_a_full_disk_and_says_so_and_a_conflict_is_counted() {
     for lasting in [None, Some(LASTING_MAX)] {
         let bench = Bench::new().await;
-        owe(&bench, &["a@one.example"], |_| {}).await;
+        bench.owe(&["a@one.example"], |_| {}).await;
         let cancel = begin(&bench, &admin(), BulkAct::Cancel, to("one.example"), lasting).await.unwrap();
         let now = || bench.queue.sweep_numbered(&admin(), cancel.number).unwrap();
         bench.store.fail_next(1, CommitError::Full("the test".into()));
@@ -366,7 +353,7 @@ async fn an_act_waits_out_a_full_disk_and_says_so_and_a_conflict_is_counted() {
         let after = if lasting.is_some() { SweepState::Lasting } else { SweepState::Done };
         assert_eq!((now().state, now().done.messages, now().trouble), (after, 1, None));
         if lasting.is_some() {
-            owe(&bench, &["b@one.example"], |_| {}).await;
+            bench.owe(&["b@one.example"], |_| {}).await;
             assert!(bench.claim_all().is_empty());
             bench.store.fail_next(1, CommitError::Conflict);
             bench.queue.work_off(&crate::background::Shutdown::new(), false).await;
@@ -389,9 +376,9 @@ async fn an_act_on_a_provider_goes_on_until_it_is_known_where_all_mail_goes() {
         SiteNames { called: Box::new(|text| (text == "big").then(|| "big".into())), of: Box::new(of) }
     };
     bench.queue.name_sites_with(names(&known));
-    let first = owe(&bench, &["a@one.example"], |_| {}).await;
-    let later = owe(&bench, &["b@two.example"], |_| {}).await;
-    let other = owe(&bench, &["c@three.example"], |_| {}).await;
+    let first = bench.owe(&["a@one.example"], |_| {}).await;
+    let later = bench.owe(&["b@two.example"], |_| {}).await;
+    let other = bench.owe(&["c@three.example"], |_| {}).await;
     let filter = Filter { provider: Some("big".to_owned()), ..Filter::default() };
     let hold = begin(&bench, &admin(), BulkAct::Hold, filter, None).await.unwrap();
     work(&bench).await;
@@ -409,7 +396,7 @@ async fn an_act_on_a_provider_goes_on_until_it_is_known_where_all_mail_goes() {
     assert_eq!((now(&bench).state, now(&bench).done.messages, now(&bench).undecided), (SweepState::Done, 2, 0));
     let free: BTreeSet<QueueId> = bench.claim_all().iter().map(|claim| claim.queue_id).collect();
     assert_eq!(free, BTreeSet::from([first, other]));
-    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Held), ..Filter::default() }), [later]);
+    assert_eq!(bench.listed(&Filter { state: Some(Standing::Held), ..Filter::default() }), [later]);
 }
 
 #[tokio::test]
@@ -431,8 +418,8 @@ async fn a_look_begins_where_the_last_one_began_however_long_ago_that_was() {
 #[tokio::test]
 async fn what_is_expired_by_an_operator_is_told_to_its_sender_and_what_is_being_tried_is_left_alone() {
     let bench = Bench::new().await;
-    let waits = owe(&bench, &["a@one.example"], |_| {}).await;
-    let tried = owe(&bench, &["b@one.example"], |_| {}).await;
+    let waits = bench.owe(&["a@one.example"], |_| {}).await;
+    let tried = bench.owe(&["b@one.example"], |_| {}).await;
     let claims = bench.claim_all();
     let (mine, others): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.queue_id == tried);
     others.into_iter().for_each(|claim| bench.queue.release(claim, Duration::ZERO));
@@ -454,9 +441,9 @@ async fn what_is_expired_by_an_operator_is_told_to_its_sender_and_what_is_being_
 #[tokio::test]
 async fn of_a_provider_nobody_knows_nothing_is_meant() {
     let bench = Bench::new().await;
-    owe(&bench, &["a@one.example"], |_| {}).await;
+    bench.owe(&["a@one.example"], |_| {}).await;
     let filter = Filter { provider: Some("gmail".to_owned()), ..Filter::default() };
-    assert!(listed(&bench, &filter).is_empty());
+    assert!(bench.listed(&filter).is_empty());
     begin(&bench, &admin(), BulkAct::Hold, filter, None).await.unwrap();
     assert_eq!(bench.claim_all().len(), 1);
 }
@@ -479,7 +466,7 @@ async fn an_act_that_cannot_last_or_has_no_sense_is_refused() {
 #[tokio::test]
 async fn the_shape_counts_recipients_by_destination_and_age() {
     let bench = Bench::new().await;
-    owe(&bench, &["a@one.example", "b@one.example", "c@two.example"], |_| {}).await;
+    bench.owe(&["a@one.example", "b@one.example", "c@two.example"], |_| {}).await;
     let shape = bench.queue.shape(&admin(), &Filter::default(), Timestamp(WALL.0 + 12 * 60_000)).unwrap();
     let rows: Vec<(&str, u64)> = shape.destinations.iter().map(|(to, row)| (to.as_str(), row.by_age[2])).collect();
     assert_eq!(rows, [("one.example", 2), ("two.example", 1)]);

@@ -118,13 +118,13 @@ impl Queue {
         };
         // Held until the commit has ended, so that the walk at the end of the pause sees it.
         let pausing = self.pausing(message.account).await;
-        let owed = match &pausing {
-            Some(_) => {
-                note_pause(&mut batch, &message, now);
-                write_message(&mut batch, message, (RecipientState::Paused, times))
-            }
-            None => write_message(&mut batch, message, (RecipientState::Waiting, times)),
+        let state = if pausing.is_some() {
+            note_pause(&mut batch, &message, now);
+            RecipientState::Paused
+        } else {
+            RecipientState::Waiting
         };
+        let owed = write_message(&mut batch, message, (state, times));
         self.in_memory().expect(owed.iter().map(|loaded| (id, loaded.0)));
         let mut marks = Marks { queue: self, id, numbers: owed.iter().map(|loaded| loaded.0).collect() };
         let committed = self.commit(batch).await;

@@ -439,7 +439,7 @@ mod scale_tests;
 #[cfg(test)]
 mod sweep_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod verb_tests;
 #[cfg(test)]

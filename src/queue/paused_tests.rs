@@ -16,19 +16,6 @@ fn admin() -> Actor {
     Actor::local(0)
 }
 
-async fn owe(bench: &Bench, to: &[&str], change: impl FnOnce(&mut NewMessage)) -> QueueId {
-    let mut new = message(to);
-    change(&mut new);
-    let id = new.id;
-    bench.queue.enqueue(new, WALL).await.unwrap();
-    id
-}
-
-fn listed(bench: &Bench, filter: &Filter) -> Vec<QueueId> {
-    let page = bench.queue.list(&admin(), filter, None, 100).unwrap();
-    page.messages.into_iter().map(|listed| listed.id).collect()
-}
-
 /// A queue whose accounts are paused by what is in the set.
 async fn with_pauses() -> (Bench, Arc<StdMutex<Option<SmtpAccountId>>>) {
     let paused = Arc::new(StdMutex::new(None));
@@ -41,9 +28,9 @@ async fn with_pauses() -> (Bench, Arc<StdMutex<Option<SmtpAccountId>>>) {
 #[tokio::test]
 async fn mail_of_a_paused_account_is_held_over_a_restart_and_goes_on_when_it_is_released() {
     let (mut bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let held = owe(&bench, &["h@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let other = owe(&bench, &["b@one.example"], |_| {}).await;
+    let own = bench.owe(&["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let held = bench.owe(&["h@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let other = bench.owe(&["b@one.example"], |_| {}).await;
     bench.queue.hold(&admin(), held, &[], WALL).await.unwrap();
     *paused.lock().unwrap() = Some(ACCOUNT);
     let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
@@ -56,7 +43,7 @@ async fn mail_of_a_paused_account_is_held_over_a_restart_and_goes_on_when_it_is_
         why[0].sentence.starts_with("held with its SMTP account, not tried yet: SMTP account x is paused"),
         "{why:?}"
     );
-    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
+    assert_eq!(bench.listed(&Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
     *paused.lock().unwrap() = None;
     bench.queue.resume_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();
     let claims = bench.claim_all();
@@ -72,8 +59,8 @@ async fn mail_that_comes_in_while_its_account_is_paused_is_stored_so_and_stops_n
     let (bench, paused) = with_pauses().await;
     *paused.lock().unwrap() = Some(ACCOUNT);
     for number in 0..20 {
-        let late = owe(&bench, &["a@one.example", "b@two.example"], |new| new.account = Some(ACCOUNT)).await;
-        let other = owe(&bench, &[&format!("b{number}@one.example")], |_| {}).await;
+        let late = bench.owe(&["a@one.example", "b@two.example"], |new| new.account = Some(ACCOUNT)).await;
+        let other = bench.owe(&[&format!("b{number}@one.example")], |_| {}).await;
         let claims = bench.claim_all();
         assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other]);
         let why = bench.queue.why(&admin(), late).unwrap();
@@ -91,16 +78,16 @@ async fn mail_that_comes_in_while_its_account_is_paused_is_stored_so_and_stops_n
 #[tokio::test]
 async fn what_was_queued_before_a_pause_is_put_aside_singly_while_the_tenant_s_other_mail_goes() {
     let (bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
-    let early = owe(&bench, &["b@one.example"], |_| {}).await;
+    let own = bench.owe(&["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let early = bench.owe(&["b@one.example"], |_| {}).await;
     *paused.lock().unwrap() = Some(ACCOUNT);
     let claims = bench.claim_all();
     assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [early]);
-    let other = owe(&bench, &["c@two.example"], |_| {}).await;
+    let other = bench.owe(&["c@two.example"], |_| {}).await;
     let claims = bench.claim_all();
     assert_eq!(claims.iter().map(|claim| claim.queue_id).collect::<Vec<_>>(), [other], "its tenant does not wait");
     bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
-    assert_eq!(listed(&bench, &Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
+    assert_eq!(bench.listed(&Filter { state: Some(Standing::Paused), ..Filter::default() }), [own]);
     bench.pass(60_000);
     assert!(bench.claim_all().is_empty());
     let all_of_it = Filter { account: Some(ACCOUNT), ..Filter::default() };
@@ -113,14 +100,14 @@ async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever()
     let (bench, paused) = with_pauses().await;
     for number in 0..5_100 {
         let to = format!("a{number}@d{}.example", number % 10);
-        owe(&bench, &[&to], |new| new.account = Some(ACCOUNT)).await;
+        bench.owe(&[&to], |new| new.account = Some(ACCOUNT)).await;
     }
     *paused.lock().unwrap() = Some(ACCOUNT);
     assert_eq!(bench.claim_all().len(), 0);
     for _ in 0..10 {
         bench.claim_all();
     }
-    let other = owe(&bench, &["c@two.example"], |_| {}).await;
+    let other = bench.owe(&["c@two.example"], |_| {}).await;
     assert!(bench.queue.lanes().is_empty(), "its tenant waits for the walk");
     bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
     assert_eq!(bench.count(prefix::DUE), 1);
@@ -132,10 +119,10 @@ async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever()
 async fn a_lane_full_of_a_paused_account_s_mail_is_put_aside_by_and_by_and_the_rest_of_it_goes() {
     let (bench, paused) = with_pauses().await;
     for number in 0..2_500 {
-        owe(&bench, &[&format!("a{number}@one.example")], |new| new.account = Some(ACCOUNT)).await;
+        bench.owe(&[&format!("a{number}@one.example")], |new| new.account = Some(ACCOUNT)).await;
     }
-    let same_lane = owe(&bench, &["b@one.example"], |_| {}).await;
-    let other_lane = owe(&bench, &["c@two.example"], |_| {}).await;
+    let same_lane = bench.owe(&["b@one.example"], |_| {}).await;
+    let other_lane = bench.owe(&["c@two.example"], |_| {}).await;
     *paused.lock().unwrap() = Some(ACCOUNT);
     let mut gone = Vec::new();
     for round in 0..5 {
@@ -206,7 +193,7 @@ async fn a_pause_that_ends_while_its_mail_is_being_written_leaves_none_of_it_beh
 #[tokio::test]
 async fn mail_found_at_a_claim_is_not_held_once_the_pause_is_over() {
     let (bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let own = bench.owe(&["a@one.example"], |new| new.account = Some(ACCOUNT)).await;
     *paused.lock().unwrap() = Some(ACCOUNT);
     assert!(bench.claim_all().is_empty());
     *paused.lock().unwrap() = None;
@@ -219,7 +206,7 @@ async fn mail_found_at_a_claim_is_not_held_once_the_pause_is_over() {
 #[tokio::test]
 async fn an_attempt_under_way_when_its_account_is_paused_is_recorded_and_not_repeated() {
     let (bench, paused) = with_pauses().await;
-    let own = owe(&bench, &["a@one.example", "b@one.example"], |new| new.account = Some(ACCOUNT)).await;
+    let own = bench.owe(&["a@one.example", "b@one.example"], |new| new.account = Some(ACCOUNT)).await;
     let claim = bench.claim_all().remove(0);
     *paused.lock().unwrap() = Some(ACCOUNT);
     let done = bench.queue.pause_account(&admin(), (TenantId(2), ACCOUNT), WALL).await.unwrap();

@@ -1,6 +1,6 @@
 //! Acts on many messages beside one another: whose turn it is, how many there may be, and what they cost meanwhile.
 
-use super::tests::{Bench, WALL, message};
+use super::tests::{Bench, WALL};
 use super::*;
 use crate::access::{Actor, Role};
 use crate::background::Shutdown;
@@ -28,12 +28,11 @@ fn asked(act: BulkAct, filter: Filter) -> NewSweep {
 }
 
 async fn owe(bench: &Bench, to: &str, tenant: TenantId, account: Option<SmtpAccountId>) -> QueueId {
-    let mut new = message(&[to]);
-    (new.tenant, new.account) = (tenant, account);
-    new.recipients.iter_mut().filter_map(|one| one.lane.as_mut()).for_each(|lane| lane.tenant = tenant);
-    let id = new.id;
-    bench.queue.enqueue(new, WALL).await.unwrap();
-    id
+    let of_theirs = |new: &mut NewMessage| {
+        (new.tenant, new.account) = (tenant, account);
+        new.recipients.iter_mut().filter_map(|one| one.lane.as_mut()).for_each(|lane| lane.tenant = tenant);
+    };
+    bench.owe(&[to], of_theirs).await
 }
 
 async fn work(bench: &Bench) {

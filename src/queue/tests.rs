@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::claim::Discovery;
 use super::clock::Clock;
 use super::*;
+use crate::access::Actor;
 use crate::events::{Event, EventKind, MailEvent, NoticeKind, Peer, Why};
 use crate::mail::{Address, Body, Class, Hold, MailParameters, Notify, Reply, ReversePath, Sealed};
 use crate::routing::TransportName;
@@ -44,6 +45,22 @@ impl Bench {
 
     pub(super) fn pass(&self, millis: u64) {
         self.clock.fetch_add(millis, Ordering::AcqRel);
+    }
+
+    /// Owes a message to these, changed before.
+    pub(super) async fn owe(&self, to: &[&str], change: impl FnOnce(&mut NewMessage)) -> QueueId {
+        let mut new = message(to);
+        change(&mut new);
+        let id = new.id;
+        self.queue.enqueue(new, WALL).await.unwrap();
+        id
+    }
+
+    /// What an operator finds with that filter, all on one page.
+    pub(super) fn listed(&self, filter: &Filter) -> Vec<QueueId> {
+        let page = self.queue.list(&Actor::local(0), filter, None, 100).unwrap();
+        assert_eq!(page.next, None);
+        page.messages.into_iter().map(|listed| listed.id).collect()
     }
 
     /// Claims everything due.
@@ -92,7 +109,7 @@ pub(super) fn lane_to(domain: &str) -> Lane {
     }
 }
 
-pub(super) fn message(to: &[&str]) -> NewMessage {
+pub(crate) fn message(to: &[&str]) -> NewMessage {
     let recipient = |address: &&str| {
         let address = Address::parse(address).unwrap();
         let lane = Some(lane_to(address.domain().as_str()));
@@ -213,7 +230,7 @@ async fn a_restored_queue_holds_its_mail_and_drops_the_notices_it_owed() {
     let claim = bench.claim_all().remove(0);
     let outcomes = all(&claim, &bounced());
     bench.queue.settle(claim, outcomes, WALL).await.unwrap();
-    let held = bench.queue.hold_all(&crate::access::Actor::system("restored from a backup"), WALL).await.unwrap();
+    let held = bench.queue.hold_all(&Actor::system("restored from a backup"), WALL).await.unwrap();
     assert_eq!((held.messages, held.notices_dropped), (1, 1));
     bench.pass(10 * MINUTE);
     assert_eq!(bench.queue.owed_notices(10).unwrap(), [], "it may have been sent since");

@@ -83,6 +83,13 @@ impl Act {
         self
     }
 
+    /// On something of that tenant, or of the instance.
+    #[must_use]
+    pub fn of_any(mut self, tenant: Option<TenantId>) -> Self {
+        self.tenant = tenant;
+        self
+    }
+
     /// What the short-lived log of events shows as the subject, if it may say more.
     #[must_use]
     pub fn shown(mut self, subject: impl Into<String>) -> Self {

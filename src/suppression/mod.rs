@@ -527,10 +527,7 @@ fn wanted(key: &[u8], value: &[u8], search: &Search) -> Option<Entry> {
 }
 
 fn require(actor: &Actor, place: Place, action: Action) -> Result<(), AdminError> {
-    let permission = match action {
-        Action::Read => Permission::Read(Resource::Suppressions, place.tenant),
-        Action::Write => Permission::Write(Resource::Suppressions, place.tenant),
-    };
+    let permission = Permission::of(Resource::Suppressions, Some(place.tenant), action);
     Ok(actor.require_part(permission, place.account)?)
 }
 

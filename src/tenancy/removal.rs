@@ -35,7 +35,7 @@ impl Tenancy {
             forget(tenant).await?;
         }
         if self.parts.accounts.tenant(tenant).is_some() {
-            self.parts.accounts.remove_tenant(actor, tenant, &[], now).await?;
+            self.parts.accounts.remove_tenant(actor, tenant, now).await?;
         }
         let turn = self.desk.turn().await;
         let mut batch = Batch::new();

@@ -122,7 +122,8 @@ impl Problem {
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         if !self.errors.is_empty() && !other.errors.is_empty() {
-            self.detail = format!("{}; {}", self.detail, other.detail);
+            self.detail.push_str("; ");
+            self.detail.push_str(&other.detail);
             self.errors.extend(other.errors);
         }
         self
@@ -177,13 +178,14 @@ impl Problem {
 pub fn all_read<T>(read: impl IntoIterator<Item = Result<T, Problem>>) -> Result<Vec<T>, Problem> {
     let (mut good, mut wrong) = (Vec::new(), None::<Problem>);
     for one in read {
-        match (one, wrong.take()) {
-            (Ok(one), before) => {
-                good.push(one);
-                wrong = before;
+        match one {
+            Ok(one) => good.push(one),
+            Err(problem) => {
+                wrong = Some(match wrong.take() {
+                    None => problem,
+                    Some(before) => before.and(problem),
+                })
             }
-            (Err(problem), None) => wrong = Some(problem),
-            (Err(problem), Some(before)) => wrong = Some(before.and(problem)),
         }
     }
     wrong.map_or(Ok(good), Err)

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::burden::Held;
 use super::problem::Problem;
+use super::server::STREAMED;
 use crate::access::Actor;
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
@@ -45,9 +46,6 @@ pub const SECRET_FIELDS: &[&str] =
 const ID_POINTERS: &[&str] = &["/id", "/key/id", "/user/id", "/account/login", "/account/id", "/webhook/id"];
 /// Routes that know by the id reserved for them what was done before a crash, and may be carried out again.
 const REPEATABLE: &[&str] = &["/messages", "/messages/batch"];
-
-/// Routes whose body is too large to be held: they take it in pieces first, and end by [`Deferred::once`].
-const STREAMED: &[&str] = &["/tenants/{tenant}/suppression-imports"];
 
 /// A request with a key whose handler takes the body itself.
 #[derive(Clone)]
@@ -89,6 +87,7 @@ pub async fn once(State(replays): State<Arc<Replays>>, mut request: Request, nex
     let Some(actor) = request.extensions().get::<Actor>().map(|actor| actor.name.clone()) else {
         return next.run(request).await;
     };
+    // Too large to be held: their handlers take the body in pieces first, and end by [`Deferred::once`].
     if is_route(request.extensions(), STREAMED) {
         let (parts, body) = request.into_parts();
         let deferred = Deferred { replays, name: Name::of(&actor, &key), head: head(&parts) };

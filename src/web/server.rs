@@ -224,7 +224,7 @@ const SECURITY_HEADERS: [(HeaderName, &str); 7] = [
 
 /// Routes that take a large body in pieces, by the end of their path: a request of theirs may last as long as pieces
 /// of its body come.
-const STREAMED: &[&str] = &["/suppression-imports"];
+pub(super) const STREAMED: &[&str] = &["/suppression-imports"];
 /// How long it may last at most: 256 MiB at 100 kbit/s.
 pub const UPLOAD_TIME_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 

@@ -555,11 +555,7 @@ impl Webhooks {
 
 /// An endpoint is told of all of a tenant's mail, so nobody who is narrowed to some of it has a part in one.
 fn require(actor: &Actor, tenant: TenantId, action: Action) -> Result<(), AdminError> {
-    let permission = match action {
-        Action::Read => Permission::Read(Resource::Webhooks, tenant),
-        Action::Write => Permission::Write(Resource::Webhooks, tenant),
-    };
-    Ok(actor.require_part(permission, None)?)
+    Ok(actor.require_part(Permission::of(Resource::Webhooks, Some(tenant), action), None)?)
 }
 
 fn attempt_key(id: WebhookId, name: &str) -> Result<Key, AdminError> {

@@ -117,7 +117,7 @@ fn require(actor: &Actor, filter: &TraceFilter) -> Result<(), Problem> {
 /// their pseudonyms.
 async fn write_down(parts: &Parts, actor: &Actor, (trace, filter): (u64, &TraceFilter)) -> Result<(), AdminError> {
     let act = Act::new("trace.begin", format!("trace {trace}"));
-    let act = filter.tenant.map_or(act.clone(), |tenant| act.of(tenant));
+    let act = act.of_any(filter.tenant);
     let hidden = |text: &String| pseudonym(filter.tenant.unwrap_or(TenantId(0)), &text.to_ascii_lowercase());
     let mut facts = vec![
         ("vip", filter.vip.map(|vip| vip.to_string())),
