@@ -439,30 +439,33 @@ impl Breaker {
         }
     }
 
+    /// One account's failure keeps no other from its turn; the first is told.
     async fn hold_some(&self, queue: &Queue) -> Result<(), AdminError> {
         let moving: Vec<Pause> = {
             let pauses = records::read(&self.pauses);
             pauses.values().filter(|pause| pause.stage != Stage::Held).cloned().collect()
         };
+        let mut all = Ok(());
         for pause in moving {
-            let (of, now) = ((pause.tenant, pause.account), Timestamp::now());
-            if pause.stage == Stage::Holding {
-                let by = Actor::system(&format!("SMTP account {} is paused", pause.login));
-                let done = queue.pause_account(&by, of, now).await?;
-                tracing::info!(login = pause.login, messages = done.messages, "mail of a paused SMTP account is held");
-                self.reached(&pause, Some(Stage::Held)).await?;
-            } else {
-                let by = Actor::system(&format!("SMTP account {} was released", pause.login));
-                let done = queue.resume_account(&by, of, now).await?;
-                tracing::info!(
-                    login = pause.login,
-                    messages = done.messages,
-                    "mail of a released SMTP account goes on"
-                );
-                self.reached(&pause, None).await?;
-            }
+            all = all.and(self.move_on(queue, &pause).await);
         }
-        queue.put_found_aside(&Actor::system("its SMTP account is paused"), Timestamp::now()).await
+        let found = queue.put_found_aside(&Actor::system("its SMTP account is paused"), Timestamp::now()).await;
+        all.and(found)
+    }
+
+    async fn move_on(&self, queue: &Queue, pause: &Pause) -> Result<(), AdminError> {
+        let (of, now) = ((pause.tenant, pause.account), Timestamp::now());
+        if pause.stage == Stage::Holding {
+            let by = Actor::system(&format!("SMTP account {} is paused", pause.login));
+            let done = queue.pause_account(&by, of, now).await?;
+            tracing::info!(login = pause.login, messages = done.messages, "mail of a paused SMTP account is held");
+            self.reached(pause, Some(Stage::Held)).await
+        } else {
+            let by = Actor::system(&format!("SMTP account {} was released", pause.login));
+            let done = queue.resume_account(&by, of, now).await?;
+            tracing::info!(login = pause.login, messages = done.messages, "mail of a released SMTP account goes on");
+            self.reached(pause, None).await
+        }
     }
 
     /// Stores how far a pause is, unless somebody said otherwise meanwhile; `None` is its end.

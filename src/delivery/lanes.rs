@@ -52,7 +52,7 @@ impl Entry {
         match self {
             Self::LookingUp => true,
             Self::Known { found: Ok(_), until, .. } => now < after(*until, stale_max),
-            Self::Known { until, refreshed, .. } => now < *until || refreshed.is_some(),
+            Self::Known { until, .. } => now < *until,
         }
     }
 }
@@ -136,7 +136,9 @@ impl Places {
     }
 
     pub(super) fn forget_old(&mut self, stale_max: Duration, now: Instant) {
-        self.known.retain(|_, entry| entry.may_serve(stale_max, now));
+        // What is being asked for anew is not asked for once more beside that.
+        let is_asked_for = |entry: &Entry| matches!(entry, Entry::Known { refreshed: Some(_), .. });
+        self.known.retain(|_, entry| entry.may_serve(stale_max, now) || is_asked_for(entry));
     }
 
     /// Settings changed: everything is looked up anew, also what is being looked up now.
@@ -200,6 +202,7 @@ mod tests {
         assert!(matches!(standing(&places, 101), Standing::At(site) if &*site.name == "old"));
         places.forget_old(settings.site_stale_max, at(200));
         assert!(matches!(standing(&places, 359), Standing::At(_)));
+        places.forget_old(settings.site_stale_max, at(360));
         assert!(matches!(standing(&places, 360), Standing::LookingUp), "older than it may be");
         places.learn(place.clone(), Ok(site("new")), &settings, at(361));
         assert!(matches!(standing(&places, 361), Standing::At(site) if &*site.name == "new"));

@@ -88,10 +88,8 @@ pub enum ToGmail {
 pub struct Traffic {
     /// How mail goes to Gmail, whoever sent it.
     pub to_gmail: ToGmail,
-    /// Recipients delivered.
-    pub delivered: u64,
-    /// Complaints.
-    pub complaints: u64,
+    /// Recipients delivered, and complaints; `None` is not for whoever asks.
+    pub counted: Option<(u64, u64)>,
 }
 
 /// What DNS says of an address mail leaves by.
@@ -206,11 +204,14 @@ fn tls(to_gmail: ToGmail) -> (Stand, String) {
 }
 
 fn complaints(traffic: Traffic) -> (Stand, String) {
-    if traffic.delivered < DELIVERED_MIN {
+    let Some((of, about)) = traffic.counted else {
+        let why = "complaints are counted for the whole tenant, and you see a part of its mail";
+        return (Stand::Unknown, why.to_owned());
+    };
+    if of < DELIVERED_MIN {
         return (Stand::Unknown, format!("fewer than {DELIVERED_MIN} deliveries within a day say nothing"));
     }
-    let per_million = traffic.complaints.saturating_mul(1_000_000) / traffic.delivered;
-    let (about, of) = (traffic.complaints, traffic.delivered);
+    let per_million = about.saturating_mul(1_000_000) / of;
     let counted = format!("{about} complaints about {of} deliveries of the tenant within a day");
     match per_million {
         FAILING_PER_MILLION.. => (Stand::Failing, format!("{counted}: 0.3 % is never to be reached")),
@@ -326,9 +327,10 @@ mod tests {
             (10_000, 29, Stand::Warning),
             (10_000, 30, Stand::Failing),
         ] {
-            let items = judge(&[], &[], Traffic { delivered, complaints, ..Traffic::default() });
+            let items = judge(&[], &[], Traffic { counted: Some((delivered, complaints)), ..Traffic::default() });
             assert_eq!(stand(&items, Rule::Complaints), expected, "{complaints} of {delivered}");
         }
+        assert_eq!(stand(&judge(&[], &[], Traffic::default()), Rule::Complaints), Stand::Unknown);
     }
 
     #[test]

@@ -106,9 +106,11 @@ impl Operations {
         folder.sync_all().await.map_err(|error| unwritten(&error))?;
         let mut operation = upload.operation.clone();
         operation.input = Some(upload.digest());
-        let begun = self.begin(actor, operation, now).await?;
+        // Whoever asked may go away while this is being recorded; a file of nothing recorded is removed at a start.
         upload.is_finished = true;
-        Ok(begun)
+        let begun = self.begin(actor, operation, now).await;
+        upload.is_finished = begun.is_ok();
+        begun
     }
 
     pub(super) fn import(

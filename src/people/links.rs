@@ -120,6 +120,10 @@ impl People {
             user.state = UserState::Active;
         }
         batch.set(user_key(user.id), codec::encode(&user));
+        // Whoever else has a link for a new password shall not choose another one.
+        for key in self.links_for(|purpose| purpose == Purpose::Reset(user.id))? {
+            batch.remove(key);
+        }
         let ended = self.end_in(&mut batch, user.id, None);
         let act = match link.purpose {
             Purpose::Activate(_) => "user.activate",

@@ -58,9 +58,13 @@ impl Found {
         }
     }
 
-    /// It was not put aside; whoever is crowded stays so.
-    fn note_again(&mut self, of: Of) {
-        self.messages.entry(of).or_default();
+    /// What was noted; whoever is crowded stays so and is among it each time, since nothing of his comes up.
+    fn take(&mut self) -> HashMap<Of, HashSet<QueueId>> {
+        let mut found = std::mem::take(&mut self.messages);
+        for of in &self.crowded {
+            found.entry(*of).or_default();
+        }
+        found
     }
 
     fn forget(&mut self, of: Of) {
@@ -129,25 +133,33 @@ impl Queue {
     }
 
     /// Holds mail that came up for delivery although its SMTP account is paused: it was queued before that,
-    /// or was released by hand. Call it every now and then.
+    /// or was released by hand. Call it every now and then. One account's failure keeps no other from its turn.
     ///
     /// # Errors
-    /// If the records could not be read or written; what is left comes up again.
+    /// The first, if the records could not be read or written; what is left comes up again.
     pub async fn put_found_aside(&self, actor: &Actor, now: Timestamp) -> Result<(), AdminError> {
-        let found: Vec<(Of, HashSet<QueueId>)> = self.found().messages.drain().collect();
+        let found = self.found().take();
+        let mut all = Ok(());
         for (of, messages) in found {
-            if !self.is_paused(of.1) {
+            let put = if !self.is_paused(of.1) {
                 self.go_on(of);
+                Ok(())
             } else if self.found().crowded.contains(&of) {
-                self.pause_account(actor, of, now).await.inspect_err(|_| self.found().note_again(of))?;
+                self.pause_account(actor, of, now).await.map(drop)
             } else {
-                let counts = Counts::default();
-                let apply = |id| self.apply((actor, Verb::Pause), id, Vec::new(), now);
-                let mut put = stream::iter(messages).map(apply).buffer_unordered(AT_ONCE);
-                while let Some(result) = put.next().await {
-                    counts.note(result)?;
-                }
-            }
+                self.put_aside(actor, messages, now).await
+            };
+            all = all.and(put);
+        }
+        all
+    }
+
+    async fn put_aside(&self, actor: &Actor, messages: HashSet<QueueId>, now: Timestamp) -> Result<(), AdminError> {
+        let counts = Counts::default();
+        let apply = |id| self.apply((actor, Verb::Pause), id, Vec::new(), now);
+        let mut put = stream::iter(messages).map(apply).buffer_unordered(AT_ONCE);
+        while let Some(result) = put.next().await {
+            counts.note(result)?;
         }
         Ok(())
     }

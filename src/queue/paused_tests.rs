@@ -116,6 +116,40 @@ async fn a_long_queue_of_a_paused_account_is_not_claimed_and_put_back_for_ever()
 }
 
 #[tokio::test]
+async fn a_failure_of_one_account_leaves_no_other_tenant_waiting_for_its_walk() {
+    let (bench, paused) = with_pauses().await;
+    let tenants = [TenantId(2), TenantId(3)];
+    let of = |tenant: TenantId, account: Option<SmtpAccountId>| {
+        move |new: &mut NewMessage| {
+            (new.tenant, new.account) = (tenant, account);
+            new.recipients.iter_mut().filter_map(|one| one.lane.as_mut()).for_each(|lane| lane.tenant = tenant);
+        }
+    };
+    for number in 0..5_100 {
+        let to = format!("a{number}@d{}.example", number % 10);
+        for tenant in tenants {
+            bench.owe(&[&to], of(tenant, Some(ACCOUNT))).await;
+        }
+    }
+    *paused.lock().unwrap() = Some(ACCOUNT);
+    while !bench.queue.lanes().is_empty() {
+        assert!(bench.claim_all().is_empty());
+    }
+    let mut others = Vec::new();
+    for tenant in tenants {
+        others.push(bench.owe(&["c@two.example"], of(tenant, None)).await);
+    }
+    assert!(bench.claim_all().is_empty(), "both wait for the walk");
+    bench.store.fail_next(1, CommitError::Full("full".into()));
+    assert!(bench.queue.put_found_aside(&admin(), WALL).await.is_err());
+    bench.queue.put_found_aside(&admin(), WALL).await.unwrap();
+    let mut gone: Vec<QueueId> = bench.claim_all().iter().map(|claim| claim.queue_id).collect();
+    gone.sort_unstable();
+    others.sort_unstable();
+    assert_eq!(gone, others);
+}
+
+#[tokio::test]
 async fn a_lane_full_of_a_paused_account_s_mail_is_put_aside_by_and_by_and_the_rest_of_it_goes() {
     let (bench, paused) = with_pauses().await;
     for number in 0..2_500 {

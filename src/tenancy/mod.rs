@@ -57,6 +57,13 @@ pub struct Deletion {
     before: Sending,
 }
 
+/// What a deletion does to one that was asked for before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    Stands,
+    IsReplaced,
+}
+
 /// What became of a deletion that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -157,10 +164,7 @@ impl Tenancy {
             return Err(AdminError::field("grace_days", format!("the grace of a deletion is at most {days} days")));
         }
         let known = self.known(tenant)?;
-        if self.is_leaving(tenant) {
-            return Err(AdminError::Exists(format!("a deletion of tenant {}", known.name)));
-        }
-        let deletion = self.write_down(actor, &known, (now.plus(grace), now)).await?;
+        let (deletion, _) = self.write_down(actor, &known, (now.plus(grace), now), Earlier::Stands).await?;
         self.suspend(tenant, now).await?;
         self.nudge.notify_one();
         Ok(deletion)
@@ -185,28 +189,34 @@ impl Tenancy {
         if !held.is_empty() {
             return Err(AdminError::Invalid(format!("tenant {} still has {}", known.name, held.join(", "))));
         }
-        self.write_down(actor, &known, (now, now)).await?;
+        let _alone = self.removing.lock().await;
+        let (deletion, earlier) = self.write_down(actor, &known, (now, now), Earlier::IsReplaced).await?;
         self.suspend(tenant, now).await?;
-        match self.remove(tenant, now).await? {
-            Outcome::Removed => Ok(()),
-            Outcome::MailIsOwed => Err(AdminError::Invalid(format!("tenant {} still has queued mail", known.name))),
-            Outcome::Failed(error) => Err(AdminError::Invalid(error)),
+        if self.remove(tenant, now).await? {
+            return Ok(());
         }
+        // Mail came in since the rooms were asked: what is refused is not to be done later.
+        self.put_back(actor, (&deletion, earlier), now).await?;
+        Err(AdminError::Invalid(format!("tenant {} still has queued mail", known.name)))
     }
 
     fn known(&self, tenant: TenantId) -> Result<Tenant, AdminError> {
         self.parts.accounts.tenant(tenant).ok_or_else(|| AdminError::Missing(format!("tenant {tenant}")))
     }
 
-    /// Writes down that a tenant is to be removed, which takes the place of what was asked for before.
+    /// Writes down that a tenant is to be removed; also what was asked for before.
     async fn write_down(
         &self,
         actor: &Actor,
         known: &Tenant,
         (due, now): (Timestamp, Timestamp),
-    ) -> Result<Deletion, AdminError> {
+        if_asked: Earlier,
+    ) -> Result<(Deletion, Option<Deletion>), AdminError> {
         let (tenant, turn) = (known.id, self.desk.turn().await);
         let earlier = records::read(&self.all).get(&tenant).cloned();
+        if earlier.is_some() && if_asked == Earlier::Stands {
+            return Err(AdminError::Exists(format!("a deletion of tenant {}", known.name)));
+        }
         let before = earlier.as_ref().map_or(known.sending, |earlier| earlier.before);
         let deletion = Deletion { tenant, asked: now, due, by: actor.name.clone(), before };
         let mut batch = Batch::new();
@@ -216,11 +226,42 @@ impl Tenancy {
         };
         batch.set(key(tenant), codec::encode(&deletion));
         let act = Act::new("tenant.delete", format!("{} {tenant}", known.name)).of(tenant);
-        let was = earlier.map(|earlier| earlier.due.rfc3339());
+        let was = earlier.as_ref().map(|earlier| earlier.due.rfc3339());
         records::record(&mut batch, actor, act.changed("due", was, Some(due.rfc3339())), now);
         let (all, remembered) = (Arc::clone(&self.all), deletion.clone());
         turn.commit(batch, move || drop(records::write(&all).insert(tenant, remembered))).await?;
-        Ok(deletion)
+        Ok((deletion, earlier))
+    }
+
+    /// Takes a deletion back that came to nothing: what was asked for before stands again, or the tenant sends
+    /// again if it did.
+    async fn put_back(
+        &self,
+        actor: &Actor,
+        (deletion, earlier): (&Deletion, Option<Deletion>),
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
+        let (tenant, turn) = (deletion.tenant, self.desk.turn().await);
+        let mut batch = Batch::new();
+        batch.if_equals(key(tenant), codec::encode(deletion));
+        match &earlier {
+            Some(earlier) => batch.set(key(tenant), codec::encode(earlier)),
+            None => batch.remove(key(tenant)),
+        };
+        records::record(&mut batch, actor, Act::new("tenant.delete-undo", tenant.to_string()).of(tenant), now);
+        let (all, sends) = (Arc::clone(&self.all), earlier.is_none() && deletion.before == Sending::Allowed);
+        turn.commit(batch, move || {
+            let mut all = records::write(&all);
+            match earlier {
+                Some(earlier) => all.insert(tenant, earlier),
+                None => all.remove(&tenant),
+            };
+        })
+        .await?;
+        if sends {
+            self.parts.accounts.set_sending(&own_actor(), tenant, Sending::Allowed, now).await?;
+        }
+        Ok(())
     }
 
     /// Takes a deletion back, while nothing has been removed; the tenant sends again if it did before.
@@ -229,29 +270,22 @@ impl Tenancy {
     /// If there is none, or its grace is over.
     pub async fn undo(&self, actor: &Actor, tenant: TenantId, now: Timestamp) -> Result<(), AdminError> {
         actor.require(Permission::ManageInstance)?;
-        let turn = self.desk.turn().await;
         let deletion = self.deletion(actor, tenant)?;
         let deletion = deletion.ok_or_else(|| AdminError::Missing(format!("deletion of tenant {tenant}")))?;
         if deletion.due <= now {
             return Err(AdminError::Invalid("its grace is over, and the removal may have begun".to_owned()));
         }
-        let mut batch = Batch::new();
-        batch.if_equals(key(tenant), codec::encode(&deletion)).remove(key(tenant));
-        records::record(&mut batch, actor, Act::new("tenant.delete-undo", tenant.to_string()).of(tenant), now);
-        let all = Arc::clone(&self.all);
-        turn.commit(batch, move || drop(records::write(&all).remove(&tenant))).await?;
-        if deletion.before == Sending::Allowed {
-            self.parts.accounts.set_sending(&own_actor(), tenant, Sending::Allowed, now).await?;
-        }
-        Ok(())
+        self.put_back(actor, (&deletion, None), now).await
     }
 
     /// Does what is due; what became of each deletion whose grace is over.
     pub async fn keep(&self, now: Timestamp) -> Vec<(TenantId, Outcome)> {
-        let all: Vec<Deletion> = records::read(&self.all).values().cloned().collect();
+        let leaving: Vec<TenantId> = records::read(&self.all).keys().copied().collect();
         let mut ended = Vec::new();
-        for deletion in all {
-            let tenant = deletion.tenant;
+        for tenant in leaving {
+            let _alone = self.removing.lock().await;
+            // It may have been removed or taken back meanwhile.
+            let Some(deletion) = records::read(&self.all).get(&tenant).cloned() else { continue };
             if let Err(error) = self.suspend(tenant, now).await {
                 tracing::warn!(%tenant, %error, "a tenant that is to be deleted could not be suspended yet");
                 continue;
@@ -259,7 +293,11 @@ impl Tenancy {
             if deletion.due > now {
                 continue;
             }
-            let outcome = self.remove(tenant, now).await.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+            let outcome = match self.remove(tenant, now).await {
+                Ok(true) => Outcome::Removed,
+                Ok(false) => Outcome::MailIsOwed,
+                Err(error) => Outcome::Failed(error.to_string()),
+            };
             match &outcome {
                 Outcome::Removed => tracing::info!(%tenant, "a tenant was deleted"),
                 Outcome::MailIsOwed => tracing::info!(%tenant, "a tenant is to be deleted once its mail is done"),

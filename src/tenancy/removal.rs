@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Tenancy, key, own_actor};
+use super::{Tenancy, key, own_actor};
 use crate::access::Actor;
 use crate::delivery::Scope;
 use crate::ext::Timestamp;
@@ -16,13 +16,12 @@ use crate::store::Batch;
 use crate::vips::Owner;
 
 impl Tenancy {
-    /// Removes a tenant whose grace is over, unless its mail is still owed.
-    pub(super) async fn remove(&self, tenant: TenantId, now: Timestamp) -> Result<Outcome, AdminError> {
-        let _alone = self.removing.lock().await;
+    /// Removes a tenant whose grace is over, unless its mail is still owed; whether it did. `removing` is held.
+    pub(super) async fn remove(&self, tenant: TenantId, now: Timestamp) -> Result<bool, AdminError> {
         let queue = Arc::clone(&self.parts.queue);
         let owed = tokio::task::spawn_blocking(move || queue.has_mail_of(tenant)).await;
         if owed.map_err(|error| AdminError::Invalid(error.to_string()))?? {
-            return Ok(Outcome::MailIsOwed);
+            return Ok(false);
         }
         let actor = &own_actor();
         self.remove_people(actor, tenant, now).await?;
@@ -42,7 +41,7 @@ impl Tenancy {
         batch.remove(key(tenant));
         let all = Arc::clone(&self.all);
         turn.commit(batch, move || drop(records::write(&all).remove(&tenant))).await?;
-        Ok(Outcome::Removed)
+        Ok(true)
     }
 
     async fn remove_people(&self, actor: &Actor, tenant: TenantId, now: Timestamp) -> Result<(), AdminError> {

@@ -88,6 +88,24 @@ async fn a_deletion_waits_for_its_grace_and_can_be_taken_back() {
 }
 
 #[tokio::test]
+async fn a_removal_that_mail_came_before_is_refused_and_not_done_later() {
+    let (_, parts, api, _) = furnished().await;
+    let (leaving, actor, now) = (id_of(&parts, "leaves"), Actor::local(0), Timestamp::now());
+    let mut late = crate::queue::tests::message(&["b@there.example"]);
+    late.tenant = leaving;
+    parts.queue.enqueue(late, now).await.unwrap();
+    assert!(parts.tenancy.remove_emptied(&actor, (leaving, &[]), now).await.is_err());
+    assert!(!parts.tenancy.is_leaving(leaving));
+    assert!(parts.tenancy.keep(now).await.is_empty());
+    let (_, tenant) = call(&api, "GET", "/tenants/leaves", Value::Null).await;
+    assert_eq!(tenant["suspended"], false, "it sends again: {tenant}");
+    let (_, asked) = call(&api, "POST", "/tenants/leaves/deletion", json!({"grace_days": 3})).await;
+    assert!(parts.tenancy.remove_emptied(&actor, (leaving, &[]), now).await.is_err());
+    let (_, tenant) = call(&api, "GET", "/tenants/leaves", Value::Null).await;
+    assert_eq!((&tenant["deletion"], &tenant["suspended"]), (&asked["deletion"], &json!(true)), "its grace goes on");
+}
+
+#[tokio::test]
 async fn a_deletion_removes_every_record_but_the_logs_and_nothing_of_others() {
     let (store, parts, api, before) = furnished().await;
     call(&api, "POST", "/tenants/leaves/deletion", json!({"grace_days": 0})).await;

@@ -184,8 +184,11 @@ impl Controller {
                     self.failures = 0;
                     return self.slow_down(reply, doing, now);
                 }
-                self.remember(&kept_of(&reply), now);
-                self.failed(reply, doing, now)
+                let step = self.failed(reply.clone(), doing, now);
+                if step.is_none() {
+                    self.remember(&kept_of(&reply), now);
+                }
+                step
             }
         }
     }

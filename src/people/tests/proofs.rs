@@ -198,6 +198,17 @@ fn acts(store: &Arc<MemoryStore>) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn whoever_uses_a_link_for_a_new_password_makes_all_others_worth_nothing() {
+    let (_, people) = people();
+    let anna = person(&people, "anna@example.com", Role::Support(SHOP)).await;
+    let stolen = people.reset_link(&admin(), anna.id, NOW).await.unwrap();
+    let (_, mailed) = people.forgotten(("anna@example.com", None), HOME, NOW).await.unwrap().unwrap();
+    people.redeem(&mailed.token, secret("another horse entirely"), None, NOW).await.unwrap();
+    assert!(people.redeem(&stolen.token, secret(PASSWORD), None, NOW).await.is_err());
+    people.log_in(given("anna@example.com", "another horse entirely", None, HOME), later(1)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_person_chooses_a_new_password_and_the_other_sessions_and_links_end() {
     let (store, people) = people();
     let anna = person(&people, "anna@example.com", Role::Support(SHOP)).await;

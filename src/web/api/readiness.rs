@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::domains::{name, owner};
 use super::{Answer, Shared, scan};
-use crate::access::Actor;
+use crate::access::{Actor, Permission, Resource};
 use crate::delivery::TlsLevel;
 use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, ToGmail, Traffic, Verdict};
 use crate::ext::Timestamp;
@@ -144,8 +144,8 @@ fn serving(parts: &Parts, tenant: TenantId) -> Vec<Vip> {
 }
 
 /// What was counted of a tenant's mail within a day, however it was handed in, and how mail goes to Gmail. Counts
-/// know no sending domain.
-async fn traffic(parts: &Shared, tenant: TenantId) -> Result<Traffic, Problem> {
+/// know no sending domain, so they are not for whoever is narrowed to some of the tenant's mail.
+async fn traffic(parts: &Shared, asker: &Actor, tenant: TenantId) -> Result<Traffic, Problem> {
     let (actor, now) = (Actor::system("readiness of a domain"), Timestamp::now());
     let question = Question {
         tenant: Some(tenant),
@@ -166,9 +166,12 @@ async fn traffic(parts: &Shared, tenant: TenantId) -> Result<Traffic, Problem> {
         Some(TlsLevel::Plain) => ToGmail::Plain,
         Some(TlsLevel::Encrypted | TlsLevel::Verified) => ToGmail::Encrypted,
     };
+    if asker.require_part(Permission::Read(Resource::Domains, tenant), None).is_err() {
+        return Ok(Traffic { to_gmail, counted: None });
+    }
     let statistics = Arc::clone(&parts.statistics);
     let counted = scan(parts, move || statistics.ask(&actor, &question)).await?.totals;
-    Ok(Traffic { to_gmail, delivered: counted.of(Status::Ok), complaints: counted.of(Status::Complaint) })
+    Ok(Traffic { to_gmail, counted: Some((counted.of(Status::Ok), counted.of(Status::Complaint))) })
 }
 
 #[utoipa::path(
@@ -230,8 +233,9 @@ pub(super) async fn readiness(
     Path((tenant, domain)): Path<(String, String)>,
 ) -> Answer<ReadinessJson> {
     let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
-    let vips = serving(&parts, tenant);
-    let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic(&parts, tenant).await?).await?;
+    parts.domains.get(&actor, tenant, &domain)?;
+    let (vips, traffic) = (serving(&parts, tenant), traffic(&parts, &actor, tenant).await?);
+    let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic).await?;
     let ready = items.iter().all(|item| item.stand != Stand::Failing);
     Ok(Json(ReadinessJson { ready, rules: items.into_iter().map(rule).collect() }))
 }
