@@ -35,6 +35,9 @@ pub use mx::{
     Destination, DestinationRule, Destinations, Diversion, DomainRule, DomainTls, FailingTls, KeptPolicy, Mx,
     Parts as MxParts, SeenTls, Spoken, StsMode, StsPolicy, TlsLevel, TlsMemory, TlsPolicies,
 };
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use mx::announced_policy;
 pub use outcome::{Phase, Verdict, classify};
 pub use pacing::{Complaints, OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use pulse::{LastMinuteOf, OTHERS, Pulse, PulseLine};

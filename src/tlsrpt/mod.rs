@@ -23,6 +23,9 @@ use tokio::sync::Notify;
 pub use counts::{Day, DomainDay, Due, FAILURES_MAX, Failures, Fate, POLICIES_MAX, Recipient, Sent, Stage};
 pub use counts::{UnderPolicy, begins, day_of};
 pub use record::RECIPIENTS_MAX;
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use record::{Whereto, recipients, whereto};
 pub use report::{DateRange, Detail, Named, Policy as ReportedPolicy, Report, Submitter, Summary};
 pub use sending::due_at;
 pub use session::{Applied, Lack, LackKind, Policy, PolicyType, Protection, ResultType, Session};

@@ -90,8 +90,8 @@ macro_rules! tests {
 
 tests! {
     lines command session data stuffing xtext address ids dkim_record header from pipeline notice
-    media_type encodings rewrite tree reply ehlo returned tags stored routes sealed operations journal archive config
-    certificates
+    media_type encodings rewrite tree reply ehlo judged tlsrpt_record mta_sts returned tags stored routes sealed
+    operations journal archive config certificates
 }
 
 #[test]

@@ -16,6 +16,9 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 
 pub use self::destinations::{Destination, DestinationRule, Destinations, Diversion};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use self::mta_sts::announced as announced_policy;
 pub use self::mta_sts::{Mode as StsMode, Policy as StsPolicy};
 pub use self::policies::{KeptPolicy, TlsPolicies};
 pub use self::rules::DomainRule;

@@ -10,6 +10,7 @@ mod feed;
 mod message;
 mod mime;
 mod peer;
+mod published;
 mod records;
 mod returned;
 mod words;
@@ -45,6 +46,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tree", run: mime::tree, rounds: 2_000 },
     Target { name: "reply", run: peer::reply, rounds: 6_000 },
     Target { name: "ehlo", run: peer::ehlo, rounds: 6_000 },
+    Target { name: "judged", run: published::judged, rounds: 2_000 },
+    Target { name: "tlsrpt_record", run: published::tlsrpt_record, rounds: 8_000 },
+    Target { name: "mta_sts", run: published::mta_sts, rounds: 6_000 },
     Target { name: "returned", run: returned::returned, rounds: 2_000 },
     Target { name: "tags", run: returned::tags, rounds: 4_000 },
     Target { name: "stored", run: records::stored, rounds: 6_000 },
