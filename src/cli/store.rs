@@ -1,7 +1,8 @@
 //! `postern store`: the data folder while no daemon has it open; the folder's lock sees to that.
 //!
-//! `verify` changes nothing. `salvage` reads the message segments alone and owes what is not settled
-//! in a new data folder. Easy to get wrong: the old folder is never written to.
+//! `verify` changes nothing. `salvage` reads the message segments and the copy of the records, and puts
+//! what people manage and the mail that is not settled into a new data folder. Easy to get wrong: the
+//! old folder is never written to.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::config::Config;
 use crate::ext::Timestamp;
 use crate::mail::{Body, Sealed};
 use crate::queue::{FoundBody, Gap, Queue, Salvaged};
-use crate::store;
+use crate::store::{self, Batch, FoundRecords, Opened};
 
 /// Damage shown, at most.
 const DAMAGE_SHOWN_MAX: usize = 100;
@@ -79,6 +80,7 @@ fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
     if everywhere.json {
         print_json(&serde_json::json!({
             "records": report.records,
+            "copied": report.copied,
             "bodies": report.bodies,
             "body_bytes": report.body_bytes,
             "segments": report.segments,
@@ -87,8 +89,11 @@ fn verify(everywhere: &Everywhere, folder: &Path) -> Result<(), Fault> {
         }));
     } else {
         print(&format!(
-            "{} records, {} messages of {} in {} segments, {} checksums computed\n",
+            "{} records, {}; {} messages of {} in {} segments, {} checksums computed\n",
             report.records,
+            report
+                .copied
+                .map_or("no copy of them yet".to_owned(), |copied| format!("{copied} compared with their copy")),
             report.bodies,
             size(report.body_bytes),
             report.segments,
@@ -154,6 +159,7 @@ enum Mail {
 /// What became of the bodies.
 #[derive(Default, serde::Serialize)]
 struct Tally {
+    records: u64,
     bodies: u64,
     owed: u64,
     settled: u64,
@@ -161,14 +167,23 @@ struct Tally {
     failed: Vec<String>,
 }
 
+/// Whether a record is put into the new folder as it is. Mail is owed anew from its body; facts about
+/// the past have files of their own.
+fn is_salvaged(key: &[u8]) -> bool {
+    let of_the_past = [store::prefix::ENGINE, store::prefix::EVENT, store::prefix::HISTORY];
+    key.first().is_some_and(|first| !of_the_past.contains(first)) && !crate::queue::is_of_owed_mail(key)
+}
+
 async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<(&PathBuf, Mail)>) -> Result<(), Fault> {
     let gap = Gap { from: last_written(&config.store.folder), to: Timestamp::now() };
+    let records = store::salvage_records(&config.store.folder, is_salvaged);
+    let records = records.map_err(|error| unopened(&config.store.folder, &error))?;
     let mut bodies = store::salvage(&config.store.folder).map_err(|error| unopened(&config.store.folder, &error))?;
     let queue = match into {
         None => None,
-        Some((folder, _)) => Some(new_queue(config, folder).await?),
+        Some((folder, _)) => Some(new_queue(config, folder, &records).await?),
     };
-    let mut tally = Tally::default();
+    let mut tally = Tally { records: records.records.len() as u64, ..Tally::default() };
     for body in bodies.by_ref() {
         tally.bodies += 1;
         let Some(queue) = &queue else { continue };
@@ -181,6 +196,7 @@ async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<(&PathBu
             Err(error) => tally.failed.push(format!("{id}: {error}")),
         }
     }
+    tally.failed.extend(records.lacking.iter().map(|what| format!("records may be missing: {what}")));
     tally.failed.extend(bodies.damage().iter().cloned());
     if let (Some(queue), Some((_, Mail::Held))) = (&queue, into) {
         let held = queue.hold_salvaged(gap.to).await;
@@ -194,7 +210,7 @@ async fn salvage(everywhere: &Everywhere, config: &Config, into: Option<(&PathBu
     }
     match tally.failed.len() {
         0 => Ok(()),
-        count => Err(Fault::Failed(format!("{count} messages or segments could not be saved"))),
+        count => Err(Fault::Failed(format!("{count} records, messages or segments could not be saved"))),
     }
 }
 
@@ -208,15 +224,16 @@ fn last_written(store: &Path) -> Timestamp {
 fn words(tally: &Tally, into: Option<(&PathBuf, Mail)>) -> String {
     match into {
         None => format!(
-            "{} messages may still be owed; nothing was changed\nTo owe them again: postern store salvage --into FOLDER\n",
-            tally.bodies
+            "{} records of what people manage, {} messages that may still be owed; nothing was changed\nTo save them: \
+             postern store salvage --into FOLDER\n",
+            tally.records, tally.bodies
         ),
         Some((folder, mail)) => format!(
-            "{} messages read, {} owed again in {}, {} settled already\nEach goes on from when it was accepted: times \
-             its sender asked for, expiry, notices.\n{}\nTenants, virtual IPs, domains and accounts are \
-             records and not part of it.\nTo serve from there: set data to that folder, or move it in the old one's \
-             place.\nThe mail waits for its virtual IP: postern vip add ... --id ID, with the id that the log names as \
-             missing.\n",
+            "{} records of what people manage; {} messages read, {} owed again in {}, {} settled already\nEach goes on \
+             from when it was accepted: times its sender asked for, expiry, notices.\n{}\nTo serve from there: set data \
+             to that folder, or move it in the old one's place.\nIf a virtual IP is missing, its mail waits for it: \
+             postern vip add ... --id ID, with the id that the log names.\n",
+            tally.records,
             tally.bodies,
             tally.owed,
             folder.display(),
@@ -231,14 +248,36 @@ fn words(tally: &Tally, into: Option<(&PathBuf, Mail)>) -> String {
     }
 }
 
-async fn new_queue(config: &Config, folder: &Path) -> Result<Queue, Fault> {
+/// Bytes of records put into one batch.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Facts of the new store sort behind everything the old one can have made.
+const COMMITS_BETWEEN: u64 = 1 << 32;
+
+async fn new_queue(config: &Config, folder: &Path, records: &FoundRecords) -> Result<Queue, Fault> {
     // A data folder, with the store where the daemon will look for it.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))?;
     let settings = store::Settings { folder: folder.join(STORE), ..config.store.clone() };
+    let commit = records.commit.saturating_add(COMMITS_BETWEEN);
+    store::create_at(&settings, commit).map_err(|error| unopened(folder, &error))?;
     let opened = store::open(settings).map_err(|error| unopened(folder, &error))?;
+    let (mut batch, mut bytes) = (Batch::new(), 0_usize);
+    for (key, value) in &records.records {
+        batch.set(key.clone(), value.clone());
+        bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
+        if bytes >= BATCH_BYTES {
+            bytes = 0;
+            put(&opened, std::mem::take(&mut batch)).await?;
+        }
+    }
+    put(&opened, batch).await?;
     let queue = Queue::open(Arc::clone(&opened.records), opened.bodies, config.queue).await;
     queue.map_err(|error| Fault::Failed(format!("{}: {error}", folder.display())))
+}
+
+async fn put(opened: &Opened, batch: Batch) -> Result<(), Fault> {
+    let put = opened.records.commit(batch).await;
+    put.map_err(|error| Fault::Failed(format!("the records could not be written: {error}")))
 }
 
 /// The bytes of a message, cut where its header block ends.
@@ -263,7 +302,7 @@ mod tests {
         let path = folder.join("postern.toml");
         std::fs::write(&path, &text).unwrap();
         let config = crate::config::read(&path, &text).unwrap();
-        drop(new_queue(&config, &config.data).await.unwrap());
+        drop(new_queue(&config, &config.data, &FoundRecords::default()).await.unwrap());
         let line = ["postern", "check", "--json"];
         (<Arguments as clap::Parser>::try_parse_from(line).unwrap().everywhere, config)
     }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::record::{Before, Operation, Position};
 use super::sled::Records;
-use super::{Batch, NewBody, Settings};
+use super::{Batch, Faults, NewBody, Settings};
 use crate::ext::random_bytes;
 use crate::mail::{Body, BodyId, QueueId, Sealed};
 
@@ -172,7 +172,7 @@ fn accept_rates() {
             let folder = tempfile::tempdir().unwrap();
             let raw = measure_log("raw log: append and fdatasync", folder.path(), None).await;
             let folder = tempfile::tempdir().unwrap();
-            let records = Records::open(&folder.path().join("records"), 64 << 20).unwrap();
+            let records = Records::open(&folder.path().join("records"), 64 << 20, None).unwrap();
             let a = measure_log("(a) body sync, then sled flush, per group", folder.path(), Some(records)).await;
             let folder = tempfile::tempdir().unwrap();
             let b = measure_engine("(b) the engine: one sync per group", folder.path(), Duration::ZERO).await;
@@ -180,6 +180,75 @@ fn accept_rates() {
             let folder = tempfile::tempdir().unwrap();
             let pause = Duration::from_secs_f64(TASKS as f64 / (b / 2.0));
             measure_engine("(b) at about half of that load", folder.path(), pause).await;
+        }
+    });
+}
+
+/// Processor time of this process, and bytes it has written.
+fn spent() -> (Duration, u64) {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let used = Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap());
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap();
+    (used, written)
+}
+
+/// What one message costs that is accepted, and if `is_delivered` done at once: microseconds of the
+/// processor, bytes written.
+async fn price(is_copied: bool, is_delivered: bool) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { folder: folder.path().join("store"), ..Settings::default() };
+    let faults = Arc::new(Faults::default());
+    faults.copy_left_out.store(!is_copied, Ordering::Release);
+    let opened = super::open_with(settings, faults).unwrap();
+    let (records, before) = (opened.records.clone(), spent());
+    let accept = move |body: Bytes, at: u64| {
+        let records = records.clone();
+        async move {
+            let batch = batch_like_the_queues(&body, at);
+            let mut done = Batch::new();
+            done.changes = batch.changes.iter().filter_map(gone).collect();
+            done.freed = batch.bodies.iter().map(|body| body.id).collect();
+            done.append(b"e".to_vec(), vec![7; 120]);
+            records.commit(batch).await.unwrap();
+            if is_delivered {
+                records.commit(done).await.unwrap();
+            }
+        }
+    };
+    let accepted = load(accept, Duration::ZERO).await.waits.len() as f64;
+    drop(opened);
+    let after = spent();
+    ((after.0 - before.0).as_secs_f64() * 1e6 / accepted, (after.1 - before.1) as f64 / accepted)
+}
+
+/// The removal of a record that lives as long as its message.
+fn gone(change: &super::Change) -> Option<super::Change> {
+    match change {
+        super::Change::Make(key, _) => Some(super::Change::Remove(key.clone())),
+        _ => None,
+    }
+}
+
+#[test]
+#[ignore = "a measurement, a minute of full load"]
+fn price_of_the_copy() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for is_delivered in [false, true] {
+            println!("{}", if is_delivered { "accepted and done at once" } else { "accepted" });
+            for round in 1..=4 {
+                let (without, with) = (price(false, is_delivered).await, price(true, is_delivered).await);
+                println!(
+                    "round {round}: {:.0} us and {:.0} bytes without, {:.0} us and {:.0} bytes with: {:.3} and {:.3}",
+                    without.0,
+                    without.1,
+                    with.0,
+                    with.1,
+                    with.0 / without.0,
+                    with.1 / without.1
+                );
+            }
         }
     });
 }

@@ -24,9 +24,11 @@ use super::bell::Bell;
 use super::blobs;
 use super::census::Census;
 use super::committer::{Committer, ReadyBody, Waiting, Work};
+use super::copy::RecordsCopy;
 use super::format;
 use super::frame::{HEADER_BYTES, Header, Kind, padding};
 use super::housekeeping;
+use super::rebuild::{self, OpenedRecords};
 use super::record::Location;
 use super::replay::{self, Replayed};
 use super::segment::{self, DATA_START};
@@ -71,10 +73,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     format::check(&settings.folder)?;
     let segments_folder = settings.folder.join("segments");
     make_folder(&segments_folder)?;
-    let records = Records::open(&settings.folder.join("records"), settings.cache_bytes).map_err(OpenError::Records)?;
-    let found = segment::open_all(&segments_folder).map_err(format::files)?;
-    format::stamp(&settings.folder)?;
-    let (replayed, free) = replay::replay(&records, found)?;
+    let Brought { records, copy, replayed, free } = bring_up(&settings)?;
     let Replayed { used, chain, last_number, damage, batches } = replayed;
     for what in &damage {
         tracing::error!(what, "damage in the store");
@@ -86,6 +85,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     records.begin_work(settings.layer_bytes_max);
     let shared = Arc::new(Shared {
         records,
+        copy,
         segments,
         space: Space::new(settings.folder.clone(), settings.free_bytes_min, settings.free_inodes_min),
         faults,
@@ -115,6 +115,50 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
     };
     let store = Arc::new(SledStore::start(shared, committer, lock).map_err(OpenError::Files)?);
     Ok(Opened { records: store.clone(), bodies: store.clone(), replayed_batches: batches, engine: store })
+}
+
+/// The records as they were acknowledged.
+struct Brought {
+    records: Records,
+    copy: RecordsCopy,
+    replayed: Replayed,
+    free: Vec<(u64, segment::SpareFile)>,
+}
+
+/// Opens the records and replays what they lack; if they are damaged, or behind what the journal still
+/// covers, they are made anew.
+fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
+    let segments_folder = settings.folder.join("segments");
+    let mut opened = rebuild::open_records(settings)?;
+    format::stamp(&settings.folder)?;
+    loop {
+        let may_rebuild = opened.rebuilt.is_none();
+        let found = segment::open_all(&segments_folder).map_err(format::files)?;
+        let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
+        let error = match replay::replay(&opened.records, &copy, found, may_rebuild) {
+            Ok((mut replayed, free)) => {
+                rebuild::clear_up(&settings.folder, !may_rebuild).map_err(OpenError::Files)?;
+                replayed.damage.splice(0..0, opened.rebuilt);
+                return Ok(Brought { records: opened.records, copy, replayed, free });
+            }
+            Err(error) => error,
+        };
+        let is_mendable = match &error {
+            OpenError::Records(_) => opened.records.is_damaged(),
+            OpenError::WentBack { commit, .. } => copy.commit().is_some_and(|copied| copied > *commit),
+            _ => false,
+        };
+        if !(may_rebuild && is_mendable) {
+            return Err(error);
+        }
+        let OpenedRecords { records, .. } = opened;
+        drop(records);
+        // Where that fails nothing is opened in its place: the copy has more than the records.
+        opened = rebuild::rebuild(settings, &error.to_string()).map_err(|refusal| {
+            tracing::error!(%refusal, "the records could not be made anew");
+            error
+        })?;
+    }
 }
 
 fn make_folder(folder: &Path) -> Result<(), OpenError> {

@@ -1,7 +1,7 @@
 //! Two threads beside the committer: the one flusher, and the one that gives space back.
 //!
-//! Flusher: makes the records durable every 5 seconds or every 64 MiB of journal; the journal before
-//! that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
+//! Flusher: makes the records and their copy durable every 5 seconds or every 64 MiB of journal; the
+//! journal before that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones
 //! emptied first, one file kept ready. Easy to get wrong: before a segment goes, what it alone says
 //! about bodies that still lie elsewhere (settled recipients, dead copies) is written again.
 
@@ -17,6 +17,7 @@ use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
 use super::frame::{self, DeadEntry, Kind};
 use super::record::{Location, location_key, location_key_id, locations_range};
+use super::replay;
 use super::scan::{self, Found, Frames};
 use super::segment::{DATA_START, Segment, Use};
 use super::shared::Shared;
@@ -28,8 +29,11 @@ use crate::metrics::STORE_CHECKPOINT;
 const ROUND: Duration = Duration::from_secs(1);
 /// A segment is emptied by copying when at most one part in this many of it is live.
 const STRAGGLERS_PART: u64 = 4;
-/// A checkpoint is not begun with less than this free, and what was journalled since the last one.
+/// A checkpoint is not begun with less than this free, and what was journalled since the last one twice: for
+/// the records and for their copy.
 const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// A store that is being closed waits so long for a new copy of its records; the next opening makes one.
+const CLOSING_MAX: Duration = Duration::from_secs(1);
 /// Bytes of bodies copied with one request to the committer.
 const MOVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Locations read at a time when looking which messages live.
@@ -50,29 +54,44 @@ pub fn flush_loop(shared: &Shared) {
 /// Makes everything applied so far durable in the records.
 pub fn checkpoint(shared: &Shared) {
     let target = shared.applied.load(Ordering::Acquire);
-    let skipped = shared.faults.checkpoints_skipped.load(Ordering::Acquire);
-    if skipped || target == shared.checkpointed.load(Ordering::Acquire) {
+    if shared.faults.checkpoints_skipped.load(Ordering::Acquire) {
         return;
     }
+    if target != shared.checkpointed.load(Ordering::Acquire) && !make_durable(shared, target) {
+        return;
+    }
+    if shared.faults.copy_left_out.load(Ordering::Acquire) {
+        return;
+    }
+    let tending = Instant::now();
+    // There is no checkpoint while a new copy is begun: rather none is than that commits wait for it.
+    let gives_up = || shared.records.is_full() || (shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX);
+    shared.copy.tend(&shared.records, &shared.space, &gives_up);
+}
+
+/// Whether the records hold commit `target` durably now.
+fn make_durable(shared: &Shared, target: u64) -> bool {
     let bytes = shared.unflushed_bytes.load(Ordering::Acquire);
     // Without room the record engine's writes wait, and this thread with them. The journal holds
     // everything: it grows until there is room again, or until its last segment is full and commits
     // are refused. Not to begin is better than to wait in the middle.
-    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes));
+    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes.saturating_mul(2)));
     shared.checkpoint_waits.store(waits, Ordering::Release);
     if waits {
-        return;
+        return false;
     }
     let flushing = Instant::now();
-    match shared.records.flush() {
+    match shared.records.flush_after(|layer| replay::checkpoint(&shared.records, &shared.copy, layer)) {
         Ok(()) => {
             metrics::histogram!(STORE_CHECKPOINT).record(flushing.elapsed().as_secs_f64());
             shared.checkpointed.store(target, Ordering::Release);
             shared.unflushed_bytes.fetch_sub(bytes, Ordering::AcqRel);
             shared.house_bell.ring();
+            true
         }
         Err(error) => {
             shared.stop(format!("a checkpoint failed: {error}"));
+            false
         }
     }
 }
@@ -101,11 +120,18 @@ pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
 
 fn round(shared: &Shared, committer: &Sender<Work>) -> io::Result<()> {
     if shared.is_counted.load(Ordering::Acquire) && shared.pins.load(Ordering::Acquire) == 0 {
-        for segment in shared.segments.all() {
+        let segments = shared.segments.all();
+        // The newest tells how many commits there were: records and copies that lack some are known by it.
+        let newest = segments.iter().filter(|segment| segment.header.usage == Use::Shared);
+        let newest = newest.map(|segment| segment.header.number).max();
+        for segment in segments {
             if shared.house_bell.is_closing() {
                 return Ok(());
             }
-            if is_needless(shared, &segment) && carry_over(shared, committer, &segment)? {
+            if Some(segment.header.number) != newest
+                && is_needless(shared, &segment)
+                && carry_over(shared, committer, &segment)?
+            {
                 let number = segment.header.number;
                 drop(segment);
                 shared.segments.give_back(number)?;

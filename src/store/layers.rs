@@ -59,6 +59,20 @@ impl Layer {
         }
     }
 
+    /// From now on somebody else may have the keys this layer made: their removal is kept.
+    fn forget_what_was_made(&mut self) {
+        for held in self.entries.values_mut() {
+            if let Held::Made(value) = held {
+                *held = Held::Set(std::mem::take(value));
+            }
+        }
+    }
+
+    /// Its value of one key.
+    pub fn value(&self, key: &[u8]) -> Option<&Vec<u8>> {
+        self.entries.get(key).and_then(Held::value)
+    }
+
     fn set(&mut self, key: &[u8], value: Vec<u8>, before: Before) {
         self.bytes += value.len();
         match self.entries.entry(key.to_vec()) {
@@ -106,6 +120,8 @@ pub struct Layers {
     /// Bytes of one layer beyond which commits wait for the checkpoint: the engine is slower than they are.
     pub bytes_max: usize,
     current: Layer,
+    /// Whether the current layer keeps every removal.
+    keeps_removals: bool,
     sinking: Option<Arc<Layer>>,
     turn: u64,
 }
@@ -124,14 +140,22 @@ pub struct Part {
 impl Default for Layers {
     fn default() -> Self {
         let bytes_max = super::Settings::default().layer_bytes_max;
-        Self { bytes_max, current: Layer::default(), sinking: None, turn: 0 }
+        Self { bytes_max, current: Layer::default(), keeps_removals: false, sinking: None, turn: 0 }
     }
 }
 
 impl Layers {
     /// Does one operation.
     pub fn apply(&mut self, operation: &Operation<'_>, before: Before) {
+        let before = if self.keeps_removals { Before::Unknown } else { before };
         self.current.apply(operation, before);
+    }
+
+    /// Until the next layer is begun, what is made and removed leaves a trace: whoever reads everything
+    /// meanwhile may have seen it.
+    pub fn keep_removals(&mut self) {
+        self.current.forget_what_was_made();
+        self.keeps_removals = true;
     }
 
     /// Whether so much waits for a checkpoint that commits must wait for it.
@@ -152,6 +176,7 @@ impl Layers {
     /// Begins a new layer and gives the one to be carried down; readers see both until [`Layers::sunk`].
     pub fn begin(&mut self) -> Arc<Layer> {
         self.turn += 1;
+        self.keeps_removals = false;
         let layer = Arc::new(std::mem::take(&mut self.current));
         self.sinking = Some(Arc::clone(&layer));
         layer

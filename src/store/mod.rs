@@ -12,6 +12,7 @@ mod census;
 mod chain;
 pub mod codec;
 mod committer;
+mod copy;
 mod engine;
 mod format;
 mod frame;
@@ -22,6 +23,7 @@ pub mod lease;
 mod memory;
 mod offline;
 mod plan;
+mod rebuild;
 mod record;
 mod replay;
 mod scan;
@@ -42,6 +44,8 @@ mod sync {
 mod bench;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod handover_tests;
 #[cfg(test)]
@@ -65,6 +69,7 @@ pub use frame::{
 };
 pub use memory::MemoryStore;
 pub use offline::{Salvage, Salvaged, VerifyReport, create_at, salvage, verify};
+pub use rebuild::{FoundRecords, salvage_records};
 #[doc(hidden)]
 pub use record::{Operation, Operations, operations};
 #[doc(hidden)]

@@ -17,6 +17,7 @@ use super::blobs::SegmentReader;
 use super::engine::lock_folder;
 use super::format;
 use super::frame::{self, DeadEntry, Kind, Seal};
+use super::rebuild;
 use super::record::{self, Location, Operation, Position, location_key_id, locations_range};
 use super::replay::bound_ends;
 use super::scan::{self, Found, Frames, Group, Placed};
@@ -35,7 +36,8 @@ pub fn create_at(settings: &Settings, commit: u64) -> Result<(), OpenError> {
     format::check(&settings.folder)?;
     format::stamp(&settings.folder)?;
     let failed = |error: StoreError| OpenError::Records(error.to_string());
-    let records = Records::open(&settings.folder.join("records"), settings.cache_bytes).map_err(OpenError::Records)?;
+    let records = Records::open(&settings.folder.join("records"), settings.cache_bytes, None);
+    let records = records.map_err(|error| OpenError::Records(error.text().to_owned()))?;
     if records.position().map_err(failed)? != Position::default() {
         let text = format!("{} holds a store already", settings.folder.display());
         return Err(OpenError::Files(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text)));
@@ -48,6 +50,9 @@ pub fn create_at(settings: &Settings, commit: u64) -> Result<(), OpenError> {
 pub struct VerifyReport {
     /// Records of the rooms.
     pub records: u64,
+    /// Records that were compared with their copy, and the places of bodies among them. `None` if there
+    /// is no copy of this state: the next opening makes one.
+    pub copied: Option<u64>,
     /// Live bodies.
     pub bodies: u64,
     /// Their bytes in the segments.
@@ -69,22 +74,25 @@ pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
     format::check(folder)?;
     let mut report = VerifyReport::default();
     let used = used_segments(folder, &mut report.damaged)?;
-    let records = Records::open(&folder.join("records"), Settings::default().cache_bytes);
+    let records = rebuild::open_checked(folder, Settings::default().cache_bytes, None);
     let position = match &records {
         Ok(records) => records.position().map_err(|error| OpenError::Records(error.to_string()))?,
         Err(_) => Position::default(),
     };
-    let mut journal = Journal { position, changes: BTreeMap::new() };
+    let mut journal = Journal { position, last: position.commit, changes: BTreeMap::new() };
     let mut whole = HashSet::new();
     for segment in used.values() {
         report.segments += 1;
         verify_segment(segment, &mut report, &mut whole, &mut journal).map_err(OpenError::Files)?;
     }
     match records {
-        Err(why) => report.damaged.push(why),
+        Err(why) => report.damaged.push(why.text().to_owned()),
         Ok(records) => {
-            if let Err(error) = verify_records(&records, &journal, &whole, &mut report) {
-                report.damaged.push(format!("the records cannot be read to their end: {error}"));
+            let read = verify_records(&records, &journal, &whole, &mut report)
+                .and_then(|()| rebuild::compare(folder, (&records, &journal), &mut report.damaged));
+            match read {
+                Ok(copied) => report.copied = copied,
+                Err(error) => report.damaged.push(format!("the records cannot be read to their end: {error}")),
             }
         }
     }
@@ -92,9 +100,13 @@ pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
 }
 
 /// What the journal changes in the records: at most what lies between two checkpoints.
-struct Journal {
-    position: Position,
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+pub(super) struct Journal {
+    /// Where the records stand.
+    pub(super) position: Position,
+    /// The last commit in it.
+    pub(super) last: u64,
+    /// What it sets and removes, the last of each key.
+    pub(super) changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 
 impl Journal {
@@ -109,6 +121,7 @@ impl Journal {
             if commit <= self.position.commit {
                 continue;
             }
+            self.last = self.last.max(commit);
             for operation in operations {
                 match operation {
                     Operation::Set(key, value) => self.changes.insert(key.to_vec(), Some(value.to_vec())),
@@ -120,7 +133,7 @@ impl Journal {
     }
 
     /// Each pair of a range as the next opening will have it.
-    fn each(
+    pub(super) fn each(
         &self,
         records: &Records,
         (from, to): (Vec<u8>, Vec<u8>),
@@ -139,7 +152,8 @@ impl Journal {
     }
 }
 
-fn used_segments(folder: &Path, damage: &mut Vec<String>) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
+/// The segments in use, with what is wrong with others.
+pub(super) fn used_segments(folder: &Path, damage: &mut Vec<String>) -> Result<BTreeMap<u64, Arc<Segment>>, OpenError> {
     let found = segment::open_all(&folder.join("segments")).map_err(format::files)?;
     damage.extend(found.unreadable.iter().map(|spare| format!("{}: header unreadable", spare.path.display())));
     let mut used = BTreeMap::new();

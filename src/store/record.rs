@@ -159,6 +159,15 @@ pub enum Operation<'a> {
     Remove(&'a [u8]),
 }
 
+impl<'a> Operation<'a> {
+    /// The key it is about.
+    pub fn key(&self) -> &'a [u8] {
+        match self {
+            Self::Set(key, _) | Self::Remove(key) => key,
+        }
+    }
+}
+
 /// What stood under a key before an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::OpenError;
+use super::copy::RecordsCopy;
 use super::frame::Kind;
+use super::layers::Layer;
 use super::record::{self, Before, Operation, Position};
 use super::scan::{self, Frames, Group};
 use super::segment::{self, DATA_START, Found, Segment, Use};
@@ -32,8 +34,16 @@ pub struct Replayed {
 }
 
 /// Enters the found segments and replays what the records lack. The records hold it durably after this.
-pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
+/// If the records `may` be made `anew` and the copy has commits that they and the journal lack, that is
+/// an error, whatever else is damaged.
+pub fn replay(
+    records: &Records,
+    copy: &RecordsCopy,
+    found: Found,
+    may_rebuild: bool,
+) -> Result<(Replayed, Vec<(u64, segment::SpareFile)>), OpenError> {
     let position = records.position().map_err(|error| OpenError::Records(error.to_string()))?;
+    copy.begin(position);
     let numbers =
         found.used.iter().map(|(header, _)| header.number).chain(found.free.iter().map(|(number, _)| *number));
     let last_number = numbers.max().unwrap_or(0).max(position.segment);
@@ -48,12 +58,19 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     }
     bound_ends(&used);
     let mut replayed = Replayed { used, chain: Chain::default(), last_number, damage, batches: 0 };
-    let mut applier = Applier { records, position, missing: 0, damage: Vec::new(), batches: 0 };
+    let mut applier = Applier { records, copy, position, may_rebuild, missing: 0, damage: Vec::new(), batches: 0 };
     let shared: Vec<_> =
         replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
     let mut torn: Torn = Vec::new();
     for segment in shared.iter().filter(|segment| segment.header.number >= position.segment) {
         applier.segment(segment, &mut torn).map_err(OpenError::Files)??;
+    }
+    // The copy has what was acknowledged and nothing else: what it has more is missing here.
+    if let Some(copied) = copy.commit().filter(|copied| *copied > applier.position.commit)
+        && may_rebuild
+    {
+        let commit = applier.position.commit;
+        return Err(OpenError::WentBack { commit, missing: copied - commit });
     }
     for (segment, group) in torn {
         // What it says of bodies that were moved, freed or settled must not be believed once the segment
@@ -79,8 +96,12 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
     if applier.missing > 0 {
         replayed.damage.push(format!("{} commits are missing from the journal", applier.missing));
     }
+    copy.replayed(applier.position.commit, replayed.damage.is_empty());
+    copy.clear().map_err(OpenError::Files)?;
     if applier.position != position {
-        records.flush().map_err(|error| OpenError::Records(error.to_string()))?;
+        records
+            .flush_after(|layer| checkpoint(records, copy, layer))
+            .map_err(|error| OpenError::Records(error.to_string()))?;
     }
     replayed.chain = Chain {
         previous: shared.last().map_or(0, |last| last.header.number),
@@ -88,6 +109,12 @@ pub fn replay(records: &Records, found: Found) -> Result<(Replayed, Vec<(u64, se
         commits: applier.position.commit.max(commits_before),
     };
     Ok((replayed, found.free))
+}
+
+/// Makes a layer durable in the copy, and what is no copy any more disappear, before the records have it.
+pub fn checkpoint(records: &Records, copy: &RecordsCopy, layer: &Layer) -> io::Result<()> {
+    copy.append(layer, records.extent().as_ref());
+    copy.clear()
 }
 
 /// A segment's successor says where its last acknowledged group ended.
@@ -104,7 +131,9 @@ type Torn = Vec<(Arc<Segment>, Group)>;
 
 struct Applier<'a> {
     records: &'a Records,
+    copy: &'a RecordsCopy,
     position: Position,
+    may_rebuild: bool,
     missing: u64,
     damage: Vec<String>,
     batches: u64,
@@ -146,6 +175,20 @@ impl Applier<'_> {
         self.group(segment, group)
     }
 
+    /// Commits that the journal lacks. If the copy has some of them it is not passed over them, nor may it
+    /// be added to as if they had never been.
+    fn pass_over(&mut self, missing: u64) -> Result<(), OpenError> {
+        let commit = self.position.commit;
+        if missing > 0 && self.copy.commit().is_some_and(|copied| copied > commit) {
+            if self.may_rebuild {
+                return Err(OpenError::WentBack { commit, missing });
+            }
+            self.copy.replayed(commit, false);
+        }
+        self.missing += missing;
+        Ok(())
+    }
+
     fn group(&mut self, segment: &Segment, group: &Group) -> io::Result<Result<(), OpenError>> {
         let mut payloads = Vec::new();
         for frame in group.frames.iter().filter(|frame| frame.header.kind == Kind::Batch) {
@@ -162,7 +205,9 @@ impl Applier<'_> {
             if commit <= self.position.commit {
                 continue;
             }
-            self.missing += commit - self.position.commit - 1;
+            if let Err(error) = self.pass_over(commit - self.position.commit - 1) {
+                return Ok(Err(error));
+            }
             self.position.commit = commit;
             self.batches += 1;
             operations.extend(list);
@@ -172,7 +217,16 @@ impl Applier<'_> {
         let operations = operations.into_iter().map(|operation| (operation, Before::Unknown));
         let applied = self.records.apply(operations, self.position);
         // However long the journal is, so much of it is held in memory.
-        let applied = applied.and_then(|()| if self.records.is_full() { self.records.flush() } else { Ok(()) });
+        let applied = applied.and_then(|()| {
+            if !self.records.is_full() {
+                return Ok(());
+            }
+            // Nothing of the journal is given back before the whole replay is durable.
+            self.records.flush_after(|layer| {
+                self.copy.append(layer, self.records.extent().as_ref());
+                Ok(())
+            })
+        });
         Ok(applied.map_err(|error| OpenError::Records(error.to_string())))
     }
 }

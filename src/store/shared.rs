@@ -9,6 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::bell::Bell;
+use super::copy::RecordsCopy;
 use super::record::{Location, location_key};
 use super::sled::Records;
 use super::space::Space;
@@ -23,6 +24,8 @@ const DAMAGE_MAX: usize = 1000;
 pub struct Shared {
     /// The ordered map.
     pub records: Records,
+    /// Their second copy.
+    pub copy: RecordsCopy,
     /// The segments.
     pub segments: Segments,
     /// As given.
@@ -108,6 +111,8 @@ pub struct Faults {
     pub committer_panics: AtomicBool,
     /// Checkpoints are left out, so that everything is replayed at the next open of a copy.
     pub checkpoints_skipped: AtomicBool,
+    /// No copy of the records is made, to see what it costs.
+    pub copy_left_out: AtomicBool,
 }
 
 impl Faults {

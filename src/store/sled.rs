@@ -7,13 +7,16 @@
 //! flushes; with a timer of ten years none does, and the one flusher stays the only one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::engine::{LOCK_PAUSE, LOCK_TRIES};
+use super::frame::le64;
 use super::layers::{Held, Layer, Layers};
 use super::record::{Before, Operation, POSITION_KEY, Position};
 use super::{Key, StoreError};
+use crate::ext;
 
 type Db = sled::Db<LEAF_KEYS>;
 
@@ -35,12 +38,114 @@ pub struct Records {
     pool: Mutex<Vec<Db>>,
     template: Mutex<Option<Db>>,
     broken: OnceLock<String>,
+    is_damaged: AtomicBool,
+    note: Option<PathBuf>,
+    folder: PathBuf,
     room: sled::room::Room,
 }
 
+/// Why the map could not be opened, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// What is in the files is wrong.
+    Damaged(String),
+    /// The device or the system refused; nothing is known to be wrong with the files.
+    Failed(String),
+}
+
+impl Broken {
+    /// What is wrong.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Damaged(why) | Self::Failed(why) => why,
+        }
+    }
+}
+
+/// Whether an error is about what the files hold. The engine's checksums say so by these kinds, and a file
+/// that is cut off or gone has them; whatever the system refuses (room, memory, a thread, a descriptor, a
+/// permission, a bad device) has others.
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | NotFound | UnexpectedEof) && !is_refusal(&error.to_string())
+}
+
+/// Whether what a panic said is about something that the system refused: the engine unwraps some of that,
+/// and what follows from it in other threads.
+fn is_refusal(text: &str) -> bool {
+    const OF_THE_SYSTEM: [&str; 6] = ["Os {", "os error", "memory", "thread", "SendError", "Poison"];
+    OF_THE_SYSTEM.iter().any(|words| text.contains(words)) && !text.contains("os error 2)")
+}
+
+/// How far the record files reached, and which they were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    instance: [u8; INSTANCE_BYTES],
+    engine: sled::extent::Extent,
+}
+
+const INSTANCE_BYTES: usize = 16;
+/// A file with a random name of these record files: what was noted of others does not count for them.
+const INSTANCE: &str = "instance";
+
+impl Extent {
+    /// Of the record files in `folder`, if it can be told; for the flusher, between two flushes.
+    fn of(folder: &Path) -> Option<Self> {
+        let instance = std::fs::read(folder.join(INSTANCE)).ok()?.try_into().ok()?;
+        Some(Self { instance, engine: sled::extent::Extent::of(folder).ok()? })
+    }
+
+    /// Whether the record files in `folder`, which nobody has open, still reach so far; other files always
+    /// do. A flush that is not there any more could be told from nothing else: its places in the files may
+    /// have been written to again.
+    pub fn check(&self, folder: &Path) -> Result<(), Broken> {
+        match std::fs::read(folder.join(INSTANCE)) {
+            Ok(instance) if instance == self.instance => {}
+            _ => return Ok(()),
+        }
+        match self.engine.check(folder) {
+            Ok(()) => Ok(()),
+            Err(error) if is_damage(&error) => Err(Broken::Damaged(format!("the record files are damaged: {error}"))),
+            Err(error) => Err(Broken::Failed(format!("the record files: {error}"))),
+        }
+    }
+
+    /// As a value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.instance.to_vec();
+        bytes.extend_from_slice(&self.engine.snapshot.to_le_bytes());
+        for (log, length) in &self.engine.logs {
+            bytes.extend_from_slice(&log.to_le_bytes());
+            bytes.extend_from_slice(&length.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From a value.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (instance, rest) = bytes.split_first_chunk::<INSTANCE_BYTES>()?;
+        let (snapshot, logs) = rest.split_first_chunk::<8>()?;
+        let (logs, []) = logs.as_chunks::<16>() else { return None };
+        let logs = logs.iter().map(|log| (le64(&log[..8]), le64(&log[8..]))).collect();
+        let engine = sled::extent::Extent { snapshot: u64::from_le_bytes(*snapshot), logs };
+        Some(Self { instance: *instance, engine })
+    }
+}
+
+/// Names the record files in `folder`, if they have no name yet.
+fn name(folder: &Path) -> std::io::Result<()> {
+    let path = folder.join(INSTANCE);
+    if path.try_exists()? {
+        return Ok(());
+    }
+    std::fs::write(&path, ext::random_bytes::<INSTANCE_BYTES>())?;
+    sync_file(&path)
+}
+
 impl Records {
-    /// Opens or creates the map in `folder`. Damage and panics come back as text.
-    pub fn open(folder: &Path, cache_bytes: usize) -> Result<Self, String> {
+    /// Opens or creates the map in `folder`. If damage is met later, in the midst of work, `note` is
+    /// written with what it was.
+    pub fn open(folder: &Path, cache_bytes: usize, note: Option<PathBuf>) -> Result<Self, Broken> {
         let room = sled::room::Room::default();
         let mut config = sled::Config::new()
             .path(folder)
@@ -48,7 +153,8 @@ impl Records {
             .zstd_compression_level(COMPRESSION_LEVEL)
             .flush_every_ms(Some(NEVER_MS));
         config.room = room.clone();
-        guard_snapshot(&folder.join("metadata")).map_err(|error| format!("the record files: {error}"))?;
+        guard_snapshot(&folder.join("metadata"))
+            .map_err(|error| Broken::Failed(format!("the record files: {error}")))?;
         let mut tries = LOCK_TRIES;
         let db = loop {
             match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_KEYS>())) {
@@ -58,16 +164,29 @@ impl Records {
                     tries -= 1;
                     std::thread::sleep(LOCK_PAUSE);
                 }
-                Ok(Err(error)) => return Err(format!("the record files could not be opened: {error}")),
-                Err(panic) => return Err(format!("the record files are damaged: {}", panic_text(&*panic))),
+                Ok(Err(error)) if is_damage(&error) => {
+                    return Err(Broken::Damaged(format!("the record files are damaged: {error}")));
+                }
+                Ok(Err(error)) => return Err(Broken::Failed(format!("the record files could not be opened: {error}"))),
+                Err(panic) => {
+                    let text = panic_text(&*panic);
+                    return Err(match is_refusal(&text) {
+                        true => Broken::Failed(format!("the record files could not be opened: {text}")),
+                        false => Broken::Damaged(format!("the record files are damaged: {text}")),
+                    });
+                }
             }
         };
+        name(folder).map_err(|error| Broken::Failed(format!("the record files: {error}")))?;
         Ok(Self {
             layers: RwLock::default(),
             flushing: Mutex::default(),
             pool: Mutex::new(Vec::new()),
             template: Mutex::new(Some(db)),
             broken: OnceLock::new(),
+            is_damaged: AtomicBool::new(false),
+            note,
+            folder: folder.to_owned(),
             room,
         })
     }
@@ -98,6 +217,11 @@ impl Records {
     /// Why nothing works any more, if so.
     pub fn broken(&self) -> Option<&str> {
         self.broken.get().map(String::as_str)
+    }
+
+    /// Whether it is because of what the files hold, and not of what the system refused.
+    pub fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Acquire)
     }
 
     /// The value of a key.
@@ -155,14 +279,37 @@ impl Records {
 
     /// Makes what was applied before this call durable. For the flusher, and at open and close.
     pub fn flush(&self) -> Result<(), StoreError> {
+        self.flush_after(|_| Ok(()))
+    }
+
+    /// As [`Records::flush`], with something to be done with what becomes durable before any of it is. If
+    /// that fails, nothing works any more.
+    pub fn flush_after(&self, first: impl FnOnce(&Layer) -> std::io::Result<()>) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         let layer = self.layers.write().unwrap_or_else(PoisonError::into_inner).begin();
+        if let Err(error) = first(&layer) {
+            let why = format!("before a flush: {error}");
+            let _ = self.broken.set(why.clone());
+            return Err(StoreError::Failed(why));
+        }
         self.with(|db| {
             sink(db, &layer)?;
             db.flush().map(drop)
         })?;
         self.layers.write().unwrap_or_else(PoisonError::into_inner).sunk();
         Ok(())
+    }
+
+    /// Where somebody stands who reads everything from now on, until the next flush: what changes meanwhile
+    /// becomes durable with that flush, and what is made and removed meanwhile leaves a trace in it.
+    pub fn begin_reading(&self) -> Result<Position, StoreError> {
+        self.layers.write().unwrap_or_else(PoisonError::into_inner).keep_removals();
+        self.position()
+    }
+
+    /// How far the files reach, if it can be told. For the flusher, between two flushes.
+    pub fn extent(&self) -> Option<Extent> {
+        Extent::of(&self.folder)
     }
 
     fn read_layers(&self) -> std::sync::RwLockReadGuard<'_, Layers> {
@@ -188,8 +335,12 @@ impl Records {
                 lock(&self.pool).push(db);
                 Ok(value)
             }
+            Ok(Err(error)) if is_damage(&error) => Err(self.damaged(db, format!("sled: {error}"))),
             Ok(Err(error)) => Err(self.break_down(db, format!("sled: {error}"))),
-            Err(panic) => Err(self.break_down(db, format!("sled panicked: {}", panic_text(&*panic)))),
+            Err(panic) => match panic_text(&*panic) {
+                text if is_refusal(&text) => Err(self.break_down(db, format!("sled panicked: {text}"))),
+                text => Err(self.damaged(db, format!("sled panicked: {text}"))),
+            },
         }
     }
 
@@ -199,6 +350,21 @@ impl Records {
         }
         let template = lock(&self.template);
         template.clone().ok_or_else(|| StoreError::Failed("the records are closed".into()))
+    }
+
+    /// Breaks down, and leaves a note for the next opening. A panic counts: what the engine cannot
+    /// bear once, it may not bear again.
+    fn damaged(&self, db: Db, why: String) -> StoreError {
+        // What comes after something was refused may be its consequence.
+        if self.broken().is_some() {
+            return self.break_down(db, why);
+        }
+        self.is_damaged.store(true, Ordering::Release);
+        let written = self.note.as_ref().map(|note| std::fs::write(note, &why).and_then(|()| sync_file(note)));
+        if let Some(Err(error)) = written {
+            tracing::error!(%error, "the note that the records are damaged could not be written");
+        }
+        self.break_down(db, why)
     }
 
     fn break_down(&self, db: Db, why: String) -> StoreError {
@@ -265,6 +431,11 @@ fn guard_snapshot(metadata: &Path) -> std::io::Result<()> {
     super::segment::sync_folder(metadata)
 }
 
+fn sync_file(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), super::segment::sync_folder)
+}
+
 /// What a panic said.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -279,7 +450,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -299,7 +469,7 @@ mod tests {
             random
         };
         for round in 0..8 {
-            let records = Arc::new(Records::open(folder.path(), 1 << 20).unwrap());
+            let records = Arc::new(Records::open(folder.path(), 1 << 20, None).unwrap());
             let found: BTreeMap<_, _> = records.range(b"T", b"U", usize::MAX).unwrap().into_iter().collect();
             assert!(found == model, "round {round}: {} found, {} expected", found.len(), model.len());
             let done = Arc::new(AtomicBool::new(false));
@@ -335,7 +505,7 @@ mod tests {
     #[test]
     fn a_range_that_ends_before_its_limit_reads_nothing_far_behind_its_end() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         let keys: Vec<_> = (0..20_000_u32).map(|number| [b"z", &number.to_be_bytes()[..]].concat()).collect();
         let mut operations: Vec<_> = keys.iter().map(|key| Operation::Set(key, b"value")).collect();
         operations.push(Operation::Set(b"T", b"one"));
@@ -354,7 +524,7 @@ mod tests {
         let mut here = folder.path().join("0");
         let mut commit = 0;
         for round in 1..12_u64 {
-            let records = Records::open(&here, 1 << 20).unwrap();
+            let records = Records::open(&here, 1 << 20, None).unwrap();
             assert_eq!(records.position().unwrap().commit, commit, "round {round}");
             for _ in 0..round % 4 {
                 commit += 1;
@@ -377,7 +547,7 @@ mod tests {
     #[test]
     fn damage_in_a_finished_log_of_metadata_is_no_end_of_it() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         let mut position = Position { commit: 0, segment: 1, offset: 1 };
         for number in 0..20_u32 {
             position.commit += 1;
@@ -398,27 +568,67 @@ mod tests {
             let mut harmed = whole.clone();
             harmed[at] ^= 1;
             std::fs::write(log, harmed).unwrap();
-            assert!(Records::open(folder.path(), 1 << 20).is_err(), "flipped at {at}");
+            assert!(Records::open(folder.path(), 1 << 20, None).is_err(), "flipped at {at}");
             std::fs::write(log, &whole[..at]).unwrap();
-            assert!(at == 0 || Records::open(folder.path(), 1 << 20).is_err(), "cut at {at}");
+            assert!(at == 0 || Records::open(folder.path(), 1 << 20, None).is_err(), "cut at {at}");
             assert!(log.exists(), "it is still there to be mended");
         }
         std::fs::write(log, &whole).unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         assert_eq!(records.position(), Ok(position));
         assert_eq!(records.range(b"T", b"t", 100).unwrap().len(), 20);
     }
 
     #[test]
+    fn what_the_system_refuses_is_no_damage_however_the_engine_says_it() {
+        use rustix::io::Errno;
+        use std::io::{Error, ErrorKind};
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::IO,
+            Errno::AGAIN,
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::ROFS,
+            Errno::INVAL,
+            Errno::INTR,
+            Errno::BUSY,
+        ] {
+            let error = Error::from(errno);
+            let annotated = Error::new(error.kind(), format!("src/heap.rs:1 -> {error}"));
+            assert!(!is_damage(&error) && !is_damage(&annotated), "{error}");
+            for refused in [Error::from(errno), annotated] {
+                let refuse = || -> std::io::Result<()> { Err(refused) };
+                let panic = catch_unwind(AssertUnwindSafe(|| refuse().unwrap())).unwrap_err();
+                assert!(is_refusal(&panic_text(&*panic)), "{error}");
+            }
+        }
+        let no_threads = "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os \
+            { code: 11, kind: WouldBlock, message: \"Resource temporarily unavailable\" }) }";
+        assert!(is_refusal(no_threads));
+        let no_memory = Error::new(ErrorKind::InvalidData, "Allocation error : not enough memory");
+        assert!(!is_damage(&no_memory));
+        for kind in [ErrorKind::InvalidData, ErrorKind::UnexpectedEof] {
+            assert!(is_damage(&Error::new(kind, "crc mismatch - data corruption detected")));
+        }
+        assert!(is_damage(&Error::from(Errno::NOENT)));
+        assert!(!is_refusal("called `Option::unwrap()` on a `None` value"));
+    }
+
+    #[test]
     fn a_crash_between_the_two_steps_of_an_open_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         let place = Position { commit: 1, segment: 1, offset: 1 };
         apply(&records, &[Operation::Set(b"T", b"kept")], place);
         records.flush().unwrap();
         drop(records);
         for _ in 0..3 {
-            drop(Records::open(folder.path(), 1 << 20).unwrap());
+            drop(Records::open(folder.path(), 1 << 20, None).unwrap());
             for entry in std::fs::read_dir(folder.path().join("metadata")).unwrap() {
                 let path = entry.unwrap().path();
                 if path.file_name().unwrap().to_str().unwrap().starts_with("log_") {
@@ -426,7 +636,7 @@ mod tests {
                 }
             }
         }
-        let records = Records::open(folder.path(), 1 << 20).unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
         assert_eq!(records.get(b"T"), Ok(Some(b"kept".to_vec())));
     }
 }

@@ -46,6 +46,11 @@ impl Space {
         free.f_bavail.saturating_mul(free.f_frsize) >= bytes && has_inodes
     }
 
+    /// Whether so many bytes may be taken without anybody being refused for it.
+    pub fn has_room_above_floor(&self, bytes: u64) -> bool {
+        self.has_room_for(self.free_bytes_min.saturating_add(bytes))
+    }
+
     fn ask(&self) -> Option<String> {
         let Ok(free) = rustix::fs::statvfs(&self.folder) else { return None };
         let bytes = free.f_bavail.saturating_mul(free.f_frsize);

@@ -74,14 +74,14 @@ impl Place {
         (id, whole)
     }
 
-    fn free(&self, opened: &Opened, id: BodyId) {
+    pub(super) fn free(&self, opened: &Opened, id: BodyId) {
         let mut batch = Batch::new();
         batch.freed.push(id);
         self.commit(opened, batch).unwrap();
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
@@ -101,7 +101,7 @@ fn segments(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn writable(path: &Path) -> fs::File {
+pub(super) fn writable(path: &Path) -> fs::File {
     fs::OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
@@ -218,7 +218,7 @@ fn a_flipped_byte_in_the_middle_is_reported_and_harms_only_its_own_frame() {
 }
 
 #[test]
-fn records_older_than_the_journal_are_refused() {
+fn records_older_than_the_journal_are_made_anew_or_refused() {
     let place = Place::new();
     let opened = place.open();
     place.put(&opened, "T0", 100);
@@ -237,7 +237,12 @@ fn records_older_than_the_journal_are_refused() {
     drop(opened);
     fs::remove_dir_all(place.settings.folder.join("records")).unwrap();
     copy(&old.folder.join("records"), &place.settings.folder.join("records"));
-    assert!(matches!(open(place.settings.clone()), Err(OpenError::WentBack { .. })));
+    let without = place.crash_copy("without a copy");
+    fs::remove_dir_all(without.folder.join("copy")).unwrap();
+    assert!(matches!(open(without), Err(OpenError::WentBack { .. })));
+    let opened = place.open();
+    assert_eq!(opened.records.range(b"T", b"V", 100).unwrap().len(), 61);
+    assert!(opened.engine.damage()[0].contains("made anew"), "{:?}", opened.engine.damage());
 }
 
 #[test]
@@ -261,6 +266,7 @@ fn damaged_record_files_are_an_error_and_not_a_panic() {
         bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
         fs::write(&path, bytes).unwrap();
     }
+    fs::remove_dir_all(place.settings.folder.join("copy")).unwrap();
     assert!(open(place.settings.clone()).is_err());
     assert_eq!(salvage(&place.settings.folder).unwrap().count(), 1, "the mail is still there");
 }

@@ -124,7 +124,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("trial", &["config", "daemon", "sink", "net", "mail", "access", "accounts", "domains", "vips", "events", "store"]),
     ("config", &["*"]),
     // delivery: `classify` judges a reply without a daemon.
-    ("cli", &["config", "web", "net", "store", "mail", "daemon", "trial", "queue", "delivery", "backup", "keyring"]),
+    (
+        "cli",
+        &[
+            "config", "web", "net", "store", "mail", "daemon", "trial", "queue", "delivery", "backup", "keyring",
+            "access",
+        ],
+    ),
     ("daemon", &["*"]),
     ("main", &["cli"]),
 ];

@@ -70,9 +70,11 @@ pub enum Store {
         #[arg(long, value_name = "FOLDER")]
         into: PathBuf,
     },
-    /// Save the mail from the message segments alone, when the records are lost; without options, only count it
+    /// Save what can be read without the record files: what people manage from the copy of the records, the
+    /// mail from the message segments; without options, only count it
     Salvage {
-        /// A new data folder in which what was not settled is owed again
+        /// A new data folder that gets tenants, virtual IPs, domains, accounts and the rest, and in which the mail
+        /// that was not settled is owed again
         #[arg(long, value_name = "FOLDER")]
         into: Option<PathBuf>,
         /// Hold all of it: what operators had held, paused or moved is not known without the records

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -183,14 +183,15 @@ impl Instance {
         child.wait().unwrap()
     }
 
+    /// Runs a command of the command line, whatever comes of it.
+    pub fn try_tool(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+        command.args(arguments).arg("--config").arg(self.config()).output().unwrap()
+    }
+
     /// Runs a command of the command line; it must succeed. Its standard output.
     pub fn tool(&self, arguments: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_postern"))
-            .args(arguments)
-            .arg("--config")
-            .arg(self.config())
-            .output()
-            .unwrap();
+        let output = self.try_tool(arguments);
         assert!(
             output.status.success(),
             "postern {arguments:?}: {}{}\n{}",

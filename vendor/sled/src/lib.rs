@@ -135,6 +135,8 @@
 mod config;
 mod db;
 mod flush_epoch;
+/// postern: how far the metadata reached.
+pub mod extent;
 mod heap;
 mod id_allocator;
 mod leaf;

@@ -348,7 +348,8 @@ impl MetadataStore {
 
         log::debug!("opening MetadataStore at {:?}", path);
 
-        let (log_ids, snapshot_id_opt) = enumerate_logs_and_snapshot(path)?;
+        let (log_ids, snapshot_id_opt) =
+            enumerate_logs_and_snapshot(path, true)?;
         let last_log_id = log_ids.last().copied();
 
         read_snapshot_and_apply_logs(
@@ -625,20 +626,20 @@ fn read_frame(
 
 // postern: what may come behind the last whole frame of a log.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum LogEnd {
+pub(crate) enum LogEnd {
     /// A frame that a crash cut off: it is the last log of all.
     MayBeTorn,
     /// Nothing: another log has been begun, after this one was synced.
     IsWhole,
 }
 
-// returns the deduplicated data in this log.
+// returns the deduplicated data in this log, along with the offset behind its last whole frame.
 // postern: an error of the device is no end of a log, nor is damage in one that had been finished.
-fn read_log(
+pub(crate) fn read_log(
     directory_path: &Path,
     lsn: u64,
     log_end: LogEnd,
-) -> io::Result<FnvHashMap<ObjectId, UpdateMetadata>> {
+) -> io::Result<(FnvHashMap<ObjectId, UpdateMetadata>, u64)> {
     log::trace!("reading log {lsn}");
     let mut ret = FnvHashMap::default();
 
@@ -670,7 +671,7 @@ fn read_log(
 
     log::trace!("recovered {} items in log {}", ret.len(), lsn);
 
-    Ok(ret)
+    Ok((ret, whole))
 }
 
 /// returns the data from the snapshot as well as the size of the snapshot
@@ -695,7 +696,7 @@ fn read_snapshot(
     Ok((frame, size))
 }
 
-fn log_path(directory_path: &Path, id: u64) -> PathBuf {
+pub(crate) fn log_path(directory_path: &Path, id: u64) -> PathBuf {
     directory_path.join(format!("{LOG_PREFIX}_{:016x}", id))
 }
 
@@ -708,8 +709,10 @@ fn snapshot_path(directory_path: &Path, id: u64, temporary: bool) -> PathBuf {
     }
 }
 
-fn enumerate_logs_and_snapshot(
+pub(crate) fn enumerate_logs_and_snapshot(
     directory_path: &Path,
+    // postern: whether what is needless is removed.
+    removes: bool,
 ) -> io::Result<(BTreeSet<u64>, Option<u64>)> {
     let mut logs = BTreeSet::new();
     let mut snapshot: Option<u64> = None;
@@ -726,7 +729,9 @@ fn enumerate_logs_and_snapshot(
             continue;
         };
 
-        if file_name.ends_with(TMP_SUFFIX) {
+        if file_name.ends_with(TMP_SUFFIX) && !removes {
+            continue;
+        } else if file_name.ends_with(TMP_SUFFIX) {
             log::warn!("removing incomplete snapshot rewrite {file_name:?}");
             fallible!(fs::remove_file(directory_path.join(file_name)));
         } else if file_name.starts_with(LOG_PREFIX) {
@@ -749,7 +754,9 @@ fn enumerate_logs_and_snapshot(
                             "removing stale snapshot {id} that is superceded by snapshot {id}"
                         );
 
-                        if let Err(e) = fs::remove_file(&file_name) {
+                        if !removes {
+                            // postern: only looked at.
+                        } else if let Err(e) = fs::remove_file(&file_name) {
                             log::warn!(
                                 "failed to remove stale snapshot file {:?}: {:?}",
                                 file_name, e
@@ -768,7 +775,7 @@ fn enumerate_logs_and_snapshot(
     }
 
     let snap_id = snapshot.unwrap_or(0);
-    for stale_log_id in logs.range(..=snap_id) {
+    for stale_log_id in logs.range(..=snap_id).filter(|_| removes) {
         let file_name = log_path(directory_path, *stale_log_id);
 
         log::warn!("removing stale log {file_name:?} that is contained within snapshot {snap_id}");
@@ -813,7 +820,7 @@ fn read_snapshot_and_apply_logs(
             }
 
             let log_end = if may_be_torn == Some(*log_id) { LogEnd::MayBeTorn } else { LogEnd::IsWhole };
-            let log_data = read_log(path, *log_id, log_end)?;
+            let (log_data, _) = read_log(path, *log_id, log_end)?;
 
             Ok((*log_id, log_data))
         })
