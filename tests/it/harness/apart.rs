@@ -3,14 +3,16 @@
 //! when the test ends, however it ends, every process and mount in there is gone.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::not_run;
 
 /// Set inside.
 const INSIDE: &str = "POSTERN_TEST_INSIDE";
-/// A test that hangs is ended after this many seconds.
-const PATIENCE: &str = "300";
+/// A test that hangs is ended after this.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// The zone's server inside, at port 53; the resolver configuration inside names it.
 pub const DNS: &str = "127.0.0.53:53";
 
@@ -29,6 +31,11 @@ pub enum Apart {
 /// # Panics
 /// If the test fails in there.
 pub fn run_apart(test: &str, prepare: impl FnOnce() -> Result<(), String>) -> Apart {
+    run_apart_within(PATIENCE, test, prepare)
+}
+
+/// The same, for a test that takes longer than others.
+pub fn run_apart_within(patience: Duration, test: &str, prepare: impl FnOnce() -> Result<(), String>) -> Apart {
     if std::env::var_os(INSIDE).is_some() {
         furnish_namespace();
         return Apart::Inside;
@@ -40,7 +47,9 @@ pub fn run_apart(test: &str, prepare: impl FnOnce() -> Result<(), String>) -> Ap
     }
     let program = std::env::current_exe().unwrap();
     let output = Command::new("timeout")
-        .args(["-k", "5", PATIENCE, "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["-k", "5"])
+        .arg(patience.as_secs().to_string())
+        .args(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(program)
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
@@ -75,6 +84,17 @@ pub fn run(command: &mut Command) -> Result<(), String> {
     let complained = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let from = complained.floor_char_boundary(complained.len().saturating_sub(2000));
     Err(format!("{}: {}", output.status, &complained[from..]))
+}
+
+/// Gives the namespace an address, and waits until it can be used: an IPv6 address is looked at by the kernel first.
+pub fn add_address(address: IpAddr) {
+    let bits = if address.is_ipv6() { 128 } else { 32 };
+    run(Command::new("ip").args(["address", "add", &format!("{address}/{bits}"), "dev", "lo"])).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !postern::net::is_present(address) {
+        assert!(Instant::now() < deadline, "{address} cannot be used");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Loopback up, and names from the test's own zone for programs that ask the system's resolver.

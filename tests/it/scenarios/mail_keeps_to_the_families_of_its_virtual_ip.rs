@@ -13,7 +13,7 @@ use postern::net::{Zone, ZoneServer};
 use postern::store::{after_prefix, codec, prefix};
 use postern::vips::{NewVip, Owner};
 
-use crate::harness::apart::{Apart, run, run_apart};
+use crate::harness::apart::{Apart, add_address, run, run_apart};
 use crate::harness::daemon::{Client, Login, Running, config, domain, new_folder, operator};
 use crate::harness::peer::{Peer, Script, Taken};
 
@@ -53,14 +53,8 @@ fn ip(verb: &str, address: &str) {
     run(Command::new("ip").args(["address", verb, &format!("{address}/{bits}"), "dev", "lo"])).unwrap();
 }
 
-/// Adds it and waits until it can be used: an IPv6 address is looked at by the kernel first.
 fn add(address: &str) {
-    ip("add", address);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !postern::net::is_present(address.parse().unwrap()) {
-        assert!(Instant::now() < deadline, "{address} cannot be used");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    add_address(address.parse().unwrap());
 }
 
 fn zone() -> Zone {
