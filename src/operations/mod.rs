@@ -35,6 +35,8 @@ pub use tenant::Lines;
 
 /// Operations of one tenant that are not finished, files on their way in included, at most.
 pub const UNFINISHED_MAX: usize = 4;
+/// Whoever met that ceiling may ask again after this, in seconds.
+pub const ROOM_AGAIN_SECS: u64 = 30;
 /// Finished operations of one tenant that are kept, at most.
 pub const FINISHED_MAX: usize = 50;
 /// How long a finished operation and its files are kept.
@@ -251,7 +253,8 @@ impl Operations {
         if self.unfinished_of(tenant).saturating_add(coming) < UNFINISHED_MAX {
             return Ok(());
         }
-        Err(AdminError::Invalid(format!("{UNFINISHED_MAX} operations are under way; wait for one, or cancel it")))
+        let detail = format!("{UNFINISHED_MAX} operations are under way; wait for one, or cancel it");
+        Err(AdminError::Full(detail, ROOM_AGAIN_SECS))
     }
 
     async fn begin(&self, actor: &Actor, operation: Operation, now: Timestamp) -> Result<Operation, AdminError> {
