@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rooms::Rooms;
-use crate::access::{Action, Actor};
+use crate::access::{Action, Actor, Narrowing};
 use crate::accounts::Accounts;
 use crate::intake::{Source, Submission, Way};
 use crate::mail::{Address, Class, TenantId};
@@ -48,7 +48,8 @@ fn person(people: &Arc<People>, accounts: &Arc<Accounts>, instance: String) -> P
         };
         let address = Address::parse(&user.email).ok()?;
         let (is_active, has_followed_link) = (user.state == UserState::Active, user.state != UserState::Invited);
-        Some(Person { address, role: user.role, is_active, has_followed_link, place })
+        let narrowing = Arc::new(Narrowing { accounts: user.accounts, ..Narrowing::default() });
+        Some(Person { address, role: user.role, narrowing, is_active, has_followed_link, place })
     })
 }
 

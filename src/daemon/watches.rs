@@ -26,23 +26,29 @@ fn quotas(accounts: &Accounts, now: Timestamp) -> Vec<News> {
     let mut found = Vec::new();
     for tenant in accounts.tenants(&actor) {
         let name = format!("tenant {}", tenant.name);
-        found.extend(near(&tenant.limits, accounts.tenant_usage(tenant.id, now), (tenant.id, &name)));
+        let told = near(&tenant.limits, accounts.tenant_usage(tenant.id, now), &name);
+        found.extend(told.map(|text| of_quota(tenant.id, name, text)));
         for account in accounts.smtp_accounts(&actor, tenant.id).unwrap_or_default() {
             let name = format!("SMTP account {}", account.login);
-            found.extend(near(&account.limits, accounts.account_usage(account.id, now), (tenant.id, &name)));
+            let told = near(&account.limits, accounts.account_usage(account.id, now), &name);
+            found.extend(told.map(|text| of_quota(tenant.id, account.id.to_string(), text)));
         }
     }
     found
 }
 
 /// The day's limit, if it is near: that of an hour lifts before anybody could act.
-fn near(limits: &Limits, (_, used): (u64, u64), (tenant, name): (TenantId, &str)) -> Option<News> {
+fn near(limits: &Limits, (_, used): (u64, u64), name: &str) -> Option<String> {
     let max = limits.daily_max.filter(|max| *max > 0)?;
     if used.saturating_mul(100) < max.saturating_mul(NEAR_PERCENT) {
         return None;
     }
-    let text = format!("{name} has handed in {used} of {max} messages within a day");
-    Some(News { tenant, kind: Kind::QuotaNear, subject: name.to_owned(), text })
+    Some(format!("{name} has handed in {used} of {max} messages within a day"))
+}
+
+/// The subject of an SMTP account is its id: it says to whom bound to accounts this is shown.
+fn of_quota(tenant: TenantId, subject: String, text: String) -> News {
+    News { tenant, kind: Kind::QuotaNear, subject, text }
 }
 
 fn failing(accounts: &Accounts, domains: &Domains, now: Timestamp) -> Vec<News> {
@@ -70,7 +76,7 @@ mod tests {
     #[test]
     fn a_limit_is_near_at_nine_tenths_of_a_day() {
         let limits = |daily_max| Limits { hourly_max: Some(1), daily_max };
-        let is_near = |daily_max, used| near(&limits(daily_max), (9, used), (TenantId(1), "tenant shop")).is_some();
+        let is_near = |daily_max, used| near(&limits(daily_max), (9, used), "tenant shop").is_some();
         assert!(is_near(Some(100), 90) && is_near(Some(100), 100) && !is_near(Some(100), 89));
         assert!(!is_near(None, 1_000_000) && !is_near(Some(0), 0));
     }

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Notification, Notifications, permission};
-use crate::access::{Action, Actor, Permission, Resource, Role};
+use crate::access::{Action, Actor, Narrowing, Permission, Resource, Role};
 use crate::background::{Shutdown, periodically};
 use crate::events::history_key;
 use crate::ext::Timestamp;
@@ -47,6 +47,8 @@ pub struct Person {
     pub address: Address,
     /// What it may read, and of whom.
     pub role: Role,
+    /// What narrows that.
+    pub narrowing: Arc<Narrowing>,
     /// Whether it has followed its link and may log in.
     pub is_active: bool,
     /// Whether it has followed its link, so that the address is its own; it may be locked since.
@@ -137,12 +139,17 @@ impl Outbox {
 
     /// Forgets all but what concerns the person itself.
     fn keep_personal(&mut self) {
+        self.keep(is_personal);
+    }
+
+    /// Forgets all but these, and of what was left out, which nobody knows, that it was.
+    fn keep(&mut self, is_kept: impl Fn(&Notification) -> bool) {
         if let Some(going) = &mut self.going {
-            let told = self.waiting.iter().take(going.told as usize).filter(|one| is_personal(one)).count();
+            let told = self.waiting.iter().take(going.told as usize).filter(|one| is_kept(one)).count();
             *going = Going { told: u32::try_from(told).unwrap_or(u32::MAX), left_out: 0, ..*going };
         }
         self.going = self.going.filter(|going| going.told > 0);
-        self.waiting.retain(is_personal);
+        self.waiting.retain(is_kept);
         self.left_out = 0;
     }
 
@@ -265,7 +272,7 @@ impl Notifications {
         let Some(post) = self.post.get() else { return Vec::new() };
         let mailing = records::read(&self.mailing);
         let wanting = mailing.wishes.iter().filter(|(_, wish)| wish.kinds.is_empty() || wish.kinds.contains(&one.kind));
-        let told = wanting.filter(|(user, _)| (post.person)(**user).is_some_and(|person| person.is_told(one.tenant)));
+        let told = wanting.filter(|(user, _)| (post.person)(**user).is_some_and(|person| person.is_told_of(one)));
         let owed = told.map(|(user, _)| {
             let mut outbox = mailing.outboxes.get(user).cloned().unwrap_or_else(|| Outbox::new(*user));
             outbox.add(one.clone());
@@ -302,10 +309,25 @@ impl Notifications {
                         self.mail(post, (user, &person), now).await?;
                     }
                 }
-                Some(person) => self.mail(post, (user, &person), now).await?,
+                Some(person) => {
+                    if self.keep_what_it_sees((user, &person), now).await? {
+                        self.mail(post, (user, &person), now).await?;
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// Forgets what was owed to a person that was bound to some SMTP accounts since; whether anything is due still.
+    async fn keep_what_it_sees(&self, (user, person): (UserId, &Person), now: Timestamp) -> Result<bool, AdminError> {
+        let is_kept = |one: &Notification| is_personal(one) || person.sees(one);
+        let sees_all = |outbox: &Outbox| outbox.waiting.iter().all(is_kept);
+        if records::read(&self.mailing).outboxes.get(&user).is_none_or(sees_all) {
+            return Ok(true);
+        }
+        let kept = self.alter_outbox(user, |outbox| outbox.keep(is_kept)).await?;
+        Ok(kept.is_some_and(|outbox| outbox.is_due(now)))
     }
 
     async fn mail(&self, post: &Post, (user, person): (UserId, &Person), now: Timestamp) -> Result<(), AdminError> {
@@ -413,8 +435,19 @@ impl Person {
 
     /// Whether mail about `tenant` may go to it: what it could read itself, were it to log in now.
     fn is_told(&self, tenant: TenantId) -> bool {
-        let reader = Actor::of("notifications by mail", self.role);
-        self.is_active && self.tenant() == tenant && reader.require(permission(tenant)).is_ok()
+        self.is_active && self.tenant() == tenant && self.reader().require(permission(tenant)).is_ok()
+    }
+
+    fn is_told_of(&self, one: &Notification) -> bool {
+        self.is_told(one.tenant) && self.sees(one)
+    }
+
+    fn sees(&self, one: &Notification) -> bool {
+        one.concerns(&self.reader())
+    }
+
+    fn reader(&self) -> Actor {
+        Actor { narrowing: Arc::clone(&self.narrowing), ..Actor::of("notifications by mail", self.role) }
     }
 }
 

@@ -27,7 +27,8 @@ pub(in super::super) struct World {
 
 fn person(name: &str, role: Role) -> Person {
     let address = Address::parse(&format!("{name}@people.example")).unwrap();
-    Person { address, role, is_active: true, has_followed_link: true, place: "shop".to_owned() }
+    let (narrowing, place) = (Arc::default(), "shop".to_owned());
+    Person { address, role, narrowing, is_active: true, has_followed_link: true, place }
 }
 
 impl World {
@@ -272,4 +273,23 @@ async fn that_no_backup_is_made_is_mailed_once_to_who_runs_the_instance() {
     for expected in ["backup-overdue: backup\r\n", "no backup was made in the 7 days since the first start"] {
         assert!(text.contains(expected), "{expected} is not in {text}");
     }
+}
+
+#[tokio::test]
+async fn whoever_is_bound_to_accounts_gets_no_mail_about_others_also_if_it_was_owed_before() {
+    let (world, store) = (World::new(), Arc::new(MemoryStore::new()));
+    let room = open(&store, &world);
+    let (own, other) = (crate::mail::SmtpAccountId(5), crate::mail::SmtpAccountId(6));
+    wish(&room, OWNER, &[]).await;
+    room.tell(news(SHOP, Kind::AccountPaused, &other.to_string()), START).await.unwrap();
+    let accounts = Some(BTreeMap::from([(own, Action::Read)]));
+    let narrowing = Arc::new(Narrowing { accounts, ..Narrowing::default() });
+    world.people.lock().unwrap().get_mut(&OWNER).unwrap().narrowing = narrowing;
+    room.pay(START).await.unwrap();
+    assert!(world.sent().is_empty(), "it was bound since");
+    room.tell(news(SHOP, Kind::AccountPaused, &own.to_string()), minutes(1)).await.unwrap();
+    room.tell(news(SHOP, Kind::WebhookDisabled, "hook"), minutes(1)).await.unwrap();
+    room.pay(minutes(20)).await.unwrap();
+    let [(_, _, text)] = &world.sent()[..] else { panic!("one mail: {:?}", world.sent()) };
+    assert!(text.contains(&own.to_string()) && !text.contains("hook") && !text.contains(&other.to_string()), "{text}");
 }

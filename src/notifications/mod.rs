@@ -4,7 +4,8 @@
 //!
 //! Recipe: it consumes the event log, and [`Notifications::run`] asks the watches now and then; [`Notifications::list`]
 //! and [`Notifications::mark`] are for people. Easy to get wrong: the same trouble is told once in
-//! [`TOLD_AGAIN`], however often it is met, and a flood of troubles pushes out the oldest, never memory.
+//! [`TOLD_AGAIN`], however often it is met, and a flood of troubles pushes out the oldest, never memory; and whoever is
+//! bound to SMTP accounts or sending domains is told of those alone.
 
 mod heard;
 mod mailing;
@@ -20,10 +21,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor, Permission, Resource};
 use crate::background::Shutdown;
 use crate::ext::{self, Timestamp};
-use crate::mail::{TenantId, VipId, printable};
+use crate::mail::{Domain, SmtpAccountId, TenantId, VipId, printable};
 use crate::records::{self, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
@@ -145,6 +146,31 @@ pub struct Notification {
     pub text: String,
 }
 
+impl Notification {
+    /// Whether no narrowing keeps it from `actor`. Whoever is bound to sending domains is told of those, and whoever
+    /// is bound to SMTP accounts of those and of domains, which his accounts send as. A webhook, an address, the
+    /// whole tenant's limits are told apart by neither.
+    pub(crate) fn concerns(&self, actor: &Actor) -> bool {
+        match self.kind {
+            // The subject may say more behind the name.
+            Kind::DomainFailing => {
+                let name = self.subject.split(' ').next().and_then(|name| Domain::parse(name).ok());
+                name.map_or_else(|| is_whole(actor), |name| actor.require_domain(&name).is_ok())
+            }
+            Kind::AccountPaused | Kind::QuotaNear => {
+                let account = self.subject.parse::<SmtpAccountId>().ok();
+                account.map_or_else(|| is_whole(actor), |account| actor.has_part_in(Action::Read, Some(account), None))
+            }
+            _ => is_whole(actor),
+        }
+    }
+}
+
+/// Whether it is bound to no SMTP accounts and no sending domains.
+fn is_whole(actor: &Actor) -> bool {
+    actor.has_part_in(Action::Read, None, None)
+}
+
 /// A notification as somebody sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -219,7 +245,8 @@ impl Notifications {
         &self.damaged
     }
 
-    /// Those of a tenant, or of the instance, newest first; with them what concerns only the person who asks, if
+    /// Those of a tenant, or of the instance, newest first, as far as the actor has a part in what they are about: see
+    /// [`Notification::concerns`]; with them what concerns only the person who asks, if
     /// it is of that tenant.
     pub fn list(&self, actor: &Actor, tenant: TenantId, which: Which) -> Result<Vec<Shown>, AdminError> {
         actor.require(permission(tenant))?;
@@ -337,6 +364,7 @@ impl Notifications {
     fn shown_to(&self, actor: &Actor, tenant: TenantId) -> Vec<Notification> {
         let mut shown: Vec<Notification> =
             records::read(&self.all).range(bounds(tenant)).map(|(_, one)| one.clone()).collect();
+        shown.retain(|one| one.concerns(actor));
         if actor.role.tenant().unwrap_or(INSTANCE) == tenant {
             shown.extend(self.personal_of(actor));
         }

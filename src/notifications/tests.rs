@@ -1,9 +1,8 @@
 //! Tests of the room, over the engine for tests.
 
 use super::*;
-use crate::access::Role;
+use crate::access::{Narrowing, Role};
 use crate::events::{Consumer, Event, EventKind, InstanceEvent};
-use crate::mail::Domain;
 use crate::store::MemoryStore;
 
 const START: Timestamp = Timestamp(1_800_000_000_000);
@@ -98,4 +97,46 @@ async fn events_become_news_and_seen_again_change_nothing() {
     assert!(room.list(&owner(SHOP), SHOP, Which::All).unwrap().is_empty());
     let own = [prefix::NOTIFICATION];
     assert!(store.range(&own, &after_prefix(&own), 10).unwrap().is_empty());
+}
+
+/// A failing domain, an account that is paused, limits of an account and of the tenant, a webhook, an address.
+async fn tell_of_everything(room: &Notifications, account: SmtpAccountId) {
+    for (kind, subject) in [
+        (Kind::DomainFailing, "shop.example".to_owned()),
+        (Kind::DomainFailing, "other.example (warning)".to_owned()),
+        (Kind::AccountPaused, account.to_string()),
+        (Kind::AccountPaused, SmtpAccountId(99).to_string()),
+        (Kind::QuotaNear, account.to_string()),
+        (Kind::QuotaNear, "tenant shop".to_owned()),
+        (Kind::WebhookDisabled, "hook".to_owned()),
+        (Kind::AddressListed, "mx.shop.example at gmail".to_owned()),
+    ] {
+        room.tell(News { kind, ..news(SHOP, &subject) }, START).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_bound_to_accounts_or_domains_is_told_of_those_alone() {
+    let (room, account) = (open(&Arc::new(MemoryStore::new())), SmtpAccountId(5));
+    tell_of_everything(&room, account).await;
+    let bound = |narrowing| Actor { narrowing: Arc::new(narrowing), ..owner(SHOP) };
+    let accounts = |account| Some(BTreeMap::from([(account, Action::Read)]));
+    let domains = |name| Some(vec![Domain::parse(name).unwrap()]);
+    let of_account = bound(Narrowing { accounts: accounts(account), ..Narrowing::default() });
+    let of_other = bound(Narrowing { accounts: accounts(SmtpAccountId(6)), ..Narrowing::default() });
+    let of_domain = bound(Narrowing { domains: domains("shop.example"), ..Narrowing::default() });
+    let seen = |actor: &Actor| {
+        let mut seen = subjects(&room, actor, Which::All);
+        seen.sort();
+        seen
+    };
+    let mut of_both = vec!["shop.example".to_owned(), "other.example (warning)".to_owned()];
+    of_both.sort();
+    assert_eq!(seen(&owner(SHOP)).len(), 8);
+    assert_eq!(seen(&of_other), of_both, "domains are everybody's who sends as them");
+    of_both.extend([account.to_string(), account.to_string()]);
+    of_both.sort();
+    assert_eq!(seen(&of_account), of_both);
+    assert_eq!(seen(&of_domain), ["shop.example"]);
+    assert_eq!(room.mark(&of_domain, SHOP, Marked::All).await.unwrap(), 1, "it reads what it sees");
 }
