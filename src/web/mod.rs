@@ -267,3 +267,5 @@ mod replay_tests;
 mod sending_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walk_tests;

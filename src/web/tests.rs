@@ -170,6 +170,14 @@ pub(super) async fn api_over(store: Arc<MemoryStore>, settings: Settings) -> Rou
     router(parts_over(store).await, &settings)
 }
 
+/// As in the daemon, for tenants that permit it.
+fn moving_to_shared(vips: &Arc<Vips>) -> crate::queue::Policy {
+    let vips = Arc::clone(vips);
+    let is_shared = move |vip| vips.get(vip).is_some_and(|vip| vip.owner == crate::vips::Owner::Shared);
+    let may_move = move |_, vip| if is_shared(vip) { Ok(()) } else { Err("only to a shared one".to_owned()) };
+    crate::queue::Policy { may_move: Arc::new(may_move), ..Default::default() }
+}
+
 fn places() -> Places {
     let nowhere = std::path::PathBuf::from("/nonexistent");
     Places {
@@ -189,7 +197,8 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let (domains, vips) = (Arc::new(domains), Arc::new(Vips::open(store.clone()).unwrap()));
     let suppression = Arc::new(Suppression::open(store.clone()));
     let routes = Arc::new(Routes::open(store.clone(), key.clone()).unwrap());
-    let queue = Arc::new(Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap());
+    let queue = Queue::open(store.clone(), store.clone(), Default::default()).await.unwrap();
+    let queue = Arc::new(queue.with_policy(moving_to_shared(&vips)));
     let intake = intake(store.clone(), (&accounts, &domains, &suppression, &vips), (&routes, &queue));
     // Its files are for nobody to see; the folder goes with the process's temporary ones.
     let files = tempfile::tempdir().unwrap().keep();
