@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name, vip_called};
-use crate::access::Actor;
+use crate::access::{Actor, Permission};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
 use crate::net;
@@ -220,7 +220,8 @@ pub(super) async fn remove(
     Extension(actor): Extension<Actor>,
     Path(vip): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    require_instance(&actor)?;
+    // Before anything is said about what it is used for.
+    actor.require(Permission::ManageInstance)?;
     let vip = vip_called(&parts, &actor, &vip)?;
     let default_of = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.default_vip == Some(vip.id));
     if let Some(tenant) = default_of {
