@@ -88,6 +88,8 @@ pub const STORE_SYNC: &str = "postern_store_sync_seconds";
 pub const STORE_CHECKPOINT: &str = "postern_store_checkpoint_seconds";
 /// Jobs that had to wait, label `by`: the limit, `resting`, `parked`, `warm-up`.
 pub const HELD_BACK: &str = "postern_delivery_held_back_total";
+/// Messages that a warm-up had no room for, moved to a shared virtual IP.
+pub const OVERFLOWED: &str = "postern_warm_up_overflow_total";
 /// Steps of the controllers, label `step`: `slowed`, `parked`, `recovered`.
 pub const SITE_STEPS: &str = "postern_site_steps_total";
 /// Pairs of site and virtual IP that get less than their limits allow.
@@ -176,6 +178,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (STORE_SYNC, Kind::Histogram, "How long a sync of the journal takes, in seconds"),
     (STORE_CHECKPOINT, Kind::Histogram, "How long a checkpoint of the records takes, in seconds"),
     (HELD_BACK, Kind::Counter, "Jobs of delivery that had to wait, by what held them"),
+    (OVERFLOWED, Kind::Counter, "Messages that a warm-up had no room for, moved to a shared virtual IP"),
     (SITE_STEPS, Kind::Counter, "Steps of the controllers of sites, by step"),
     (SITES_SLOWED, Kind::Gauge, "Pairs of site and virtual IP that get less than their limits allow"),
     (WEBHOOK_REQUESTS, Kind::Counter, "Requests made to webhooks, by result"),

@@ -24,7 +24,7 @@ pub use rules::{ALLOWED_SENDERS_MAX, AllowedSender, NAME_CHARACTERS_MAX};
 pub use secret::SECRETS_MAX;
 pub use seen::{LOGINS_SEEN_MAX, LoginSeen, LoginWay};
 pub use smtp_accounts::{ALLOWED_FROM_MAX, AccountChange, NewSmtpAccount};
-pub use tenants::{REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX, TenantChange};
+pub use tenants::{OVERFLOW_VIPS_MAX, REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX, TenantChange};
 pub use trust::NETWORKS_PER_TENANT_MAX;
 
 use std::collections::HashMap;
@@ -66,6 +66,8 @@ pub struct Tenant {
     /// After how many days what is kept of its finished messages is forgotten, if that is earlier than the
     /// instance does it.
     pub retention_days: Option<u16>,
+    /// The shared virtual IPs that mail may move to by itself which a warm-up has no room for; none is the default.
+    pub overflow_to: Vec<VipId>,
 }
 
 /// Whether mail is taken.

@@ -1,6 +1,6 @@
-//! Stored shapes of tenants and SMTP accounts: the second ones, and the first ones as earlier releases wrote them.
+//! Stored shapes of tenants and SMTP accounts: the present ones, and those that earlier releases wrote.
 //!
-//! Easy to get wrong: a change is conditional on what is stored, which may still have the first shape, so
+//! Easy to get wrong: a change is conditional on what is stored, which may still have an earlier shape, so
 //! the condition is the stored octets and never the record encoded anew.
 
 use ipnet::IpNet;
@@ -73,18 +73,52 @@ impl From<FirstTenant> for Tenant {
             created: first.created,
             region: String::new(),
             retention_days: None,
+            overflow_to: Vec::new(),
+        }
+    }
+}
+
+/// Before tenants named virtual IPs for what a warm-up has no room for.
+#[derive(Serialize, Deserialize)]
+struct SecondTenant {
+    id: TenantId,
+    name: String,
+    sending: Sending,
+    limits: Limits,
+    delay_notices: DelayNotices,
+    default_vip: Option<VipId>,
+    move_to_shared: MoveToShared,
+    created: Timestamp,
+    region: String,
+    retention_days: Option<u16>,
+}
+
+impl From<SecondTenant> for Tenant {
+    fn from(second: SecondTenant) -> Self {
+        Self {
+            id: second.id,
+            name: second.name,
+            sending: second.sending,
+            limits: second.limits,
+            delay_notices: second.delay_notices,
+            default_vip: second.default_vip,
+            move_to_shared: second.move_to_shared,
+            created: second.created,
+            region: second.region,
+            retention_days: second.retention_days,
+            overflow_to: Vec::new(),
         }
     }
 }
 
 /// A tenant as it is written.
 pub fn tenant_bytes(tenant: &Tenant) -> Vec<u8> {
-    codec::encode_second(tenant)
+    codec::encode_third(tenant)
 }
 
-/// A tenant in either shape.
+/// A tenant in any of its shapes.
 pub fn read_tenant(bytes: &[u8]) -> Result<Tenant, StoreError> {
-    codec::decode_second::<FirstTenant, Tenant>(bytes)
+    codec::decode_third::<FirstTenant, SecondTenant, Tenant>(bytes)
 }
 
 /// The octets that are stored of a tenant: what a change of it is conditional on.
@@ -133,5 +167,31 @@ mod tests {
         let read = read_account(&codec::encode(&first)).unwrap();
         assert_eq!((read.login.as_str(), read.name.as_str(), read.expires), ("shop-1", "", None));
         assert_eq!(read_account(&account_bytes(&read)).unwrap(), read);
+    }
+
+    #[test]
+    fn a_tenant_of_an_earlier_shape_is_read_and_its_overflow_goes_nowhere() {
+        let second = || SecondTenant {
+            id: TenantId(1),
+            name: "shop".into(),
+            sending: Sending::Suspended,
+            limits: Limits { hourly_max: Some(10), daily_max: None },
+            delay_notices: DelayNotices::Always,
+            default_vip: Some(VipId(4)),
+            move_to_shared: MoveToShared::Permitted,
+            created: Timestamp(3),
+            region: "EU".into(),
+            retention_days: Some(30),
+        };
+        let read = read_tenant(&codec::encode_second(&second())).unwrap();
+        assert_eq!(read, Tenant::from(second()));
+        assert_eq!((read.move_to_shared, read.overflow_to.len()), (MoveToShared::Permitted, 0));
+        let named = Tenant { overflow_to: vec![VipId(9), VipId(8)], ..read };
+        assert_eq!(read_tenant(&tenant_bytes(&named)).unwrap(), named);
+        let SecondTenant { id, name, sending, limits, delay_notices, default_vip, move_to_shared, created, .. } =
+            second();
+        let first = FirstTenant { id, name, sending, limits, delay_notices, default_vip, move_to_shared, created };
+        let read = read_tenant(&codec::encode(&first)).unwrap();
+        assert_eq!((read.name.as_str(), read.region.as_str(), read.overflow_to.len()), ("shop", "", 0));
     }
 }

@@ -11,12 +11,14 @@ use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, codec};
-use crate::vips::Vip;
+use crate::vips::{Owner, Vip};
 
 /// Characters of a region, at most.
 pub const REGION_CHARACTERS_MAX: usize = 60;
 /// Days of a tenant's own retention, at most; the instance's own end counts if it is earlier.
 pub const RETENTION_DAYS_MAX: u16 = 3650;
+/// Virtual IPs that a tenant names for what a warm-up has no room for, at most.
+pub const OVERFLOW_VIPS_MAX: usize = 16;
 /// Octets of a tenant's name, at most: a DNS label, since names end up in logins and host names.
 const NAME_OCTETS_MAX: usize = 63;
 
@@ -39,6 +41,9 @@ pub struct TenantChange {
     /// The virtual IP for mail that did not come by SMTP; `Some(None)` leaves it to
     /// [`crate::vips::Vips::default_for`].
     pub default_vip: Option<Option<Vip>>,
+    /// The shared virtual IPs, at most [`OVERFLOW_VIPS_MAX`], that mail moves to by itself which a warm-up has no room
+    /// for; an empty list ends that.
+    pub overflow_to: Option<Vec<Vip>>,
 }
 
 impl TenantChange {
@@ -66,12 +71,26 @@ impl TenantChange {
             }
             None => Ok(()),
         };
-        records::all_of([region, retention, vip])
+        records::all_of([region, retention, vip, self.check_overflow()])
+    }
+
+    /// Overflow only ever goes to virtual IPs that every tenant may use.
+    fn check_overflow(&self) -> Result<(), AdminError> {
+        let field = "warm_up_overflow";
+        let named = self.overflow_to.as_deref().unwrap_or_default();
+        if let Some(own) = named.iter().find(|vip| vip.owner != Owner::Shared) {
+            return Err(AdminError::field(field, format!("virtual IP {} is not shared", own.id)));
+        }
+        if named.len() > OVERFLOW_VIPS_MAX {
+            return Err(AdminError::field(field, format!("at most {OVERFLOW_VIPS_MAX} virtual IPs can be named")));
+        }
+        Ok(())
     }
 
     /// One step for each field that is given, with the name of the act.
     fn steps(self) -> Vec<(&'static str, Self)> {
-        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, default_vip } = self;
+        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, .. } = self;
+        let Self { default_vip, overflow_to, .. } = self;
         let sending_act = if sending == Some(Sending::Suspended) { "tenant.suspend" } else { "tenant.resume" };
         let none = Self::default;
         let steps = [
@@ -82,12 +101,14 @@ impl TenantChange {
             region.map(|region| ("tenant.region", Self { region: Some(region), ..none() })),
             retention_days.map(|days| ("tenant.retention", Self { retention_days: Some(days), ..none() })),
             default_vip.map(|vip| ("tenant.default-vip", Self { default_vip: Some(vip), ..none() })),
+            overflow_to.map(|vips| ("tenant.warm-up-overflow", Self { overflow_to: Some(vips), ..none() })),
         ];
         steps.into_iter().flatten().collect()
     }
 
     fn apply(self, tenant: &mut Tenant) {
-        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, default_vip } = self;
+        let Self { sending, limits, delay_notices, move_to_shared, region, retention_days, .. } = self;
+        let Self { default_vip, overflow_to, .. } = self;
         tenant.sending = sending.unwrap_or(tenant.sending);
         tenant.limits = limits.unwrap_or(tenant.limits);
         tenant.delay_notices = delay_notices.unwrap_or(tenant.delay_notices);
@@ -98,6 +119,11 @@ impl TenantChange {
         }
         if let Some(vip) = default_vip {
             tenant.default_vip = vip.map(|vip| vip.id);
+        }
+        if let Some(vips) = overflow_to {
+            tenant.overflow_to = vips.into_iter().map(|vip| vip.id).collect();
+            tenant.overflow_to.sort_unstable();
+            tenant.overflow_to.dedup();
         }
     }
 }
@@ -118,6 +144,7 @@ impl Accounts {
             created: now,
             region: String::new(),
             retention_days: None,
+            overflow_to: Vec::new(),
         };
         let turn = self.desk.turn().await;
         if self.tenant_named(name).is_some() {
@@ -224,6 +251,7 @@ fn facts(tenant: &Tenant) -> Vec<(&'static str, String)> {
         ("region", tenant.region.clone()),
         ("retention_days", tenant.retention_days.map_or_else(|| "as the instance".to_owned(), |days| days.to_string())),
         ("default_vip", tenant.default_vip.map_or_else(|| "none".to_owned(), |id| id.to_string())),
+        ("warm_up_overflow", tenant.overflow_to.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
     ]
 }
 

@@ -459,3 +459,25 @@ async fn an_old_password_ends_by_itself_when_a_time_was_said() {
     assert!(is_accepted(&room.login_at(&account.login, &new, "192.0.2.1", until).await));
     assert!(is_accepted(&room.login_at(&account.login, &third, "192.0.2.1", until).await));
 }
+
+#[tokio::test]
+async fn overflow_goes_to_shared_virtual_ips_that_were_named_and_may_be_taken_back() {
+    let room = Room::new();
+    let id = room.tenant("shop").await.id;
+    let of = |named: &[Vip]| TenantChange { overflow_to: Some(named.to_vec()), ..TenantChange::default() };
+    let shared = |number: u64| Vip { id: VipId(number), ..vip(Owner::Shared) };
+    let own = |owner| Vip { id: VipId(99), ..vip(Owner::Tenant(owner)) };
+    let many: Vec<Vip> = (0..17).map(shared).collect();
+    let change = |named: Vec<Vip>| room.accounts.change_tenant(&room.actor, id, of(&named), START);
+    assert_eq!(room.accounts.tenant(id).unwrap().overflow_to, [], "none is the default");
+    // Not even one of its own: overflow is about what everybody may use.
+    for refused in [vec![shared(1), own(TenantId(77))], vec![own(id)], many] {
+        assert!(change(refused).await.is_err());
+    }
+    assert_eq!(room.accounts.tenant(id).unwrap().overflow_to, []);
+    let changed = change(vec![shared(3), shared(1), shared(3)]).await.unwrap();
+    assert_eq!(changed.overflow_to, [VipId(1), VipId(3)]);
+    assert_eq!(changed.move_to_shared, MoveToShared::Forbidden, "one is not the other");
+    assert_eq!(room.reopened().accounts.tenant(id).unwrap().overflow_to, [VipId(1), VipId(3)]);
+    assert_eq!(change(Vec::new()).await.unwrap().overflow_to, []);
+}

@@ -309,6 +309,10 @@ pub struct TenantSet {
     /// Whether waiting mail may be moved to a shared virtual IP by `queue move`
     #[arg(long, value_name = "YES|NO")]
     pub move_to_shared: Option<Switch>,
+    /// The shared virtual IPs that mail moves to by itself which a warm-up has no room for, where SPF permits it:
+    /// addresses or ids, or `none`
+    #[arg(long, value_name = "VIP,VIP", value_delimiter = ',')]
+    pub warm_up_overflow: Option<Vec<String>>,
     /// Whether delay notices go to senders who did not ask for them
     #[arg(long, value_name = "YES|NO")]
     pub delay_notices: Option<Switch>,

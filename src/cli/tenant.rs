@@ -87,6 +87,10 @@ async fn change_treatment(session: &Session, set: &TenantSet) -> Result<(), Faul
     let is_yes = |switch: Switch| switch == Switch::Yes;
     let change = TenantChangeJson {
         may_move_to_shared: set.move_to_shared.map(is_yes),
+        warm_up_overflow: set.warm_up_overflow.as_deref().map(|named| match named {
+            [none] if none == "none" => Vec::new(),
+            named => named.to_vec(),
+        }),
         delay_notices_always: set.delay_notices.map(is_yes),
         default_vip: set.default_vip.as_ref().map(|vip| if vip == "none" { String::new() } else { vip.clone() }),
         region: set.region.clone(),
@@ -132,13 +136,14 @@ fn facts(session: &Session, tenant: TenantJson) -> String {
     let yes_no = |yes| if yes { "yes" } else { "no" };
     format!(
         "Tenant         {}\nId             {}\nSending        {}\nLimits         {}\nDelay notices  {}\n\
-         Move to shared {}\nDefault VIP    {}\nRegion         {}\nRetention      {}\nAdded          {}\n{}",
+         Move to shared {}\nOverflow to    {}\nDefault VIP    {}\nRegion         {}\nRetention      {}\nAdded          {}\n{}",
         tenant.name,
         tenant.id,
         if tenant.suspended { session.colour.yellow("suspended") } else { session.colour.green("allowed") },
         limits(&tenant.limits, &tenant.used),
         if tenant.delay_notices_always { "always" } else { "when asked for" },
         yes_no(tenant.may_move_to_shared),
+        if tenant.warm_up_overflow.is_empty() { "-".to_owned() } else { tenant.warm_up_overflow.join(", ") },
         tenant.default_vip.as_deref().unwrap_or("the oldest of its own"),
         if tenant.region.is_empty() { "-" } else { &tenant.region },
         tenant.retention_days.map_or_else(|| "as the instance".to_owned(), |days| format!("{days} days")),

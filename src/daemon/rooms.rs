@@ -20,7 +20,7 @@ use crate::ext::Timestamp;
 use crate::feedback::Feedback;
 use crate::gate::Gate;
 use crate::intake::{self, Intake};
-use crate::mail::{Refusal, Reply};
+use crate::mail::{Refusal, Reply, TenantId, VipId};
 use crate::net::{ClientTls, Poster, Reach};
 use crate::notifications::{self, Notifications};
 use crate::operations::Operations;
@@ -505,6 +505,13 @@ fn breaker(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> 
     Ok(breaker)
 }
 
+/// The virtual IPs a tenant named for what a warm-up has no room for, if they are shared now.
+fn overflow_to(accounts: &Accounts, vips: &Vips, tenant: TenantId) -> Vec<VipId> {
+    let Some(tenant) = accounts.tenant(tenant) else { return Vec::new() };
+    let is_shared = |id: &VipId| vips.get(*id).is_some_and(|vip| vip.owner == Owner::Shared);
+    tenant.overflow_to.into_iter().filter(is_shared).collect()
+}
+
 /// What the queue asks of records it may not read itself.
 fn policy(
     accounts: &Arc<Accounts>,
@@ -512,8 +519,10 @@ fn policy(
     (breaker, delivery): (&Arc<Breaker>, &Arc<Delivery>),
 ) -> queue::Policy {
     let (tells, owner, vips) = (Arc::clone(accounts), Arc::clone(accounts), Arc::clone(vips));
+    let (overflowing, shared) = (Arc::clone(accounts), Arc::clone(&vips));
     let (breaker, delivery) = (Arc::clone(breaker), Arc::clone(delivery));
     queue::Policy {
+        overflow_to: Arc::new(move |tenant| overflow_to(&overflowing, &shared, tenant)),
         paused: Arc::new(move |account| {
             breaker.why(account).or_else(|| delivery.account_suspended(account, Timestamp::now()))
         }),

@@ -6,6 +6,7 @@
 //! that may not run now must never make it spin: every reason to wait has a moment or an event.
 
 mod ended;
+mod overflowing;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::client::{Connection, Pool, pool_keys};
 use super::lanes::{Places, Standing};
+use super::overflow::Overflows;
 use super::settle::{Fate, Screen, record_outcomes, share_fate};
 use super::shaping::{Admission, Answer, Ask, Backlog, Hold, Knob, Path, Permit, Shaper, allowance, is_called};
 use super::sharers::Sharers;
@@ -73,6 +75,7 @@ pub(super) enum Done {
     Job(Box<Report>),
     Lookup(super::lanes::Place, Result<Site, NoSite>),
     Fate,
+    Overflow(super::overflow::Swept),
 }
 
 /// A task of the loop.
@@ -93,6 +96,7 @@ enum Running {
         share: Share,
     },
     Fate(Lane),
+    Overflow(Lane),
 }
 
 /// What a lookup is counted with.
@@ -114,6 +118,7 @@ pub(super) struct Wiring {
     pub(super) delivery: Arc<Delivery>,
     pub(super) pacing: Arc<Pacing>,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub(super) overflows: Overflows,
 }
 
 /// The loop's state.
@@ -444,7 +449,10 @@ impl Dispatcher {
         if matches!(hold, Hold::Limit { knob: Knob::Connections, .. }) {
             self.sharers.ask(&candidate.pace, lane);
         }
-        let detail = hold.describe(&candidate.pace.site, span.map(|span| Timestamp::now().plus(span)));
+        let mut detail = hold.describe(&candidate.pace.site, span.map(|span| Timestamp::now().plus(span)));
+        if matches!(hold, Hold::WarmingUp(_)) {
+            detail.push_str(&self.overflow(candidate, span.unwrap_or_default(), now));
+        }
         let is_long = span.is_some_and(|span| span > PATIENCE_WITH_PAUSE);
         if is_long && matches!(hold, Hold::Listed(_)) {
             // Each try of the schedule is recorded as one, so that waiting for a listing to end has an end too.

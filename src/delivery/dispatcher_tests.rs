@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::access::Actor;
 use crate::delivery::outcome::Phase;
+use crate::delivery::overflow::tests::Records;
 use crate::delivery::transport::{Ending, Families, same_for_all};
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::mail::{
@@ -141,6 +142,8 @@ async fn dispatcher(transport: Arc<dyn Transport>, settings: Settings) -> (Dispa
     };
     let vip = vips.add(&Actor::local(0), new, Timestamp::now()).await.unwrap().id;
     let (_, settings) = watch::channel(Arc::new(settings));
+    let return_path: crate::delivery::ReturnAddress =
+        Arc::new(|_, _, name| Address::parse(&format!("t@{name}")).unwrap());
     let wiring = Wiring {
         queue: queue.clone(),
         screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _, _| Ok(false)) },
@@ -150,6 +153,7 @@ async fn dispatcher(transport: Arc<dyn Transport>, settings: Settings) -> (Dispa
         pacing: Arc::new(Pacing::open(store.clone(), &Settings::default(), queue.now()).unwrap()),
         gate: Arc::new(Gate::new(crate::gate::Settings::default())),
         settings,
+        overflows: Overflows::new(Records::new(&[]), return_path),
     };
     (Dispatcher::new(wiring, Sources::new(vips, store)), queue, vip)
 }
@@ -399,4 +403,95 @@ async fn the_loop_rests_once_a_whole_round_of_looks_began_nothing() {
     assert_eq!(passes, [true, true, true, true, true, false]);
     let now = time.now;
     assert!(time.dispatcher.pass(now), "stirred, it looks at the first of them again");
+}
+
+/// Delivers everything, and notes by which virtual IP.
+struct Noting(std::sync::Mutex<Vec<crate::mail::VipId>>);
+
+#[async_trait]
+impl Transport for Noting {
+    async fn site(&self, _: &Lane, _: Families) -> Result<Site, NoSite> {
+        Ok(Site { name: "mx".into(), provider: None, hosts: Vec::new(), port: 25, realm: 0, login: None })
+    }
+
+    async fn attempt(&self, mut job: Job) -> Report {
+        let mut report = Report::default();
+        while report.transactions < job.permit.quota.messages as usize {
+            let Some(held) = job.hand.next_claim().await else { break };
+            self.0.lock().unwrap().push(job.source.vip);
+            let peer = Peer { host: "mx".into(), address: "a".into(), source: "b".into(), tls: "none".into() };
+            let reply = Reply::enhanced(250, 0, 0, "ok");
+            let outcome = Outcome::Delivered { peer, reply, onward: Onward::Ourselves };
+            let outcomes = same_for_all(held.claim().unwrap(), &outcome);
+            job.hand.settle(held, outcomes).await;
+            (report.messages, report.transactions) = (report.messages + 1, report.transactions + 1);
+        }
+        report
+    }
+}
+
+#[tokio::test]
+async fn what_a_warm_up_has_no_room_for_leaves_by_shared_ones_in_turn_and_by_no_other() {
+    let store = Arc::new(MemoryStore::new());
+    let queue = Queue::open(store.clone(), store.clone(), crate::queue::Settings::default()).await.unwrap();
+    let vips = Arc::new(Vips::open(store.clone()).unwrap());
+    let (of_one, of_two) = (Owner::Tenant(TenantId(1)), Owner::Tenant(TenantId(2)));
+    let mut made = Vec::new();
+    for (last, owner) in
+        [(1, of_one), (2, of_two), (3, Owner::Shared), (4, Owner::Shared), (5, Owner::Shared), (6, Owner::Shared)]
+    {
+        let ehlo = Domain::parse(&format!("mx{last}.example.com")).unwrap();
+        let ipv4 = Some([127, 0, 63, last].into());
+        let new = NewVip { ipv4, ipv6: None, public_ipv4: None, public_ipv6: None, ehlo, owner };
+        made.push(vips.add(&Actor::local(0), new, Timestamp::now()).await.unwrap().id);
+    }
+    // All but the last are named, that of another tenant too: whoever lets that through is not the only one to look.
+    let named = made[..5].to_vec();
+    let policy = crate::queue::Policy { overflow_to: Arc::new(move |_| named.clone()), ..Default::default() };
+    let queue = Arc::new(queue.with_policy(policy));
+    let pacing = Arc::new(Pacing::open(store.clone(), &Settings::default(), queue.now()).unwrap());
+    let warm = |vip, step| {
+        let warmup = crate::delivery::Warmup::new(&[step], queue.now()).unwrap();
+        let (path, now) = (Path { site: "mx".into(), vip }, (queue.now(), Timestamp::now()));
+        let pacing = Arc::clone(&pacing);
+        async move { pacing.warm(&Actor::local(0), &path, Some(warmup), now).await.unwrap() }
+    };
+    // One message from their own today; the last of the named ones is being warmed, too.
+    warm(made[0], 1).await;
+    warm(made[4], 1).await;
+    let transport = Arc::new(Noting(std::sync::Mutex::default()));
+    // The null reverse-path: the EHLO names stand for it.
+    let permits = ["2", "3", "4", "5", "6"].map(|last| {
+        let (name, address) = (format!("mx{last}.example.com"), format!("127.0.63.{last}"));
+        (&*name.leak(), &*address.leak(), crate::net::Spf::Pass)
+    });
+    let return_path: crate::delivery::ReturnAddress =
+        Arc::new(|_, _, name| Address::parse(&format!("t@{name}")).unwrap());
+    let (_, settings) = watch::channel(Arc::new(Settings::default()));
+    let wiring = Wiring {
+        queue: queue.clone(),
+        screen: Screen { queue: queue.clone(), suppressed: Arc::new(|_, _, _| Ok(false)) },
+        mx: transport.clone(),
+        smarthost: transport.clone(),
+        delivery: Delivery::open(store.clone()).unwrap(),
+        pacing: Arc::clone(&pacing),
+        gate: Arc::new(Gate::new(crate::gate::Settings::default())),
+        settings,
+        overflows: Overflows::new(Records::new(&permits), return_path),
+    };
+    let stop = Shutdown::new();
+    let (keeper, keeping) = (queue.clone(), stop.clone());
+    let chores = tokio::spawn(async move { keeper.keep(&keeping).await });
+    for _ in 0..21 {
+        queue.enqueue(message("ann@shop.example", made[0]), Timestamp::now()).await.unwrap();
+    }
+    let running = tokio::spawn(Dispatcher::new(wiring, Sources::new(vips, store)).run(stop.clone()));
+    until("all have left", || transport.0.lock().unwrap().len() == 21).await;
+    let left_by = |vip| transport.0.lock().unwrap().iter().filter(|by| **by == vip).count();
+    assert_eq!(made.iter().map(|vip| left_by(*vip)).collect::<Vec<_>>(), [1, 0, 10, 10, 0, 0]);
+    let path = Path { site: "mx".into(), vip: made[0] };
+    let warmup = pacing.site(&Actor::local(0), &path, queue.now()).unwrap().memory.warmup.unwrap();
+    assert_eq!((warmup.sent(), warmup.left()), (1, 0), "only what left by it is counted");
+    stop.cancel();
+    let _ = tokio::join!(running, chores);
 }

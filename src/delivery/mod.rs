@@ -13,6 +13,7 @@ mod dispatcher;
 mod lanes;
 mod mx;
 mod outcome;
+mod overflow;
 mod pacing;
 mod pulse;
 mod replies;
@@ -56,6 +57,7 @@ pub use transport::{
 };
 
 use self::dispatcher::{Dispatcher, Wiring};
+use self::overflow::Overflows;
 use self::settle::Screen;
 use self::sources::Sources;
 use crate::background::Shutdown;
@@ -114,6 +116,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
     let Parts { queue, gate, vips, routes, suppressed, store, resolver, dialer, tls, .. } = parts;
     let Parts { delivery, pacing, tls_policies, destinations, return_path, settings, .. } = parts;
     let (tracer, tls_memory, reports) = (parts.tracer, parts.tls_memory, parts.tls_reports);
+    let overflows = Overflows::new(resolver.clone(), return_path.clone());
     let client = Client::new(dialer, tls.clone(), return_path, tracer);
     let client = Arc::new(client.remembering(tls_memory.clone()).reporting(reports.clone()));
     let smarthost = Arc::new(Smarthost::new(resolver.clone(), routes, client.clone()));
@@ -131,7 +134,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
     let reasons = delivery.clone();
     queue.explain_lanes_with(Box::new(move |lane| reasons.why(lane)));
     let screen = Screen { queue: queue.clone(), suppressed };
-    let wiring = Wiring { queue, gate, screen, mx: mx.clone(), smarthost, delivery, pacing, settings };
+    let wiring = Wiring { queue, gate, screen, mx: mx.clone(), smarthost, delivery, pacing, settings, overflows };
     let dispatcher = Dispatcher::new(wiring, Sources::new(vips, store));
     tokio::join!(dispatcher.run(shutdown.clone()), mx.keep_policies(&shutdown), tls_memory.keep(&shutdown));
 }

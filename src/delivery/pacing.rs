@@ -142,6 +142,14 @@ impl Pacing {
         answer
     }
 
+    pub(super) fn takes_overflow(&self, path: &Path, now: QueueTime) -> bool {
+        self.pacer().takes_overflow(path, now)
+    }
+
+    pub(super) fn overflowed(&self, path: &Path, count: u64) {
+        self.pacer().overflowed(path, u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
     pub(super) fn connections_max(&self, path: &Path) -> usize {
         usize::try_from(self.pacer().connections_max(path)).unwrap_or(usize::MAX)
     }

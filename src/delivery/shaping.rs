@@ -167,6 +167,12 @@ impl Shaper {
         state.running = state.running.saturating_sub(1);
     }
 
+    /// Whether nothing is sent there for now, because it could not be reached.
+    pub fn pauses(&self, path: &Path, now: Instant) -> bool {
+        let pause = self.paths.get(path).and_then(|state| state.pause.as_ref());
+        pause.is_some_and(|(until, _)| now < *until)
+    }
+
     /// How many permits of that path are out.
     pub fn running(&self, path: &Path) -> usize {
         self.paths.get(path).map_or(0, |state| state.running)

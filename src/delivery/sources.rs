@@ -17,7 +17,7 @@ use crate::ext::Timestamp;
 use crate::mail::{TenantId, VipId};
 use crate::net::is_present;
 use crate::store::{Batch, Store};
-use crate::vips::Vips;
+use crate::vips::{Owner, Vip, Vips};
 
 struct Known {
     source: Result<Arc<Source>, String>,
@@ -70,6 +70,11 @@ impl Sources {
             }
             _ => Ok(()),
         }
+    }
+
+    /// One that every tenant may use.
+    pub(super) fn shared(&self, id: VipId) -> Option<Vip> {
+        self.vips.get(id).filter(|vip| vip.owner == Owner::Shared)
     }
 
     /// An attempt found that `address` is not on this host.
@@ -140,7 +145,7 @@ mod tests {
     use crate::access::Actor;
     use crate::mail::Domain;
     use crate::store::MemoryStore;
-    use crate::vips::{NewVip, Owner};
+    use crate::vips::NewVip;
 
     #[tokio::test]
     async fn mail_in_a_lane_of_another_tenants_address_waits() {

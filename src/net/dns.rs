@@ -19,7 +19,7 @@ use hickory_resolver::net::{DnsError, NetError};
 
 use super::dane::Dane;
 use super::validated::{Validation, Validators};
-use super::{LookupError, Mx, Resolver};
+use super::{LookupError, Mx, Resolver, Spf, SpfAnswer, SpfQuestion, spf};
 use crate::mail::{Domain, printable};
 
 /// Which servers are asked, and how patiently.
@@ -232,5 +232,24 @@ impl Resolver for SystemResolver {
 
     async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
         self.validators.dane(host, port).await
+    }
+
+    async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
+        let spf::Judgement { answer, read } = spf::judge(&self.resolver, asked).await;
+        if answer.result != Spf::Pass {
+            return answer;
+        }
+        // The verifier takes the first of several records of a name; with more than one none counts (RFC 7208 s4.5).
+        for name in read {
+            let Ok(domain) = Domain::parse(name.trim_end_matches('.')) else { continue };
+            match self.txt(&domain).await {
+                Ok(texts) if texts.iter().filter(|text| spf::is_record(text)).count() > 1 => {
+                    return SpfAnswer { result: Spf::PermanentError, good_until: None };
+                }
+                Ok(_) => {}
+                Err(_) => return SpfAnswer { result: Spf::TemporaryError, good_until: None },
+            }
+        }
+        answer
     }
 }

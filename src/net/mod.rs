@@ -11,6 +11,7 @@ mod fetch;
 pub(crate) mod pages_tests;
 mod post;
 mod reach;
+mod spf;
 mod tls;
 mod validated;
 mod zone;
@@ -30,6 +31,7 @@ pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
 pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
 pub use post::{Answer, Line, Outgoing, Post, PostError, Poster, TARGET_OCTETS_MAX, Target, TargetUnusable};
 pub use reach::is_public;
+pub use spf::{Spf, SpfAnswer, SpfQuestion};
 pub use tls::{
     CertificateFault, ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify, is_tls_fault,
 };
@@ -88,6 +90,12 @@ pub trait Resolver: Send + Sync {
     async fn dane(&self, host: &Domain, port: u16) -> Result<Option<Dane>, LookupError> {
         let _ = (host, port);
         Ok(None)
+    }
+
+    /// What the SPF record of a sender's domain says of an address.
+    async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
+        let _ = asked;
+        SpfAnswer { result: Spf::TemporaryError, good_until: None }
     }
 }
 

@@ -32,6 +32,8 @@ const MARKETING_SHARE: usize = 5;
 const PAUSED_PER_LANE_MAX: usize = 1_000;
 /// The same of all lanes together; above it each lane that has one rests.
 const PAUSED_MAX: usize = 20_000;
+/// Entries of one lane that are counted, at most.
+const COUNTED_MAX: usize = 1_000;
 /// A lane whose entries could not be read is left alone this long, in milliseconds.
 const READ_FAILURE_PAUSE_MS: u64 = 5_000;
 
@@ -258,6 +260,16 @@ impl Lanes {
         Due { lanes, is_start, is_end }
     }
 
+    /// How many entries of a lane are ready; more than can be counted if some of them are not read yet.
+    pub(super) fn ready_in(&self, lane: &Lane, now: QueueTime) -> usize {
+        let state = self.numbers.get(lane).and_then(|number| self.states.get(*number as usize)?.as_ref());
+        match state {
+            None => 0,
+            Some(state) if state.horizon.is_some_and(|horizon| horizon.due <= now) => usize::MAX,
+            Some(state) => due_of(&mut state.window.keys(), now) + due_of(&mut state.paused.keys(), now),
+        }
+    }
+
     /// When the first lane is due.
     pub(super) fn first_due(&self) -> Option<QueueTime> {
         self.due.iter().filter_map(Ring::first).min()
@@ -462,9 +474,10 @@ impl LaneState {
 
 /// How many entries of the lane are known to be ready; at least one if it is due.
 fn ready(state: &LaneState, now: QueueTime, paused_in_all: usize) -> usize {
-    const COUNTED_MAX: usize = 1_000;
-    let due =
-        |keys: &mut dyn Iterator<Item = &Entry>| keys.take(COUNTED_MAX).take_while(|entry| entry.due <= now).count();
-    let waiting = if state.rests(paused_in_all) { 0 } else { due(&mut state.window.keys()) };
-    (waiting + due(&mut state.paused.keys())).max(1)
+    let waiting = if state.rests(paused_in_all) { 0 } else { due_of(&mut state.window.keys(), now) };
+    (waiting + due_of(&mut state.paused.keys(), now)).max(1)
+}
+
+fn due_of(keys: &mut dyn Iterator<Item = &Entry>, now: QueueTime) -> usize {
+    keys.take(COUNTED_MAX).take_while(|entry| entry.due <= now).count()
 }

@@ -16,6 +16,7 @@ mod lanes;
 mod locks;
 mod notices;
 mod outage;
+mod overflow;
 mod paused;
 mod record;
 mod restored;
@@ -105,6 +106,8 @@ pub struct Policy {
     /// Whether the tenant's mail may be moved to this virtual IP: it must be shared and the tenant
     /// must permit it. The text of a refusal is shown to the operator.
     pub may_move: Arc<dyn Fn(TenantId, VipId) -> Result<(), String> + Send + Sync>,
+    /// The shared virtual IPs that the tenant named for what a warm-up of its own has no room for.
+    pub overflow_to: Arc<dyn Fn(TenantId) -> Vec<VipId> + Send + Sync>,
     /// Why nothing of an SMTP account is sent now, for people; `None` if it is not paused.
     pub paused: Arc<dyn Fn(SmtpAccountId) -> Option<String> + Send + Sync>,
 }
@@ -114,6 +117,7 @@ impl Default for Policy {
         Self {
             tells_delays: Arc::new(|_| false),
             may_move: Arc::new(|_, _| Err("moving mail is not permitted".to_owned())),
+            overflow_to: Arc::new(|_| Vec::new()),
             paused: Arc::new(|_| None),
         }
     }
@@ -430,6 +434,8 @@ mod crowd_tests;
 mod mishap_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod overflow_tests;
 #[cfg(test)]
 mod part_tests;
 #[cfg(test)]

@@ -43,6 +43,11 @@ pub(super) enum Verb {
     /// Give up as if it had waited too long: its sender is told.
     Expire,
     Move(VipId),
+    /// Leave by `to`, because the warm-up of `from` has no room; only what waits there.
+    Overflow {
+        from: VipId,
+        to: VipId,
+    },
     /// Wait with the SMTP account.
     Pause,
     /// The SMTP account is released: as before the pause.
@@ -151,6 +156,12 @@ impl Queue {
         }
         if let Verb::Move(to) = order.verb {
             (self.policy.may_move)(message.tenant, to).map_err(AdminError::Invalid)?;
+        }
+        if let Verb::Overflow { to, .. } = order.verb
+            && !self.overflow_to(message.tenant).contains(&to)
+        {
+            let detail = "its tenant does not name this virtual IP for what a warm-up has no room for";
+            return Err(AdminError::Invalid(detail.to_owned()));
         }
         let Plan { mut changes, untouched, unreadable } = self.plan(&order)?;
         if changes.is_empty() && unreadable.is_empty() {
@@ -280,12 +291,17 @@ impl Order<'_> {
     fn apply(&self, old: &LaneRecord, now: QueueTime) -> (LaneRecord, Vec<u16>) {
         let mut new = old.clone();
         let mut touched = Vec::new();
+        if let Verb::Overflow { from, .. } = self.verb
+            && !overflows(old, from)
+        {
+            return (new, touched);
+        }
         for recipient in &mut new.recipients {
             if !self.only.is_empty() && !self.only.contains(&recipient.number) {
                 continue;
             }
             let state = match (self.verb, recipient.state) {
-                (Verb::Retry, RecipientState::Waiting) => RecipientState::Waiting,
+                (Verb::Retry | Verb::Overflow { .. }, RecipientState::Waiting) => RecipientState::Waiting,
                 (Verb::Hold, RecipientState::Waiting | RecipientState::Paused) => RecipientState::Held,
                 (Verb::Release, RecipientState::Held) => RecipientState::Waiting,
                 (Verb::Pause, RecipientState::Waiting) => RecipientState::Paused,
@@ -308,7 +324,7 @@ impl Order<'_> {
             recipient.state = state;
             touched.push(recipient.number);
         }
-        if let Verb::Move(to) = self.verb {
+        if let (Verb::Move(to) | Verb::Overflow { to, .. }, false) = (self.verb, touched.is_empty()) {
             new.lane = Lane { vip: to, ..new.lane };
         }
         if matches!(self.verb, Verb::Retry | Verb::Release) {
@@ -352,6 +368,13 @@ impl Change {
     }
 }
 
+/// Whether the warm-up of `from` is what keeps a record: nobody in it is held or paused, for those would
+/// change their virtual IP with the others.
+fn overflows(record: &LaneRecord, from: VipId) -> bool {
+    let is_kept = |state| matches!(state, RecipientState::Held | RecipientState::Paused);
+    record.lane.vip == from && !record.recipients.iter().any(|recipient| is_kept(recipient.state))
+}
+
 fn names(changes: &[Change]) -> Vec<Name> {
     changes.iter().filter(|change| change.seized == Seized::Yours).map(|change| change.name).collect()
 }
@@ -368,7 +391,7 @@ fn write_events(batch: &mut Batch, (order, tenant): (&Order<'_>, TenantId), chan
             ("queue.cancel", MailEvent::Cancelled { recipients, by: by() })
         }
         Verb::Expire => ("queue.expire", MailEvent::Expired { recipients, last: format!("given up by {}", by()) }),
-        Verb::Move(to) => {
+        Verb::Move(to) | Verb::Overflow { to, .. } => {
             let from = changes.first().map_or(to, |change| change.old.lane.vip);
             ("queue.move", MailEvent::Moved { recipients, from, to, by: by() })
         }

@@ -51,6 +51,12 @@ impl Vip {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
 
+    /// The addresses as the world sees them.
+    pub fn public_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.public_ipv4.or(self.ipv4).map(IpAddr::V4);
+        ipv4.into_iter().chain(self.public_ipv6.or(self.ipv6).map(IpAddr::V6))
+    }
+
     /// Whether `tenant` may log in on it and send from it.
     pub fn serves(&self, tenant: TenantId) -> bool {
         match self.owner {

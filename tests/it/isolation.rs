@@ -5,6 +5,7 @@
 //!
 //! By hand, with many worlds: `PROPTEST_CASES=100 cargo test --test it isolation`.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -93,6 +94,13 @@ enum Step {
     Permit {
         tenant: usize,
         moving: bool,
+        /// Whether what a warm-up has no room for may leave by the shared ones there are now.
+        overflows: bool,
+    },
+    /// The virtual IP in this slot is warmed for the peer, with room for so many messages a day.
+    Warm {
+        slot: u8,
+        room: u32,
     },
     Move {
         nth: usize,
@@ -146,7 +154,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (tenant(), proptest::option::weighted(0.8, slot())).prop_map(|(tenant, slot)| Step::Choose { tenant, slot }),
         1 => slot().prop_map(|slot| Step::Remove { slot }),
         8 => submit,
-        1 => (tenant(), any::<bool>()).prop_map(|(tenant, moving)| Step::Permit { tenant, moving }),
+        2 => (tenant(), any::<bool>(), proptest::bool::weighted(0.7))
+            .prop_map(|(tenant, moving, overflows)| Step::Permit { tenant, moving, overflows }),
+        2 => (slot(), 1_u32..3).prop_map(|(slot, room)| Step::Warm { slot, room }),
         2 => (any::<usize>(), slot()).prop_map(|(nth, slot)| Step::Move { nth, slot }),
     ]
 }
@@ -254,6 +264,8 @@ struct World {
     may_move: [bool; TENANTS],
     /// The generation chosen for each tenant's mail by the API.
     chosen: [Option<usize>; TENANTS],
+    /// Where what a tenant's warm-ups have no room for may ever have gone.
+    named: [HashSet<usize>; TENANTS],
     generations: Vec<Generation>,
     /// Numbered by the attempt to hand them in.
     messages: Vec<Option<Message>>,
@@ -278,6 +290,10 @@ impl World {
         for name in ["open.test", "shut.test", "bounce.test", "t0.test", "t1.test", "t2.test"] {
             zone = zone.mx(name, 10, "mx.peer.test");
         }
+        // SPF permits every address there is, those of other tenants too: that must not matter.
+        for name in ["t0.test", "t1.test"] {
+            zone = zone.txt(name, "v=spf1 ip4:127.77.0.0/16 ip6:fd00::/16 -all");
+        }
         let zone = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
         let (folder, zone) = (new_folder(), Arc::new(zone));
         let mut config = config(folder.path(), &zone, mx_port);
@@ -295,9 +311,9 @@ impl World {
             running.trusted_domain(tenant, &format!("t{number}.test")).await;
             tenants.push((tenant, running.account(tenant).await));
         }
-        let may_move = [false; TENANTS];
+        let (may_move, named) = ([false; TENANTS], [(); TENANTS].map(|()| HashSet::new()));
         let (chosen, generations, messages) = ([None; TENANTS], Vec::new(), Vec::new());
-        Self { families, running, port, peer, tenants, may_move, chosen, generations, messages }
+        Self { families, running, port, peer, tenants, may_move, named, chosen, generations, messages }
     }
 
     fn current(&self, slot: u8) -> Option<usize> {
@@ -317,24 +333,34 @@ impl World {
             Step::Submit { tenant, slot, speaks_as, writes_as, to } => {
                 self.submit(tenant, slot, (speaks_as, writes_as), to).await;
             }
-            Step::Permit { tenant, moving } => {
-                let permission = if moving { MoveToShared::Permitted } else { MoveToShared::Forbidden };
-                let (id, now) = (self.tenants[tenant].0, Timestamp::now());
-                self.running
-                    .daemon
-                    .accounts
-                    .change_tenant(
-                        &operator(),
-                        id,
-                        TenantChange { move_to_shared: Some(permission), ..TenantChange::default() },
-                        now,
-                    )
-                    .await
-                    .unwrap();
-                self.may_move[tenant] = moving;
-            }
+            Step::Permit { tenant, moving, overflows } => self.permit(tenant, (moving, overflows)).await,
+            Step::Warm { slot, room } => self.warm(slot, room).await,
             Step::Move { nth, slot } => self.move_one(nth, slot).await,
         }
+    }
+
+    async fn permit(&mut self, tenant: usize, (moving, overflows): (bool, bool)) {
+        let is_named = |number: &usize| {
+            let generation = &self.generations[*number];
+            overflows && generation.owner.is_none() && generation.removed.is_none()
+        };
+        let named: Vec<usize> = (0..self.generations.len()).filter(is_named).collect();
+        let overflow_to = Some(named.iter().map(|number| self.generations[*number].vip.clone()).collect());
+        let permission = if moving { MoveToShared::Permitted } else { MoveToShared::Forbidden };
+        let (id, now) = (self.tenants[tenant].0, Timestamp::now());
+        self.running
+            .daemon
+            .accounts
+            .change_tenant(
+                &operator(),
+                id,
+                TenantChange { move_to_shared: Some(permission), overflow_to, ..TenantChange::default() },
+                now,
+            )
+            .await
+            .unwrap();
+        self.may_move[tenant] = moving;
+        self.named[tenant].extend(named);
     }
 
     async fn add(&mut self, slot: u8, owner: Option<usize>, has: Has) {
@@ -404,6 +430,22 @@ impl World {
         let id = self.generations[current].vip.id;
         self.running.daemon.vips.remove(&operator(), id, Timestamp::now()).await.unwrap();
         self.generations[current].removed = Some(Instant::now());
+    }
+
+    async fn warm(&self, slot: u8, room: u32) {
+        let Some(current) = self.current(slot) else { return };
+        let asked = json!({"vip": self.generations[current].vip.id.to_string(), "ladder": [room, 1_000]});
+        // Nobody knows the peer before something went there.
+        let (status, _, said) = ask(&self.running, "POST", "/sites/mx.peer.test/warm-up", None, asked).await;
+        assert!(status == 200 || status == 404, "{status} {said}");
+    }
+
+    /// Ends what would keep mail waiting for a day.
+    async fn end_warm_ups(&self) {
+        for current in (0..SLOTS).filter_map(|slot| self.current(slot)) {
+            let asked = json!({"vip": self.generations[current].vip.id.to_string()});
+            ask(&self.running, "POST", "/sites/mx.peer.test/warm-up/stop", None, asked).await;
+        }
     }
 
     /// Connected to the slot, once somebody listens there.
@@ -486,10 +528,13 @@ impl World {
     /// Those that must have arrived in the end: nothing they leave by was removed.
     fn outstanding(&self) -> Vec<usize> {
         let is_there = |lane: &usize| self.generations[*lane].removed.is_none();
+        // What overflowed may be at any that was named.
+        let are_there = |message: &Message| self.named[message.tenant].iter().all(is_there);
         let received: Vec<usize> = self.peer.received.lock().unwrap().iter().map(|got| got.message).collect();
         let numbered =
             self.messages.iter().enumerate().filter_map(|(number, message)| Some((number, message.as_ref()?)));
         numbered
+            .filter(|(_, message)| are_there(message))
             .filter(|(number, message)| message.lanes.iter().all(is_there) && !received.contains(number))
             .map(|(number, _)| number)
             .collect()
@@ -497,6 +542,7 @@ impl World {
 
     async fn finish(self) {
         self.peer.is_open.store(true, Ordering::SeqCst);
+        self.end_warm_ups().await;
         let began = Instant::now();
         loop {
             let outstanding = self.outstanding();
@@ -531,11 +577,14 @@ impl World {
             let generation = self.generation(got.from, &got.helo);
             let message = self.messages[got.message].as_ref().expect("only what was accepted arrives");
             assert!(self.serves(generation, message.tenant), "left by another tenant's address: {got:?}");
-            let is_given = match message.to {
-                // Its notice leaves by the address it was handed in at.
-                To::Bounce => generation == message.lanes[0],
-                To::Open | To::Shut => message.lanes.contains(&generation),
-            };
+            // What a warm-up has no room for leaves by one that was named, notices too.
+            let is_overflow = self.named[message.tenant].contains(&generation);
+            let is_given = is_overflow
+                || match message.to {
+                    // Its notice leaves by the address it was handed in at.
+                    To::Bounce => generation == message.lanes[0],
+                    To::Open | To::Shut => message.lanes.contains(&generation),
+                };
             assert!(is_given, "left by an address it was never given: {got:?}");
             if let Some(removed) = self.generations[generation].removed {
                 assert!(got.at <= removed + REMOVAL_SLACK, "left by a removed address: {got:?}");

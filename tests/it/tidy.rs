@@ -144,7 +144,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("smtp_proto", &["smtp"]),
     ("hickory_resolver", &["net", "trial"]),
     ("hickory_proto", &["net"]),
-    ("mail_auth", &["mail", "trial"]),
+    ("mail_auth", &["mail", "net", "trial"]),
     ("mail_parser", &["mail", "pipeline"]),
     ("mail_builder", &["mail"]),
     ("mailin_embedded", &["sink"]),

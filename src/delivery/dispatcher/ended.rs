@@ -59,6 +59,11 @@ impl Dispatcher {
                 }
             }
             (Some(Running::Fate(lane)), _) => self.uncount(&lane),
+            (Some(Running::Overflow(lane)), done) => {
+                self.uncount(&lane);
+                let swept = if let Some(Done::Overflow(swept)) = done { Some(swept) } else { None };
+                self.swept(&lane, swept, now);
+            }
             (None, _) => {}
         }
     }

@@ -17,6 +17,7 @@ impl Dispatcher {
         self.shaper.forget_quiet(now);
         self.wiring.pacing.forget_quiet(self.wiring.queue.now());
         self.places.forget_old(self.settings.site_stale_max, now);
+        self.wiring.overflows.forget_old(now);
         self.fates.retain(|_, (since, _)| now.duration_since(*since) < self.settings.shaping.pause_max);
         let delivery = self.wiring.delivery.clone();
         if delivery.begins_to_forget(Timestamp::now()) {

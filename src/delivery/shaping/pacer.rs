@@ -343,6 +343,13 @@ impl Pacer {
         }
     }
 
+    /// So many messages that today had no room for left by other virtual IPs.
+    pub fn overflowed(&mut self, path: &Path, count: u32) {
+        if let Some(warmup) = self.states.get_mut(path).and_then(|state| state.memory.warmup.as_mut()) {
+            warmup.overflowed(count);
+        }
+    }
+
     /// Begins or ends a warm-up.
     pub fn warm(&mut self, path: &Path, warmup: Option<Warmup>, now: QueueTime) {
         self.state(path, now).memory.warmup = warmup;
@@ -411,6 +418,16 @@ impl Pacer {
             let is_slowed = controller.rate.is_some() || controller.connections.is_some();
             (slowed + u32::from(is_slowed), parked + u32::from(controller.park.is_some()))
         })
+    }
+
+    /// Whether a site takes what others have no room for from that virtual IP: nothing is warmed there, and
+    /// nothing holds it back but its limits.
+    pub fn takes_overflow(&mut self, path: &Path, now: QueueTime) -> bool {
+        let Some(state) = self.states.get_mut(path) else { return true };
+        state.memory.roll(now);
+        let Memory { controller, warmup } = &state.memory;
+        let is_slowed = controller.rate.is_some() || controller.connections.is_some();
+        warmup.is_none() && !is_slowed && controller.pause(now).is_none()
     }
 
     /// Every site and virtual IP that is known now.

@@ -64,6 +64,10 @@ pub struct Warmup {
     trouble: u32,
     complaints: u32,
     listed: bool,
+    /// Messages of today that left by other virtual IPs: complaints about them count here, so they do too. Not
+    /// stored: after a restart a day is judged by more complaints for what it sent, never by fewer.
+    #[serde(skip)]
+    moved: u32,
     /// Days that are over, oldest first.
     pub days: VecDeque<Day>,
 }
@@ -88,6 +92,7 @@ impl Warmup {
             trouble: 0,
             complaints: 0,
             listed: false,
+            moved: 0,
             days: VecDeque::new(),
         })
     }
@@ -148,6 +153,11 @@ impl Warmup {
         self.complaints = self.complaints.saturating_add(count);
     }
 
+    /// So many messages left by other virtual IPs, because today had no room for them.
+    pub fn overflowed(&mut self, count: u32) {
+        self.moved = self.moved.saturating_add(count);
+    }
+
     /// Complaints that came in today.
     pub fn complaints(&self) -> u32 {
         self.complaints
@@ -171,7 +181,7 @@ impl Warmup {
                 }
                 self.days.push_back(day);
             }
-            (self.sent, self.trouble, self.complaints, self.listed) = (0, 0, 0, false);
+            (self.sent, self.trouble, self.complaints, self.listed, self.moved) = (0, 0, 0, false, 0);
             // A day without mail says nothing, however many of them there were.
             self.began = if is_idle { now } else { self.ends() };
             match judged {
@@ -194,7 +204,8 @@ impl Warmup {
             return Judged::Hold;
         }
         let thousandths = |count: u32| u64::from(count) * 1_000 / u64::from(self.sent);
-        if self.listed || thousandths(self.trouble) >= TROUBLE_BACK || thousandths(self.complaints) >= COMPLAINTS_BACK {
+        let complaints = u64::from(self.complaints) * 1_000 / (u64::from(self.sent) + u64::from(self.moved));
+        if self.listed || thousandths(self.trouble) >= TROUBLE_BACK || complaints >= COMPLAINTS_BACK {
             return Judged::Back;
         }
         let is_used = self.sent >= self.allowed() / 2;
@@ -206,7 +217,7 @@ impl Warmup {
     pub fn ahead(&self) -> Self {
         let part = (self.allowed() / AHEAD_PART).max(1);
         let sent = if self.sent == 0 { 0 } else { (self.sent / part).saturating_add(1).saturating_mul(part) };
-        Self { sent, ..self.clone() }
+        Self { sent, moved: 0, ..self.clone() }
     }
 }
 
@@ -248,6 +259,22 @@ mod tests {
         let judged: Vec<_> = warmup.days.iter().map(|day| day.judged).collect();
         use Judged::{Advance, Back, Hold};
         assert_eq!(judged, [Advance, Hold, Hold, Advance, Back, Back, Back, Back]);
+    }
+
+    #[test]
+    fn complaints_are_set_against_what_overflowed_too() {
+        for (moved, complaints, judged) in
+            [(0, 1, Judged::Back), (5_000, 10, Judged::Advance), (5_000, 16, Judged::Back)]
+        {
+            let mut warmup = Warmup::new(&LADDER, QueueTime(0)).unwrap();
+            warmup.overflowed(moved);
+            warmup.met_complaints(complaints);
+            day(&mut warmup, 1, 50, 0);
+            assert_eq!(warmup.days[0].judged, judged, "{complaints} of {moved}");
+            warmup.met_complaints(1);
+            day(&mut warmup, 2, 50, 0);
+            assert_eq!(warmup.days[1].judged, Judged::Back, "what moved the day before does not count");
+        }
     }
 
     #[test]

@@ -38,6 +38,10 @@ pub struct TenantJson {
     pub delay_notices_always: bool,
     /// Whether its waiting mail may be moved to a shared virtual IP.
     pub may_move_to_shared: bool,
+    /// Ids of the shared virtual IPs that mail moves to by itself which the warm-up of its virtual IP has no room for,
+    /// where the SPF record of the return-path's domain permits that.
+    #[serde(default)]
+    pub warm_up_overflow: Vec<String>,
     /// Its chosen virtual IP for mail that did not come by SMTP.
     pub default_vip: Option<String>,
     /// When it was made.
@@ -122,6 +126,11 @@ pub struct TenantChangeJson {
     /// Permit moving its waiting mail to a shared virtual IP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub may_move_to_shared: Option<bool>,
+    /// Addresses or ids of the shared virtual IPs, 16 at most, that mail moves to by itself which the warm-up of its
+    /// virtual IP has no room for, where the SPF record of the return-path's domain permits that; empty for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 16)]
+    pub warm_up_overflow: Option<Vec<String>>,
     /// Address or id of its virtual IP for mail that does not come by SMTP; empty for none chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_vip: Option<String>,
@@ -147,6 +156,7 @@ fn json(parts: &Parts, actor: &Actor, tenant: Tenant) -> TenantJson {
         used: LimitsJson { hourly: Some(hourly), daily: Some(daily) },
         delay_notices_always: tenant.delay_notices == DelayNotices::Always,
         may_move_to_shared: tenant.move_to_shared == MoveToShared::Permitted,
+        warm_up_overflow: tenant.overflow_to.iter().map(ToString::to_string).collect(),
         default_vip: tenant.default_vip.map(|id| id.to_string()),
         created: tenant.created.rfc3339(),
         region: tenant.region,
@@ -233,6 +243,7 @@ pub(super) async fn change(
         return Err(AdminError::Invalid(detail.to_owned()).into());
     }
     let vip = |named: &String| if named.is_empty() { Ok(None) } else { vip_called(&parts, &actor, named).map(Some) };
+    let shared = |named: &Vec<String>| named.iter().map(|named| vip_called(&parts, &actor, named)).collect();
     let change = TenantChange {
         sending: asked.suspended.map(|suspended| if suspended { Sending::Suspended } else { Sending::Allowed }),
         limits: asked.limits.map(Limits::from),
@@ -243,6 +254,7 @@ pub(super) async fn change(
             .may_move_to_shared
             .map(|permitted| if permitted { MoveToShared::Permitted } else { MoveToShared::Forbidden }),
         default_vip: asked.default_vip.as_ref().map(vip).transpose()?,
+        overflow_to: asked.warm_up_overflow.as_ref().map(shared).transpose()?,
         region: asked.region,
         retention_days: asked.retention_days.map(|days| (days > 0).then_some(days)),
     };

@@ -230,6 +230,13 @@ pub(super) async fn remove(
             tenant.name
         )));
     }
+    let named_by = parts.accounts.tenants(&actor).into_iter().find(|tenant| tenant.overflow_to.contains(&vip.id));
+    if let Some(tenant) = named_by {
+        let name = tenant.name;
+        return Err(Problem::in_use(format!(
+            "what warm-ups of tenant {name} have no room for may leave by it: postern tenant set {name} --warm-up-overflow"
+        )));
+    }
     let queue = parts.queue.clone();
     if off_workers(move || Ok(queue.has_mail_at(vip.id)?)).await? {
         return Err(Problem::in_use(
