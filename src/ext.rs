@@ -39,6 +39,12 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// How far apart two moments are, whichever is later. For what was remembered shortly before: further apart
+    /// than it is remembered means that the clock was set, back or ahead.
+    pub fn apart(self, other: Self) -> Duration {
+        Duration::from_millis(self.0.abs_diff(other.0))
+    }
+
     fn jiff(self) -> jiff::Timestamp {
         jiff::Timestamp::from_millisecond(i64::try_from(self.0).unwrap_or(i64::MAX)).unwrap_or(jiff::Timestamp::MAX)
     }

@@ -5,7 +5,8 @@
 //!
 //! Both tables are bounded: an attacker who floods them with names pushes out old entries, mostly
 //! his own, and is still counted by network. Easy to get wrong: nothing here may depend on
-//! whether the login exists, so logins are kept as a keyed hash of what was typed.
+//! whether the login exists, so logins are kept as a keyed hash of what was typed; and a clock that is
+//! set back keeps nobody out: what lies further ahead than any delay is over.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -37,8 +38,8 @@ pub struct Failures {
 struct Pair {
     count: u32,
     last: Option<Timestamp>,
-    /// The next try is not looked at before.
-    until: Option<Timestamp>,
+    /// The next try is not looked at for so long after the last one.
+    delay: Duration,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -99,9 +100,9 @@ impl Failures {
         now: Timestamp,
     ) -> Result<Duration, Duration> {
         let pair = self.pairs.entry((self.hasher.hash_one(login), network));
-        match pair.until {
-            Some(until) if until > now => Err(until.since(now)),
-            _ => Ok(pair.book(settings, now)),
+        match pair.rest_of_delay(now) {
+            Duration::ZERO => Ok(pair.book(settings, now)),
+            rest => Err(rest),
         }
     }
 
@@ -109,7 +110,7 @@ impl Failures {
     pub fn excused(&mut self, login: &str, network: Network) {
         if let Some(pair) = self.pairs.existing(&(self.hasher.hash_one(login), network)) {
             pair.count = pair.count.saturating_sub(1);
-            pair.until = None;
+            pair.delay = Duration::ZERO;
         }
     }
 
@@ -132,14 +133,19 @@ impl Failures {
 impl Pair {
     /// One failure more; how long its answer is delayed.
     fn book(&mut self, settings: &Settings, now: Timestamp) -> Duration {
-        if self.last.is_some_and(|last| now.since(last) > PAIR_MEMORY) {
+        if self.last.is_some_and(|last| now.apart(last) > PAIR_MEMORY) {
             self.count = 0;
         }
         self.count = self.count.saturating_add(1);
         self.last = Some(now);
-        let delay = delay(self.count, settings);
-        self.until = Some(now.plus(delay));
-        delay
+        self.delay = delay(self.count, settings);
+        self.delay
+    }
+
+    /// What is left of the delay of the last failure. None if that seems to lie ahead: the clock was set back.
+    fn rest_of_delay(&self, now: Timestamp) -> Duration {
+        let passed = self.last.filter(|last| *last <= now).map(|last| now.since(last));
+        passed.map_or(Duration::ZERO, |passed| self.delay.saturating_sub(passed))
     }
 }
 
@@ -249,6 +255,36 @@ mod tests {
             assert_eq!(failures.tries("anna", NETWORK, &settings, at(3600)), Ok(Duration::ZERO));
             failures.excused("anna", NETWORK);
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_or_ahead_keeps_nobody_out() {
+        const DAY: u64 = 86_400;
+        const TEN_YEARS: u64 = 3_650 * DAY;
+        let settings = Settings { network_failures_max: 10, ..Settings::default() };
+        for (before, after) in [(DAY, 0), (TEN_YEARS, 0), (TEN_YEARS, DAY), (0, TEN_YEARS)] {
+            for wrong in 1..=20 {
+                let mut failures = Failures::default();
+                for _ in 0..wrong {
+                    failures.failed("anna", NETWORK, &settings, at(before));
+                }
+                let tried = failures.tries("anna", NETWORK, &settings, at(after));
+                assert_eq!(tried, Ok(Duration::ZERO), "{wrong} wrong ones at {before}, then a try at {after}");
+                failures.is_slowed(NETWORK, &settings, at(after));
+                assert!(!failures.is_slowed(NETWORK, &settings, at(after + 7_200)), "it drains from then on");
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_by_seconds_does_not_take_delays_away() {
+        let (settings, mut failures) = (Settings::default(), Failures::default());
+        let wrong = |failures: &mut Failures, second| failures.failed("anna", NETWORK, &settings, at(second)).delay;
+        for _ in 0..20 {
+            wrong(&mut failures, 60);
+        }
+        assert!(failures.tries("anna", NETWORK, &settings, at(61)).is_err());
+        assert_eq!(failures.tries("anna", NETWORK, &settings, at(58)), Ok(settings.login_delay_max), "still counted");
     }
 
     #[test]

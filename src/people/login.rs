@@ -86,7 +86,8 @@ impl From<AdminError> for Refused {
     }
 }
 
-/// What failed logins have taught us.
+/// What failed logins have taught us. A moment further away than it is remembered, before or behind, counts no
+/// more: the clock was set.
 #[derive(Default)]
 pub(super) struct Tries {
     failures: Failures,
@@ -103,18 +104,18 @@ pub(super) struct Tries {
 impl Tries {
     fn too_many_codes(&self, user: UserId, now: Timestamp) -> bool {
         let counted = self.wrong_codes.get(&user);
-        counted.is_some_and(|(count, since)| *count >= WRONG_CODES_MAX && now.since(*since) < CODE_MEMORY)
+        counted.is_some_and(|(count, since)| *count >= WRONG_CODES_MAX && now.apart(*since) < CODE_MEMORY)
     }
 
     fn wrong_code(&mut self, user: UserId, now: Timestamp) {
-        self.wrong_codes.retain(|_, (_, since)| now.since(*since) < CODE_MEMORY);
+        self.wrong_codes.retain(|_, (_, since)| now.apart(*since) < CODE_MEMORY);
         let (count, _) = self.wrong_codes.entry(user).or_insert((0, now));
         *count = count.saturating_add(1);
     }
 
     /// Whether a link may be mailed to somebody now; if so, it is.
     fn mails_link(&mut self, user: UserId, now: Timestamp) -> bool {
-        self.links_mailed.retain(|_, mailed| now.since(*mailed) < LINK_MAILED_EVERY);
+        self.links_mailed.retain(|_, mailed| now.apart(*mailed) < LINK_MAILED_EVERY);
         let is_first = !self.links_mailed.contains_key(&user);
         if is_first {
             self.links_mailed.insert(user, now);
