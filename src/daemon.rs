@@ -6,6 +6,7 @@
 //! first, while what they report to (queue, events) still runs; only then the rest is stopped.
 
 mod administrators;
+mod calendar;
 mod files;
 mod log;
 mod prepare;
@@ -266,7 +267,9 @@ impl Daemon {
             self.rest.vital("events", async move { events::drive(&*store, &consumer, &bell, &stop).await });
         }
         let (store, stop, retention) = (Arc::clone(&self.store), shutdown(), config.history_kept);
-        self.rest.vital("history", async move { archive.run(store, names, retention, &stop).await });
+        let kept = (retention, rooms.calendar.clone());
+        self.rest.vital("history", async move { archive.run(store, names, kept, &stop).await });
+        self.rest.vital("calendar", calendar::keep(rooms.calendar.clone(), Arc::clone(&self.store), shutdown()));
         let (webhooks, stop) = (Arc::clone(&rooms.webhooks), shutdown());
         self.rest.spawn("webhooks", async move { webhooks.run(stop).await });
         self.rest.spawn("search", Arc::clone(&rooms.search).run(shutdown()));

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::background::Shutdown;
 
+use crate::calendar::Calendar;
 use crate::events::{self, Event, EventKind, InstanceEvent, MailEvent};
 use crate::ext::Timestamp;
 use crate::mail::{
@@ -88,6 +89,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// Whether new mail is taken.
     pub may_enter: MayEnter,
+    /// By which the keys of messages lapse.
+    pub calendar: Calendar,
 }
 
 /// The way in.
@@ -132,7 +135,8 @@ impl Intake {
             (Way::Smtp(_), Some(account)) => Keyed::of(account, &draft, &about.envelope)?,
             _ => None,
         };
-        let beside = match keyed.map(|keyed| keyed.look(&*self.parts.store, id, now)).transpose()? {
+        let lapsing = self.parts.calendar.cap(now);
+        let beside = match keyed.map(|keyed| keyed.look(&*self.parts.store, id, lapsing)).transpose()? {
             Some(Known::Taken(first)) => return Ok(self.taken_before(first)),
             Some(Known::New(beside)) => beside,
             None => Batch::new(),
@@ -149,7 +153,7 @@ impl Intake {
         if let Err(error) = self.parts.queue.enqueue(message, now).await {
             self.parts.pipeline.not_accepted(counted, tenant, account);
             // Two with one key at the same time: one of them was taken.
-            return match keyed.map(|keyed| keyed.look(&*self.parts.store, id, now)).transpose()? {
+            return match keyed.map(|keyed| keyed.look(&*self.parts.store, id, lapsing)).transpose()? {
                 Some(Known::Taken(first)) if error == CommitError::Conflict => Ok(self.taken_before(first)),
                 _ => Err(not_stored(error)),
             };
@@ -177,7 +181,7 @@ impl Intake {
 
     /// Removes what has lapsed while the daemon lives.
     pub async fn keep(&self, shutdown: &Shutdown) {
-        once::keep(&*self.parts.store, shutdown).await;
+        once::keep(&*self.parts.store, &self.parts.calendar, shutdown).await;
     }
 
     /// The message with a lane for each recipient that is to be mailed.

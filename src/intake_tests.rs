@@ -16,6 +16,10 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
+    bench_by(Calendar::default()).await
+}
+
+async fn bench_by(calendar: Calendar) -> Bench {
     let store = Arc::new(MemoryStore::new());
     let records: Arc<dyn Store> = store.clone();
     let bodies: Arc<dyn Blobs> = store.clone();
@@ -44,7 +48,8 @@ async fn bench() -> Bench {
         Some("drained.example") => Err(Refusal::plain(Reply::enhanced(451, 3, 2, "not now"))),
         _ => Ok(()),
     });
-    let parts = Parts { pipeline, routes: Arc::new(routes), queue: Arc::new(queue), store: records, may_enter };
+    let (routes, queue) = (Arc::new(routes), Arc::new(queue));
+    let parts = Parts { pipeline, routes, queue, store: records, may_enter, calendar };
     Bench { counted, store, intake: Intake::new(parts) }
 }
 
@@ -171,6 +176,23 @@ async fn a_message_that_comes_again_with_its_key_is_taken_once_and_answered_the_
     assert_ne!(bench.intake.accept(foreign, later).await.unwrap(), first, "a key is of one SMTP account");
     let next_day = samples::NOW.plus(once::KEYS_TIME);
     assert_ne!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), next_day).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn a_clock_ten_years_ahead_makes_no_second_message_of_a_repeat() {
+    let bench = bench_by(Calendar::resume(None, samples::NOW)).await;
+    let first = bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), samples::NOW).await.unwrap();
+    let jumped = samples::NOW.plus(std::time::Duration::from_secs(3_650 * 86_400));
+    assert_eq!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), jumped).await.unwrap(), first);
+    let second = bench.intake.accept(keyed(&["b@x.example"], "order-2", "one"), jumped).await.unwrap();
+    let lapsing = bench.intake.parts.calendar.cap(jumped);
+    assert_eq!(once::sweep(&*bench.store, lapsing).await.unwrap(), 0);
+    for now in [jumped, samples::NOW] {
+        assert_eq!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), now).await.unwrap(), first);
+        assert_eq!(bench.intake.accept(keyed(&["b@x.example"], "order-2", "one"), now).await.unwrap(), second);
+    }
+    let next_day = samples::NOW.plus(once::KEYS_TIME);
+    assert_eq!(bench.intake.accept(keyed(&["b@x.example"], "order-1", "one"), next_day).await.unwrap(), first);
 }
 
 #[tokio::test]

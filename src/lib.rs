@@ -9,6 +9,7 @@
 
 // floor: tiny tools any room may use
 pub mod background; // stop signal, task set, periodic loops
+pub mod calendar; // the time by which things lapse
 pub mod ext; // small things std lacks
 pub mod gate; // whether new work is begun
 pub mod metrics; // every metric, declared once

@@ -109,6 +109,8 @@ pub const SEARCH_BEHIND: &str = "postern_search_behind_seconds";
 pub const READY: &str = "postern_ready";
 /// When this process started.
 pub const STARTED: &str = "postern_start_time_seconds";
+/// Whether the wall clock is in doubt.
+pub const CLOCK_DOUBTED: &str = "postern_clock_doubted";
 /// Memory taken, of the tightest limit.
 pub const MEMORY_USED: &str = "postern_memory_used_bytes";
 /// The tightest limit of memory.
@@ -187,6 +189,7 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (SEARCH_BEHIND, Kind::Gauge, "How far the search index is behind the event log, in seconds"),
     (READY, Kind::Gauge, "1 while mail is accepted, else 0"),
     (STARTED, Kind::Gauge, "When this process started, in seconds since 1970"),
+    (CLOCK_DOUBTED, Kind::Gauge, "1 while the clock was set by more than an hour and is not believed yet, else 0"),
     (MEMORY_USED, Kind::Gauge, "Memory taken that cannot be given back, of the tightest limit"),
     (MEMORY_LIMIT, Kind::Gauge, "The tightest limit of memory: control group, resource limit, setting or machine"),
     (DESCRIPTORS_OPEN, Kind::Gauge, "Open file descriptors"),

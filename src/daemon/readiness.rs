@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::rooms::Rooms;
 use crate::breaker::Breaker;
+use crate::calendar::Calendar;
 use crate::delivery::{Delivery, Halt, TlsPolicies};
 use crate::ext::Timestamp;
 use crate::gate::{Fill, Gate, Shortage};
@@ -46,6 +47,7 @@ pub(super) struct State {
     tls_policies: Arc<TlsPolicies>,
     gate: Arc<Gate>,
     notifications: Arc<Notifications>,
+    calendar: Calendar,
     started: Timestamp,
 }
 
@@ -63,6 +65,7 @@ impl State {
             tls_policies: Arc::clone(&rooms.tls_policies),
             gate: Arc::clone(&rooms.gate),
             notifications: Arc::clone(&rooms.notifications),
+            calendar: rooms.calendar.clone(),
             started,
         }
     }
@@ -123,6 +126,9 @@ impl State {
             warn("no-certificate", "no certificate covers this machine's name".to_owned());
         }
         let now = Timestamp::now();
+        if let Some(doubt) = self.calendar.doubt(now) {
+            warn("clock-jumped", doubt.words());
+        }
         if self.notifications.backup_standing(now).is_overdue {
             warn("backup-overdue", "no backup was made for too long".to_owned());
         }
@@ -141,6 +147,8 @@ impl State {
     pub(super) fn measure(&self) {
         metrics::set(metrics::READY, if self.readiness().is_ready() { 1.0 } else { 0.0 });
         metrics::set(metrics::STARTED, lossy(self.started.as_secs()));
+        let is_doubted = self.calendar.doubt(Timestamp::now()).is_some();
+        metrics::set(metrics::CLOCK_DOUBTED, if is_doubted { 1.0 } else { 0.0 });
         let usage = self.blobs.usage();
         metrics::set(metrics::BODIES_LIVE, lossy(usage.live_bytes));
         metrics::set(metrics::QUEUE_MESSAGES, lossy(usage.live_bodies));

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::StartError;
 use super::rooms::Rooms;
 use super::world::World;
+use crate::calendar::Calendar;
 use crate::config::{Config, FeedbackDoor};
 use crate::delivery::{self, Action, Complaints, Pacing, Phase, Provider, Providers, ReturnAddress, read_reply};
 use crate::domains::{Domains, Expected};
@@ -34,7 +35,7 @@ pub(super) async fn open(
     config: &Config,
     (store, key): (Arc<dyn Store>, &MasterKey),
     (domains, vips, world): (&Arc<Domains>, &Arc<Vips>, &World),
-    (bell, settings, pacing): (&Bell, &SettingsNow, &Arc<Pacing>),
+    (bell, settings, pacing, calendar): (&Bell, &SettingsNow, &Arc<Pacing>, &Calendar),
 ) -> Result<Arc<Feedback>, StartError> {
     let (all, hostname) = (Arc::clone(vips), config.hostname.clone());
     domains.expect_return_paths(Arc::new(move |tenant| expected(&all.all(), tenant, &hostname)));
@@ -57,6 +58,7 @@ pub(super) async fn open(
         }),
         hostname: config.hostname.clone(),
         bell: bell.clone(),
+        calendar: calendar.clone(),
     };
     let opened = Feedback::open(parts, key, config.feedback.room.clone()).await;
     opened.map(Arc::new).map_err(|error| match error {

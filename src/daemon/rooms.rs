@@ -12,6 +12,7 @@ use super::world::{Folders, HISTORY, World};
 use crate::accounts::{Accounts, DelayNotices, MoveToShared};
 use crate::backup::{self, Backup};
 use crate::breaker::Breaker;
+use crate::calendar::Calendar;
 use crate::config::Config;
 use crate::delivery::{Delivery, Destinations, Pacing, PrivateAddresses, Pulse, TlsMemory, TlsPolicies};
 use crate::domains::{Domains, SelectorUsage};
@@ -73,6 +74,7 @@ pub(super) struct Rooms {
     pub(super) statistics: Arc<Statistics>,
     pub(super) search: Arc<Search>,
     pub(super) delivery_settings: Arc<watch::Sender<Arc<delivery::Settings>>>,
+    pub(super) calendar: Calendar,
 }
 
 impl Rooms {
@@ -98,27 +100,26 @@ impl Rooms {
         let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
         let domains = Domains::open(records(), Arc::clone(&key), Arc::clone(&world.resolver), config.domains);
         let domains = Arc::new(domains.map_err(unreadable("domains"))?);
-        let bell = events::Bell::default();
+        let (bell, calendar) = (events::Bell::default(), super::calendar::open(&*store)?);
         let policy = policy(&accounts, &vips, (&breaker, &delivery));
         let queue = queue_over((records(), Arc::clone(&blobs)), (config, folders), bell.clone(), policy).await;
-        let queue = queue.map_err(unreadable("queue"))?;
+        let queue = Arc::new(queue.map_err(unreadable("queue"))?.with_calendar(calendar.clone()));
         domains.ask_usage_of(selectors_in_use(&queue));
         let pacing = Pacing::open(records(), &config.delivery, queue.now()).map_err(unreadable("limits of sites"))?;
         let (pacing, pulse) = watched(&queue, pacing);
         let delivery_settings = Arc::new(watch::Sender::new(Arc::new(config.delivery.clone())));
-        let heard = (&bell, &delivery_settings.subscribe(), &pacing);
+        let heard = (&bell, &delivery_settings.subscribe(), &pacing, &calendar);
         let feedback = returning::open(config, (records(), &key), (&domains, &vips, world), heard).await?;
         let known = receivers(&records()).map_err(unreadable("records of receivers"))?;
-        let tls_reports = tls_reports(config, (records(), &vips, &domains), (world, tls))?;
-        let pipeline =
-            Arc::new(pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback));
-        let intake = intake_over((&pipeline, &routes, &queue), records(), may_enter(&delivery, &pacing));
-        let operations = operations(records(), &suppression, folders)?;
-        let sources = (records(), bell.clone(), &accounts);
+        let tls_reports = tls_reports(config, (records(), &vips, &domains, &calendar), (world, tls))?;
+        let pipeline = pipeline(config, &folders.drafts, (&accounts, &domains, &suppression, &vips), &feedback);
+        let intake = intake_over((&pipeline, &routes, &queue), (records(), &calendar), may_enter(&delivery, &pacing));
+        let operations = operations((records(), &calendar), &suppression, folders)?;
+        let sources = (records(), bell.clone(), &accounts, &calendar);
         let webhooks = webhooks(config, key, sources, (world, folders, tls)).map_err(unreadable("webhooks"))?;
         let notifications = Notifications::open(records(), whose_vip(&vips)).map_err(unreadable("notifications"))?;
-        let statistics = Arc::new(statistics(records(), &accounts, config));
-        let search = search(config, (&queue, &bell, &accounts), records(), folders)?;
+        let statistics = Arc::new(statistics((records(), &calendar), &accounts, config));
+        let search = search(config, (&queue, &bell, &accounts), (records(), &calendar), folders)?;
         Ok(Self {
             store,
             blobs,
@@ -150,6 +151,7 @@ impl Rooms {
             statistics,
             search,
             delivery_settings,
+            calendar,
         })
     }
 
@@ -170,6 +172,7 @@ impl Rooms {
             breaker: rooms.breaker,
             delivery: rooms.delivery,
             further: derived(rooms.notifications, rooms.statistics, rooms.search),
+            calendar: rooms.calendar,
         };
         let opened = Tenancy::open(parts);
         let unreadable = |error| StartError::Unavailable(format!("the deletions of tenants cannot be read: {error}"));
@@ -234,6 +237,7 @@ impl Rooms {
             statistics: rooms.statistics,
             search: rooms.search,
             scans: web::Scans::default(),
+            calendar: rooms.calendar,
             about,
         }
     }
@@ -260,13 +264,13 @@ impl Rooms {
 }
 
 fn operations(
-    store: Arc<dyn Store>,
+    (store, calendar): (Arc<dyn Store>, &Calendar),
     suppression: &Arc<Suppression>,
     folders: &Folders,
 ) -> Result<Arc<Operations>, StartError> {
     let opened = Operations::open(store, Arc::clone(suppression), &folders.operations);
     let unreadable = |error| StartError::Unavailable(format!("the operations cannot be read: {error}"));
-    opened.map(Arc::new).map_err(unreadable)
+    opened.map(|opened| Arc::new(opened.with_calendar(calendar.clone()))).map_err(unreadable)
 }
 
 /// What forgets a tenant in rooms that made something of what happened to its mail.
@@ -298,20 +302,20 @@ fn pipeline(
     drafts: &Path,
     (accounts, domains, suppression, vips): (&Arc<Accounts>, &Arc<Domains>, &Arc<Suppression>, &Arc<Vips>),
     feedback: &Arc<Feedback>,
-) -> Pipeline {
+) -> Arc<Pipeline> {
     let marks = returning::marks(domains, feedback);
     let (accounts, domains) = (Arc::clone(accounts), Arc::clone(domains));
     let parts = pipeline::Parts::of_rooms(accounts, domains, Arc::clone(suppression), Arc::clone(vips));
     let parts = pipeline::Parts { marks, ..parts };
     let hold_max = config.submission.session.hold_max;
     let settings = pipeline::Settings { spill_folder: drafts.to_owned(), hold_max, ..config.pipeline.clone() };
-    Pipeline::new(parts, settings)
+    Arc::new(Pipeline::new(parts, settings))
 }
 
 fn webhooks(
     config: &Config,
     key: Arc<MasterKey>,
-    (store, bell, accounts): (Arc<dyn Store>, events::Bell, &Arc<Accounts>),
+    (store, bell, accounts, calendar): (Arc<dyn Store>, events::Bell, &Arc<Accounts>, &Calendar),
     (world, folders, tls): (&World, &Folders, &ClientTls),
 ) -> Result<Arc<Webhooks>, StoreError> {
     let parts = webhooks::Parts {
@@ -321,6 +325,7 @@ fn webhooks(
         post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), config.webhooks.reach)),
         names: names(accounts),
         clock: Arc::new(Timestamp::now),
+        calendar: calendar.clone(),
         settings: config.webhooks,
     };
     Webhooks::open(parts).map(Arc::new)
@@ -349,20 +354,20 @@ async fn queue_over(
     (config, folders): (&Config, &Folders),
     bell: events::Bell,
     policy: queue::Policy,
-) -> Result<Arc<Queue>, StoreError> {
+) -> Result<Queue, StoreError> {
     let queue = Queue::open(store, blobs, config.queue).await?.with_bell(bell).with_policy(policy);
-    let queue = queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept);
-    Ok(Arc::new(queue))
+    Ok(queue.with_archive(Arc::clone(&folders.archive)).with_history_retention(config.history_kept))
 }
 
 fn intake_over(
     rooms: (&Arc<Pipeline>, &Arc<Routes>, &Arc<Queue>),
-    store: Arc<dyn Store>,
+    (store, calendar): (Arc<dyn Store>, &Calendar),
     may_enter: intake::MayEnter,
 ) -> Arc<Intake> {
     let (pipeline, routes, queue) = rooms;
     let (pipeline, routes, queue) = (Arc::clone(pipeline), Arc::clone(routes), Arc::clone(queue));
-    Arc::new(Intake::new(intake::Parts { pipeline, routes, queue, store, may_enter }))
+    let calendar = calendar.clone();
+    Arc::new(Intake::new(intake::Parts { pipeline, routes, queue, store, may_enter, calendar }))
 }
 
 /// New mail is taken of everything that is not drained.
@@ -392,7 +397,7 @@ fn receivers(store: &Arc<dyn Store>) -> Result<Receivers, StoreError> {
 /// Reports about TLS; those that go by HTTPS lead where mail may lead.
 fn tls_reports(
     config: &Config,
-    (store, vips, domains): (Arc<dyn Store>, &Arc<Vips>, &Arc<Domains>),
+    (store, vips, domains, calendar): (Arc<dyn Store>, &Arc<Vips>, &Arc<Domains>, &Calendar),
     (world, tls): (&World, &ClientTls),
 ) -> Result<Arc<TlsReports>, StartError> {
     let reach = match config.delivery.private_addresses {
@@ -406,6 +411,7 @@ fn tls_reports(
         post: Arc::new(Poster::new(Arc::clone(&world.resolver), tls.clone(), reach)),
         vips: Arc::clone(vips),
         signed_as: Arc::new(move |vip, tenant| Some(signers.name_signer(vip, tenant)?.domain.clone())),
+        calendar: calendar.clone(),
     };
     let opened = TlsReports::open(parts, config.tls_reports.clone());
     let unreadable = |error| StartError::Unavailable(format!("the reports about TLS cannot be read: {error}"));
@@ -445,10 +451,10 @@ fn names(accounts: &Arc<Accounts>) -> webhooks::Names {
 fn search(
     config: &Config,
     (queue, bell, accounts): (&Arc<Queue>, &events::Bell, &Arc<Accounts>),
-    store: Arc<dyn Store>,
+    (store, calendar): (Arc<dyn Store>, &Calendar),
     folders: &Folders,
 ) -> Result<Arc<Search>, StartError> {
-    let (queue, accounts) = (Arc::clone(queue), Arc::clone(accounts));
+    let (queue, accounts, calendar) = (Arc::clone(queue), Arc::clone(accounts), calendar.clone());
     let providers = Arc::clone(&config.delivery.providers);
     // What names the recipients goes with the history at the latest.
     let days_of_history = u16::try_from(config.history_kept.as_secs() / 86_400).unwrap_or(u16::MAX);
@@ -458,7 +464,7 @@ fn search(
         provider_of: Arc::new(move |host| {
             providers.of_hosts(std::iter::once(host)).map(|provider| provider.name.to_string())
         }),
-        clock: Arc::new(Timestamp::now),
+        clock: Arc::new(move || calendar.cap(Timestamp::now())),
         days_kept: Arc::new(move |tenant| Some(accounts.tenant(tenant)?.retention_days?.min(days_of_history))),
         forget: Arc::new(move |ids| {
             let queue = Arc::clone(&queue);
@@ -471,7 +477,7 @@ fn search(
 }
 
 /// What happened to recipients, with the providers that delivery knows.
-fn statistics(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) -> Statistics {
+fn statistics((store, calendar): (Arc<dyn Store>, &Calendar), accounts: &Arc<Accounts>, config: &Config) -> Statistics {
     let accounts = Arc::clone(accounts);
     let (providers, named) = (Arc::clone(&config.delivery.providers), Arc::clone(&config.delivery.providers));
     Statistics::open(statistics::Parts {
@@ -483,6 +489,7 @@ fn statistics(store: Arc<dyn Store>, accounts: &Arc<Accounts>, config: &Config) 
         is_known_domain: Arc::new(move |domain| named.of_domain(domain).is_some()),
         is_tenant: Arc::new(move |tenant| accounts.tenant(tenant).is_some()),
         settings: config.statistics,
+        calendar: calendar.clone(),
     })
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::driver::{cursor_key, passed, read_after};
 use super::{Event, EventKind};
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
@@ -88,12 +89,12 @@ impl Archive {
     }
 
     /// Moves events into files until `shutdown`, once every consumer in `consumers` has passed them,
-    /// and deletes the files of days past `retention`.
+    /// and deletes the files of days past `retention` by the calendar.
     pub async fn run(
         self: Arc<Self>,
         store: Arc<dyn Store>,
         consumers: Vec<&'static str>,
-        retention: Duration,
+        (retention, calendar): (Duration, Calendar),
         shutdown: &Shutdown,
     ) {
         let nudge = tokio::sync::Notify::new();
@@ -110,7 +111,7 @@ impl Archive {
                     }
                 }
             }
-            if let Err(error) = self.expire(now, retention) {
+            if let Err(error) = self.expire(calendar.cap(now), retention) {
                 tracing::warn!(%error, "files of past events could not be deleted yet");
             }
         })
@@ -151,7 +152,7 @@ impl Archive {
         let full = page.len() == FRAME_EVENTS;
         let passed: Vec<Stored> = page.into_iter().take_while(|(key, _)| *key <= limit).collect();
         let oldest = passed.iter().find_map(|(_, bytes)| codec::decode::<Event>(bytes).ok()).map(|event| event.at);
-        if !full && oldest.is_none_or(|oldest| now.since(oldest) < RECENT) {
+        if !full && oldest.is_none_or(|oldest| now.apart(oldest) < RECENT) {
             return Ok(Vec::new());
         }
         let keys = passed.iter().map(|(key, _)| key.clone()).collect();

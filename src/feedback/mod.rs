@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
+use crate::calendar::Calendar;
 use crate::domains::{Domains, INSTANCE};
 use crate::events::{Bell, Why};
 use crate::ext::Timestamp;
@@ -85,6 +86,8 @@ pub struct Parts {
     pub hostname: Domain,
     /// Rung when something was recorded.
     pub bell: Bell,
+    /// By which facts of messages lapse.
+    pub calendar: Calendar,
 }
 
 /// What an address at our door is.

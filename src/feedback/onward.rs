@@ -91,7 +91,7 @@ impl Feedback {
             };
             if forgot.is_none_or(|last| last.elapsed() >= FORGET_EVERY) {
                 forgot = Some(std::time::Instant::now());
-                if let Err(error) = self.forget_old(Timestamp::now()).await {
+                if let Err(error) = self.forget_old(self.parts.calendar.cap(Timestamp::now())).await {
                     tracing::warn!(error, "old facts of what came back could not be forgotten");
                 }
             }

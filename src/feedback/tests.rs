@@ -95,6 +95,7 @@ impl Room {
             }),
             hostname: domain(HOST),
             bell: Bell::default(),
+            calendar: Default::default(),
         };
         let feedback = Arc::new(Feedback::open(parts, &key, Settings::default()).await.unwrap());
         Self { store, dns, feedback, is_provider }

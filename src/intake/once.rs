@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::{Draft, Envelope, QueueId, Refusal, Reply, SmtpAccountId};
 use crate::pipeline::ONCE;
@@ -131,13 +132,13 @@ fn unreadable(error: StoreError) -> Refusal {
 }
 
 /// Removes lapsed keys while the daemon lives.
-pub async fn keep(store: &dyn Store, shutdown: &Shutdown) {
+pub async fn keep(store: &dyn Store, calendar: &Calendar, shutdown: &Shutdown) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
-        if let Err(error) = sweep(store, Timestamp::now()).await {
+        if let Err(error) = sweep(store, calendar.cap(Timestamp::now())).await {
             tracing::warn!(%error, "lapsed keys of messages could not be removed");
         }
     }

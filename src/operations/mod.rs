@@ -16,12 +16,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::access::{Actor, Permission, Resource, Role};
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId};
 use crate::records::{self, Act, AdminError, Damage};
@@ -59,6 +60,7 @@ pub struct Operations {
     nudge: Notify,
     lines: OnceLock<Lines>,
     damaged: Vec<Damage>,
+    calendar: Calendar,
 }
 
 /// Which file of an operation.
@@ -123,7 +125,15 @@ impl Operations {
         }
         let (all, cancelled, coming) = (Mutex::new(all), Mutex::default(), import::Coming::default());
         let (folder, nudge, lines) = (folder.to_owned(), Notify::new(), OnceLock::new());
-        Ok(Self { store, suppression, folder, all, cancelled, coming, nudge, lines, damaged })
+        let calendar = Calendar::default();
+        Ok(Self { store, suppression, folder, all, cancelled, coming, nudge, lines, damaged, calendar })
+    }
+
+    /// The same, forgetting by this calendar.
+    #[must_use]
+    pub fn with_calendar(mut self, calendar: Calendar) -> Self {
+        self.calendar = calendar;
+        self
     }
 
     /// Records that could not be read at open.
@@ -270,12 +280,11 @@ impl Operations {
 
     /// Carries operations out until `shutdown`, oldest first; what is under way then goes on at the next start.
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
-        let mut forgotten = None;
+        let mut forgotten = None::<Instant>;
         loop {
-            let now = Timestamp::now();
-            if forgotten.is_none_or(|at| now.since(at) >= FORGET_EVERY) {
-                forgotten = Some(now);
-                self.forget(now).await;
+            if forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
+                forgotten = Some(Instant::now());
+                self.forget(self.calendar.cap(Timestamp::now())).await;
             }
             let next = {
                 let all = records::lock(&self.all);

@@ -134,8 +134,9 @@ impl Queue {
         }
     }
 
-    async fn forget_old(&self, wall: Timestamp) {
+    pub(super) async fn forget_old(&self, wall: Timestamp) {
         let kept = u64::try_from(self.history_retention.as_millis()).unwrap_or(u64::MAX);
+        let wall = self.calendar.cap(wall);
         match self.forget_histories(Timestamp(wall.0.saturating_sub(kept))).await {
             Ok(0) => {}
             Ok(forgotten) => tracing::info!(forgotten, "history records past retention were removed"),

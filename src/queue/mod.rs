@@ -56,6 +56,7 @@ pub use sweeps::{
 };
 pub use verbs::Changed;
 
+use crate::calendar::Calendar;
 use crate::events;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, QueueId, SmtpAccountId, TenantId, VipId};
@@ -175,6 +176,7 @@ pub struct Queue {
     bell: events::Bell,
     trail: events::Trail,
     history_retention: Duration,
+    calendar: Calendar,
     lane_reasons: OnceLock<LaneReasons>,
     site_names: OnceLock<SiteNames>,
     beats: OnceLock<Beats>,
@@ -254,6 +256,7 @@ impl Queue {
             chore_nudge: Nudge::new(),
             bell: events::Bell::default(),
             history_retention: events::Settings::default().retention,
+            calendar: Calendar::default(),
             lane_reasons: OnceLock::new(),
             site_names: OnceLock::new(),
             beats: OnceLock::new(),
@@ -303,6 +306,13 @@ impl Queue {
     #[must_use]
     pub fn with_history_retention(mut self, retention: Duration) -> Self {
         self.history_retention = retention;
+        self
+    }
+
+    /// The same queue, forgetting by this calendar.
+    #[must_use]
+    pub fn with_calendar(mut self, calendar: Calendar) -> Self {
+        self.calendar = calendar;
         self
     }
 

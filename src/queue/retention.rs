@@ -140,8 +140,11 @@ fn first_of(moment: Timestamp) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::access::Role;
+    use crate::calendar::Calendar;
     use crate::events::{EventKind, MailEvent, Why};
     use crate::mail::Reply;
     use crate::queue::tests::{Bench, WALL, all, delivered, message, peer};
@@ -162,6 +165,22 @@ mod tests {
         assert_eq!(bench.queue.forget_histories(Timestamp(WALL.0 + 1)).await, Ok(1));
         assert_eq!(bench.queue.history(done_id), Ok(None));
         assert!(bench.queue.history(owed_id).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_clock_ten_years_ahead_forgets_no_history_until_it_is_believed() {
+        let mut bench = Bench::new().await;
+        let (done, jumped) = (message(&["a@one.example"]), WALL.plus(Duration::from_secs(3_650 * 86_400)));
+        let id = done.id;
+        bench.queue.enqueue(done, WALL).await.unwrap();
+        let claim = bench.claim_all().remove(0);
+        let outcomes = all(&claim, &delivered());
+        bench.queue.settle(claim, outcomes, WALL).await.unwrap();
+        for (calendar, is_kept) in [(Calendar::resume(None, WALL), true), (Calendar::default(), false)] {
+            bench.queue = bench.queue.with_calendar(calendar);
+            bench.queue.forget_old(jumped).await;
+            assert_eq!(bench.queue.history(id).unwrap().is_some(), is_kept);
+        }
     }
 
     /// Every record whose value holds `text`, in any case.

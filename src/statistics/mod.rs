@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::background::{Shutdown, periodically};
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::store::{Batch, CommitError, Store};
@@ -68,6 +69,8 @@ pub struct Parts {
     pub is_tenant: IsTenant,
     /// How long counts are kept.
     pub settings: Settings,
+    /// By which they lapse.
+    pub calendar: Calendar,
 }
 
 /// What was counted.
@@ -77,6 +80,7 @@ pub struct Statistics {
     is_known_domain: IsKnownDomain,
     is_tenant: IsTenant,
     settings: Settings,
+    calendar: Calendar,
     memory: Mutex<tally::Memory>,
     /// Held while what was counted is stored, or removed.
     storing: tokio::sync::Mutex<()>,
@@ -85,15 +89,15 @@ pub struct Statistics {
 impl Statistics {
     /// Reads nothing yet.
     pub fn open(parts: Parts) -> Self {
-        let Parts { store, provider_of, is_known_domain, is_tenant, settings } = parts;
+        let Parts { store, provider_of, is_known_domain, is_tenant, settings, calendar } = parts;
         let (memory, storing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { store, provider_of, is_known_domain, is_tenant, settings, memory, storing }
+        Self { store, provider_of, is_known_domain, is_tenant, settings, calendar, memory, storing }
     }
 
     /// Forgets counts that are kept no longer, until `shutdown`.
     pub async fn keep_short(self: Arc<Self>, shutdown: Shutdown) {
         periodically(FORGET_EVERY, &tokio::sync::Notify::new(), &shutdown, || async {
-            if let Err(error) = self.forget(Timestamp::now()).await {
+            if let Err(error) = self.forget(self.calendar.cap(Timestamp::now())).await {
                 tracing::warn!(%error, "old statistics could not be removed yet");
             }
         })

@@ -29,6 +29,7 @@ fn room(store: &Arc<MemoryStore>) -> Arc<Statistics> {
         is_known_domain,
         is_tenant: Arc::new(|tenant| tenant != GONE),
         settings: Settings::default(),
+        calendar: Default::default(),
     }))
 }
 

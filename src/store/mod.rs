@@ -124,7 +124,7 @@ pub mod prefix {
     pub const NOTICE: u8 = b'n';
     /// queue: per-message history (addresses, subject), erasable.
     pub const HISTORY: u8 = b'h';
-    /// queue: its clock and other single values.
+    /// queue: its clock and other single values. daemon: the calendar.
     pub const QUEUE_STATE: u8 = b'c';
     /// queue: acts on many messages that are under way or last.
     pub const SWEEP: u8 = b'w';

@@ -10,7 +10,7 @@ mod removal;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ use crate::access::{Actor, Permission, Resource};
 use crate::accounts::{Accounts, Sending, Tenant};
 use crate::background::Shutdown;
 use crate::breaker::Breaker;
+use crate::calendar::Calendar;
 use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -108,6 +109,8 @@ pub struct Parts {
     pub delivery: Arc<Delivery>,
     /// Further rooms.
     pub further: Vec<Forgetting>,
+    /// By which a grace ends, and what is kept of finished messages lapses.
+    pub calendar: Calendar,
 }
 
 /// All deletions that were asked for.
@@ -163,8 +166,8 @@ impl Tenancy {
             let days = GRACE_MAX.as_secs() / 86_400;
             return Err(AdminError::field("grace_days", format!("the grace of a deletion is at most {days} days")));
         }
-        let known = self.known(tenant)?;
-        let (deletion, _) = self.write_down(actor, &known, (now.plus(grace), now), Earlier::Stands).await?;
+        let (known, due) = (self.known(tenant)?, self.parts.calendar.cap(now).plus(grace));
+        let (deletion, _) = self.write_down(actor, &known, (due, now), Earlier::Stands).await?;
         self.suspend(tenant, now).await?;
         self.nudge.notify_one();
         Ok(deletion)
@@ -272,7 +275,7 @@ impl Tenancy {
         actor.require(Permission::ManageInstance)?;
         let deletion = self.deletion(actor, tenant)?;
         let deletion = deletion.ok_or_else(|| AdminError::Missing(format!("deletion of tenant {tenant}")))?;
-        if deletion.due <= now {
+        if deletion.due <= self.parts.calendar.cap(now) {
             return Err(AdminError::Invalid("its grace is over, and the removal may have begun".to_owned()));
         }
         self.put_back(actor, (&deletion, None), now).await
@@ -290,7 +293,7 @@ impl Tenancy {
                 tracing::warn!(%tenant, %error, "a tenant that is to be deleted could not be suspended yet");
                 continue;
             }
-            if deletion.due > now {
+            if deletion.due > self.parts.calendar.cap(now) {
                 continue;
             }
             let outcome = match self.remove(tenant, now).await {
@@ -310,6 +313,7 @@ impl Tenancy {
 
     /// Forgets what is kept of finished messages of tenants whose own retention is over.
     pub async fn forget_old(&self, now: Timestamp) {
+        let now = self.parts.calendar.cap(now);
         let own: HashMap<TenantId, Timestamp> = self
             .parts
             .accounts
@@ -327,12 +331,12 @@ impl Tenancy {
 
     /// Does both while the daemon lives.
     pub async fn run(&self, shutdown: Shutdown) {
-        let mut forgotten = None;
+        let mut forgotten = None::<Instant>;
         loop {
             let now = Timestamp::now();
             self.keep(now).await;
-            if forgotten.is_none_or(|at| now.since(at) >= FORGET_EVERY) {
-                forgotten = Some(now);
+            if forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
+                forgotten = Some(Instant::now());
                 self.forget_old(now).await;
             }
             tokio::select! {

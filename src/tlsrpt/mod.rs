@@ -32,6 +32,7 @@ pub use session::{Applied, Lack, LackKind, Policy, PolicyType, Protection, Resul
 
 use crate::access::{Actor, Permission};
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::intake::Intake;
 use crate::mail::{Domain, QueueId, TenantId};
@@ -87,6 +88,8 @@ pub struct Parts {
     pub vips: Arc<Vips>,
     /// `Domains::name_signer`: reports that nobody signs are ignored.
     pub signed_as: SignedAs,
+    /// By which days lapse, and reports are given up.
+    pub calendar: Calendar,
 }
 
 type Of = (Day, Domain);

@@ -66,7 +66,7 @@ enum Tried {
 impl TlsReports {
     /// Sends what is due at `now` and forgets what is old.
     pub(super) async fn round(&self, intake: &Arc<Intake>, now: Timestamp) {
-        self.forget(now).await;
+        self.forget(self.parts.calendar.cap(now)).await;
         if !self.is_on() {
             return;
         }
@@ -117,7 +117,7 @@ impl TlsReports {
         let tried = self.attempt(&day, &mut due, (intake, now)).await;
         let taken = due.recipients.iter().filter(|one| one.fate == Fate::Taken).map(|one| one.uri.clone());
         let to: Vec<String> = taken.collect();
-        let is_given_up = now.since(due.first) >= TRIED_FOR;
+        let is_given_up = self.parts.calendar.cap(now).since(due.first) >= TRIED_FOR;
         match tried {
             Tried::Unasked => drop(self.put(of, None).await),
             Tried::Later(error) if !is_given_up => {

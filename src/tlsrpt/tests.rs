@@ -97,6 +97,7 @@ pub(super) fn room(store: Arc<MemoryStore>, sending: Sending) -> Room {
         post: host.clone(),
         vips: Arc::new(Vips::open(store.clone()).unwrap()),
         signed_as: Arc::new(|vip, _| (vip.ehlo.as_str() == HOST).then(|| vip.ehlo.clone())),
+        calendar: Default::default(),
     };
     let (organization, contact) = ("Host & Co".to_owned(), "postmaster@mx.host.example".to_owned());
     let settings = Settings { sending, organization, contact };
@@ -160,8 +161,8 @@ impl Room {
         let settings = pipeline::Settings { spill_folder: std::env::temp_dir(), ..Default::default() };
         let (pipeline, queue) = (Arc::new(Pipeline::new(parts, settings)), Arc::new(queue));
         let may_enter = Arc::new(|_: &intake::Entering<'_>, _: Timestamp| Ok(()));
-        let parts =
-            intake::Parts { pipeline, routes: Arc::new(routes), queue: queue.clone(), store: records, may_enter };
+        let (routes, calendar) = (Arc::new(routes), Default::default());
+        let parts = intake::Parts { pipeline, routes, queue: queue.clone(), store: records, may_enter, calendar };
         (Arc::new(Intake::new(parts)), queue)
     }
 

@@ -34,6 +34,7 @@ use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::Backup;
 use crate::breaker::Breaker;
+use crate::calendar::Calendar;
 use crate::delivery::{Delivery, Destinations, Pacing, Pulse, TlsMemory, TlsPolicies};
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -149,6 +150,8 @@ pub struct Parts {
     pub statistics: Arc<Statistics>,
     /// Turns for reads that walk much.
     pub scans: Scans,
+    /// By which idempotency keys lapse.
+    pub calendar: Calendar,
     /// What else people are told.
     pub about: About,
 }
@@ -202,7 +205,8 @@ pub struct About {
 /// The whole API. A request over the local socket has an [`crate::access::Actor`] in its extensions,
 /// one over the network says where it came from and carries a key or a session.
 pub fn router(parts: Parts, settings: &Settings) -> Router {
-    let replays = Arc::new(replay::Replays::new(Arc::clone(&parts.store)));
+    let replays = replay::Replays::new(Arc::clone(&parts.store)).with_calendar(parts.calendar.clone());
+    let replays = Arc::new(replays);
     router_with(parts, settings, replays)
 }
 
@@ -243,7 +247,8 @@ pub async fn serve(
     (socket, listeners, tls): (Socket, Vec<TcpListener>, TlsNow),
     shutdown: Shutdown,
 ) {
-    let replays = Arc::new(replay::Replays::new(Arc::clone(&parts.store)));
+    let replays = replay::Replays::new(Arc::clone(&parts.store)).with_calendar(parts.calendar.clone());
+    let replays = Arc::new(replays);
     let router = router_with(parts, settings, Arc::clone(&replays));
     let serve = |listener| {
         let (router, tls, shutdown) = (router.clone(), Arc::clone(&tls), shutdown.clone());

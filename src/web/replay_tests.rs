@@ -184,6 +184,19 @@ async fn a_key_lapses_after_a_day_and_its_record_goes() {
 }
 
 #[tokio::test]
+async fn a_clock_ten_years_ahead_lets_no_key_lapse() {
+    use super::replay::tests_of_marks as marks;
+    let (store, _) = api().await;
+    let now = Timestamp(1_800_000_000_000);
+    let replays = Replays::new(store.clone()).with_calendar(crate::calendar::Calendar::resume(None, now));
+    let jumped = now.plus(std::time::Duration::from_secs(3_650 * 86_400));
+    drop(marks::begin(&replays, "a", now).await.unwrap());
+    assert_eq!(marks::begin(&replays, "a", jumped).await.unwrap(), marks::How::Crashed, "it is known");
+    drop(marks::begin(&replays, "b", jumped).await.unwrap());
+    assert_eq!(marks::begin(&replays, "b", now).await.unwrap(), marks::How::Crashed, "and so is a new one");
+}
+
+#[tokio::test]
 async fn one_actor_cannot_fill_the_store_with_keys() {
     use super::replay::tests_of_marks as marks;
     let (store, _) = api().await;

@@ -15,6 +15,7 @@ use crate::accounts::Accounts;
 use crate::background::Shutdown;
 use crate::backup::{Backup, Places};
 use crate::breaker::Breaker;
+use crate::calendar::Calendar;
 use crate::delivery::Delivery;
 use crate::domains::Domains;
 use crate::ext::Timestamp;
@@ -62,6 +63,7 @@ fn webhooks(store: Arc<MemoryStore>, key: Arc<MasterKey>) -> webhooks::Parts {
         names: webhooks::Names { tenant: Arc::new(|id| id.to_string()), account: Arc::new(|id| id.to_string()) },
         clock: Arc::new(Timestamp::now),
         settings: webhooks::Settings::default(),
+        calendar: Calendar::default(),
     }
 }
 
@@ -79,6 +81,7 @@ async fn feedback(
         speaks_for: Arc::new(|_, _| false),
         hostname: Domain::parse("mx.example.com").unwrap(),
         bell: crate::events::Bell::default(),
+        calendar: Calendar::default(),
     };
     Arc::new(crate::feedback::Feedback::open(parts, key, Default::default()).await.unwrap())
 }
@@ -106,6 +109,7 @@ fn intake(
         queue: queue.clone(),
         store,
         may_enter: Arc::new(|_, _| Ok(())),
+        calendar: Calendar::default(),
     }))
 }
 
@@ -139,6 +143,7 @@ fn leaving_parts(
         breaker: breaker.clone(),
         delivery: delivery.clone(),
         further: Vec::new(),
+        calendar: Calendar::default(),
     }
 }
 
@@ -162,6 +167,7 @@ fn statistics(store: &Arc<MemoryStore>) -> Arc<crate::statistics::Statistics> {
         is_known_domain: Arc::new(|_| false),
         is_tenant: Arc::new(|_| true),
         settings: Default::default(),
+        calendar: Calendar::default(),
     }))
 }
 
@@ -214,6 +220,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let rest = (&routes, &hooks, &suppression, &operations);
     let leaving = leaving_parts(store.clone(), people_and_means, rest, (&queue, &breaker, &delivery));
     Parts {
+        calendar: Calendar::default(),
         operations,
         breaker,
         notifications: notifications(store.clone()),

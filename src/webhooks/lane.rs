@@ -35,6 +35,8 @@ const OUTAGE_REQUESTS: usize = 2;
 const PAGE_EVENTS: usize = 512;
 /// A lane's place is stored this often, though nothing concerned it.
 const STORE_PERIOD: Duration = Duration::from_secs(60);
+/// An endpoint made later than this from now was made while the clock was wrong: it hears of everything.
+const AHEAD_MAX: Duration = Duration::from_secs(60 * 60);
 /// A lane looks at least this often.
 const LOOK_PERIOD: Duration = Duration::from_secs(30);
 /// After a failure of our own.
@@ -181,7 +183,12 @@ impl Lane {
 
     /// Whether one new event is tried though the endpoint fails.
     fn probes(&self, now: Timestamp) -> bool {
-        self.is_failing() && self.pending.len() < PENDING_MAX && self.probe_due <= now
+        self.is_failing() && self.pending.len() < PENDING_MAX && self.until_probe(now).is_zero()
+    }
+
+    /// How long until the next probe; a moment further ahead than one pause was noted while the clock was wrong.
+    fn until_probe(&self, now: Timestamp) -> Duration {
+        Some(self.probe_due.since(now)).filter(|wait| *wait <= schedule::PROBE_PERIOD).unwrap_or_default()
     }
 
     /// Whether more of the log would be looked at now.
@@ -221,7 +228,7 @@ impl Lane {
     fn gather(&mut self, now: Timestamp) -> Result<Round, StoreError> {
         let most = if self.is_failing() { ROUND_FAILING } else { ROUND_REQUESTS };
         let mut round = Round::default();
-        for (key, pending) in self.pending.iter().filter(|(_, pending)| pending.due <= now).take(most) {
+        for (key, pending) in self.pending.iter().filter(|(_, pending)| schedule::is_due(pending.due, now)).take(most) {
             round.requests.push((Some(key.clone()), pending.clone()));
         }
         let room = most.saturating_sub(round.requests.len());
@@ -249,7 +256,8 @@ impl Lane {
             Seen::Told(told, upto) => (told, upto),
             Seen::Behind => self.read_behind(wanted)?,
         };
-        let told = told.into_iter().filter(|told| told.at >= webhook.created);
+        let is_ahead = webhook.created.since(self.shared.now()) > AHEAD_MAX;
+        let told = told.into_iter().filter(|told| is_ahead || told.at >= webhook.created);
         self.add_requests(told, &mut round.requests);
         if upto != self.progress.at {
             round.at = Some(upto);
@@ -335,6 +343,8 @@ impl Lane {
             }
             removed.extend(key);
         }
+        // Noted while the clock was ahead.
+        progress.failing_since = progress.failing_since.map(|since| since.min(now));
         if let Some(at) = &round.at {
             progress.at.clone_from(at);
         }
@@ -360,8 +370,8 @@ impl Lane {
             self.pending.iter_mut().for_each(|(_, pending)| pending.due = now);
         }
         self.failed = if self.is_failing() { failed } else { BTreeSet::new() };
-        self.prune(now).await;
-        Ok(self.is_failing() && schedule::is_given_up(self.progress.failing_since, now))
+        self.prune(self.shared.lapsing()).await;
+        Ok(self.is_failing() && schedule::is_given_up(self.progress.failing_since, self.shared.lapsing()))
     }
 
     /// Commits, unless the endpoint was removed or changed meanwhile. Tries until it is done.
@@ -386,7 +396,7 @@ impl Lane {
     async fn rest(&mut self, room: &Webhooks, at: Option<Key>, now: Timestamp) -> Result<(), String> {
         let Some(at) = at else { return Ok(()) };
         self.progress.at = at;
-        if now.since(self.stored) >= STORE_PERIOD {
+        if now.apart(self.stored) >= STORE_PERIOD {
             let mut batch = Batch::new();
             batch.set(record::progress_key(self.webhook.id), codec::encode(&self.progress));
             self.commit(room, batch).await?;
@@ -401,8 +411,9 @@ impl Lane {
         if is_behind {
             return Duration::ZERO;
         }
-        let due = self.pending.iter().map(|(_, pending)| pending.due.since(now)).min();
-        let probe = (self.is_failing() && self.pending.len() < PENDING_MAX).then(|| self.probe_due.since(now));
+        let wait = |due| if schedule::is_due(due, now) { Duration::ZERO } else { due.since(now) };
+        let due = self.pending.iter().map(|(_, pending)| wait(pending.due)).min();
+        let probe = (self.is_failing() && self.pending.len() < PENDING_MAX).then(|| self.until_probe(now));
         // A probe that is due and finds nothing waits for news like everybody.
         let probe = probe.filter(|probe| !probe.is_zero() || self.progress.at < self.shared.feed.until());
         let soonest = due.into_iter().chain(probe).min().unwrap_or(LOOK_PERIOD);

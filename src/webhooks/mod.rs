@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::events::{Bell, EventLog};
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId, WebhookId};
@@ -90,6 +91,8 @@ pub struct Parts {
     pub names: Names,
     /// Tells the time; a value in tests.
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// By which an endpoint that fails is given up, and attempts are forgotten.
+    pub calendar: Calendar,
     /// How endpoints are reached.
     pub settings: Settings,
 }
@@ -105,6 +108,11 @@ struct Shared {
 impl Shared {
     fn now(&self) -> Timestamp {
         (self.parts.clock)()
+    }
+
+    /// As [`Shared::now`], for what cannot be undone.
+    fn lapsing(&self) -> Timestamp {
+        self.parts.calendar.cap(self.now())
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), CommitError> {

@@ -21,6 +21,8 @@ pub const PROBE_PERIOD: Duration = Duration::from_secs(MINUTE);
 const ASKED_MAX: Duration = Duration::from_secs(24 * HOUR);
 /// Pauses vary by so many percent to either side.
 const JITTER_PERCENT: u64 = 10;
+/// No pause is longer: the last of [`PAUSES`], a tenth longer by chance, which is more than may be asked for.
+const PAUSE_MAX: Duration = Duration::from_secs(24 * HOUR * (100 + JITTER_PERCENT) / 100);
 
 /// How long to wait after `attempts` attempts that failed; `None` if that was the last. `luck` is random,
 /// `asked` what the receiver asked for.
@@ -30,6 +32,12 @@ pub fn pause(attempts: usize, luck: u16, asked: Option<Duration>) -> Option<Dura
     let spread = planned * 2 * JITTER_PERCENT / 100;
     let chosen = planned - spread / 2 + spread * u64::from(luck) / u64::from(u16::MAX);
     Some(Duration::from_millis(chosen).max(asked.unwrap_or_default().min(ASKED_MAX)))
+}
+
+/// Whether what is due then is due now. A moment further ahead than any pause was noted while the clock was
+/// wrong: it is due too.
+pub fn is_due(due: Timestamp, now: Timestamp) -> bool {
+    due <= now || due.since(now) > PAUSE_MAX
 }
 
 /// Whether an endpoint that has failed since then is given up now.
@@ -58,6 +66,20 @@ mod tests {
         assert_eq!(asked(120), Duration::from_secs(120));
         assert!(asked(1) > Duration::from_secs(4));
         assert_eq!(asked(u64::MAX / 2), ASKED_MAX);
+    }
+
+    #[test]
+    fn what_a_wrong_clock_put_off_for_years_is_due_and_what_the_plan_puts_off_is_not() {
+        let now = Timestamp(1_795_342_500_000);
+        for made in 1..=PAUSES.len() {
+            for asked in [None, Some(Duration::MAX)] {
+                let pause = pause(made, u16::MAX, asked).unwrap();
+                assert!(pause <= PAUSE_MAX, "{made} {pause:?}");
+                assert!(!is_due(now.plus(pause), now), "{made}");
+                assert!(is_due(now, now) && is_due(now, now.plus(pause)));
+            }
+        }
+        assert!(is_due(now.plus(Duration::from_secs(3_650 * 24 * HOUR)), now));
     }
 
     #[test]

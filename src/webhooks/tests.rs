@@ -72,6 +72,10 @@ fn script(answers: impl Fn(&Sent) -> Option<u16> + Send + Sync + 'static) -> Arc
 
 impl World {
     fn open(store: Arc<MemoryStore>, clock: Arc<AtomicU64>, receivers: Arc<Receivers>) -> Self {
+        Self::open_by(Calendar::default(), store, clock, receivers)
+    }
+
+    fn open_by(calendar: Calendar, store: Arc<MemoryStore>, clock: Arc<AtomicU64>, receivers: Arc<Receivers>) -> Self {
         let (bell, told) = (Bell::default(), Arc::clone(&clock));
         let parts = Parts {
             log: EventLog::new(store.clone()),
@@ -80,6 +84,7 @@ impl World {
             post: receivers.clone(),
             names: Names { tenant: Arc::new(|id| format!("t{}", id.0)), account: Arc::new(|id| format!("a{}", id.0)) },
             clock: Arc::new(move || Timestamp(told.load(Ordering::SeqCst))),
+            calendar,
             settings: Settings::default(),
         };
         let (room, shutdown) = (Arc::new(Webhooks::open(parts).unwrap()), Shutdown::new());
@@ -90,6 +95,14 @@ impl World {
     fn new(answers: impl Fn(&Sent) -> Option<u16> + Send + Sync + 'static) -> Self {
         let receivers = Receivers { sent: Mutex::default(), script: Mutex::new(script(answers)) };
         Self::open(Arc::new(MemoryStore::new()), Arc::new(AtomicU64::new(START.0)), Arc::new(receivers))
+    }
+
+    /// As after the daemon was started again, with a calendar that goes on from now.
+    async fn restarted_by_calendar(self) -> Self {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+        let now = Timestamp(self.clock.load(Ordering::SeqCst));
+        Self::open_by(Calendar::resume(None, now), self.store, self.clock, self.receivers)
     }
 
     /// As after the daemon was started again.
@@ -107,6 +120,12 @@ impl World {
     fn pass(&self, span: Duration) {
         self.clock.fetch_add(u64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
         records::read(&self.room.handles).values().for_each(|handle| handle.nudge.notify_one());
+    }
+
+    /// The clock is set back, and every lane looks.
+    fn set_back(&self, span: Duration) {
+        self.clock.fetch_sub(u64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+        self.pass(Duration::ZERO);
     }
 
     fn answer(&self, answers: impl Fn(&Sent) -> Option<u16> + Send + Sync + 'static) {
@@ -272,6 +291,48 @@ async fn a_request_that_failed_is_made_again_with_its_id_while_others_go_on() {
     assert!(same.len() == 2 && same[0] == same[1], "{same:?}");
     let mine = world.attempts(&webhook).into_iter().filter(|(_, one)| one.id == *same[0]);
     assert_eq!(mine.map(|(_, one)| one.number).collect::<Vec<_>>(), [2, 1], "newest first");
+}
+
+const TEN_YEARS: Duration = Duration::from_secs(3_650 * 24 * 3_600);
+
+#[tokio::test]
+async fn a_clock_ten_years_ahead_gives_up_no_endpoint() {
+    let world = World::new(|_| Some(500)).restarted_by_calendar().await;
+    let webhook = world.add(URL, |_| {}).await.webhook;
+    world.accept(TENANT, 1).await;
+    world.until("it fails", |own| own.doing(&webhook).waiting == 1).await;
+    world.pass(TEN_YEARS);
+    world.until("it fails again", |own| own.attempts(&webhook).len() == 2).await;
+    world.accept(TENANT, 1).await;
+    world.until("and is probed", |own| own.attempts(&webhook).len() == 3).await;
+    assert!(world.room.webhook(webhook.id).unwrap().is_enabled());
+    world.answer(|_| Some(200));
+    world.set_back(TEN_YEARS);
+    world.until("all are taken", |own| own.doing(&webhook).waiting == 0).await;
+}
+
+#[tokio::test]
+async fn what_failed_under_a_clock_ten_years_ahead_is_made_again_once_the_clock_is_right() {
+    let world = World::new(|_| Some(500));
+    world.pass(TEN_YEARS);
+    let webhook = world.add(URL, |_| {}).await.webhook;
+    world.accept(TENANT, 1).await;
+    world.until("it fails", |own| own.doing(&webhook).waiting == 1).await;
+    world.accept(TENANT, 1).await;
+    world.until("one is probed", |own| own.doing(&webhook).waiting == 2).await;
+    // The next probe and both repeats are ten years away, in memory and on disk.
+    let world = world.restarted().await;
+    world.set_back(TEN_YEARS);
+    world.until("both are made again", |own| own.attempts(&webhook).len() >= 4).await;
+    let since = world.doing(&webhook).progress.failing_since;
+    assert!(since.is_some_and(|since| since <= world.now()), "{since:?}");
+    world.accept(TENANT, 1).await;
+    world.pass(Duration::from_secs(61));
+    world.until("a probe at the right time", |own| own.doing(&webhook).waiting == 3).await;
+    world.answer(|_| Some(200));
+    world.pass(Duration::from_secs(27 * 3_600));
+    world.until("all are taken", |own| own.doing(&webhook).waiting == 0).await;
+    assert_eq!(world.attempts(&webhook).iter().filter(|(_, one)| one.is_success()).count(), 3);
 }
 
 #[tokio::test]

@@ -133,7 +133,8 @@ impl Engine {
         let archive = Arc::new(Archive::open(data.join("history")).unwrap());
         let (records, stop) = (opened.records.clone(), background.shutdown().clone());
         background.spawn("history", async move {
-            archive.run(records, names, Duration::from_secs(30 * 24 * 3600), &stop).await;
+            let kept = (Duration::from_secs(30 * 24 * 3600), Default::default());
+            archive.run(records, names, kept, &stop).await;
         });
         Self { queue, background, opened, owner }
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("ext", &[]),
     ("background", &[]),
+    ("calendar", &[]),
     ("metrics", &[]),
     ("seal", &[]),
     ("gate", &[]),
@@ -136,7 +137,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms everybody may use.
-const FLOOR: &[&str] = &["ext", "background", "metrics", "seal"];
+const FLOOR: &[&str] = &["ext", "background", "calendar", "metrics", "seal"];
 
 /// External crates that live behind one or a few rooms, so that a change of mind is a change of file.
 const CRATES: &[(&str, &[&str])] = &[

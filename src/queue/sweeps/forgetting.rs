@@ -57,6 +57,7 @@ impl Queue {
     }
 
     pub(super) async fn forget_sweeps(&self, now: Timestamp) {
+        let now = self.calendar.cap(now);
         let old: Vec<u64> = {
             let sweeps = self.sweeps_kept();
             let over: Vec<&Sweep> = sweeps.all.values().filter(|sweep| sweep.state.is_over()).collect();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::background::Shutdown;
+use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
 use crate::records;
@@ -144,12 +145,20 @@ pub struct Replays {
     store: Arc<dyn Store>,
     under_way: Arc<Mutex<HashSet<Name>>>,
     held: Mutex<HashMap<[u8; 16], Held>>,
+    calendar: Calendar,
 }
 
 impl Replays {
     /// Over the store; reads nothing yet.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, under_way: Arc::default(), held: Mutex::default() }
+        Self { store, under_way: Arc::default(), held: Mutex::default(), calendar: Calendar::default() }
+    }
+
+    /// The same, lapsing by this calendar.
+    #[must_use]
+    pub fn with_calendar(mut self, calendar: Calendar) -> Self {
+        self.calendar = calendar;
+        self
     }
 
     /// Says whether the request is the first of its name, and marks it durably if it is.
@@ -160,6 +169,7 @@ impl Replays {
             return Err(problem.again_in(AGAIN_SECS));
         }
         let turn = Turn { name, under_way: Arc::clone(&self.under_way) };
+        let now = self.calendar.cap(now);
         let before = self.store.get(&name.record())?;
         let found: Option<Record> = before.as_deref().map(codec::decode).transpose()?;
         let Some(found) = found.filter(|found| now.since(found.mark.at) < KEYS_TIME) else {
@@ -232,7 +242,7 @@ impl Replays {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(SWEEP_EVERY) => {}
             }
-            if let Err(error) = self.sweep(Timestamp::now()).await {
+            if let Err(error) = self.sweep(self.calendar.cap(Timestamp::now())).await {
                 tracing::warn!(%error, "lapsed idempotency keys could not be removed");
             }
         }

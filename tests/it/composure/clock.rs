@@ -1,11 +1,13 @@
 //! The wall clock jumps back a day, ahead a day and ahead ten years under the running daemon, and at a
-//! restart: nothing expires, nothing floods, nobody is locked out. The monotonic clock goes on, as it
-//! does when somebody sets the time (libfaketime, `FAKETIME_DONT_FAKE_MONOTONIC`).
+//! restart: nothing expires, nothing floods, nobody is locked out, and nothing is deleted, given up or
+//! taken a second time. The monotonic clock goes on, as it does when somebody sets the time (libfaketime,
+//! `FAKETIME_DONT_FAKE_MONOTONIC`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use postern::ext::Timestamp;
 use serde_json::Value;
 
 use crate::harness::load::{RecordingSink, SinkMood, TlsSession};
@@ -18,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Where Debian's libfaketime puts the library for programs with threads.
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 const WAITING: u64 = 8;
+/// Of the message that its client hands in again and again.
+const REPEATED: u64 = 5_000;
+const DAY_MILLIS: u64 = 86_400_000;
 
 struct World {
     instance: Instance,
@@ -53,12 +58,50 @@ impl World {
     }
 
     fn send(&self, serial: u64) {
+        self.send_with(serial, "");
+    }
+
+    /// The same message with the same key each time.
+    fn repeat(&self) {
+        self.send_with(REPEATED, "X-Idempotency-Key: order-1\r\n");
+    }
+
+    fn send_with(&self, serial: u64, field: &str) {
         let mut session = TlsSession::open(self.instance.door).unwrap();
         session.login(&self.credentials.login, &self.credentials.password).unwrap();
         session.command("MAIL FROM:<a@shop.test>", "250").unwrap();
         session.command(&format!("RCPT TO:<user{serial}@there.test>"), "250").unwrap();
         session.command("DATA", "354").unwrap();
-        session.command(&format!("From: <a@shop.test>\r\nX-Serial: {serial}\r\n\r\nhello\r\n."), "250").unwrap();
+        session.command(&format!("{field}From: <a@shop.test>\r\nX-Serial: {serial}\r\n\r\nhello\r\n."), "250").unwrap();
+    }
+
+    /// What a clock ten years ahead would take if it were believed.
+    fn leaves_something_to_lose(&self) {
+        self.instance.tool(&["tenant", "add", "leaving"]);
+        self.instance.tool(&["tenant", "delete", "leaving", "--grace-days", "7"]);
+        // Nobody has that name: whatever it is told fails.
+        self.instance.tool(&["webhook", "add", "shop", "https://nobody.test/"]);
+        std::fs::write(self.past_events(), b"").unwrap();
+    }
+
+    /// Where past events of yesterday are.
+    fn past_events(&self) -> PathBuf {
+        let yesterday = Timestamp(Timestamp::now().0 - DAY_MILLIS).rfc3339();
+        self.instance.data.join("history").join(format!("{}.events", &yesterday[..10]))
+    }
+
+    fn has_lost_nothing(&self, after: &str) {
+        self.instance.tool(&["tenant", "show", "leaving"]);
+        assert!(self.past_events().exists(), "after {after}: past events are gone");
+        let webhook = self.webhook();
+        assert!(webhook["enabled"] == true, "after {after}: {webhook}");
+        self.repeat();
+    }
+
+    fn webhook(&self) -> Value {
+        let listed: Value = serde_json::from_str(&self.instance.tool(&["webhook", "list", "shop", "--json"])).unwrap();
+        let found = listed["rows"].as_array().and_then(|rows| rows.first().cloned());
+        found.unwrap_or_else(|| panic!("{listed}"))
     }
 
     fn fails_to_log_in(&self) {
@@ -98,8 +141,13 @@ fn a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out() {
         return not_run(NAME, "the package faketime is not installed");
     }
     let mut world = open();
+    world.leaves_something_to_lose();
     (0..WAITING).for_each(|serial| world.send(serial));
     world.all_wait("the start");
+    world.sink.set_mood(SinkMood::Takes);
+    world.repeat();
+    arrives(&world, REPEATED);
+    world.sink.set_mood(SinkMood::Shut);
     let mut next = 1_000;
     for (step, offset) in ["-1d", "+0", "+1d", "+0", "+3650d", "+0", "-1d", "+3650d", "-1d"].into_iter().enumerate() {
         world.jump(offset);
@@ -113,6 +161,7 @@ fn a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out() {
         arrives(&world, next);
         world.sink.set_mood(SinkMood::Shut);
         next += 1;
+        world.has_lost_nothing(offset);
         world.all_wait(&format!("mail at {offset}, step {step}"));
         assert_eq!(world.sink.arrivals.extra(), 0);
     }
@@ -123,6 +172,13 @@ fn a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out() {
         world.instance.start();
         world.instance.wait_for_door();
         world.all_wait(&format!("a restart at {offset}"));
+        // The webhook is tried again, and past events and tenants were looked at.
+        thread::sleep(Duration::from_secs(6));
+        world.has_lost_nothing(&format!("a restart at {offset}"));
+        if offset == "+3650d" {
+            let log = std::fs::read_to_string(world.instance.log()).unwrap();
+            assert!(log.contains("the clock was set"), "{log}");
+        }
     }
     world.sink.set_mood(SinkMood::Takes);
     for row in world.queue() {
@@ -130,7 +186,7 @@ fn a_clock_that_jumps_expires_nothing_floods_nobody_and_locks_nobody_out() {
     }
     (0..WAITING).for_each(|serial| arrives(&world, serial));
     assert_eq!(world.sink.arrivals.extra(), 0, "nothing was delivered twice");
-    assert_eq!(world.sink.arrivals.len() as u64, WAITING + next - 1_000, "and nobody got a notice");
+    assert_eq!(world.sink.arrivals.len() as u64, WAITING + 1 + next - 1_000, "and nobody got a notice");
     assert!(world.instance.stop().success());
 }
 

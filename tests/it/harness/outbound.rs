@@ -49,7 +49,8 @@ fn reports(
     (resolver, tls, vips): (Arc<dyn Resolver>, &ClientTls, Arc<Vips>),
 ) -> Arc<TlsReports> {
     let post = Arc::new(Poster::new(resolver.clone(), tls.clone(), Reach::Anywhere));
-    let parts = tlsrpt::Parts { store, resolver, post, vips, signed_as: Arc::new(|_, _| None) };
+    let (signed_as, calendar) = (Arc::new(|_: &_, _| None), Default::default());
+    let parts = tlsrpt::Parts { store, resolver, post, vips, signed_as, calendar };
     let settings = tlsrpt::Settings { sending: tlsrpt::Sending::On, ..Default::default() };
     Arc::new(TlsReports::open(parts, settings).unwrap())
 }
