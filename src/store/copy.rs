@@ -17,12 +17,12 @@ use super::format::Newer;
 use super::frame::{HEADER_BYTES, Header, Kind, NO_BODY, Salt, Seal, frame_bytes, le32};
 use super::layers::Layer;
 use super::record::{self, Operation, Operations, POSITION_KEY, Position, locations_range};
-use super::scan::{self, Found, Frames};
+use super::scan::{self, Found, Frames, Placed};
 use super::segment::sync_folder;
 use super::sled::{Extent, Records};
 use super::space::Space;
 use super::{Key, StoreError, prefix};
-use crate::ext;
+use crate::ext::{self, Timestamp};
 
 /// A base in the making.
 const PARTIAL: &str = "new";
@@ -41,8 +41,12 @@ const GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// A file is given up when what was appended exceeds its base four times and by this much.
 const OVERGROWTH_BYTES: u64 = 128 * 1024 * 1024;
-/// A base that could not be written is tried again after this.
+/// A base that could not be written is tried again after this, then after twice as long, and so on ...
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// ... up to this.
+const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
+/// Records that may be damaged are not read for a base in this time: what cannot be read ends the process.
+const DOUBTED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A base goes to the disk in pieces of this size, so that nobody else waits long for theirs.
 const SYNCED_AT_ONCE: u64 = 16 * 1024 * 1024;
 /// How far the record files reached before what a group holds was flushed into them.
@@ -92,6 +96,8 @@ struct Kept {
     has_leftovers: bool,
     /// A base is not tried before this.
     again: Option<Instant>,
+    /// How long it waits after the next try that comes to nothing.
+    pause: Duration,
 }
 
 impl RecordsCopy {
@@ -107,12 +113,29 @@ impl RecordsCopy {
                 None
             }
         };
-        Ok(Self { folder, kept: Mutex::new(Kept { file, has_leftovers: true, again: None }) })
+        let kept = Kept { file, has_leftovers: true, again: None, pause: AGAIN_AFTER };
+        Ok(Self { folder, kept: Mutex::new(kept) })
+    }
+
+    /// The records met damage and could not be made anew: no base is read from them for a day, in which
+    /// they serve as far as they can.
+    pub fn put_off(&self) {
+        lock(&self.kept).again = Some(Instant::now() + DOUBTED_FOR);
+    }
+
+    /// It cannot be what the records are to be made anew from, whatever its last commit is.
+    pub fn give_up(&self) {
+        lock(&self.kept).lose();
     }
 
     /// The last commit in it, if there is one.
     pub fn commit(&self) -> Option<u64> {
         lock(&self.kept).file.as_ref().map(|file| file.position.commit)
+    }
+
+    /// Whether all of it can be read.
+    pub fn is_whole(&self) -> bool {
+        lock(&self.kept).file.as_ref().is_some_and(|file| file.each(&mut |_| Ok(())).is_ok())
     }
 
     /// The records were opened and stand at `position`: a copy that ends before it missed something.
@@ -157,12 +180,20 @@ impl RecordsCopy {
 
     /// Removes, durably, what is no copy any more. Once the journal at which such a file ends is given back
     /// nothing else would tell that it is behind: where this fails the records must not be flushed.
+    ///
+    /// A folder that lets nothing be removed is given another name, so that a fault in the copy alone stops
+    /// nobody.
     pub fn clear(&self) -> io::Result<()> {
         let mut kept = lock(&self.kept);
-        if kept.has_leftovers {
-            remove_all_but(&self.folder, kept.file.as_ref())?;
-            kept.has_leftovers = false;
+        if !kept.has_leftovers {
+            return Ok(());
         }
+        if let Err(error) = remove_all_but(&self.folder, kept.file.as_ref()) {
+            kept.lose();
+            let aside = put_aside(&self.folder).map_err(|_| error)?;
+            tracing::error!(folder = %aside.display(), "a copy of the records could not be removed and was set aside");
+        }
+        kept.has_leftovers = false;
         Ok(())
     }
 
@@ -175,10 +206,11 @@ impl RecordsCopy {
             let written = write_base(&self.folder, records, &gives_up);
             let mut kept = lock(&self.kept);
             kept.has_leftovers = true;
-            kept.again = Some(Instant::now() + AGAIN_AFTER);
+            kept.again = Some(Instant::now() + kept.pause);
+            kept.pause = (kept.pause * 2).min(AGAIN_AFTER_MAX);
             match written {
                 Ok(None) => {}
-                Ok(Some(file)) => (kept.file, kept.again) = (Some(file), None),
+                Ok(Some(file)) => (kept.file, kept.again, kept.pause) = (Some(file), None, AGAIN_AFTER),
                 Err(error) => tracing::warn!(%error, "a new copy of the records could not be written yet"),
             }
         }
@@ -217,6 +249,15 @@ impl Kept {
     fn lose(&mut self) {
         (self.file, self.has_leftovers) = (None, true);
     }
+}
+
+/// Gives the folder a name under which nobody looks for a copy, durably; where it is then.
+fn put_aside(folder: &Path) -> io::Result<PathBuf> {
+    let store = folder.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let aside = store.join(format!("{FOLDER}.unusable-{}", Timestamp::now().0));
+    fs::rename(folder, &aside)?;
+    sync_folder(store)?;
+    Ok(aside)
 }
 
 /// Removes every file of a copy but this one, durably.
@@ -265,6 +306,11 @@ impl CopyFile {
         names(folder)?.pop().map(|path| Self::open(path, true)).transpose()
     }
 
+    /// Its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.end
+    }
+
     /// The same, to be read alone.
     pub fn look(folder: &Path) -> io::Result<Option<Self>> {
         names(folder)?.pop().map(|path| Self::open(path, false)).transpose()
@@ -274,28 +320,16 @@ impl CopyFile {
         let file = OpenOptions::new().read(true).write(writes).open(&path)?;
         let length = file.metadata()?.len();
         let salt = read_head(&file, &path)?;
-        let mut frames = Frames::new(&file, salt, HEAD_BYTES, length);
-        let (mut base_end, mut end, mut group, mut last) = (0, HEAD_BYTES, 0, None);
-        let (mut in_group, mut whole) = (None, None);
-        while let Some(found) = frames.next_found()? {
-            let Found::Frame(placed) = found else { return Err(damaged("bytes that cannot be read")) };
-            match placed.header.kind {
-                Kind::Batch => in_group = Some(placed),
-                Kind::Seal => {
-                    (end, group, last) = (frames.position(), placed.header.group, in_group.take());
-                    whole = whole.or(Some(end));
-                    base_end = whole.unwrap_or(end);
-                }
-                _ => return Err(damaged("a frame of another kind")),
-            }
-        }
-        let last = last.ok_or_else(|| damaged("no whole base"))?;
-        let payload = scan::payload(&file, &last)?.ok_or_else(|| damaged("its last change"))?;
+        let (base_end, last) = last_group(&file, salt, length)?.ok_or_else(|| damaged("no whole base"))?;
+        let (end, group) = (last.end, last.number);
+        let payload = last.frames.last().map(|frame| scan::payload(&file, frame)).transpose()?.flatten();
+        let payload = payload.ok_or_else(|| damaged("its last change"))?;
         let position = own_value(&payload, &POSITION_KEY).and_then(|value| Position::from_bytes(&value));
         let position = position.ok_or_else(|| damaged("the position of its last change"))?;
         let extent = own_value(&payload, &EXTENT_KEY).and_then(|value| Extent::from_bytes(&value));
         if end < length && writes {
-            // A group cut off by a crash: the records were not flushed after it either.
+            // A group cut off by a crash: the records were not flushed after it either. If it was no crash, the
+            // copy is behind them, which is found out.
             file.set_len(end)?;
         }
         // The age counts from when the file was begun, however often it is opened.
@@ -373,6 +407,48 @@ impl CopyFile {
         }
         Ok(())
     }
+}
+
+/// A group of a copy's file, not read yet.
+struct Sealed {
+    /// Behind its seal.
+    end: u64,
+    number: u64,
+    frames: Vec<Placed>,
+}
+
+impl Sealed {
+    fn is_whole(&self, file: &File) -> io::Result<bool> {
+        for frame in &self.frames {
+            if !scan::payload_is_whole(file, frame)? {
+                return Ok(false);
+            }
+        }
+        Ok(!self.frames.is_empty())
+    }
+}
+
+/// Where the base ends, and the last whole group: a power cut may leave any pages of what was written last,
+/// its seal among them. A base was synced before it got its name.
+fn last_group(file: &File, salt: Salt, length: u64) -> io::Result<Option<(u64, Sealed)>> {
+    let mut frames = Frames::new(file, salt, HEAD_BYTES, length);
+    let (mut base_end, mut before, mut last, mut in_group) = (0, None, None, Vec::new());
+    while let Some(Found::Frame(placed)) = frames.next_found()? {
+        match placed.header.kind {
+            Kind::Batch => in_group.push(placed),
+            Kind::Seal => {
+                let (end, number) = (frames.position(), placed.header.group);
+                before = last.replace(Sealed { end, number, frames: std::mem::take(&mut in_group) });
+                base_end = if base_end == 0 { end } else { base_end };
+            }
+            _ => return Err(damaged("a frame of another kind")),
+        }
+    }
+    let is_whole = match &last {
+        Some(last) if last.end != base_end => last.is_whole(file)?,
+        _ => true,
+    };
+    Ok(if is_whole { last } else { before }.map(|group| (base_end, group)))
 }
 
 /// Files of copies, oldest first.

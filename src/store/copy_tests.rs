@@ -11,7 +11,8 @@ use proptest::prelude::*;
 
 use super::conformance::{key, read};
 use super::copy::{CopyFile, FOLDER, RecordsCopy, copied_ranges, is_copied, is_fact};
-use super::record::{Before, Operation, Position};
+use super::layers::Layers;
+use super::record::{Before, Operation, POSITION_KEY, Position};
 use super::replay::checkpoint;
 use super::segment::{SegmentHeader, Use};
 use super::sled::Records;
@@ -613,7 +614,54 @@ fn what_people_manage_is_salvaged_from_copy_and_journal_without_the_records() {
     fs::remove_dir_all(crashed.folder.join("copy")).unwrap();
     let found = salvage_records(&crashed.folder, |key| key.starts_with(b"T")).unwrap();
     assert!(found.lacking[0].contains("no copy"), "{:?}", found.lacking);
-    assert!(found.records.contains_key(&key("Tlate")), "what the journal has is given all the same");
+    assert_eq!(found.records, tenants, "the journal goes back to the first commit");
+}
+
+/// A key that was withdrawn must not come back because its withdrawal is what is missing.
+#[test]
+fn what_is_salvaged_is_of_one_moment_and_gives_nobody_access_that_may_have_been_withdrawn() {
+    let place = Place::new();
+    let folder = &place.settings.folder;
+    let opened = place.open();
+    let granted = |name: u8| vec![prefix::API_KEY, name];
+    let mut batch = Batch::new();
+    batch.set(granted(1), key("granted")).set(granted(2), key("granted")).set(key("Tfirst"), key("kept"));
+    place.commit(&opened, batch).unwrap();
+    place.put(&opened, "Theld", 100);
+    let applied = opened.engine.shared().applied.load(Ordering::Acquire);
+    let copied = || CopyFile::look(&folder.join("copy")).ok().flatten().map_or(0, |file| file.position.commit);
+    eventually("a copy is there", || copied() >= applied);
+    let old_copy = place.crash_copy("old").folder.join("copy");
+    let mut withdrawn = Batch::new();
+    withdrawn.remove(granted(1)).set(key("Tsecond"), key("later"));
+    place.commit(&opened, withdrawn).unwrap();
+    let first = journal(folder).len();
+    for number in 0..400 {
+        let mut batch = Batch::new();
+        batch.set(key(&format!("Tmore{number:04}")), vec![7; 2_000]);
+        place.commit(&opened, batch).unwrap();
+    }
+    eventually("some of the journal is given back", || journal(folder).len() <= first + 1);
+    drop(opened);
+    fs::remove_dir_all(folder.join("records")).unwrap();
+    let all = |key: &[u8]| key.first() != Some(&prefix::ENGINE);
+    // With its copy: as it was.
+    let found = salvage_records(folder, all).unwrap();
+    assert_eq!(found.lacking, Vec::<String>::new());
+    assert!(!found.records.contains_key(&granted(1)) && found.records.contains_key(&granted(2)));
+    assert_eq!(found.records.keys().filter(|key| key.starts_with(b"Tmore")).count(), 400);
+    // With an old one: as it was then, and nobody is let in.
+    fs::remove_dir_all(folder.join("copy")).unwrap();
+    copy(&old_copy, &folder.join("copy"));
+    let found = salvage_records(folder, all).unwrap();
+    assert!(found.lacking.iter().any(|what| what.contains("is there again")), "{:?}", found.lacking);
+    assert!(!found.records.keys().any(|key| key[0] == prefix::API_KEY), "a key may have been withdrawn");
+    assert!(found.records.contains_key(&key("Tfirst")));
+    // With none: what the journal has left has no beginning.
+    fs::remove_dir_all(folder.join("copy")).unwrap();
+    let found = salvage_records(folder, all).unwrap();
+    assert!(found.records.is_empty(), "{:?}", found.records.keys());
+    assert!(found.lacking.iter().any(|what| what.contains("no copy")), "{:?}", found.lacking);
 }
 
 #[test]
@@ -638,7 +686,84 @@ fn a_rebuild_cut_off_between_its_last_steps_is_finished_by_the_next_opening() {
     // A note without a copy to mend from is no reason to stay away.
     fs::write(folder.join("records-are-damaged"), b"a test says so").unwrap();
     fs::remove_dir_all(folder.join("copy")).unwrap();
-    assert_eq!(assert_all_there(&place.settings, &all, "no copy"), Vec::<String>::new());
+    let damage = assert_all_there(&place.settings, &all, "no copy");
+    assert!(damage[0].contains("serve as they are"), "{damage:?}");
+    assert!(files(&folder.join("copy")).is_empty(), "what cannot be read would end the process again");
+    assert_eq!(assert_all_there(&place.settings, &all, "afterwards"), Vec::<String>::new());
+}
+
+/// Records made anew lack the history that the journal no longer has.
+#[test]
+fn after_a_panic_records_that_can_be_read_are_not_made_anew() {
+    let place = Place::new();
+    let all = filled(&place);
+    let folder = &place.settings.folder;
+    fs::write(folder.join("records-are-damaged"), b"sled panicked: a test says so").unwrap();
+    assert_eq!(assert_all_there(&place.settings, &all, "a panic"), Vec::<String>::new());
+    assert_eq!(set_aside(folder), 0);
+    assert!(!folder.join("records-are-damaged").exists());
+    let record_files = files(&folder.join("records"));
+    for file in record_files.iter().filter(|path| path.to_string_lossy().contains("slabs")) {
+        let length = file.metadata().unwrap().len();
+        writable(file).write_all_at(&vec![0x55; usize::try_from(length).unwrap()], 0).unwrap();
+    }
+    fs::write(folder.join("records-are-damaged"), b"sled panicked: a test says so").unwrap();
+    let damage = assert_all_there(&place.settings, &all, "a panic over damage");
+    assert!(damage[0].contains("made anew"), "{damage:?}");
+}
+
+#[test]
+fn a_power_cut_that_leaves_only_the_seal_of_the_last_change_costs_the_copy_nothing_before_it() {
+    let place = Place::new();
+    filled(&place);
+    with_checkpoints(&place, 2);
+    let copies = place.settings.folder.join("copy");
+    let before = CopyFile::look(&copies).unwrap().unwrap();
+    let (position, end) = (before.position, before.bytes());
+    let all = with_checkpoints(&place, 1);
+    let after = CopyFile::look(&copies).unwrap().unwrap();
+    assert!(after.position.commit > position.commit && after.bytes() > end);
+    let file = files(&copies).pop().unwrap();
+    for at in [end, end + 70] {
+        let kept = fs::read(&file).unwrap();
+        writable(&file).write_all_at(&[0x55; 16], at).unwrap();
+        let torn = CopyFile::look(&copies).unwrap().unwrap();
+        assert_eq!((torn.position.commit, torn.bytes()), (position.commit, end), "torn at {at}");
+        fs::write(&file, kept).unwrap();
+    }
+    // What the torn change said is in the journal as well.
+    writable(&file).write_all_at(&[0x55; 16], end).unwrap();
+    fs::remove_dir_all(place.settings.folder.join("records")).unwrap();
+    let damage = assert_all_there(&place.settings, &all, "torn");
+    assert!(damage[0].contains("made anew"), "{damage:?}");
+}
+
+#[test]
+fn a_copy_that_cannot_be_removed_stops_nobody() {
+    let place = Place::new();
+    let all = filled(&place);
+    let copies = place.settings.folder.join("copy");
+    fs::create_dir(copies.join("ffffffffffffffff.records")).unwrap();
+    assert_eq!(assert_all_there(&place.settings, &all, "a folder in its place"), Vec::<String>::new());
+    let names = fs::read_dir(&place.settings.folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside = names.filter(|name| name.to_str().is_some_and(|name| name.starts_with("copy.unusable-")));
+    assert_eq!(aside.count(), 1);
+}
+
+#[test]
+fn a_copy_that_claims_more_than_it_holds_stops_nobody() {
+    let place = Place::new();
+    let all = filled(&place);
+    let folder = &place.settings.folder;
+    let there = CopyFile::look(&folder.join("copy")).unwrap().unwrap().position;
+    let mut layers = Layers::default();
+    let more = Position { commit: there.commit + 10, ..there };
+    layers.apply(&Operation::Set(&POSITION_KEY, &more.to_bytes()), Before::Unknown);
+    RecordsCopy::open(folder).unwrap().append(&layers.begin(), None);
+    let file = files(&folder.join("copy")).pop().unwrap();
+    writable(&file).write_all_at(&[0x55; 16], 160).unwrap();
+    assert_all_there(&place.settings, &all, "a damaged copy of more");
+    assert!(verify(folder).unwrap().damaged.is_empty(), "a new one was made");
 }
 
 /// What becomes of each kind of record when the records are made anew.

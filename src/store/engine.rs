@@ -131,14 +131,21 @@ fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
     let segments_folder = settings.folder.join("segments");
     let mut opened = rebuild::open_records(settings)?;
     format::stamp(&settings.folder)?;
+    let mut is_copy_bad = false;
     loop {
-        let may_rebuild = opened.rebuilt.is_none();
+        let may_rebuild = opened.rebuilt.is_none() && !is_copy_bad;
         let found = segment::open_all(&segments_folder).map_err(format::files)?;
         let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
+        if is_copy_bad {
+            copy.give_up();
+        }
+        if opened.doubt.is_some() {
+            copy.put_off();
+        }
         let error = match replay::replay(&opened.records, &copy, found, may_rebuild) {
             Ok((mut replayed, free)) => {
-                rebuild::clear_up(&settings.folder, !may_rebuild).map_err(OpenError::Files)?;
-                replayed.damage.splice(0..0, opened.rebuilt);
+                rebuild::clear_up(&settings.folder, opened.rebuilt.is_some()).map_err(OpenError::Files)?;
+                replayed.damage.splice(0..0, opened.rebuilt.into_iter().chain(opened.doubt));
                 return Ok(Brought { records: opened.records, copy, replayed, free });
             }
             Err(error) => error,
@@ -150,6 +157,12 @@ fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
         };
         if !(may_rebuild && is_mendable) {
             return Err(error);
+        }
+        if matches!(error, OpenError::WentBack { .. }) && !copy.is_whole() {
+            // Of two that are damaged the records have more, and what they lack is said.
+            tracing::error!(%error, "the copy of the records is damaged too");
+            is_copy_bad = true;
+            continue;
         }
         let OpenedRecords { records, .. } = opened;
         drop(records);

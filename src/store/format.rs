@@ -38,7 +38,7 @@ pub fn check(folder: &Path) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(OpenError::Files(error)),
         Ok(found) if found.len() > BYTES_MAX => String::new(),
-        Ok(_) => fs::read_to_string(&path).map_err(OpenError::Files)?,
+        Ok(_) => String::from_utf8_lossy(&fs::read(&path).map_err(OpenError::Files)?).into_owned(),
     };
     let found = text.strip_prefix(WORDS).and_then(|number| number.trim().parse().ok());
     match found {

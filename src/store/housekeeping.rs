@@ -29,9 +29,14 @@ use crate::metrics::STORE_CHECKPOINT;
 const ROUND: Duration = Duration::from_secs(1);
 /// A segment is emptied by copying when at most one part in this many of it is live.
 const STRAGGLERS_PART: u64 = 4;
-/// A checkpoint is not begun with less than this free, and what was journalled since the last one twice: for
-/// the records and for their copy.
+/// A checkpoint is not begun with less than this free, and ...
 const CHECKPOINT_FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// ... so many times the bytes of the changed records: their copy takes them once, the record engine writes
+/// whole leaves. Bodies are in neither.
+const CHECKPOINT_FREE_TIMES: u64 = 3;
+/// A new copy is given up when this many times the journal after which there is a checkpoint was written
+/// meanwhile: a crash would replay all of it.
+const JOURNAL_DURING_BASE: u64 = 4;
 /// A store that is being closed waits so long for a new copy of its records; the next opening makes one.
 const CLOSING_MAX: Duration = Duration::from_secs(1);
 /// Bytes of bodies copied with one request to the committer.
@@ -65,7 +70,12 @@ pub fn checkpoint(shared: &Shared) {
     }
     let tending = Instant::now();
     // There is no checkpoint while a new copy is begun: rather none is than that commits wait for it.
-    let gives_up = || shared.records.is_full() || (shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX);
+    let journal_max = shared.settings.checkpoint_bytes.saturating_mul(JOURNAL_DURING_BASE);
+    let gives_up = || {
+        shared.records.unflushed_bytes() > shared.settings.layer_bytes_max / 2
+            || shared.unflushed_bytes.load(Ordering::Acquire) > journal_max
+            || (shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX)
+    };
     shared.copy.tend(&shared.records, &shared.space, &gives_up);
 }
 
@@ -75,7 +85,8 @@ fn make_durable(shared: &Shared, target: u64) -> bool {
     // Without room the record engine's writes wait, and this thread with them. The journal holds
     // everything: it grows until there is room again, or until its last segment is full and commits
     // are refused. Not to begin is better than to wait in the middle.
-    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(bytes.saturating_mul(2)));
+    let changed = CHECKPOINT_FREE_TIMES.saturating_mul(shared.records.unflushed_bytes() as u64);
+    let waits = !shared.space.has_room_for(CHECKPOINT_FREE_BYTES_MIN.saturating_add(changed));
     shared.checkpoint_waits.store(waits, Ordering::Release);
     if waits {
         return false;

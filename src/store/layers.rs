@@ -158,6 +158,11 @@ impl Layers {
         self.keeps_removals = true;
     }
 
+    /// Bytes that wait for a checkpoint.
+    pub fn bytes(&self) -> usize {
+        self.current.bytes
+    }
+
     /// Whether so much waits for a checkpoint that commits must wait for it.
     pub fn is_full(&self) -> bool {
         self.current.bytes >= self.bytes_max

@@ -22,7 +22,7 @@ use super::record::{self, Location, Operation, Position, location_key_id, locati
 use super::replay::bound_ends;
 use super::scan::{self, Found, Frames, Group, Placed};
 use super::segment::{self, DATA_START, Segment, Use};
-use super::sled::Records;
+use super::sled::{Broken, Records};
 use super::{OpenError, Settings, StoreError, prefix};
 use crate::mail::{BodyId, QueueId};
 
@@ -74,7 +74,11 @@ pub fn verify(folder: &Path) -> Result<VerifyReport, OpenError> {
     format::check(folder)?;
     let mut report = VerifyReport::default();
     let used = used_segments(folder, &mut report.damaged)?;
-    let records = rebuild::open_checked(folder, Settings::default().cache_bytes, None);
+    let records = match folder.join("records").try_exists().map_err(OpenError::Files)? {
+        true => rebuild::open_checked(folder, Settings::default().cache_bytes, None),
+        // To open them would begin empty ones in their place.
+        false => Err(Broken::Damaged("the record files are gone".to_owned())),
+    };
     let position = match &records {
         Ok(records) => records.position().map_err(|error| OpenError::Records(error.to_string()))?,
         Err(_) => Position::default(),

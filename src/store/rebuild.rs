@@ -20,7 +20,8 @@ use super::offline::{Journal, used_segments};
 use super::record::{self, Before, Operation, Position};
 use super::scan::{self, Found, Frames};
 use super::segment::{DATA_START, Segment, Use, sync_folder};
-use super::sled::{Broken, Records};
+use super::sled::{Broken, PANICKED, Records};
+use super::space::Space;
 use super::{Key, OpenError, Settings, StoreError, prefix};
 use crate::ext::Timestamp;
 
@@ -40,6 +41,8 @@ pub struct OpenedRecords {
     pub records: Records,
     /// In words, if they had to be made anew.
     pub rebuilt: Option<String>,
+    /// Why they may be damaged, if they were opened as they are all the same.
+    pub doubt: Option<String>,
 }
 
 /// Opens the records of a store's folder, made anew if they are damaged and their copy is there.
@@ -60,19 +63,31 @@ pub fn open_records(settings: &Settings) -> Result<OpenedRecords, OpenError> {
             // Not a new store: nothing is begun in its place.
             Err(error) => return Err(OpenError::Records(format!("the record files are gone, and {error}"))),
         }
-    } else if let Some(why) = noted(&note)? {
-        match rebuild(settings, why.trim()) {
-            Ok(opened) => return Ok(opened),
-            // What the engine could not bear may have been its own fault: it gets another try.
-            Err(error) => tracing::error!(%error, "the records are opened as they are"),
+    }
+    let mut doubt = None;
+    if is_there && let Some(why) = noted(&note)? {
+        if !(why.contains(PANICKED) && can_be_read(settings)) {
+            match rebuild(settings, why.trim()) {
+                Ok(opened) => return Ok(opened),
+                Err(error) => {
+                    tracing::error!(%error, "the records are opened as they are");
+                    doubt = Some(format!("the record files met damage and serve as they are: {error}"));
+                }
+            }
         }
         forget(folder)?;
     }
     match open_checked(folder, settings.cache_bytes, Some(note)) {
-        Ok(records) => Ok(OpenedRecords { records, rebuilt: None }),
+        Ok(records) => Ok(OpenedRecords { records, rebuilt: None, doubt }),
         Err(Broken::Damaged(why)) => rebuild(settings, &why),
         Err(Broken::Failed(why)) => Err(OpenError::Records(why)),
     }
+}
+
+/// Whether every record can be read. A panic of the engine may have been its own fault, and records made
+/// anew lack the history that the journal no longer has.
+fn can_be_read(settings: &Settings) -> bool {
+    open_checked(&settings.folder, settings.cache_bytes, None).is_ok_and(|records| records.read_all().is_ok())
 }
 
 /// Opens the records as they are, if their files reach as far as the copy says that they did. An open makes
@@ -120,12 +135,12 @@ pub fn rebuild(settings: &Settings, why: &str) -> Result<OpenedRecords, OpenErro
     forget(folder)?;
     let records = Records::open(&folder.join(RECORDS), settings.cache_bytes, Some(folder.join(NOTE)));
     let records = records.map_err(|error| OpenError::Records(error.text().to_owned()))?;
-    let rebuilt = format!(
+    let rebuilt = Some(format!(
         "the record files were damaged ({why}) and have been made anew from their copy and the journal; the damaged ones \
-         are in {}",
+         are in {}; of the history of finished mail and of events, what the journal no longer had is there alone",
         aside.display()
-    );
-    Ok(OpenedRecords { records, rebuilt: Some(rebuilt) })
+    ));
+    Ok(OpenedRecords { records, rebuilt, doubt: None })
 }
 
 /// Removes the note that the records are damaged.
@@ -146,6 +161,11 @@ fn make_anew(settings: &Settings) -> io::Result<()> {
     let (partial, whole) = (folder.join(PARTIAL), folder.join(WHOLE));
     remove_folder(&partial)?;
     remove_folder(&whole)?;
+    let space = Space::new(folder.clone(), settings.free_bytes_min, settings.free_inodes_min);
+    if !space.has_room_above_floor(file.bytes()) {
+        let text = format!("there is no room for another {} octets above store.free_bytes_min", file.bytes());
+        return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+    }
     check_journal_behind(folder, file.position)?;
     let records = Records::open(&partial, settings.cache_bytes, None);
     let records = records.map_err(|error| io::Error::other(error.text().to_owned()))?;
@@ -210,15 +230,18 @@ fn check_journal_behind(folder: &Path, position: Position) -> io::Result<()> {
 }
 
 /// The store is open: what an earlier rebuild left behind goes, and once one has led to an open store, all
-/// but one set of damaged files, which is kept to be looked at; more would fill the disk.
+/// but one set of damaged files, which is kept to be looked at; more would fill the disk. Of those of one
+/// day it is the first: it has most of the history.
 pub fn clear_up(folder: &Path, is_rebuilt: bool) -> io::Result<()> {
     remove_folder(&folder.join(PARTIAL))?;
     remove_folder(&folder.join(WHOLE))?;
     if is_rebuilt {
         let mut aside = set_aside(folder)?;
         aside.sort();
-        aside.pop();
-        aside.iter().try_for_each(|path| remove_folder(path))?;
+        let day_ago = (Timestamp::now().0 / 1000).saturating_sub(24 * 60 * 60);
+        let kept = aside.iter().position(|path| moment_of(path) >= day_ago).unwrap_or(aside.len().saturating_sub(1));
+        let others = aside.iter().enumerate().filter(|(number, _)| *number != kept);
+        others.map(|(_, path)| path).try_for_each(|path| remove_folder(path))?;
     }
     Ok(())
 }
@@ -234,6 +257,12 @@ fn set_aside(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
     let is_aside = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(ASIDE));
     Ok(entries.iter().filter(|entry| is_aside(&entry.file_name())).map(fs::DirEntry::path).collect())
+}
+
+/// The second at which damaged files were set aside.
+fn moment_of(path: &Path) -> u64 {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix(ASIDE)?.parse().ok()).unwrap_or(0)
 }
 
 fn remove_folder(path: &Path) -> io::Result<()> {
@@ -315,6 +344,8 @@ pub struct FoundRecords {
 
 /// Reads the records that `wanted` names out of the copy and the journal of a folder nobody has open,
 /// whatever state they are in. Changes nothing.
+///
+/// What comes out is as it was at one moment: behind a gap in the journal nothing is taken. What gives access without a password is left out then, for it may have been withdrawn.
 pub fn salvage_records(folder: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<FoundRecords, OpenError> {
     let _lock = lock_folder(folder)?;
     format::check(folder)?;
@@ -324,39 +355,50 @@ pub fn salvage_records(folder: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<
         Operation::Remove(key) => drop(records.remove(key)),
         Operation::Set(..) => {}
     };
-    match CopyFile::look(&folder.join(copy::FOLDER)) {
-        Ok(Some(file)) => {
-            let records = &mut found.records;
-            let mut each = |operations: Vec<Operation<'_>>| {
-                operations.into_iter().for_each(|operation| enter(records, operation));
-                Ok(())
-            };
-            match file.each(&mut each) {
-                Ok(()) => found.commit = file.position.commit,
-                Err(error) => found.lacking.push(error.to_string()),
-            }
-        }
-        Ok(None) => found.lacking.push("there is no copy of the records".to_owned()),
-        Err(error) => found.lacking.push(error.to_string()),
-    }
+    let read = CopyFile::look(&folder.join(copy::FOLDER)).and_then(|file| {
+        let file = file.ok_or_else(|| io::Error::other("there is no copy of the records"))?;
+        file.each(&mut |operations| {
+            operations.into_iter().for_each(|operation| enter(&mut found.records, operation));
+            Ok(())
+        })?;
+        Ok(file.position.commit)
+    });
+    // Without it the journal is believed if it goes back to the first commit of all.
+    found.commit = read.unwrap_or_else(|error| {
+        found.records.clear();
+        found.lacking.push(error.to_string());
+        0
+    });
+    let covered = found.commit;
     let mut damage = Vec::new();
     let used = used_segments(folder, &mut damage)?;
     found.lacking.append(&mut damage);
-    let covered = found.commit;
+    let mut gap = None;
     for segment in used.values().filter(|segment| segment.header.usage == Use::Shared) {
-        let FoundRecords { records, commit: last, lacking } = &mut found;
+        let FoundRecords { records, commit: last, .. } = &mut found;
+        if segment.header.commits_before > *last {
+            gap.get_or_insert(segment.header.commits_before);
+        }
         let read = each_batch(segment, &mut |_, commit, operations| {
-            let is_new = commit > covered;
-            if is_new && *last > 0 && commit > *last + 1 {
-                lacking.push(format!("{} commits before commit {commit} are missing", commit - *last - 1));
+            if commit > *last + 1 {
+                gap.get_or_insert(commit - 1);
             }
-            *last = commit.max(*last);
-            let is_fact = |operation: &Operation<'_>| operation.key().first().is_some_and(|first| is_fact(*first));
-            let wanted = operations.into_iter().filter(|operation| is_new || is_fact(operation));
-            wanted.for_each(|operation| enter(records, operation));
+            if commit > covered && gap.is_none() {
+                *last = commit;
+                operations.into_iter().for_each(|operation| enter(records, operation));
+            }
             Ok(())
         });
         read.map_err(OpenError::Files)?;
+    }
+    if let Some(missing) = gap {
+        let grants = [prefix::API_KEY, prefix::SESSION, prefix::ONE_TIME];
+        found.records.retain(|key, _| !key.first().is_some_and(|first| grants.contains(first)));
+        found.lacking.push(format!(
+            "commits {} to {missing} are gone: what people manage is as it was before them, and an account, a password or \
+             an address that was removed or changed since is there again; API keys, sessions and links are left out",
+            found.commit + 1
+        ));
     }
     Ok(found)
 }

@@ -27,6 +27,9 @@ const NEVER_MS: usize = 10 * 365 * 24 * 3600 * 1000;
 /// zstd level of stored leaves; the higher ones cost the committer time.
 const COMPRESSION_LEVEL: i32 = 1;
 
+/// How what is said of a panic begins.
+pub const PANICKED: &str = "sled panicked";
+
 /// Keys carried down at once: while they are, their leaves are locked for readers.
 const SUNK_AT_ONCE: usize = 256;
 
@@ -103,10 +106,12 @@ impl Extent {
             Ok(instance) if instance == self.instance => {}
             _ => return Ok(()),
         }
-        match self.engine.check(folder) {
-            Ok(()) => Ok(()),
-            Err(error) if is_damage(&error) => Err(Broken::Damaged(format!("the record files are damaged: {error}"))),
-            Err(error) => Err(Broken::Failed(format!("the record files: {error}"))),
+        // The engine has names of its files that it cannot bear.
+        match catch_unwind(AssertUnwindSafe(|| self.engine.check(folder))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if !is_damage(&error) => Err(Broken::Failed(format!("the record files: {error}"))),
+            Ok(Err(error)) => Err(Broken::Damaged(format!("the record files are damaged: {error}"))),
+            Err(panic) => Err(Broken::Damaged(format!("the record files are damaged: {}", panic_text(&*panic)))),
         }
     }
 
@@ -135,8 +140,11 @@ impl Extent {
 /// Names the record files in `folder`, if they have no name yet.
 fn name(folder: &Path) -> std::io::Result<()> {
     let path = folder.join(INSTANCE);
-    if path.try_exists()? {
-        return Ok(());
+    // A power cut may have left one that is empty.
+    match std::fs::read(&path) {
+        Ok(name) if name.len() == INSTANCE_BYTES => return Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
     std::fs::write(&path, ext::random_bytes::<INSTANCE_BYTES>())?;
     sync_file(&path)
@@ -232,6 +240,11 @@ impl Records {
         self.with(|db| Ok(db.get(key)?.map(|value| value.to_vec())))
     }
 
+    /// Reads every record, of those that were flushed.
+    pub fn read_all(&self) -> Result<(), StoreError> {
+        self.with(|db| db.iter().try_for_each(|pair| pair.map(drop)))
+    }
+
     /// Pairs of `from <= key < to`, in order, at most `limit`.
     pub fn range(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
         if from >= to || limit == 0 {
@@ -275,6 +288,11 @@ impl Records {
     /// Whether so much was applied since the last flush that commits must wait for the next.
     pub fn is_full(&self) -> bool {
         self.read_layers().is_full()
+    }
+
+    /// Bytes of records that were applied since the last flush.
+    pub fn unflushed_bytes(&self) -> usize {
+        self.read_layers().bytes()
     }
 
     /// Makes what was applied before this call durable. For the flusher, and at open and close.
@@ -338,8 +356,8 @@ impl Records {
             Ok(Err(error)) if is_damage(&error) => Err(self.damaged(db, format!("sled: {error}"))),
             Ok(Err(error)) => Err(self.break_down(db, format!("sled: {error}"))),
             Err(panic) => match panic_text(&*panic) {
-                text if is_refusal(&text) => Err(self.break_down(db, format!("sled panicked: {text}"))),
-                text => Err(self.damaged(db, format!("sled panicked: {text}"))),
+                text if is_refusal(&text) => Err(self.break_down(db, format!("{PANICKED}: {text}"))),
+                text => Err(self.damaged(db, format!("{PANICKED}: {text}"))),
             },
         }
     }
