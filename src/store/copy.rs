@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::copy_group::{EXTENT_KEY, FRAME_BYTES, Group, Writer};
 use super::format::Newer;
-use super::frame::{HEADER_BYTES, Header, Kind, NO_BODY, Salt, Seal, frame_bytes, le32};
+use super::frame::{Kind, Salt, le32};
 use super::layers::Layer;
-use super::record::{self, Operation, Operations, POSITION_KEY, Position, locations_range};
+use super::record::{self, Operation, POSITION_KEY, Position, locations_range};
 use super::scan::{self, Found, Frames, Placed};
 use super::segment::sync_folder;
 use super::sled::{Extent, Records};
@@ -31,8 +32,6 @@ pub const FOLDER: &str = "copy";
 const MAGIC: &[u8; 8] = b"PSTNCPY1";
 const FORMAT: u32 = 1;
 const HEAD_BYTES: u64 = 64;
-/// Bytes of records in one frame of a base.
-const FRAME_BYTES: usize = 1024 * 1024;
 /// Records read at a time for a base.
 const PAGE: usize = 256;
 /// A file is written anew when what was appended exceeds its base by this much ...
@@ -49,8 +48,6 @@ const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 const DOUBTED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A base goes to the disk in pieces of this size, so that nobody else waits long for theirs.
 const SYNCED_AT_ONCE: u64 = 16 * 1024 * 1024;
-/// How far the record files reached before what a group holds was flushed into them.
-const EXTENT_KEY: [u8; 2] = [prefix::ENGINE, b'x'];
 /// Bytes whose checksums are computed at each checkpoint, until all that was found at the open are.
 const CHECKED_AT_ONCE: u64 = 8 * 1024 * 1024;
 
@@ -498,82 +495,6 @@ fn own_value(payload: &[u8], own: &[u8]) -> Option<Vec<u8>> {
         Operation::Set(key, value) if key == own => Some(value.to_vec()),
         _ => None,
     })
-}
-
-/// Writes groups of frames, one behind the other.
-struct Writer<'a> {
-    file: &'a File,
-    salt: Salt,
-    group: u64,
-    at: u64,
-}
-
-impl Writer<'_> {
-    fn frame(&mut self, kind: Kind, payload: &[u8]) -> io::Result<Header> {
-        let header = Header {
-            kind,
-            group: self.group,
-            payload_bytes: payload.len() as u64,
-            body: NO_BODY,
-            envelope_bytes: 0,
-            payload_crc: crc32c::crc32c(payload),
-        };
-        let length = usize::try_from(frame_bytes(header.payload_bytes)).map_err(io::Error::other)?;
-        let mut bytes = Vec::with_capacity(length);
-        bytes.extend_from_slice(&header.to_bytes(&self.salt, self.at));
-        bytes.extend_from_slice(payload);
-        bytes.resize(length.max(HEADER_BYTES), 0);
-        self.file.write_all_at(&bytes, self.at)?;
-        self.at += bytes.len() as u64;
-        Ok(header)
-    }
-}
-
-/// One group in the making: what is put into it goes to the file a frame at a time.
-struct Group<'a> {
-    writer: Writer<'a>,
-    start: u64,
-    position: Position,
-    frames: u32,
-    crc: u32,
-    operations: Operations,
-    /// Bytes in `operations`.
-    bytes: usize,
-}
-
-impl<'a> Group<'a> {
-    fn begin(writer: Writer<'a>, position: Position) -> Self {
-        let operations = Operations::new(position.commit, 256);
-        Self { start: writer.at, writer, position, frames: 0, crc: 0, operations, bytes: 0 }
-    }
-
-    fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> io::Result<()> {
-        match value {
-            Some(value) => self.operations.set(key, value),
-            None => self.operations.remove(key),
-        }
-        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
-        if self.bytes >= FRAME_BYTES { self.frame() } else { Ok(()) }
-    }
-
-    fn frame(&mut self) -> io::Result<()> {
-        let full = std::mem::replace(&mut self.operations, Operations::new(self.position.commit, FRAME_BYTES));
-        self.crc = self.writer.frame(Kind::Batch, &full.into_bytes())?.fold_into(self.crc);
-        (self.bytes, self.frames) = (0, self.frames + 1);
-        Ok(())
-    }
-
-    /// Seals it; where it ends. Its position is in the last frame.
-    fn end(mut self, extent: Option<&Extent>) -> io::Result<u64> {
-        if let Some(extent) = extent {
-            self.operations.set(&EXTENT_KEY, &extent.to_bytes());
-        }
-        self.operations.set(&POSITION_KEY, &self.position.to_bytes());
-        self.frame()?;
-        let seal = Seal { start: self.start, frames: self.frames, group_crc: self.crc };
-        self.writer.frame(Kind::Seal, &seal.to_bytes())?;
-        Ok(self.writer.at)
-    }
 }
 
 /// A new file with everything the records hold now, all of which was applied at its position or later:

@@ -90,7 +90,7 @@ mod tests {
         fs::write(folder.path().join(NAME), "postern store 2\n").unwrap();
         let text = check(folder.path()).unwrap_err().to_string();
         assert!(text.contains("format 2") && text.contains("newer release"), "{text}");
-        for strange in ["", "postern store \n", "something else\n"] {
+        for strange in [&b""[..], b"postern store \n", b"something else\n", b"post\xe5rn store 1\n"] {
             fs::write(folder.path().join(NAME), strange).unwrap();
             assert!(matches!(check(folder.path()), Err(OpenError::Files(_))), "{strange:?}");
         }

@@ -13,6 +13,7 @@ mod chain;
 pub mod codec;
 mod committer;
 mod copy;
+mod copy_group;
 mod engine;
 mod format;
 mod frame;
