@@ -97,6 +97,9 @@ impl Archive {
         (retention, calendar): (Duration, Calendar),
         shutdown: &Shutdown,
     ) {
+        if let Err(error) = self.drop_moved(&store).await {
+            tracing::warn!(error, "events that had been moved already could not be removed again");
+        }
         let nudge = tokio::sync::Notify::new();
         crate::background::periodically(PERIOD, &nudge, shutdown, || async {
             let now = Timestamp::now();
@@ -116,6 +119,30 @@ impl Archive {
             }
         })
         .await;
+    }
+
+    /// Removes what the files have already: records made anew may have it again from the journal, and nobody
+    /// would move it, or delete it with its day, any more.
+    pub(super) async fn drop_moved(&self, store: &Arc<dyn Store>) -> Result<(), String> {
+        loop {
+            let source = Arc::clone(store);
+            let read = tokio::task::spawn_blocking(move || -> Result<Vec<Key>, String> {
+                let Some(moved) = passed(&*source, MOVED).map_err(|error| error.to_string())? else {
+                    return Ok(Vec::new());
+                };
+                let page = read_after(&*source, &[prefix::EVENT], FRAME_EVENTS).map_err(|error| error.to_string())?;
+                Ok(page.into_iter().map(|(key, _)| key).take_while(|key| *key <= moved).collect())
+            });
+            let keys = read.await.map_err(|error| error.to_string())??;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            for key in keys {
+                batch.remove(key);
+            }
+            store.commit(batch).await.map_err(|error| error.to_string())?;
+        }
     }
 
     /// Moves up to one frame's worth of events; returns how many.
@@ -180,13 +207,11 @@ impl Archive {
         let last = last.clone();
         let bytes = frame(&events)?;
         let path = self.path(day);
-        let is_new = !path.exists();
-        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        if is_new {
-            File::open(&self.folder)?.sync_all()?;
-        }
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        add_durably(&file, &bytes, |file| {
+            file.sync_data()?;
+            File::open(&self.folder)?.sync_all()
+        })?;
         self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(day.to_owned(), last);
         Ok(())
     }
@@ -201,8 +226,13 @@ impl Archive {
         if let Some(last) = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(day) {
             return Ok(Some(last.clone()));
         }
-        let mut last = None;
-        each_frame(&self.path(day), |index, _| last = Some(index.last))?;
+        let (path, mut last) = (self.path(day), None);
+        each_frame(&path, |index, _| last = Some(index.last))?;
+        if last.is_some() {
+            // A process that was killed between write and sync left what a power cut would still take away.
+            File::open(&path)?.sync_data()?;
+            File::open(&self.folder)?.sync_all()?;
+        }
         Ok(last)
     }
 
@@ -354,6 +384,17 @@ fn unpack(packed: &[u8]) -> io::Result<Vec<Stored>> {
     codec::decode(&bytes).map_err(io::Error::other)
 }
 
+/// Adds a frame, or leaves the file as it was: what could not be made durable must not be found there by the
+/// next try, which would take it for moved.
+fn add_durably(mut file: &File, bytes: &[u8], sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    file.write_all(bytes).and_then(|()| sync(file)).inspect_err(|_| {
+        if let Err(error) = file.set_len(length) {
+            tracing::error!(%error, "a frame of past events that may not be durable could not be removed");
+        }
+    })
+}
+
 /// Reads a file frame by frame. Bytes that are no sound frame are skipped up to the next one: the
 /// torn end of a crash, with newer frames behind it, or damage.
 fn each_frame(path: &Path, mut look: impl FnMut(FrameIndex, &[u8])) -> io::Result<()> {
@@ -453,5 +494,23 @@ fn next_magic(file: &mut File, mut offset: u64) -> io::Result<Option<u64>> {
             return Ok(None);
         }
         offset += (filled - MAGIC.len() + 1) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_could_not_be_made_durable_is_not_found_by_the_next_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("day");
+        let file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        add_durably(&file, b"first", |_| Ok(())).unwrap();
+        let failed = add_durably(&file, b"second", |_| Err(io::ErrorKind::Other.into()));
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        add_durably(&file, b"second", |_| Ok(())).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"firstsecond");
     }
 }

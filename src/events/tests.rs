@@ -244,6 +244,29 @@ async fn past_events_move_into_the_file_of_their_day_once_every_consumer_passed(
 }
 
 #[tokio::test]
+async fn events_that_come_back_after_they_were_moved_are_removed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let archive = Arc::new(Archive::open(folder.path()).unwrap());
+    let id = QueueId::new(NOON);
+    let later = Timestamp(NOON.0 + HOUR);
+    append(&*store, &[mail(id, MailEvent::NoticeUnsigned, NOON)]).await;
+    let end = after_prefix(&[prefix::EVENT]);
+    let moved = store.range(&[prefix::EVENT], &end, usize::MAX).unwrap();
+    pass_all(&*store).await;
+    assert_eq!(archive.move_some(&store, &["witness"], later).await, Ok(1));
+    append(&*store, &[mail(id, MailEvent::Retired, NOON)]).await;
+    let mut batch = Batch::new();
+    for (key, value) in moved {
+        batch.set(key, value);
+    }
+    store.commit(batch).await.unwrap();
+    assert_eq!(stored(&*store), 2);
+    archive.drop_moved(&store).await.unwrap();
+    assert_eq!(stored(&*store), 1, "what was not moved stays");
+}
+
+#[tokio::test]
 async fn a_crash_between_file_and_store_repeats_nothing_and_damage_hides_only_itself() {
     let folder = tempfile::tempdir().unwrap();
     let memory = Arc::new(MemoryStore::new());
