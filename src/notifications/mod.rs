@@ -246,7 +246,7 @@ impl Notifications {
     }
 
     /// Those of a tenant, or of the instance, newest first, as far as the actor has a part in what they are about: see
-    /// [`Notification::concerns`]; with them what concerns only the person who asks, if
+    /// `Notification::concerns`; with them what concerns only the person who asks, if
     /// it is of that tenant.
     pub fn list(&self, actor: &Actor, tenant: TenantId, which: Which) -> Result<Vec<Shown>, AdminError> {
         actor.require(permission(tenant))?;
