@@ -92,8 +92,11 @@ impl Stage {
 
     /// Takes everything down; what is still owed goes with the folder.
     pub(super) async fn strike(self) {
-        self.daemon.stop().await;
-        if let Err(error) = self.folder.close() {
+        let Self { daemon, folder, .. } = self;
+        daemon.stop().await;
+        // Its store writes when it closes, which is when nobody holds it any more.
+        drop(daemon);
+        if let Err(error) = folder.close() {
             eprintln!("postern try: the temporary folder is left behind: {error}");
         }
     }
