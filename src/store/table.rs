@@ -9,14 +9,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::BlobsUsage;
 use super::segment::{self, Filling, InHand, Segment, SegmentHeader, SpareFile, Use};
-
-/// Where a journal segment is filled in less than this, zeros written ahead would take as much of the disk
-/// as the mail does, and save journal writes of the file system that are rare beside such groups.
-const HURRY: Duration = Duration::from_secs(1);
 
 /// The segments of one folder.
 pub struct Segments {
@@ -26,16 +21,6 @@ pub struct Segments {
     used: Mutex<BTreeMap<u64, Arc<Segment>>>,
     spares: Mutex<Vec<SpareFile>>,
     next_number: AtomicU64,
-    pace: Mutex<Pace>,
-}
-
-/// How fast journal segments are filled.
-#[derive(Debug, Default)]
-struct Pace {
-    /// When the newest was begun.
-    begun: Option<Instant>,
-    /// How long the one before it lasted.
-    lasted: Option<Duration>,
 }
 
 impl Segments {
@@ -54,7 +39,6 @@ impl Segments {
             used: Mutex::new(used),
             spares: Mutex::new(Vec::new()),
             next_number: AtomicU64::new(last_number.saturating_add(1)),
-            pace: Mutex::default(),
         }
     }
 
@@ -72,7 +56,6 @@ impl Segments {
     /// its first groups fail, what it says of its predecessor's end must still be found.
     pub fn begin_shared(&self, bytes: u64, chain: Chain) -> io::Result<Arc<Segment>> {
         let needed = segment::DATA_START.saturating_add(bytes);
-        self.note_pace(Instant::now());
         let spare = if needed <= self.segment_bytes { self.spares().pop() } else { None };
         let spare = match spare {
             Some(spare) => spare,
@@ -140,12 +123,12 @@ impl Segments {
         Ok(())
     }
 
-    /// Makes one file ahead of need, if none waits: filled with zeros, unless segments are used up in a hurry.
+    /// Fills one file with zeros ahead of need, if none waits.
     pub fn prepare_spare(&self) -> io::Result<()> {
         if self.spares_max == 0 || !self.spares().is_empty() {
             return Ok(());
         }
-        let spare = segment::create(&self.folder, self.segment_bytes, self.filling(Instant::now()))?;
+        let spare = segment::create(&self.folder, self.segment_bytes, Filling::Zeros)?;
         self.spares().push(spare);
         Ok(())
     }
@@ -158,20 +141,6 @@ impl Segments {
         let in_use: u64 = used.values().map(|segment| segment.size).sum();
         let spare: u64 = self.spares().iter().map(|spare| spare.size).sum();
         BlobsUsage { live_bodies, live_bytes, file_bytes: in_use + spare }
-    }
-
-    fn note_pace(&self, now: Instant) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.lasted = pace.begun.replace(now).map(|begun| now.saturating_duration_since(begun));
-    }
-
-    fn filling(&self, now: Instant) -> Filling {
-        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_recent = pace.begun.is_some_and(|begun| now.saturating_duration_since(begun) < HURRY);
-        match pace.lasted {
-            Some(lasted) if is_recent && lasted < HURRY => Filling::Reserve,
-            _ => Filling::Zeros,
-        }
     }
 
     fn number(&self) -> u64 {
@@ -196,24 +165,4 @@ pub struct Chain {
     pub previous_end: u64,
     /// Commits acknowledged so far.
     pub commits: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_are_written_ahead_only_while_segments_last() {
-        let segments = Segments::new(PathBuf::new(), 1 << 20, 1, BTreeMap::new(), 0);
-        let start = Instant::now();
-        let at = |millis: u64| start + Duration::from_millis(millis);
-        assert_eq!(segments.filling(at(0)), Filling::Zeros);
-        segments.note_pace(at(0));
-        assert_eq!(segments.filling(at(10)), Filling::Zeros, "one alone says nothing about the pace");
-        segments.note_pace(at(300));
-        assert_eq!(segments.filling(at(310)), Filling::Reserve);
-        assert_eq!(segments.filling(at(1_300)), Filling::Zeros, "the newest lasts long already");
-        segments.note_pace(at(1_300));
-        assert_eq!(segments.filling(at(1_310)), Filling::Zeros);
-    }
 }
