@@ -278,14 +278,14 @@ impl Sweep {
         let left = self.queue.claim(&self.lane, most);
         // What lies behind gets its look before these are looked at again; if nothing does, they just wait on.
         let pause = if left.len() < most { Duration::ZERO } else { self.pause };
-        let senders = left.iter().map(|claim| Sender::of(claim, &self.return_path)).collect();
+        let senders: Vec<Sender> = left.iter().map(|claim| Sender::of(claim, &self.return_path)).collect();
         let hold = |claim| Held { queue: Arc::clone(&self.queue), claim: Some(claim), pause };
         let held: Vec<Held> = left.into_iter().map(hold).collect();
         // What is not answered by then is not known, and waits.
-        let _ = tokio::time::timeout(asking_max, self.ask(senders)).await;
+        let _ = tokio::time::timeout(asking_max, self.ask(&senders)).await;
         let (mut moves, mut kept) = (Vec::new(), None);
-        for held in held {
-            match held.claim.as_ref().map(|claim| self.choose(claim)) {
+        for (held, sender) in held.into_iter().zip(&senders) {
+            match held.claim.as_ref().map(|claim| self.choose(claim, sender)) {
                 Some(Ok((vip, reason))) => moves.push((held, vip, reason)),
                 Some(Err(why)) => {
                     kept.get_or_insert(why);
@@ -314,11 +314,11 @@ impl Sweep {
     }
 
     /// Asks DNS what is not known about these senders.
-    async fn ask(&self, senders: Vec<Sender>) {
+    async fn ask(&self, senders: &[Sender]) {
         let now = Instant::now();
         let mut asked: HashMap<(Domain, IpAddr), (String, Domain)> = HashMap::new();
         let mut domains = HashSet::new();
-        for sender in &senders {
+        for sender in senders {
             for offer in &self.offers {
                 let domain = sender.domain(offer);
                 let is_new = |address: &&IpAddr| self.judgements.known(domain, **address, now).is_none();
@@ -342,11 +342,11 @@ impl Sweep {
 
     /// By which virtual IP a claim leaves, and what its trail says of it; `Err` why it stays. Of those that
     /// may have it the one that got least so far takes it.
-    fn choose(&mut self, claim: &Claim) -> Result<(VipId, String), String> {
+    fn choose(&mut self, claim: &Claim, sender: &Sender) -> Result<(VipId, String), String> {
         if claim.message.vip != self.lane.vip {
             return Err("it was moved here already".to_owned());
         }
-        let (sender, now) = (Sender::of(claim, &self.return_path), Instant::now());
+        let now = Instant::now();
         let mut why = None;
         let mut fitting = Vec::new();
         for (place, offer) in self.offers.iter().enumerate().filter(|(_, offer)| offer.room > 0) {

@@ -132,7 +132,7 @@ impl RecordsCopy {
 
     /// Whether all of it can be read.
     pub fn is_whole(&self) -> bool {
-        lock(&self.kept).file.as_ref().is_some_and(|file| file.each(&mut |_| Ok(())).is_ok())
+        lock(&self.kept).file.as_ref().is_some_and(|file| file.check().is_ok())
     }
 
     /// The records were opened and stand at `position`: a copy that ends before it missed something.
@@ -389,18 +389,29 @@ impl CopyFile {
 
     /// Gives every change in order, after the checksums of all of them have been computed.
     pub fn each(&self, take: &mut dyn FnMut(Vec<Operation<'_>>) -> io::Result<()>) -> io::Result<()> {
-        for is_rehearsal in [true, false] {
-            let mut frames = Frames::new(&self.file, self.salt, HEAD_BYTES, self.end);
-            while let Some(group) = scan::next_group(&mut frames)? {
-                if !group.is_complete {
-                    return Err(damaged(&group.faults.join("; ")));
-                }
-                for frame in group.frames.iter().filter(|_| !is_rehearsal) {
-                    let payload = scan::payload(&self.file, frame)?.ok_or_else(|| damaged("a change"))?;
-                    let (_, operations) = record::operations(&payload).ok_or_else(|| damaged("an unknown change"))?;
-                    take(operations.into_iter().filter(|operation| is_copied(operation.key())).collect())?;
-                }
+        self.check()?;
+        self.each_group(&mut |group| {
+            for frame in &group.frames {
+                let payload = scan::payload(&self.file, frame)?.ok_or_else(|| damaged("a change"))?;
+                let (_, operations) = record::operations(&payload).ok_or_else(|| damaged("an unknown change"))?;
+                take(operations.into_iter().filter(|operation| is_copied(operation.key())).collect())?;
             }
+            Ok(())
+        })
+    }
+
+    /// Computes all checksums.
+    pub fn check(&self) -> io::Result<()> {
+        self.each_group(&mut |_| Ok(()))
+    }
+
+    fn each_group(&self, take: &mut dyn FnMut(&scan::Group) -> io::Result<()>) -> io::Result<()> {
+        let mut frames = Frames::new(&self.file, self.salt, HEAD_BYTES, self.end);
+        while let Some(group) = scan::next_group(&mut frames)? {
+            if !group.is_complete {
+                return Err(damaged(&group.faults.join("; ")));
+            }
+            take(&group)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::frame::{HEADER_BYTES, Header, Kind, NO_BODY, Salt, Seal, frame_bytes};
+use super::frame::{HEADER_BYTES, Header, Kind, Salt, Seal, frame_bytes};
 use super::prefix;
 use super::record::{Operations, POSITION_KEY, Position};
 use super::sled::Extent;
@@ -31,14 +31,7 @@ pub struct Writer<'a> {
 
 impl Writer<'_> {
     fn frame(&mut self, kind: Kind, payload: &[u8]) -> io::Result<Header> {
-        let header = Header {
-            kind,
-            group: self.group,
-            payload_bytes: payload.len() as u64,
-            body: NO_BODY,
-            envelope_bytes: 0,
-            payload_crc: crc32c::crc32c(payload),
-        };
+        let header = Header::plain(kind, self.group, payload);
         let length = usize::try_from(frame_bytes(header.payload_bytes)).map_err(io::Error::other)?;
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(&header.to_bytes(&self.salt, self.at));

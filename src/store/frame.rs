@@ -70,6 +70,18 @@ pub struct Header {
 pub const NO_BODY: BodyId = BodyId { queue_id: QueueId([0; 16]), number: 0 };
 
 impl Header {
+    /// Of a frame that is not a body.
+    pub fn plain(kind: Kind, group: u64, payload: &[u8]) -> Self {
+        Self {
+            kind,
+            group,
+            payload_bytes: payload.len() as u64,
+            body: NO_BODY,
+            envelope_bytes: 0,
+            payload_crc: crc32c::crc32c(payload),
+        }
+    }
+
     /// The header's bytes for a frame at `offset` of the segment with this `salt`.
     pub fn to_bytes(self, salt: &Salt, offset: u64) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use super::frame::{self, Header, Kind, NO_BODY, Salt, Seal};
+use super::frame::{self, Header, Kind, Salt, Seal};
 use super::segment::Segment;
 use crate::mail::BodyId;
 
@@ -80,15 +80,7 @@ impl<'a> Layout<'a> {
 
     /// Adds a frame of another kind with a payload that outlives the layout.
     pub fn plain(&mut self, kind: Kind, payload: &'a [u8]) {
-        let header = Header {
-            kind,
-            group: self.group,
-            payload_bytes: payload.len() as u64,
-            body: NO_BODY,
-            envelope_bytes: 0,
-            payload_crc: crc32c::crc32c(payload),
-        };
-        self.frame(header, [payload, &[], &[]]);
+        self.frame(Header::plain(kind, self.group, payload), [payload, &[], &[]]);
     }
 
     fn frame(&mut self, header: Header, payload: [&'a [u8]; 3]) -> u64 {
@@ -113,14 +105,7 @@ impl<'a> Layout<'a> {
     /// Adds the seal and writes everything. Nothing is synced yet. Returns the group's end.
     pub fn write(mut self, segment: &Segment) -> io::Result<u64> {
         let seal = Seal { start: self.start, frames: self.frames, group_crc: self.group_crc }.to_bytes();
-        let header = Header {
-            kind: Kind::Seal,
-            group: self.group,
-            payload_bytes: Seal::BYTES as u64,
-            body: NO_BODY,
-            envelope_bytes: 0,
-            payload_crc: crc32c::crc32c(&seal),
-        };
+        let header = Header::plain(Kind::Seal, self.group, &seal);
         let mut tail = header.to_bytes(&self.salt, self.at).to_vec();
         tail.extend_from_slice(&seal);
         self.small(&tail);

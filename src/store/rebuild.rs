@@ -10,6 +10,7 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::copy::{self, CopyFile, is_copied, is_fact};
@@ -208,25 +209,11 @@ fn put_in_place(folder: &Path) -> io::Result<PathBuf> {
 /// Whether the journal has every commit behind `position`.
 fn check_journal_behind(folder: &Path, position: Position) -> io::Result<()> {
     let used = used_segments(folder, &mut Vec::new()).map_err(io::Error::other)?;
-    let mut last = position.commit;
-    let missing = |last: u64, next: u64| {
-        let text = format!("the journal lacks {} commits behind the copy, which ends at {last}", next - last);
-        Err(io::Error::new(io::ErrorKind::InvalidData, text))
-    };
     let behind = used.values().filter(|segment| segment.header.number >= position.segment);
-    for segment in behind.filter(|segment| segment.header.usage == Use::Shared) {
-        if segment.header.commits_before > last {
-            return missing(last, segment.header.commits_before);
-        }
-        each_batch(segment, &mut |_, commit, _| {
-            if commit > last + 1 {
-                return missing(last, commit - 1);
-            }
-            last = last.max(commit);
-            Ok(())
-        })?;
-    }
-    Ok(())
+    let (last, gap) = each_commit_behind(behind, position.commit, &mut |_| Ok(()))?;
+    let Some(next) = gap else { return Ok(()) };
+    let text = format!("the journal lacks {} commits behind the copy, which ends at {last}", next - last);
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
 /// The store is open: what an earlier rebuild left behind goes, and once one has led to an open store, all
@@ -300,6 +287,35 @@ fn each_fact_before(
 /// Takes a batch of a whole group: where the group ends, the commit's number, what it does.
 type TakeBatch<'a> = &'a mut dyn FnMut(u64, u64, Vec<Operation<'_>>) -> io::Result<()>;
 
+/// Gives what the journal's commits behind `last` do, as far as there is no gap; the last of them, and if there
+/// is a gap the last commit that is missing in it.
+fn each_commit_behind<'a>(
+    segments: impl Iterator<Item = &'a Arc<Segment>>,
+    mut last: u64,
+    take: &mut dyn FnMut(Vec<Operation<'_>>) -> io::Result<()>,
+) -> io::Result<(u64, Option<u64>)> {
+    let mut gap = None;
+    for segment in segments.filter(|segment| segment.header.usage == Use::Shared) {
+        if segment.header.commits_before > last {
+            gap.get_or_insert(segment.header.commits_before);
+        }
+        each_batch(segment, &mut |_, commit, operations| {
+            if commit > last + 1 {
+                gap.get_or_insert(commit - 1);
+            }
+            if commit <= last || gap.is_some() {
+                return Ok(());
+            }
+            last = commit;
+            take(operations)
+        })?;
+        if gap.is_some() {
+            break;
+        }
+    }
+    Ok((last, gap))
+}
+
 /// Of bodies nothing but the headers is read, so one that is damaged hides no batch.
 fn each_batch(segment: &Segment, take: TakeBatch<'_>) -> io::Result<()> {
     let end = segment.end.load(Ordering::Acquire);
@@ -369,28 +385,15 @@ pub fn salvage_records(folder: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<
         found.lacking.push(error.to_string());
         0
     });
-    let covered = found.commit;
     let mut damage = Vec::new();
     let used = used_segments(folder, &mut damage)?;
     found.lacking.append(&mut damage);
-    let mut gap = None;
-    for segment in used.values().filter(|segment| segment.header.usage == Use::Shared) {
-        let FoundRecords { records, commit: last, .. } = &mut found;
-        if segment.header.commits_before > *last {
-            gap.get_or_insert(segment.header.commits_before);
-        }
-        let read = each_batch(segment, &mut |_, commit, operations| {
-            if commit > *last + 1 {
-                gap.get_or_insert(commit - 1);
-            }
-            if commit > covered && gap.is_none() {
-                *last = commit;
-                operations.into_iter().for_each(|operation| enter(records, operation));
-            }
-            Ok(())
-        });
-        read.map_err(OpenError::Files)?;
-    }
+    let read = each_commit_behind(used.values(), found.commit, &mut |operations| {
+        operations.into_iter().for_each(|operation| enter(&mut found.records, operation));
+        Ok(())
+    });
+    let (last, gap) = read.map_err(OpenError::Files)?;
+    found.commit = last;
     if let Some(missing) = gap {
         let grants = [prefix::API_KEY, prefix::SESSION, prefix::ONE_TIME];
         found.records.retain(|key, _| !key.first().is_some_and(|first| grants.contains(first)));
