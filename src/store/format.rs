@@ -1,4 +1,5 @@
-//! The one number that says how everything in a store's folder is written: segments, frames, records.
+//! The one number that says how everything in a store's folder is written: segments, frames, records, and the
+//! files of past events beside it.
 //!
 //! A release that changes any of them raises [`FORMAT`] and still reads what is lower. A folder with a
 //! higher number is refused before anything in it is opened. Easy to get wrong: the number is written
@@ -12,7 +13,10 @@ use super::OpenError;
 use super::segment::sync_folder;
 
 /// What this release writes, and the highest it reads.
-pub const FORMAT: u32 = 1;
+///
+/// 1: the first fixture. 2: the copy of the records, people, webhooks, statistics, what came back; several records
+/// in a second and third form.
+pub const FORMAT: u32 = 2;
 
 const NAME: &str = "format";
 const WORDS: &str = "postern store ";
@@ -87,9 +91,9 @@ mod tests {
         assert!(check(folder.path()).is_ok(), "made before there were numbers");
         stamp(folder.path()).unwrap();
         assert!(check(folder.path()).is_ok());
-        fs::write(folder.path().join(NAME), "postern store 2\n").unwrap();
+        fs::write(folder.path().join(NAME), format!("{WORDS}{}\n", FORMAT + 1)).unwrap();
         let text = check(folder.path()).unwrap_err().to_string();
-        assert!(text.contains("format 2") && text.contains("newer release"), "{text}");
+        assert!(text.contains(&format!("format {}", FORMAT + 1)) && text.contains("newer release"), "{text}");
         for strange in [&b""[..], b"postern store \n", b"something else\n", b"post\xe5rn store 1\n"] {
             fs::write(folder.path().join(NAME), strange).unwrap();
             assert!(matches!(check(folder.path()), Err(OpenError::Files(_))), "{strange:?}");

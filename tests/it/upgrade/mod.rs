@@ -1,6 +1,9 @@
 //! What earlier releases stored is opened by this one: every folder of tests/data/stores, by the daemon, by the
 //! tools, and after a crash. How a fixture is made is in docs/how-to/README.md, "a stored format".
 
+mod making;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,15 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern::ext::Timestamp;
-use postern::mail::{Address, QueueId};
+use postern::mail::Address;
 use postern::net::{Zone, ZoneServer};
+use postern::people::Credentials;
 use postern::queue::Filter;
-use postern::routing::{NewRoute, RelayTls, RouteScope};
 use postern::sink::Sink;
-use postern::store::{self, Batch, Faults, Settings};
-use postern::suppression::{NewEntry, Origin, Reason, Subject};
-use postern::vips::Owner;
-use zeroize::Zeroizing;
+use postern::store::{self, Batch, Settings};
 
 use crate::harness::daemon::{Login, Running, certificate_folder, config_text, domain, operator};
 
@@ -28,6 +28,17 @@ const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const MAKE: &str = "POSTERN_MAKE_FIXTURE";
 /// Longer than what lies beside others in a segment: it has one of its own.
 const LARGE_BYTES: usize = 5 * 1024 * 1024;
+
+/// A daemon's folder after an orderly stop.
+const STOPPED: &str = "stopped.tar.zst";
+/// A store whose records are behind its journal.
+const CRASHED: &str = "crashed.tar.zst";
+/// Kinds of record that are there for moments only: notices that are owed, a change of the master key under way.
+const PASSING: &[&str] = &["NOTICE", "KEYRING"];
+
+/// The SHA-256 before each entry of a chain, and what its head is made of: a number and such a hash.
+const CHAIN_LINK_OCTETS: usize = 32;
+const CHAIN_HEAD_OCTETS: usize = 40;
 
 fn stores() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stores")
@@ -51,15 +62,6 @@ fn message(subject: &str, bytes: usize) -> String {
 fn tar(arguments: &[&str], folder: &Path) {
     let done = Command::new("tar").args(arguments).current_dir(folder).status().unwrap();
     assert!(done.success());
-}
-
-fn pack(folder: &Path, names: &[&str], file: &Path) {
-    let plain = folder.join("packed.tar");
-    let mut arguments = vec!["--sparse", "--numeric-owner", "-cf", "packed.tar"];
-    arguments.extend(names);
-    tar(&arguments, folder);
-    fs::write(file, zstd::encode_all(fs::File::open(&plain).unwrap(), 19).unwrap()).unwrap();
-    fs::remove_file(plain).unwrap();
 }
 
 fn unpack(file: &Path, folder: &Path) {
@@ -92,97 +94,63 @@ async fn tool(folder: &Path, arguments: &[&str]) -> String {
     said
 }
 
-/// Makes everything a store can hold, and a backup of it.
-async fn make(name: &str) {
-    let into = stores().join(name);
-    fs::create_dir_all(&into).unwrap();
-    let beside = tempfile::tempdir().unwrap();
-    let sink = sink(beside.path());
-    // Nobody answers there, so what is sent to it waits.
-    let dead = zone().mx("elsewhere.test", 10, "mx.dead.test").ipv4("mx.dead.test", Ipv4Addr::new(127, 0, 0, 2));
-    let running = Running::start(dead, sink.address.port()).await;
-    let folder = running.folder.path().to_owned();
-    fs::write(folder.join("postern.toml"), config_text(&folder, "")).unwrap();
-    tool(&folder, &["backup", "key"]).await;
-    let (now, actor) = (Timestamp::now(), operator());
-    let tenant = running.tenant("shop").await;
-    running.vip(LOCALHOST, "shop.example.com", Owner::Tenant(tenant)).await;
-    running.trusted_domain(tenant, "shop.example.com").await;
-    running.daemon.domains.rotate(&actor, tenant, &domain("shop.example.com"), now).await.unwrap();
-    let login = running.account(tenant).await;
-    let entry = NewEntry {
-        subject: Subject::parse("gone@receiver.test").unwrap(),
-        reason: Reason::Manual,
-        origin: Origin::Operator,
-        note: "left".to_owned(),
-        expires: None,
-    };
-    running.daemon.suppression.add(&actor, tenant, entry, now).await.unwrap();
-    let password = Zeroizing::new("relay password".to_owned());
-    let route = NewRoute {
-        scope: RouteScope::RecipientDomain(domain("relayed.test")),
-        host: "relay.test".into(),
-        port: 587,
-        tls: RelayTls::Starttls,
-        login: Some(("user".to_owned(), password)),
-    };
-    running.daemon.routes.add(&actor, route, now).await.unwrap();
-    let from = "orders@shop.example.com";
-    let sent = running.submit(&login, from, "someone@receiver.test", &message("Sent", 10)).await;
-    assert!(sent.starts_with("250 "), "{sent}");
-    let (_sink, _) = received(sink).await;
-    while running.daemon.queue.totals().lanes > 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    for (subject, bytes) in [("Small", 10), ("Large", LARGE_BYTES)] {
-        let reply = running.submit(&login, from, "someone@elsewhere.test", &message(subject, bytes)).await;
-        assert!(reply.starts_with("250 "), "{reply}");
-    }
-    let queued = running.daemon.queue.list(&actor, &Filter::default(), None, 10).unwrap().messages;
-    assert_eq!(queued.len(), 2);
-    for listed in queued {
-        let held = running.daemon.queue.hold(&actor, listed.id, &[], now).await.unwrap();
-        assert_eq!(held.recipients, [0]);
-    }
-    while running.daemon.queue.totals().claimed > 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    // Events become past events once they are old enough, and every consumer has passed them.
-    let archive = Arc::new(postern::events::Archive::open(folder.join("data/history")).unwrap());
-    let later = now.plus(Duration::from_secs(3600));
-    while archive.move_some(&running.daemon.store, &["log-line"], later).await.unwrap() == 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    tool(&folder, &["backup", "make", &folder.join("backup.postern").display().to_string()]).await;
-    let id = sent.split_whitespace().find_map(|word| word.parse::<QueueId>().ok()).unwrap();
-    let facts = serde_json::json!({ "login": login.login, "password": login.password, "sent": id.to_string() });
-    fs::write(folder.join("facts.json"), facts.to_string()).unwrap();
-    let (_kept, _) = running.stop().await;
-    let names = ["data", "master.key", "backup.key", "backup.postern", "facts.json", "certificates"];
-    pack(&folder, &names, &into.join("stopped.tar.zst"));
+/// Where a fixture is to be made, if somebody asks for one.
+fn to_make() -> Option<PathBuf> {
+    let folder = stores().join(std::env::var_os(MAKE)?);
+    fs::create_dir_all(&folder).unwrap();
+    Some(folder)
 }
 
-/// Makes a store whose records are behind its journal, as after a power cut.
-async fn make_crashed(name: &str) {
+/// The version byte of a record; 0 where there is none, as in an index.
+fn version(first: u8, value: &[u8]) -> u8 {
+    let record = match first {
+        // An entry comes after its link in the chain; what has no entry is the chain's head.
+        store::prefix::AUDIT if value.len() > CHAIN_HEAD_OCTETS => &value[CHAIN_LINK_OCTETS..],
+        store::prefix::AUDIT => &[],
+        _ => value,
+    };
+    record.first().copied().unwrap_or(0)
+}
+
+/// The kinds of record in a packed folder, as prefix and version byte.
+fn kinds(packed: &Path) -> BTreeSet<(u8, u8)> {
     let folder = tempfile::tempdir().unwrap();
-    let faults = Arc::new(Faults::default());
-    faults.checkpoints_skipped.store(true, std::sync::atomic::Ordering::Release);
-    let settings = Settings { folder: folder.path().join("open"), spare_segments: 0, ..Settings::default() };
-    let opened = store::open_with(settings, faults).unwrap();
-    for number in 0..5_u8 {
-        let mut batch = Batch::new();
-        batch.set(vec![b'T', number], vec![number; 10]).append(vec![b'e'], vec![number]);
-        opened.records.commit(batch).await.unwrap();
+    unpack(packed, folder.path());
+    let opened = store::open(Settings { folder: folder.path().join("data/store"), ..Settings::default() }).unwrap();
+    let mut found = BTreeSet::new();
+    for first in 1..=u8::MAX {
+        let (mut from, end) = (vec![first], store::after_prefix(&[first]));
+        loop {
+            let page = opened.records.range(&from, &end, 1_000).unwrap();
+            let Some((last, _)) = page.last() else { break };
+            from = [last.as_slice(), &[0]].concat();
+            found.extend(page.iter().map(|(_, value)| (first, version(first, value))));
+        }
     }
-    let mut batch = Batch::new();
-    batch.remove(vec![b'T', 0]);
-    opened.records.commit(batch).await.unwrap();
-    tar(&["--sparse", "-cf", "copy.tar", "open"], folder.path());
-    drop(opened);
-    fs::remove_dir_all(folder.path().join("open")).unwrap();
-    tar(&["-xf", "copy.tar"], folder.path());
-    fs::rename(folder.path().join("open"), folder.path().join("store")).unwrap();
-    pack(folder.path(), &["store"], &stores().join(name).join("crashed.tar.zst"));
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_in_a_new_form_or_of_a_new_kind_asks_for_a_new_format_and_its_fixture() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join(STOPPED);
+    making::make(&packed).await;
+    let new = kinds(&packed);
+    let own = stores().join(store::FORMAT.to_string()).join(STOPPED);
+    let known = kinds(&own);
+    let firsts: BTreeSet<u8> = known.iter().map(|(first, _)| *first).collect();
+    let shown = |kinds: BTreeSet<(u8, u8)>| -> Vec<_> {
+        kinds.into_iter().map(|(first, version)| (char::from(first), version)).collect()
+    };
+    assert_eq!(shown(new), shown(known), "raise FORMAT and make its fixture: docs/how-to/README.md, a stored format");
+    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/mod.rs")).unwrap();
+    let declared = source.lines().filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(": u8 = b'"));
+    let declared: Vec<_> = declared.filter(|(name, _)| !PASSING.contains(name)).collect();
+    assert!(declared.len() > 30, "{declared:?}");
+    for (name, prefix) in declared {
+        let first = prefix.as_bytes()[0];
+        assert!(firsts.contains(&first), "no record of {name} in the fixture: making.rs is to make one");
+    }
 }
 
 fn fixtures() -> Vec<PathBuf> {
@@ -194,14 +162,14 @@ fn fixtures() -> Vec<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_of_every_format_so_far_are_served_with_all_that_is_in_them() {
-    if let Some(name) = std::env::var_os(MAKE) {
-        make(&name.to_string_lossy()).await;
+    if let Some(folder) = to_make() {
+        making::make(&folder.join(STOPPED)).await;
     }
     let fixtures = fixtures();
     assert!(fixtures.iter().any(|path| path.ends_with(store::FORMAT.to_string())), "this release's own is missing");
     for fixture in fixtures {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        unpack(&fixture.join("stopped.tar.zst"), folder.path());
+        unpack(&fixture.join(STOPPED), folder.path());
         opens(Arc::clone(&folder), &fixture).await;
     }
 }
@@ -209,6 +177,8 @@ async fn stores_of_every_format_so_far_are_served_with_all_that_is_in_them() {
 async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     let (name, path) = (fixture.display(), folder.path().to_owned());
     fs::write(path.join("postern.toml"), config_text(&path, "")).unwrap();
+    let facts: serde_json::Value = serde_json::from_slice(&fs::read(path.join("facts.json")).unwrap()).unwrap();
+    let queued = facts["queued"].as_u64().unwrap_or(2);
     let said = tool(&path, &["store", "verify"]).await;
     assert!(!said.contains("damaged"), "{name}: {said}");
     let file = path.join("backup.postern").display().to_string();
@@ -216,9 +186,8 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     let key = path.join("backup.key").display().to_string();
     let into = path.join("into").display().to_string();
     let said = tool(&path, &["restore", &file, "--key", &key, "--into", &into, "--with-queue"]).await;
-    assert!(said.contains("2 messages of"), "{name}: {said}");
+    assert!(said.contains(&format!("{queued} messages of")), "{name}: {said}");
 
-    let facts: serde_json::Value = serde_json::from_slice(&fs::read(path.join("facts.json")).unwrap()).unwrap();
     let fact = |key: &str| facts[key].as_str().unwrap().to_owned();
     let sink = sink(&path);
     let zone = zone().mx("elsewhere.test", 10, "mx.receiver.test");
@@ -248,8 +217,10 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     assert!(shown.message.is_none() && shown.history.is_some() && shown.events.len() >= 3, "{name}: {shown:?}");
 
     let page = daemon.queue.list(&operator(), &Filter::default(), None, 10).unwrap();
-    assert_eq!(page.messages.len(), 2, "{name}");
-    for listed in &page.messages {
+    let held: Vec<_> = page.messages.iter().filter(|listed| listed.held == 1).collect();
+    assert_eq!(held.len(), 2, "{name}");
+    assert_eq!(page.messages.len() as u64, queued, "{name}");
+    for listed in held {
         daemon.queue.release_hold(&operator(), listed.id, &[], Timestamp::now()).await.unwrap();
     }
     let (sink, one) = received(sink).await;
@@ -258,6 +229,13 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
         assert_eq!([&one, &two].iter().filter(|text| text.contains(subject)).count(), 1, "{name}: {subject}");
     }
     assert!(one.len().max(two.len()) > LARGE_BYTES, "{name}");
+    if let Some(email) = facts["email"].as_str() {
+        let (password, from) = (fact("email_password"), LOCALHOST.into());
+        let given = Credentials { email, tenant: None, password: &password, code: None, from, agent: "a browser" };
+        assert!(daemon.people.log_in(given, Timestamp::now()).await.is_ok(), "{name}");
+        assert_eq!(daemon.webhooks.list(&operator(), tenant).unwrap().len(), 1, "{name}");
+        assert_eq!(daemon.people.keys(&operator(), Some(tenant)).unwrap().len(), 1, "{name}");
+    }
     let login = Login { login: fact("login"), password: fact("password") };
     let from = "orders@shop.example.com";
     let reply = running.submit(&login, from, "someone@receiver.test", &message("New", 10)).await;
@@ -269,12 +247,12 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
 
 #[tokio::test]
 async fn a_journal_of_every_format_so_far_is_replayed_after_a_crash() {
-    if let Some(name) = std::env::var_os(MAKE) {
-        make_crashed(&name.to_string_lossy()).await;
+    if let Some(folder) = to_make() {
+        making::make_crashed(&folder.join(CRASHED)).await;
     }
     for fixture in fixtures() {
         let folder = tempfile::tempdir().unwrap();
-        unpack(&fixture.join("crashed.tar.zst"), folder.path());
+        unpack(&fixture.join(CRASHED), folder.path());
         let opened = store::open(Settings { folder: folder.path().join("store"), ..Settings::default() }).unwrap();
         assert_eq!(opened.replayed_batches, 6, "{}", fixture.display());
         assert_eq!(opened.records.get(&[b'T', 0]), Ok(None));
