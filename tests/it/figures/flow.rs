@@ -65,6 +65,7 @@ impl Flow {
             sizes: vec![BODY_BYTES],
             senders: SESSIONS,
             pause: Duration::ZERO,
+            http: None,
         };
         let shared = Arc::new(Shared {
             load,

@@ -15,22 +15,34 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::door::Anyone;
+use super::https::Https;
 
-/// What was acknowledged: the serials whose 250 the sender read.
+/// What was acknowledged: the serials whose 250 or 202 the sender read.
 #[derive(Clone, Default)]
-pub struct Ledger(Arc<Mutex<BTreeSet<u64>>>);
+pub struct Ledger {
+    serials: Arc<Mutex<BTreeSet<u64>>>,
+    by_http: Arc<AtomicU64>,
+    repeated: Arc<AtomicU64>,
+    /// What was sent by HTTP and not answered: whether it was taken is known only to who repeats it.
+    unanswered: Arc<Mutex<Vec<u64>>>,
+}
 
 impl Ledger {
     pub fn note(&self, serial: u64) {
-        self.0.lock().unwrap().insert(serial);
+        self.serials.lock().unwrap().insert(serial);
     }
 
     pub fn serials(&self) -> BTreeSet<u64> {
-        self.0.lock().unwrap().clone()
+        self.serials.lock().unwrap().clone()
     }
 
     pub fn len(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.serials.lock().unwrap().len()
+    }
+
+    /// How many of them were acknowledged by HTTP, and how many of those not at the first request.
+    pub fn by_http(&self) -> (u64, u64) {
+        (self.by_http.load(Ordering::Relaxed), self.repeated.load(Ordering::Relaxed))
     }
 }
 
@@ -48,6 +60,17 @@ pub struct Load {
     pub senders: usize,
     /// What each sender waits after each message.
     pub pause: Duration,
+    /// Who sends by HTTP beside them.
+    pub http: Option<HttpLoad>,
+}
+
+/// Senders over the API.
+#[derive(Clone)]
+pub struct HttpLoad {
+    pub admin: SocketAddr,
+    /// `Bearer` and an API key.
+    pub bearer: String,
+    pub senders: usize,
 }
 
 /// Senders at work until told to stop; they reconnect when the daemon is gone.
@@ -59,16 +82,20 @@ pub struct Senders {
 impl Senders {
     pub fn start(load: &Load, ledger: &Ledger, next_serial: &Arc<AtomicU64>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = (0..load.senders)
-            .map(|_| {
+        let by_http = load.http.as_ref().map_or(0, |http| http.senders);
+        let threads = (0..load.senders + by_http)
+            .map(|number| {
                 let (load, ledger, stop, next) = (load.clone(), ledger.clone(), stop.clone(), next_serial.clone());
-                thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        if send_until_broken(&load, &ledger, &stop, &next).is_err() {
-                            thread::sleep(Duration::from_millis(20));
+                match load.http.clone().filter(|_| number >= load.senders) {
+                    Some(http) => thread::spawn(move || send_by_http(&load, &http, (&ledger, &stop, &next))),
+                    None => thread::spawn(move || {
+                        while !stop.load(Ordering::Relaxed) {
+                            if send_until_broken(&load, &ledger, &stop, &next).is_err() {
+                                thread::sleep(Duration::from_millis(20));
+                            }
                         }
-                    }
-                })
+                    }),
+                }
             })
             .collect();
         Self { stop, threads }
@@ -114,6 +141,68 @@ fn send_until_broken(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &Ato
     Ok(())
 }
 
+/// Sends until told to stop; a request that was not answered with 202 is repeated with its key until it is, by the
+/// next senders if these are told to stop.
+fn send_by_http(load: &Load, http: &HttpLoad, (ledger, stop, next): (&Ledger, &AtomicBool, &AtomicU64)) {
+    let mut client = None;
+    while !stop.load(Ordering::Relaxed) {
+        let again = ledger.unanswered.lock().unwrap().pop();
+        let serial = again.unwrap_or_else(|| next.fetch_add(1, Ordering::Relaxed));
+        let mut tries = u64::from(again.is_some());
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return ledger.unanswered.lock().unwrap().push(serial);
+            }
+            tries += 1;
+            match post(&mut client, load, http, serial) {
+                Ok(202) => {
+                    ledger.note(serial);
+                    ledger.by_http.fetch_add(1, Ordering::Relaxed);
+                    ledger.repeated.fetch_add(u64::from(tries > 1), Ordering::Relaxed);
+                    break;
+                }
+                Ok(_) => thread::sleep(Duration::from_millis(20)),
+                Err(_) => {
+                    client = None;
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        thread::sleep(load.pause);
+    }
+}
+
+/// Hands the serial's message in over `client`, which is connected if there is none; the status it was answered.
+pub fn post(client: &mut Option<Https>, load: &Load, http: &HttpLoad, serial: u64) -> io::Result<u16> {
+    let (to, text) = message(load, serial);
+    let open = match client {
+        Some(open) => open,
+        None => client.insert(Https::open(http.admin)?),
+    };
+    let key = format!("serial-{serial}");
+    let headers =
+        [("Authorization", http.bearer.as_str()), ("Idempotency-Key", &key), ("Content-Type", "message/rfc822")];
+    let path = format!("/api/v1/messages?to={to}&return_path={}", load.from);
+    Ok(open.ask("POST", &path, &headers, text.as_bytes())?.status)
+}
+
+/// Connects; the handshake is made with the first octet read or written. Any certificate is trusted: for tests only.
+pub fn connect(door: SocketAddr) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let tcp = TcpStream::connect_timeout(&door, Duration::from_secs(2))?;
+    tcp.set_read_timeout(Some(Duration::from_secs(60)))?;
+    tcp.set_nodelay(true)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    let name = ServerName::try_from("mx.test").map_err(io::Error::other)?;
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, tcp))
+}
+
 /// A blocking client over implicit TLS that trusts any certificate: for tests only.
 pub struct TlsSession {
     stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
@@ -121,19 +210,7 @@ pub struct TlsSession {
 
 impl TlsSession {
     pub fn open(door: SocketAddr) -> io::Result<Self> {
-        let tcp = TcpStream::connect_timeout(&door, Duration::from_secs(2))?;
-        tcp.set_read_timeout(Some(Duration::from_secs(60)))?;
-        tcp.set_nodelay(true)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
-            .with_no_client_auth();
-        let name = ServerName::try_from("mx.test").map_err(io::Error::other)?;
-        let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
-        let mut session = Self { stream: BufReader::new(StreamOwned::new(connection, tcp)) };
+        let mut session = Self { stream: BufReader::new(connect(door)?) };
         session.expect("220")?;
         Ok(session)
     }

@@ -4,6 +4,7 @@ pub mod apart;
 pub mod daemon;
 pub mod disk;
 pub mod door;
+pub mod https;
 pub mod load;
 pub mod outbound;
 pub mod peer;

@@ -83,6 +83,20 @@ impl Instance {
         fs::write(self.config(), text.replace(from, to)).unwrap();
     }
 
+    /// Serves the admin API over TLS from the next start on; where.
+    pub fn with_admin(&self) -> SocketAddr {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        self.reconfigure("\nlisten = []\n", &format!("\nlisten = [\"{admin}\"]\n"));
+        admin
+    }
+
+    /// Serves health and metrics from the next start on; where.
+    pub fn with_monitor(&self) -> SocketAddr {
+        let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        self.reconfigure("\nlisten = \"\"\n", &format!("\nlisten = \"{monitor}\"\n"));
+        monitor
+    }
+
     /// The data lies in `to` from the next start on.
     pub fn use_data(&mut self, to: &Path) {
         self.reconfigure(&format!("data = {:?}", self.data), &format!("data = {to:?}"));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use postern::store::{OpenError, VerifyReport};
 
-use super::load::{Ledger, Load, RecordingSink, Senders, SinkMood};
+use super::load::{HttpLoad, Ledger, Load, RecordingSink, Senders, SinkMood};
 use super::process::Instance;
 use super::zone::{SinkZone, zone_of_sink};
 
@@ -44,11 +44,26 @@ pub struct Promise {
 impl Promise {
     /// Keys and configuration below `folder`, the data in `data`; the daemon runs.
     pub fn make(folder: &Path, data: &Path, mood: SinkMood) -> Self {
+        Self::make_with(folder, data, mood, 0)
+    }
+
+    /// The same with so many senders who use the API beside those of SMTP.
+    pub fn make_with(folder: &Path, data: &Path, mood: SinkMood, by_http: usize) -> Self {
         let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), mood).unwrap();
         let zone = zone_of_sink(&DOMAINS);
         let mut instance = Instance::make(folder, data, zone.address, sink.address.port());
+        let admin = (by_http > 0).then(|| {
+            instance.reconfigure("[admin]\n", "[admin]\nrequests_per_minute_max = 1000000\n");
+            instance.with_admin()
+        });
         instance.start();
         let credentials = instance.furnish();
+        let http = admin.map(|admin| {
+            let made = instance.tool(&["key", "add", "shop", "--scope", "messages:write", "--json"]);
+            let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+            let key = made["text"].as_str().unwrap_or_else(|| panic!("no key in {made}"));
+            HttpLoad { admin, bearer: format!("Bearer {key}"), senders: by_http }
+        });
         let load = Load {
             door: instance.door,
             login: credentials.login,
@@ -58,6 +73,7 @@ impl Promise {
             sizes: sizes(),
             senders: SENDERS,
             pause: Duration::ZERO,
+            http,
         };
         let (ledger, next) = (Ledger::default(), Arc::default());
         Self { instance, sink, ledger, load, next, recorded: BTreeMap::new(), log_read: 0, _zone: zone }
