@@ -413,11 +413,7 @@ impl Daemon {
         self.rest.vital("admin", async move { web::serve(parts, &settings, doors, stop).await });
         if let Some(listener) = world.monitor {
             let (monitor, stop) = (Arc::new(monitor(&self.state)), self.rest.shutdown().clone());
-            self.rest.spawn("monitor", async move {
-                if let Err(error) = web::serve_monitor(listener, monitor, stop).await {
-                    tracing::error!(%error, "health and metrics are no longer served");
-                }
-            });
+            self.rest.spawn("monitor", web::serve_monitor(listener, monitor, stop));
         }
     }
 

@@ -35,6 +35,14 @@ pub const SESSIONS: &str = "postern_smtp_sessions";
 /// Sessions, messages and connections out that were refused or put off for a shortage, labels
 /// `work` and `shortage`.
 pub const SHED: &str = "postern_work_shed_total";
+/// Connections of the admin port over TLS now.
+pub const ADMIN_CONNECTIONS: &str = "postern_admin_connections";
+/// Those that began.
+pub const ADMIN_BEGUN: &str = "postern_admin_connections_total";
+/// Those turned away, label `reason`: `connections-max`.
+pub const ADMIN_REFUSED: &str = "postern_admin_connections_refused_total";
+/// Idle ones that ended to make room.
+pub const ADMIN_DISPLACED: &str = "postern_admin_connections_displaced_total";
 /// Sessions that began, label `port`.
 pub const SESSIONS_BEGUN: &str = "postern_smtp_sessions_total";
 /// Connections turned away before a session began, label `reason`.
@@ -149,7 +157,11 @@ pub const ALL: &[(&str, Kind, &str)] = &[
     (DEFERRED, Kind::Counter, "Recipients deferred, once for each attempt"),
     (BOUNCED, Kind::Counter, "Recipients given up for good"),
     (SESSIONS, Kind::Gauge, "SMTP sessions open now, by port"),
-    (SHED, Kind::Counter, "Sessions, messages and connections out refused or put off for a shortage"),
+    (SHED, Kind::Counter, "Sessions, messages and connections refused or put off for a shortage"),
+    (ADMIN_CONNECTIONS, Kind::Gauge, "Connections to the admin port open now"),
+    (ADMIN_BEGUN, Kind::Counter, "Connections to the admin port that began"),
+    (ADMIN_REFUSED, Kind::Counter, "Connections to the admin port turned away, by reason"),
+    (ADMIN_DISPLACED, Kind::Counter, "Idle connections to the admin port that ended to make room"),
     (SESSIONS_BEGUN, Kind::Counter, "SMTP sessions that began, by port"),
     (SESSIONS_REFUSED, Kind::Counter, "Connections turned away before a session began, by reason"),
     (LOGINS, Kind::Counter, "Logins tried, by result"),

@@ -86,6 +86,7 @@ fn build(path: &Path, file: &File) -> Config {
             group: file.text("admin.group"),
             listen: file.addresses("admin.listen"),
             requests_per_minute_max: file.count("admin.requests_per_minute_max"),
+            connections_max: file.size("admin.connections_max"),
             ..Default::default()
         },
         monitor: file.addresses("monitor.listen").first().copied(),

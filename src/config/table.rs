@@ -330,6 +330,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("admin.listen", Addresses => "[\"127.0.0.1:8443\"]", Shown AtStart,
         "Where the admin API is served over TLS with this machine's certificate; an empty list for the local socket only.",
         "Whoever administers from elsewhere, or runs two instances on one machine."),
+    setting!("admin.connections_max", Count(8, 100_000) => "256", Rare AtStart,
+        "Connections to `admin.listen` at one moment, and never more than an eighth of the limit of open files. When all \
+         places are taken, the connection that has been idle longest ends for a new one; if none is idle, the new one \
+         is closed. The local socket has 64 places of its own.",
+        "Whoever has many machines that send or ask over HTTPS."),
     setting!("admin.requests_per_minute_max", Count(1, 1_000_000) => "600", Rare AtStart,
         "Requests a minute of one person or key over the network, and half of what one network (/24, /64) may make; more are answered 429.",
         "Whoever has machines that ask more often."),

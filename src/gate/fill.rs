@@ -20,6 +20,8 @@ pub enum Work {
     Message,
     /// A connection to another server, or a question to DNS for it.
     Delivery,
+    /// A connection of somebody who administers, or sends, over HTTPS.
+    Administration,
 }
 
 /// What runs short.
@@ -38,6 +40,7 @@ impl Work {
             Self::Session => "session",
             Self::Message => "message",
             Self::Delivery => "delivery",
+            Self::Administration => "administration",
         }
     }
 }

@@ -103,8 +103,8 @@ impl Gate {
         }
         match state.shortage(work) {
             Some(shortage) => {
-                metrics::counter!(crate::metrics::SHED, "work" => work.name(), "shortage" => shortage.name())
-                    .increment(1);
+                drop(state);
+                self.shed(work, shortage);
                 Err(shortage)
             }
             None => {
@@ -119,6 +119,28 @@ impl Gate {
     /// Whether `work` would be admitted now; counts nothing.
     pub fn is_open_to(&self, work: Work) -> bool {
         self.look(LOOK_EVERY).shortage(work).is_none()
+    }
+
+    /// What keeps `work` from being admitted now, as carefully as [`Gate::admit`] asks; counts nothing.
+    pub fn shortage_of(&self, work: Work) -> Option<Shortage> {
+        let state = self.look(LOOK_EVERY);
+        if state.taken == 0 {
+            return state.shortage(work);
+        }
+        let shortage = state.shortage(work)?;
+        drop(state);
+        self.look(LOOK_AGAIN).shortage(work).map(|_| shortage)
+    }
+
+    /// A descriptor is opened by work that has a reserve of its own and was not asked for by [`Gate::admit`].
+    pub fn count_taken(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.taken = state.taken.saturating_add(1);
+    }
+
+    /// Counts that `work` was refused by somebody who asked for [`Gate::shortage_of`].
+    pub fn shed(&self, work: Work, shortage: Shortage) {
+        metrics::counter!(crate::metrics::SHED, "work" => work.name(), "shortage" => shortage.name()).increment(1);
     }
 
     /// Looks by itself, and while memory runs short gives free pages back to the system. To be called
@@ -160,7 +182,7 @@ impl State {
 
     fn shortage(&self, work: Work) -> Option<Shortage> {
         let (memory, descriptors) = match work {
-            Work::Session => (self.memory.is_shut(), self.sessions.is_shut()),
+            Work::Session | Work::Administration => (self.memory.is_shut(), self.sessions.is_shut()),
             // A long message needs a file to spill into.
             Work::Message => (self.memory.is_shut(), self.deliveries.is_shut()),
             // What was accepted is delivered, however little memory there is.
@@ -267,6 +289,25 @@ mod tests {
         assert_eq!(admitted, 192 - 20);
         assert_eq!(gate.admit(Work::Session), Err(Shortage::Descriptors));
         assert_eq!(gate.admit(Work::Delivery), Ok(()));
+    }
+
+    #[test]
+    fn administration_is_short_when_sessions_are_and_what_it_takes_is_counted() {
+        let (gate, told) = gate();
+        gate.load();
+        gate.state.lock().unwrap().looked = Some(Instant::now() + Duration::from_secs(60));
+        (20..192).for_each(|_| {
+            assert_eq!(gate.shortage_of(Work::Administration), None);
+            gate.count_taken();
+        });
+        assert_eq!(gate.shortage_of(Work::Administration), Some(Shortage::Descriptors));
+        assert_eq!(gate.admit(Work::Session), Err(Shortage::Descriptors));
+        told.memory.store(800, Ordering::SeqCst);
+        after_a_look(&gate);
+        assert_eq!(gate.shortage_of(Work::Administration), Some(Shortage::Memory));
+        told.memory.store(0, Ordering::SeqCst);
+        after_a_look(&gate);
+        assert_eq!(gate.shortage_of(Work::Administration), None, "what ended since is not counted any more");
     }
 
     #[test]

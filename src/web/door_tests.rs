@@ -272,7 +272,9 @@ async fn the_door_speaks_tls_and_says_who_came() {
     let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
     let tls: super::TlsNow = std::sync::Arc::new(move || certificates.server_config(&name));
     let api = two_shops(Settings::default()).await;
-    let served = tokio::spawn(super::door::serve(listener, tls, api, 8, shutdown.clone()));
+    let gate = std::sync::Arc::new(crate::gate::Gate::new(crate::gate::Settings::default()));
+    let (door, stop) = (super::door::Door::new(tls, api, gate, 8), shutdown.clone());
+    let served = tokio::spawn(async move { door.serve(listener, stop).await });
     let silent = tokio::net::TcpStream::connect(address).await.unwrap();
 
     use rustls_pki_types::pem::PemObject;

@@ -5,16 +5,21 @@
 //! Easy to get wrong: nothing here may name a tenant, a login or an address.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::background::Shutdown;
+use super::connections::{Connections, Turn};
+use super::server::{ACCEPT_PAUSE, DRAIN_PATIENCE, speak};
+use crate::background::{Shutdown, Tasks};
 
 /// One thing worth saying about the daemon's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -49,12 +54,40 @@ pub struct Monitor {
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
 
+/// Connections at the same time, at most; the one that has been idle longest makes room for another.
+pub const CONNECTIONS_MAX: usize = 32;
+
 /// Serves until `shutdown`.
-///
-/// # Errors
-/// What the listener said, if it broke.
-pub async fn serve(listener: TcpListener, monitor: Arc<Monitor>, shutdown: Shutdown) -> std::io::Result<()> {
-    axum::serve(listener, router(monitor)).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+pub async fn serve(listener: TcpListener, monitor: Arc<Monitor>, shutdown: Shutdown) {
+    let (router, connections, tasks) = (router(monitor), Arc::<Connections>::default(), Tasks::new());
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the monitor port cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some((place, _)) = connections.enter(peer.ip(), CONNECTIONS_MAX, Instant::now()) else { continue };
+        let (place, shutdown) = (Arc::new(place), shutdown.clone());
+        let taken = Arc::clone(&place);
+        let router = router.clone().layer(from_fn(move |request: Request, next: Next| {
+            Turn::answer(Arc::clone(&taken), request, |request| next.run(request))
+        }));
+        tasks.spawn(async move {
+            tokio::select! {
+                _ = speak(TokioIo::new(stream), router, shutdown) => {}
+                () = place.displaced() => {}
+            }
+        });
+    }
+    tasks.close();
+    let _ = tokio::time::timeout(DRAIN_PATIENCE, tasks.wait()).await;
 }
 
 fn router(monitor: Arc<Monitor>) -> Router {
@@ -133,6 +166,6 @@ mod tests {
         assert!(ask(address, "/metrics").await.ends_with("\r\n\r\npostern_ready 1\n"));
         assert!(ask(address, "/else").await.starts_with("HTTP/1.1 404"));
         shutdown.cancel();
-        served.await.unwrap().unwrap();
+        served.await.unwrap();
     }
 }

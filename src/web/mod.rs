@@ -9,6 +9,7 @@ mod body;
 mod burden;
 mod codes;
 mod conditional;
+mod connections;
 mod document;
 mod door;
 mod guard;
@@ -80,12 +81,12 @@ pub use api::{
     UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
     WebhookProgressJson, WebhookWindowJson,
 };
-pub use door::{NetworkPeer, TlsNow};
+pub use door::{NetworkPeer, SHORT_CONNECTIONS_MAX, TlsNow};
 pub use guard::PeerUser;
 pub use health::{Monitor, Readiness, Remark, serve as serve_monitor};
 pub use paging::{LIMIT_DEFAULT, LIMIT_MAX, PageJson};
 pub use problem::{FieldJson, ProblemJson};
-pub use server::{Settings, Socket};
+pub use server::{SOCKET_CONNECTIONS_MAX, Settings, Socket};
 
 /// The rooms behind the API.
 #[derive(Clone)]
@@ -249,11 +250,10 @@ pub async fn serve(
 ) {
     let replays = replay::Replays::new(Arc::clone(&parts.store)).with_calendar(parts.calendar.clone());
     let replays = Arc::new(replays);
+    let gate = Arc::clone(&parts.gate);
     let router = router_with(parts, settings, Arc::clone(&replays));
-    let serve = |listener| {
-        let (router, tls, shutdown) = (router.clone(), Arc::clone(&tls), shutdown.clone());
-        door::serve(listener, tls, router, settings.connections_max, shutdown)
-    };
+    let door = door::Door::new(tls, router.clone(), gate, settings.connections_max);
+    let serve = |listener| door.serve(listener, shutdown.clone());
     let doors = futures_util::future::join_all(listeners.into_iter().map(serve));
     tokio::join!(doors, socket.serve(router.clone(), shutdown.clone()), replays.keep(&shutdown));
 }

@@ -43,7 +43,8 @@ pub struct Settings {
     pub listen: Vec<std::net::SocketAddr>,
     /// Requests a minute of one person or key over the network; twice that of one network (600).
     pub requests_per_minute_max: u64,
-    /// Connections at the same time, at most (64).
+    /// Connections over TLS at the same time, at most (256), and an eighth of the file descriptors; the local socket
+    /// has [`SOCKET_CONNECTIONS_MAX`] of its own.
     pub connections_max: usize,
 }
 
@@ -56,17 +57,20 @@ impl Default for Settings {
             request_patience: Duration::from_secs(60),
             listen: vec![std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 8443))],
             requests_per_minute_max: 600,
-            connections_max: 64,
+            connections_max: 256,
         }
     }
 }
 
+/// Connections at the local socket at the same time, at most; further ones wait. Whatever comes over the network
+/// takes none of these.
+pub const SOCKET_CONNECTIONS_MAX: usize = 64;
 /// A client that does not finish its request's header within this is cut off.
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// Running requests get this long at shutdown.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, so that a full file table does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A bound socket; its file is removed when it is dropped.
@@ -75,7 +79,6 @@ pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
     guard: Guard,
-    connections_max: usize,
 }
 
 impl Socket {
@@ -91,12 +94,7 @@ impl Socket {
             std::fs::create_dir_all(folder)?;
         }
         let listener = UnixListener::bind(&path)?;
-        let socket = Self {
-            listener,
-            path,
-            guard: Guard::new(&settings.group),
-            connections_max: settings.connections_max.max(1),
-        };
+        let socket = Self { listener, path, guard: Guard::new(&settings.group) };
         std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(socket.mode(&settings.group)))?;
         Ok(socket)
     }
@@ -115,7 +113,7 @@ impl Socket {
 
     /// Serves `router` until `shutdown`, then lets running requests finish for a short while.
     pub async fn serve(self, router: Router, shutdown: Shutdown) {
-        let permits = Arc::new(Semaphore::new(self.connections_max));
+        let permits = Arc::new(Semaphore::new(SOCKET_CONNECTIONS_MAX));
         let tasks = Tasks::new();
         loop {
             let accepted = tokio::select! {
@@ -186,20 +184,27 @@ async fn converse(stream: UnixStream, router: Router, guard: &Guard, shutdown: S
         }
         next.run(request)
     }));
+    if let Err(error) = speak(TokioIo::new(stream), router, shutdown).await {
+        tracing::debug!(%error, "a connection on the local socket ended early");
+    }
+}
+
+/// Answers what comes over one connection until it ends, or until `shutdown` and the request under way.
+pub(super) async fn speak<S>(stream: S, router: Router, shutdown: Shutdown) -> hyper::Result<()>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_PATIENCE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(stream, TowerToHyperService::new(router));
     tokio::pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection on the local socket ended early");
     }
 }
 

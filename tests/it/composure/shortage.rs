@@ -2,7 +2,7 @@
 //! what was accepted is delivered, and afterwards all is as before, without a restart.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::harness::https::Https;
 use crate::harness::load::{RecordingSink, SinkMood, TlsSession};
 use crate::harness::not_run;
 use crate::harness::process::{Credentials, Instance};
@@ -33,6 +34,11 @@ struct World {
 
 impl World {
     fn open(wrapper: &[&str], more: &str) -> Self {
+        Self::open_with(wrapper, more, |_| ()).0
+    }
+
+    /// The same with what `prepare` does to the configuration.
+    fn open_with<T>(wrapper: &[&str], more: &str, prepare: impl FnOnce(&Instance) -> T) -> (Self, T) {
         let folder = tempfile::tempdir().unwrap();
         let zone = zone_of_sink(&["there.test"]);
         let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), SinkMood::Takes).unwrap();
@@ -40,9 +46,10 @@ impl World {
         let mut instance = Instance::make(folder.path(), &data, zone.address, sink.address.port());
         instance.reconfigure("[submission]\n", &format!("[submission]\n{more}"));
         instance.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        let prepared = prepare(&instance);
         instance.start();
         let credentials = instance.furnish();
-        Self { instance, credentials, sink, _zone: zone, _folder: folder }
+        (Self { instance, credentials, sink, _zone: zone, _folder: folder }, prepared)
     }
 
     fn status(&self) -> serde_json::Value {
@@ -175,6 +182,97 @@ fn with_256_descriptors_the_rest_is_refused_and_mail_and_operator_go_on() {
     drop((strangers, waiting));
     world.recovers(2);
     drop(inside);
+    drained(world);
+}
+
+/// Connections to the admin port that say nothing.
+fn silent(admin: SocketAddr, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| TcpStream::connect_timeout(&admin, Duration::from_secs(10)).unwrap()).collect()
+}
+
+/// A metric of the daemon; 0 if nothing was counted yet.
+fn metric(monitor: SocketAddr, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(monitor).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |number| number.trim().parse::<f64>().unwrap() as u64)
+}
+
+/// Somebody without a key is answered over HTTPS that he needs one.
+fn operator_is_answered(admin: SocketAddr) {
+    let mut failures = Vec::new();
+    // Silent ones that come later may push a newcomer out before its handshake is done; it comes again.
+    for _ in 0..20 {
+        match Https::open(admin).and_then(|mut client| client.ask("GET", "/api/v1/status", &[], b"")) {
+            Ok(answer) => return assert_eq!(answer.status, 401, "{}", answer.text()),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    panic!("the admin port does not answer: {failures:?}");
+}
+
+#[test]
+fn silent_connections_to_the_admin_port_take_no_room_from_mail_and_keep_no_operator_out() {
+    const PLACES: u64 = 256 / 8;
+    let wrapper = ["sh", "-c", "ulimit -n 256; exec \"$@\"", "sh"];
+    let (world, (admin, monitor)) = World::open_with(&wrapper, "sessions_per_peer_max = 5000\n", |instance| {
+        (instance.with_admin(), instance.with_monitor())
+    });
+    let pid = world.instance.pid();
+    let first = silent(admin, 300);
+    operator_is_answered(admin);
+    assert_eq!(world.status()["shortage"], serde_json::Value::Null, "300 of them are no shortage");
+    assert!(metric(monitor, "postern_admin_connections") <= PLACES);
+    assert!(metric(monitor, "postern_admin_connections_displaced_total") >= 300 - PLACES);
+    let mut inside = world.session().unwrap();
+    send(&mut inside, 1, 400_000).unwrap();
+    world.arrives(1);
+
+    // Silent sessions of SMTP beside them: now descriptors are short, and the port gives its own back.
+    let (strangers, [greeted, refused, dropped]) = flood(world.instance.starttls, 400);
+    eprintln!("of 400 strangers {greeted} were greeted, {refused} refused with 421, {dropped} dropped");
+    assert!(greeted > 10 && refused > 100 && dropped == 0, "{greeted} {refused} {dropped}");
+    let second = silent(admin, 300);
+    assert_eq!(world.status()["shortage"], "descriptors", "the command line goes on");
+    let began = Instant::now();
+    while metric(monitor, "postern_admin_connections") > postern::web::SHORT_CONNECTIONS_MAX as u64 {
+        assert!(began.elapsed() < PATIENCE, "idle connections keep their places");
+        thread::sleep(Duration::from_millis(100));
+    }
+    operator_is_answered(admin);
+    does_not_spin(pid, "the admin port is flooded and sessions are refused");
+    send(&mut inside, 2, 400_000).unwrap();
+    world.arrives(2);
+
+    drop((first, second, strangers));
+    world.recovers(3);
+    operator_is_answered(admin);
+    let began = Instant::now();
+    while metric(monitor, "postern_admin_connections") > 0 {
+        assert!(began.elapsed() < PATIENCE, "connections that ended keep their places");
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(inside);
+    drained(world);
+}
+
+#[test]
+fn silent_connections_to_the_monitor_keep_no_scraper_out() {
+    let wrapper = ["sh", "-c", "ulimit -n 256; exec \"$@\"", "sh"];
+    let (world, monitor) = World::open_with(&wrapper, "", |instance| instance.with_monitor());
+    let _silent: Vec<_> = (0..300).map(|_| TcpStream::connect(monitor).unwrap()).collect();
+    let began = Instant::now();
+    while metric(monitor, "postern_ready") != 1 {
+        assert!(began.elapsed() < PATIENCE, "it does not become ready");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(world.status()["shortage"], serde_json::Value::Null);
+    let mut session = world.session().unwrap();
+    send(&mut session, 1, 100).unwrap();
+    world.arrives(1);
+    drop(session);
     drained(world);
 }
 
