@@ -53,7 +53,7 @@ use crate::webhooks::Webhooks;
 
 pub use files::{Look, look};
 pub use prepare::prepare;
-pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, serve};
+pub use process::{EXIT_FALLEN, EXIT_ROOT, EXIT_START, EXIT_STOPPED, EXIT_STORE, keep_memory_private, serve};
 
 use readiness::{Phase, State};
 use rooms::Rooms;

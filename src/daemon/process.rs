@@ -34,14 +34,21 @@ const ECHO: Duration = Duration::from_secs(1);
 /// A store that does not answer a read for so long, or does not finish a write, is no longer alive.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is in memory never lies on a disk after a crash, and no other process of the same user reads it. To be called
+/// before any secret is read.
+pub fn keep_memory_private() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    // A handler that core(5) pipes dumps into is started whatever the limit is, but not for what is not dumpable.
+    let done = rustix::process::setrlimit(rustix::process::Resource::Core, none)
+        .and_then(|()| rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable));
+    if let Err(error) = done {
+        eprintln!("postern: core dumps could not be switched off: {error}");
+    }
+}
+
 /// Runs the daemon from the file at `path` until it is told to stop; the code it exits with.
 /// `root` is the command line's say, beside the file's.
 pub fn serve(path: &Path, root: RootPolicy) -> ExitCode {
-    // Before any secret is read: what is in memory must not lie on a disk after a crash.
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
-        eprintln!("postern: core dumps could not be switched off: {error}");
-    }
     let config = match config::load(path) {
         Ok(config) => config,
         Err(problems) => {
