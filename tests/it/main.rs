@@ -30,6 +30,7 @@ mod power_cut;
 mod scale;
 mod scenarios;
 mod search;
+mod secrets;
 mod sending_by_http;
 mod soak;
 mod statistics;
