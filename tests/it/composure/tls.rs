@@ -1,15 +1,19 @@
 //! The TLS of every listener, judged by sslyze against Mozilla's intermediate profile.
 
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::harness::apart::{kept_folder, run};
 use crate::harness::not_run;
-use crate::harness::process::Instance;
+use crate::harness::process::{Instance, free_port};
 use crate::harness::zone::zone_of_sink;
 
 /// A version that was tried.
 const SSLYZE: &str = "sslyze==6.3.1";
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// sslyze in an environment of its own, made once.
 fn sslyze() -> Result<PathBuf, String> {
@@ -35,11 +39,22 @@ fn every_listener_has_mozillas_intermediate_profile() {
     let folder = tempfile::tempdir().unwrap();
     let zone = zone_of_sink(&["there.test"]);
     let mut instance = Instance::make(folder.path(), &folder.path().join("data"), zone.address, 25);
+    let began = Instant::now();
     // The judge opens many sessions and ends few of them.
     instance.reconfigure("[submission]\n", "[submission]\nsessions_per_peer_max = 5000\n");
+    let admin = instance.with_admin();
+    let returned = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let feedback = format!("[feedback]\ndoor = \"on\"\nports = [{}]\n[admin]\n", returned.port());
+    instance.reconfigure("[admin]\n", &feedback);
     instance.start();
     instance.furnish();
-    for (door, starttls) in [(instance.door, false), (instance.starttls, true)] {
+    while TcpStream::connect(returned).is_err() {
+        assert!(began.elapsed() < PATIENCE, "the port for what comes back stays shut: {}", instance.log_tail());
+        thread::sleep(Duration::from_millis(50));
+    }
+    // Every listener with TLS: 465, 587 and 2525, 25 for what comes back, the admin API.
+    let listeners = [(instance.door, false), (instance.starttls, true), (returned, true), (admin, false)];
+    for (door, starttls) in listeners {
         let mut command = Command::new(&program);
         command.arg("--mozilla_config=intermediate");
         if starttls {
