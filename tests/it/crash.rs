@@ -12,6 +12,8 @@ use crate::harness::not_run;
 use crate::harness::promise::{IN_FLIGHT_MAX, Promise, is_quick, pause, rounds};
 
 const ROUNDS: u64 = 20;
+/// Senders by HTTP beside those of SMTP; each repeats what was not answered, with the same Idempotency-Key.
+const HTTP_SENDERS: usize = 3;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
@@ -19,7 +21,8 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
         return not_run("kill rounds", "left out of the quick run");
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::DefersEvery(10));
+    let data = folder.path().join("data");
+    let mut promise = Promise::make_with(folder.path(), &data, SinkMood::DefersEvery(10), HTTP_SENDERS);
     let rounds = rounds(ROUNDS);
     for round in 0..rounds {
         let extra = promise.sink.arrivals.extra();
@@ -43,6 +46,9 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
     let missing = promise.settle();
     promise.report("kill", rounds);
     assert!(promise.ledger.len() as u64 > rounds, "senders did work: {} acknowledged", promise.ledger.len());
+    let (by_http, repeated) = promise.ledger.by_http();
+    println!("kill: {by_http} acknowledged by HTTP, {repeated} of them to a repeat with the same key");
+    assert!(by_http > rounds && repeated > 0, "senders by HTTP did work: {by_http}, repeated {repeated}");
     assert!(promise.recorded() as u64 > rounds, "deliveries were recorded: {}", promise.recorded());
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}\n{}", promise.instance.log_tail());
     assert!(promise.sink.arrivals.differing().is_empty(), "a second copy has other bytes");

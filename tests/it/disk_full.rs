@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::disk::Disk;
-use crate::harness::load::{SinkMood, TlsSession, message};
+use crate::harness::load::{SinkMood, TlsSession, message, post};
 use crate::harness::not_run;
 use crate::harness::promise::{Promise, is_long, pause};
 
@@ -86,6 +86,55 @@ fn a_full_disk_puts_senders_off_loses_nothing_and_clears_by_itself() {
     let missing = promise.settle();
     promise.report("disk full", 2);
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+    assert_eq!(promise.instance.pid(), pid, "all of it without a restart");
+    promise.instance.kill();
+    promise.verify();
+}
+
+#[test]
+fn a_full_disk_refuses_by_http_too_and_the_same_request_is_taken_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = match Disk::make(folder.path(), DISK_MIB) {
+        Ok(disk) => disk,
+        Err(why) => return not_run("disk full, by HTTP", &why),
+    };
+    let mut promise = Promise::make_with(folder.path(), &disk.mount.join("data"), SinkMood::Takes, 1);
+    let pid = promise.instance.pid();
+    let http = promise.load.http.clone().unwrap();
+    let (mut client, serial) = (None, promise.next_serial());
+    assert_eq!(post(&mut client, &promise.load, &http, serial).unwrap(), 202);
+    promise.ledger.note(serial);
+    let ballast = disk.fill_but(FLOOR_BYTES / 2);
+    wait_until_taken(&promise, false);
+    // Refused as documented, over a connection that goes on, however often; nothing of it is kept.
+    let serial = promise.next_serial();
+    for _ in 0..5 {
+        assert_eq!(post(&mut client, &promise.load, &http, serial).unwrap(), 503);
+    }
+    let refused = client
+        .as_mut()
+        .unwrap()
+        .ask(
+            "POST",
+            "/api/v1/messages?to=a@one.test",
+            &[("Authorization", http.bearer.as_str()), ("Content-Type", "message/rfc822")],
+            b"From: orders@shop.test\r\n\r\nx\r\n",
+        )
+        .unwrap();
+    assert_eq!(refused.json()["code"], "storage_full", "{}", refused.text());
+    assert!(promise.settle().is_empty());
+    assert_eq!(promise.sink.arrivals.copies(serial), 0);
+    // Others by the same door read on: only new mail is refused.
+    promise.instance.tool(&["queue", "list"]);
+    std::fs::remove_file(&ballast).unwrap();
+    wait_until_taken(&promise, true);
+    assert_eq!(post(&mut client, &promise.load, &http, serial).unwrap(), 202);
+    assert_eq!(post(&mut client, &promise.load, &http, serial).unwrap(), 202, "a repeat is answered as the first");
+    promise.ledger.note(serial);
+    let missing = promise.settle();
+    promise.report("disk full, by HTTP", 1);
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+    assert_eq!(promise.sink.arrivals.copies(serial), 1, "taken once");
     assert_eq!(promise.instance.pid(), pid, "all of it without a restart");
     promise.instance.kill();
     promise.verify();
