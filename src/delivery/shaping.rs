@@ -17,6 +17,9 @@ mod turns;
 mod warmup;
 
 #[cfg(test)]
+#[path = "shaping/model_tests.rs"]
+mod model;
+#[cfg(test)]
 #[path = "shaping/plot_tests.rs"]
 mod plot;
 #[cfg(test)]
