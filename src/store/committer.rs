@@ -17,13 +17,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::batch::record_bytes;
 use super::census::Census;
 use super::chain::Heads;
+use super::durable;
 use super::frame::{self, DeadEntry, Kind};
 use super::layout::{Layout, group_synced, seal_bytes};
 use super::plan::Plan;
 use super::record::{self, Before, Location, Position};
 use super::scan;
 use super::segment::{DATA_START, InHand, Segment};
-use super::shared::{Faults, Shared, refused};
+use super::shared::{Faults, Shared};
 use super::table::Chain;
 use super::{Batch, Change, CommitError, Condition, Key};
 use crate::mail::{BodyId, QueueId};
@@ -241,7 +242,7 @@ impl Committer {
     fn write_and_apply(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<(), CommitError> {
         let bound: usize = group.iter().zip(verdicts).map(|(work, verdict)| bytes_bound(work, verdict)).sum();
         let bound = bound as u64 + seal_bytes();
-        let segment = self.room_for(bound).map_err(|error| refused(&error))?;
+        let segment = self.room_for(bound).map_err(|error| self.shared.refuse(&error))?;
         let start = self.end;
         self.group += 1;
         let mut tally = Vec::new();
@@ -289,8 +290,10 @@ impl Committer {
         {
             return Ok(Arc::clone(current));
         }
-        let begun = self.shared.segments.begin_shared(bytes, Chain { commits: self.commit, ..self.chain });
-        let begun = begun.inspect_err(|error| self.leave_unless_full(&refused(error)))?;
+        let spare = self.shared.segments.spare_for(bytes)?;
+        let begun = self.shared.segments.begin_shared(spare, Chain { commits: self.commit, ..self.chain });
+        // Its header says where this one ended, and may be on the disk: nothing may come behind that end.
+        let begun = begun.inspect_err(|_| self.leave())?;
         // Its header alone says where the one before ended: kept, even if its own first group fails,
         // until a checkpoint holds what came after that end.
         begun.last_commit.store(self.commit + 1, Ordering::Release);
@@ -305,41 +308,47 @@ impl Committer {
 
     fn write(&self, layout: Layout<'_>, segment: &Segment) -> io::Result<u64> {
         let faults = &self.shared.faults;
-        if faults.disk_is_full.load(Ordering::Acquire) {
-            return Err(rustix::io::Errno::NOSPC.into());
+        let (is_full, fails) = (faults.disk_is_full.load(Ordering::Acquire), Faults::take(&faults.writes_fail));
+        let error = if is_full { rustix::io::Errno::NOSPC } else { rustix::io::Errno::IO };
+        if is_full && !fails {
+            return Err(error.into());
         }
         let end = layout.write(segment)?;
-        if Faults::take(&faults.writes_fail) { Err(rustix::io::Errno::IO.into()) } else { Ok(end) }
+        if fails { Err(error.into()) } else { Ok(end) }
     }
 
     /// A write that failed: what arrived of it, `bound` octets at most, is made unreadable, and the next
     /// group goes elsewhere unless the disk was merely full. No frame of it may be found later: that a body
-    /// was moved is said in frames of their own, and is not true.
+    /// was moved is said in frames of their own, and is not true. What was acknowledged lies in this file too:
+    /// if what made the frames unreadable cannot be synced, it is a failed sync like any other, on a full disk
+    /// as well.
     fn roll_back(&mut self, segment: &Segment, bound: u64, error: &io::Error) -> CommitError {
         let wiped =
             scan::wipe(&segment.file, segment.header.salt, (self.end, self.end.saturating_add(bound)), |_| true);
-        let refused = refused(error);
-        if let (Err(wipe), CommitError::Failed(_)) = (&wiped, &refused) {
+        if let Err(wipe) = &wiped {
+            if durable::is_failed_sync(wipe) {
+                return self.shared.refuse(wipe);
+            }
             tracing::warn!(%wipe, "a failed group could not be wiped; a new segment is begun");
         }
-        self.leave_unless_full(&refused);
+        let refused = self.shared.refuse(error);
+        if wiped.is_err() || !matches!(refused, CommitError::Full(_)) {
+            self.leave();
+        }
         refused
     }
 
-    /// What failed may have left bytes in this segment, or a header in its successor that says where it ended.
-    fn leave_unless_full(&mut self, refused: &CommitError) {
-        if !matches!(refused, CommitError::Full(_))
-            && let Some(left) = self.current.take()
-        {
+    /// Nothing more is written to this segment.
+    fn leave(&mut self) {
+        if let Some(left) = self.current.take() {
             left.in_hand.store(false, Ordering::Release);
         }
     }
 
-    fn sync(&mut self, segment: &Segment) -> Result<(), CommitError> {
-        let faults = &self.shared.faults;
-        let synced =
-            if Faults::take(&faults.syncs_fail) { Err(rustix::io::Errno::IO.into()) } else { segment.file.sync_data() };
-        synced.map_err(|error| self.shared.stop(format!("a sync failed: {error}")))
+    fn sync(&self, segment: &Segment) -> Result<(), CommitError> {
+        durable::sync_data(&segment.file).map_err(|error| self.shared.refuse(&error))?;
+        // One of another file that failed meanwhile may have cost this one what the device held of it.
+        self.shared.stop_reason().map_or(Ok(()), |why| Err(CommitError::Stopped(why)))
     }
 
     fn apply(

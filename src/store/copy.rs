@@ -14,12 +14,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::copy_group::{EXTENT_KEY, FRAME_BYTES, Group, Writer};
+use super::durable::{forgive_full, is_failed_sync, sync_all, sync_data, sync_folder};
 use super::format::Newer;
 use super::frame::{Kind, Salt, le32};
 use super::layers::Layer;
 use super::record::{self, Operation, POSITION_KEY, Position, locations_range};
 use super::scan::{self, Found, Frames, Placed};
-use super::segment::sync_folder;
 use super::sled::{Extent, Records};
 use super::space::Space;
 use super::{Key, StoreError, prefix};
@@ -158,10 +158,16 @@ impl RecordsCopy {
 
     /// Makes what a flush is about to make durable in the records durable in the copy, so that it is never
     /// behind them. `extent` is how far the record files reached before.
-    pub fn append(&self, layer: &Layer, extent: Option<&Extent>) {
+    ///
+    /// # Errors
+    /// A failed sync alone. Whatever else goes wrong costs the copy and nobody else anything.
+    pub fn append(&self, layer: &Layer, extent: Option<&Extent>) -> io::Result<()> {
         let mut kept = lock(&self.kept);
-        let Some(position) = layer.value(&POSITION_KEY).and_then(|bytes| Position::from_bytes(bytes)) else { return };
-        let Some(file) = kept.file.as_mut().filter(|file| file.position.commit < position.commit) else { return };
+        let position = layer.value(&POSITION_KEY).and_then(|bytes| Position::from_bytes(bytes));
+        let Some(position) = position else { return Ok(()) };
+        let Some(file) = kept.file.as_mut().filter(|file| file.position.commit < position.commit) else {
+            return Ok(());
+        };
         match file.append(layer, position, extent) {
             Ok(()) if !file.is_overgrown() => {}
             Ok(()) => {
@@ -171,8 +177,12 @@ impl RecordsCopy {
             Err(error) => {
                 tracing::warn!(%error, "the copy of the records could not be written; a new one is made");
                 kept.lose();
+                if is_failed_sync(&error) {
+                    return Err(error);
+                }
             }
         }
+        Ok(())
     }
 
     /// Removes, durably, what is no copy any more. Once the journal at which such a file ends is given back
@@ -187,8 +197,14 @@ impl RecordsCopy {
         }
         if let Err(error) = remove_all_but(&self.folder, kept.file.as_ref()) {
             kept.lose();
-            let aside = put_aside(&self.folder).map_err(|_| error)?;
+            let aside = match put_aside(&self.folder) {
+                Ok(aside) => aside,
+                Err(worse) if is_failed_sync(&worse) => return Err(worse),
+                Err(_) => return Err(error),
+            };
             tracing::error!(folder = %aside.display(), "a copy of the records could not be removed and was set aside");
+            kept.has_leftovers = false;
+            return if is_failed_sync(&error) { Err(error) } else { Ok(()) };
         }
         kept.has_leftovers = false;
         Ok(())
@@ -196,7 +212,10 @@ impl RecordsCopy {
 
     /// Checks some of the file, and writes a new one if it is time. For the flusher alone, between two
     /// flushes.
-    pub fn tend(&self, records: &Records, space: &Space, gives_up: &dyn Fn() -> bool) {
+    ///
+    /// # Errors
+    /// A failed sync alone; anything else is said and tried again.
+    pub fn tend(&self, records: &Records, space: &Space, gives_up: &dyn Fn() -> bool) -> io::Result<()> {
         self.check_some();
         if self.is_due(space) {
             let gives_up = || gives_up() || !space.has_room_above_floor(2 * FRAME_BYTES as u64);
@@ -208,12 +227,16 @@ impl RecordsCopy {
             match written {
                 Ok(None) => {}
                 Ok(Some(file)) => (kept.file, kept.again, kept.pause) = (Some(file), None, AGAIN_AFTER),
+                Err(error) if is_failed_sync(&error) => return Err(error),
                 Err(error) => tracing::warn!(%error, "a new copy of the records could not be written yet"),
             }
         }
-        if let Err(error) = self.clear() {
-            tracing::warn!(%error, "what is left of a copy of the records could not be removed yet");
+        match self.clear() {
+            Err(error) if is_failed_sync(&error) => return Err(error),
+            Err(error) => tracing::warn!(%error, "what is left of a copy of the records could not be removed yet"),
+            Ok(()) => {}
         }
+        Ok(())
     }
 
     fn check_some(&self) {
@@ -367,7 +390,8 @@ impl CopyFile {
             group.put(key, held.value().map(Vec::as_slice))?;
         }
         let end = group.end(extent)?;
-        self.file.sync_data()?;
+        // It is removed if this fails, and the records have all that is in it.
+        sync_data(&self.file).map_err(forgive_full)?;
         (self.end, self.group, self.position) = (end, self.group + 1, position);
         self.extent = extent.cloned();
         Ok(())
@@ -529,7 +553,7 @@ fn write_base(folder: &Path, records: &Records, gives_up: &dyn Fn() -> bool) -> 
             }
             if group.writer.at - synced >= SYNCED_AT_ONCE {
                 synced = group.writer.at;
-                file.sync_data()?;
+                sync_data(&file).map_err(forgive_full)?;
             }
             match page.last() {
                 Some((last, _)) if page.len() == PAGE => {
@@ -541,7 +565,7 @@ fn write_base(folder: &Path, records: &Records, gives_up: &dyn Fn() -> bool) -> 
         }
     }
     let end = group.end(extent.as_ref())?;
-    file.sync_all()?;
+    sync_all(&file).map_err(forgive_full)?;
     fs::rename(&partial, &path)?;
     sync_folder(folder)?;
     let made = Instant::now();

@@ -284,9 +284,9 @@ fn a_copy_that_is_given_up_leaves_nothing_that_takes_room() {
     let records = Records::open(&folder.path().join("records"), 1 << 20, None).unwrap();
     let copy = RecordsCopy::open(folder.path()).unwrap();
     copy.begin(Position::default());
-    copy.tend(&records, &Space::new(folder.path().to_owned(), 0, 0), &|| true);
+    copy.tend(&records, &Space::new(folder.path().to_owned(), 0, 0), &|| true).unwrap();
     assert_eq!(files(&folder.path().join(FOLDER)), Vec::<PathBuf>::new());
-    copy.tend(&records, &Space::new(folder.path().to_owned(), u64::MAX, 0), &|| false);
+    copy.tend(&records, &Space::new(folder.path().to_owned(), u64::MAX, 0), &|| false).unwrap();
     assert_eq!(files(&folder.path().join(FOLDER)), Vec::<PathBuf>::new(), "below the floor none is begun");
     fs::write(folder.path().join(FOLDER).join("new"), b"cut off by a crash").unwrap();
     RecordsCopy::open(folder.path()).unwrap().clear().unwrap();
@@ -549,7 +549,7 @@ proptest! {
                     if matches!(step, Step::NewBase) {
                         copy.replayed(commit, false);
                     }
-                    copy.tend(&records, &space, &|| false);
+                    copy.tend(&records, &space, &|| false).unwrap();
                     continue;
                 }
             };
@@ -759,7 +759,7 @@ fn a_copy_that_claims_more_than_it_holds_stops_nobody() {
     let mut layers = Layers::default();
     let more = Position { commit: there.commit + 10, ..there };
     layers.apply(&Operation::Set(&POSITION_KEY, &more.to_bytes()), Before::Unknown);
-    RecordsCopy::open(folder).unwrap().append(&layers.begin(), None);
+    RecordsCopy::open(folder).unwrap().append(&layers.begin(), None).unwrap();
     let file = files(&folder.join("copy")).pop().unwrap();
     writable(&file).write_all_at(&[0x55; 16], 160).unwrap();
     assert_all_there(&place.settings, &all, "a damaged copy of more");

@@ -25,6 +25,7 @@ use super::blobs;
 use super::census::Census;
 use super::committer::{Committer, ReadyBody, Waiting, Work};
 use super::copy::RecordsCopy;
+use super::durable;
 use super::format;
 use super::frame::{HEADER_BYTES, Header, Kind, padding};
 use super::housekeeping;
@@ -340,28 +341,16 @@ fn write_own(shared: &Shared, body: &NewBody) -> Result<ReadyBody, CommitError> 
     let envelope_bytes = u32::try_from(body.envelope.len()).unwrap_or(u32::MAX);
     let message_bytes = body.message.length();
     let mut location = Location { segment: 0, offset: DATA_START, envelope_bytes, message_bytes };
-    let segment = shared.segments.begin_own(location.frame_bytes()).map_err(|error| own_failed(&error))?;
+    let segment = shared.segments.begin_own(location.frame_bytes()).map_err(|error| shared.refuse(&error))?;
     location.segment = segment.header.number;
     match stream(body, &segment, location) {
         Ok(crc) => {
-            if Faults::take(&shared.faults.syncs_fail) {
-                return Err(shared.stop("a sync failed: of a test's choosing".into()));
-            }
-            if let Err(error) = segment.file.sync_data() {
-                return Err(shared.stop(format!("a sync failed: {error}")));
-            }
+            durable::sync_data(&segment.file).map_err(|error| shared.refuse(&error))?;
             segment.end.store(segment.size, Ordering::Release);
             let message = [Bytes::new(), Bytes::new()];
             Ok(ReadyBody { id: body.id, envelope: Vec::new(), message, crc, own: Some((location, segment)) })
         }
-        Err(error) => Err(own_failed(&error)),
-    }
-}
-
-fn own_failed(error: &std::io::Error) -> CommitError {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => CommitError::Full(error.to_string()),
-        _ => CommitError::Failed(error.to_string()),
+        Err(error) => Err(shared.refuse(&error)),
     }
 }
 

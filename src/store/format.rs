@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::OpenError;
-use super::segment::sync_folder;
+use super::durable::sync_folder;
 
 /// What this release writes, and the highest it reads.
 ///

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::bell::Woken;
 use super::blobs::SegmentReader;
 use super::committer::{MovedBody, ReadyBody, Work};
+use super::durable;
 use super::frame::{self, DeadEntry, Kind};
 use super::record::{Location, location_key, location_key_id, locations_range};
 use super::replay;
@@ -76,7 +77,9 @@ pub fn checkpoint(shared: &Shared) {
             || shared.unflushed_bytes.load(Ordering::Acquire) > journal_max
             || (shared.flush_bell.is_closing() && tending.elapsed() > CLOSING_MAX)
     };
-    shared.copy.tend(&shared.records, &shared.space, &gives_up);
+    if let Err(error) = shared.copy.tend(&shared.records, &shared.space, &gives_up) {
+        shared.refuse(&error);
+    }
 }
 
 /// Whether the records hold commit `target` durably now.
@@ -124,6 +127,11 @@ pub fn house_loop(shared: &Shared, committer: &Sender<Work>) {
         }
         let _at_work = shared.at_work[1].lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = round(shared, committer) {
+            // Also of a file that was only to be used later: see `durable`.
+            if durable::is_failed_sync(&error) {
+                shared.refuse(&error);
+                return;
+            }
             tracing::warn!(%error, "housekeeping of the segments failed; it will try again");
         }
     }

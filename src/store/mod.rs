@@ -14,6 +14,7 @@ pub mod codec;
 mod committer;
 mod copy;
 mod copy_group;
+mod durable;
 mod engine;
 mod format;
 mod frame;
@@ -53,6 +54,8 @@ mod handover_tests;
 mod room_tests;
 #[cfg(test)]
 mod snapshot_tests;
+#[cfg(test)]
+mod sync_tests;
 #[cfg(test)]
 mod tests;
 

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::copy::{self, CopyFile, is_copied, is_fact};
+use super::durable::sync_folder;
 use super::engine::lock_folder;
 use super::format;
 use super::frame::{Kind, Seal};
 use super::offline::{Journal, used_segments};
 use super::record::{self, Before, Operation, Position};
 use super::scan::{self, Found, Frames};
-use super::segment::{DATA_START, Segment, Use, sync_folder};
+use super::segment::{DATA_START, Segment, Use};
 use super::sled::{Broken, PANICKED, Records};
 use super::space::Space;
 use super::{Key, OpenError, Settings, StoreError, prefix};

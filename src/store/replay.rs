@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::OpenError;
 use super::copy::RecordsCopy;
+use super::durable;
 use super::frame::Kind;
 use super::layers::Layer;
 use super::record::{self, Before, Operation, Position};
@@ -63,6 +64,9 @@ pub fn replay(
         replayed.used.values().filter(|segment| segment.header.usage == Use::Shared).cloned().collect();
     let mut torn: Torn = Vec::new();
     for segment in shared.iter().filter(|segment| segment.header.number >= position.segment) {
+        // What the process before this one had written and not synced, or could not sync, may look whole and
+        // not be on the disk: the records must not be told of it, nor of a body that was moved there.
+        durable::settle(&segment.file).map_err(OpenError::Files)?;
         applier.segment(segment, &mut torn).map_err(OpenError::Files)??;
     }
     // The copy has what was acknowledged and nothing else: what it has more is missing here.
@@ -100,7 +104,10 @@ pub fn replay(
     copy.clear().map_err(OpenError::Files)?;
     if applier.position != position {
         records
-            .flush_after(|layer| checkpoint(records, copy, layer))
+            .flush_after(|layer| {
+                append_at_start(records, copy, layer);
+                copy.clear()
+            })
             .map_err(|error| OpenError::Records(error.to_string()))?;
     }
     replayed.chain = Chain {
@@ -113,8 +120,15 @@ pub fn replay(
 
 /// Makes a layer durable in the copy, and what is no copy any more disappear, before the records have it.
 pub fn checkpoint(records: &Records, copy: &RecordsCopy, layer: &Layer) -> io::Result<()> {
-    copy.append(layer, records.extent().as_ref());
+    copy.append(layer, records.extent().as_ref())?;
     copy.clear()
+}
+
+/// The same while a folder is being opened. A failed sync costs the copy alone then, which has said so: what
+/// was written before was synced by itself, one after the other, and nobody has been told anything. It
+/// would fail again at each start if the place on the disk is bad.
+fn append_at_start(records: &Records, copy: &RecordsCopy, layer: &Layer) {
+    let _ = copy.append(layer, records.extent().as_ref());
 }
 
 /// A segment's successor says where its last acknowledged group ended.
@@ -223,7 +237,7 @@ impl Applier<'_> {
             }
             // Nothing of the journal is given back before the whole replay is durable.
             self.records.flush_after(|layer| {
-                self.copy.append(layer, self.records.extent().as_ref());
+                append_at_start(self.records, self.copy, layer);
                 Ok(())
             })
         });

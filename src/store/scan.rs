@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::durable;
 use super::frame::{ALIGNMENT, HEADER_BYTES, Header, Kind, MAGIC, Salt, Seal};
 
 /// Bytes read at a time when looking for a header or checking a payload.
@@ -148,7 +149,7 @@ pub fn wipe(file: &File, salt: Salt, (from, end): (u64, u64), is_meant: impl Fn(
             is_wiped = true;
         }
     }
-    if is_wiped { file.sync_data() } else { Ok(()) }
+    if is_wiped { durable::sync_data(file) } else { Ok(()) }
 }
 
 /// The payload of a small frame; `None` if its checksum does not match.

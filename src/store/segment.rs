@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 
+use super::durable;
 use super::format::Newer;
 use super::frame::{Salt, le32, le64};
 use crate::ext;
@@ -200,7 +202,8 @@ pub enum Filling {
     Reserve,
 }
 
-/// Makes a file of `size` bytes under a name that is not taken; it and its name are durable.
+/// Makes a file of `size` bytes under a name that is not taken; it and its name are durable. If not, it is
+/// gone again; its error may be a failed sync.
 pub fn create(folder: &Path, size: u64, filling: Filling) -> io::Result<SpareFile> {
     let path = folder.join(format!("{}.segment", ext::base32(&ext::random_bytes::<10>())));
     let made = create_at(&path, size, filling);
@@ -230,16 +233,12 @@ fn create_at(path: &Path, size: u64, filling: Filling) -> io::Result<File> {
             at += part as u64;
         }
     }
-    file.sync_all()?;
+    // Nothing of anybody's is in it yet. Its folder has other names in it, and is not forgiven.
+    durable::sync_all(&file).map_err(durable::forgive_full)?;
     if let Some(folder) = path.parent() {
-        sync_folder(folder)?;
+        durable::sync_folder(folder)?;
     }
     Ok(file)
-}
-
-/// Makes names in a folder durable.
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 /// Opens every segment file of a folder: those in use, those free, and the names of unreadable ones.
@@ -252,6 +251,7 @@ pub fn open_all(folder: &Path) -> io::Result<Found> {
         }
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         let size = file.metadata()?.len();
+        durable::forget(&file, NonZeroU64::new(DATA_START));
         let header = SegmentHeader::read(&file)?;
         let spare = SpareFile { file, path, size };
         match header {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::bell::Bell;
 use super::copy::RecordsCopy;
+use super::durable;
 use super::record::{Location, location_key};
 use super::sled::Records;
 use super::space::Space;
@@ -68,6 +69,16 @@ impl Shared {
         CommitError::Stopped(why)
     }
 
+    /// What an error of the files means for a commit: a full disk heals by itself, anything else may not,
+    /// and a sync that failed stops everything.
+    pub fn refuse(&self, error: &io::Error) -> CommitError {
+        match error {
+            error if durable::is_failed_sync(error) => self.stop(error.to_string()),
+            error if durable::is_full(error) => CommitError::Full(error.to_string()),
+            error => CommitError::Failed(error.to_string()),
+        }
+    }
+
     /// Why it stopped, if it did.
     pub fn stop_reason(&self) -> Option<String> {
         self.stopped.get().map(String::as_str).or_else(|| self.records.broken()).map(str::to_owned)
@@ -103,10 +114,8 @@ impl Shared {
 pub struct Faults {
     /// This many group writes fail halfway.
     pub writes_fail: AtomicU32,
-    /// They fail as if the disk were full.
+    /// Nothing is written, as if the disk were full; or what fails halfway, fails so.
     pub disk_is_full: AtomicBool,
-    /// This many syncs fail.
-    pub syncs_fail: AtomicU32,
     /// The committer panics at its next group.
     pub committer_panics: AtomicBool,
     /// Checkpoints are left out, so that everything is replayed at the next open of a copy.
@@ -118,13 +127,5 @@ pub struct Faults {
 impl Faults {
     pub(super) fn take(counter: &AtomicU32) -> bool {
         counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
-    }
-}
-
-/// What a failed write means for a commit: a full disk heals by itself, anything else may not.
-pub fn refused(error: &io::Error) -> CommitError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CommitError::Full(error.to_string()),
-        _ => CommitError::Failed(error.to_string()),
     }
 }

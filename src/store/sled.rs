@@ -446,12 +446,12 @@ fn guard_snapshot(metadata: &Path) -> std::io::Result<()> {
     }
     let Some(snapshot) = snapshot.filter(|snapshot| log.is_none_or(|log| log <= *snapshot)) else { return Ok(()) };
     std::fs::File::create(metadata.join(format!("log_{:016x}", snapshot + 1)))?.sync_all()?;
-    super::segment::sync_folder(metadata)
+    super::durable::sync_folder(metadata)
 }
 
 fn sync_file(path: &Path) -> std::io::Result<()> {
     std::fs::File::open(path)?.sync_all()?;
-    path.parent().map_or(Ok(()), super::segment::sync_folder)
+    path.parent().map_or(Ok(()), super::durable::sync_folder)
 }
 
 /// What a panic said.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::BlobsUsage;
+use super::durable;
 use super::segment::{self, Filling, InHand, Segment, SegmentHeader, SpareFile, Use};
 
 /// The segments of one folder.
@@ -52,20 +53,23 @@ impl Segments {
         self.used().values().cloned().collect()
     }
 
-    /// Begins a journal segment with room for `bytes` of frames. Its header is durable then: should
-    /// its first groups fail, what it says of its predecessor's end must still be found.
-    pub fn begin_shared(&self, bytes: u64, chain: Chain) -> io::Result<Arc<Segment>> {
+    /// A file with room for `bytes` of frames. Where there is none, nothing on the disk speaks of it.
+    pub fn spare_for(&self, bytes: u64) -> io::Result<SpareFile> {
         let needed = segment::DATA_START.saturating_add(bytes);
         let spare = if needed <= self.segment_bytes { self.spares().pop() } else { None };
-        let spare = match spare {
-            Some(spare) => spare,
-            None => segment::create(&self.folder, needed.max(self.segment_bytes), Filling::Reserve)?,
-        };
+        match spare {
+            Some(spare) => Ok(spare),
+            None => segment::create(&self.folder, needed.max(self.segment_bytes), Filling::Reserve),
+        }
+    }
+
+    /// Begins a journal segment in a file. Its header is durable then: should its first groups fail, what it
+    /// says of its predecessor's end must still be found. If this fails it may be on the disk all the same.
+    pub fn begin_shared(&self, spare: SpareFile, chain: Chain) -> io::Result<Arc<Segment>> {
         let mut header = SegmentHeader::new(Use::Shared, self.number());
         (header.previous, header.previous_end, header.commits_before) =
             (chain.previous, chain.previous_end, chain.commits);
-        let sync = |file: &std::fs::File| file.sync_data();
-        self.enter(header, spare, sync)
+        self.enter(header, spare, durable::sync_data)
     }
 
     /// Begins a segment of its own size for one body whose frame takes `bytes`.
@@ -114,11 +118,11 @@ impl Segments {
     pub fn keep_or_remove(&self, number: u64, spare: SpareFile) -> io::Result<()> {
         if spare.size != self.segment_bytes || self.spares().len() >= self.spares_max {
             std::fs::remove_file(&spare.path)?;
-            return segment::sync_folder(&self.folder);
+            return durable::sync_folder(&self.folder);
         }
         let freed = SegmentHeader::new(Use::Free, number);
         freed.write(&spare.file)?;
-        spare.file.sync_data()?;
+        durable::sync_data(&spare.file)?;
         self.spares().push(spare);
         Ok(())
     }

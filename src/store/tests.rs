@@ -44,7 +44,7 @@ impl Place {
     }
 
     /// Nothing reaches the records' disk: all is left to replay.
-    fn without_checkpoints(self) -> Self {
+    pub(super) fn without_checkpoints(self) -> Self {
         self.faults.checkpoints_skipped.store(true, Ordering::Release);
         self
     }
@@ -297,27 +297,6 @@ fn a_failed_write_leaves_nothing_and_heals() {
         assert_eq!(crashed.records.range(b"T", b"U", 10).unwrap().len(), round + 1);
         assert_eq!(crashed.engine.damage(), Vec::<String>::new());
     }
-}
-
-#[test]
-fn a_failed_sync_stops_everything_until_the_folder_is_reopened() {
-    let place = Place::new();
-    let opened = place.open();
-    place.put(&opened, "T0", 100);
-    place.faults.syncs_fail.store(1, Ordering::Release);
-    let mut batch = Batch::new();
-    batch.set(key("T1"), key("x"));
-    assert!(matches!(place.commit(&opened, batch), Err(CommitError::Stopped(_))));
-    assert_eq!(opened.records.get(b"T1"), Ok(None));
-    let mut batch = Batch::new();
-    batch.set(key("T2"), key("x"));
-    assert!(matches!(place.commit(&opened, batch), Err(CommitError::Stopped(_))));
-    assert!(matches!(opened.records.health(), Health::Stopped(_)));
-    assert_eq!(opened.records.get(b"T0"), Ok(Some(key("owed"))), "reading goes on");
-    drop(opened);
-    let opened = place.open();
-    assert_eq!(opened.records.health(), Health::Accepting);
-    place.put(&opened, "T3", 100);
 }
 
 #[test]
