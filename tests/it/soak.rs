@@ -121,6 +121,7 @@ fn the_books_are_clean_and_memory_is_flat_after_a_fault_a_minute() {
     promise.nothing_is_sent_again_by_a_restart();
     let again = promise.again_after_recording();
     assert!(again.is_empty(), "delivered again after its delivery was recorded: {again:?}");
+    promise.extra_copies_were_in_flight();
     let early: Vec<_> = samples.resting.iter().take((samples.resting.len() / 10).max(6)).collect();
     let (mib, open) = (early.iter().map(|one| one.1).fold(0.0, f64::max), early.iter().map(|one| one.2).max().unwrap());
     let (last_mib, last_open) = samples.resting.last().map(|last| (last.1, last.2)).unwrap();

@@ -1,6 +1,7 @@
 //! The k-th storage call of every thread fails with EIO, or with ENOSPC, or is the process's last, for
-//! every kind of call that writes to the data folder: whatever was acknowledged then is delivered, no
-//! file is left that the next start trips over, and nothing panics.
+//! every kind of call that the daemon makes in the data folder: whatever was acknowledged then is
+//! delivered, no file is left that the next start trips over, and nothing panics. A sync in the store that
+//! fails ends the process, whatever it was of.
 //!
 //! strace counts the calls of each thread apart. Calls that are also made for other purposes (`write`,
 //! `openat`) are limited to the files that lie in the data folder before the start, and the record
@@ -10,8 +11,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use postern::store::VerifyReport;
 
 use super::can_trace;
 use crate::harness::load::SinkMood;
@@ -20,17 +24,54 @@ use crate::harness::promise::{Promise, is_long, is_quick};
 
 /// What is done to a call, and how strace says it.
 const WAYS: [(&str, &str); 3] = [("EIO", "error=EIO"), ("ENOSPC", "error=ENOSPC"), ("killed", "signal=SIGKILL")];
-/// Calls that change files, whether they must be limited to the data folder, and how many a thread
-/// makes at most in a short life (the long round ends earlier where a call is not reached).
-const CALLS: [(&str, bool, usize); 8] = [
-    ("pwritev", false, 30),
-    ("pwrite64", false, 40),
-    ("fdatasync", false, 30),
-    ("fsync", false, 30),
-    ("fallocate", false, 1),
-    ("rename", false, 1),
-    ("write", true, 10),
-    ("openat", true, 40),
+/// Which of them a call can meet: all, or what does not say that there is no room.
+const ANY: &[usize] = &[0, 1, 2];
+const NOT_FULL: &[usize] = &[0, 2];
+
+/// A kind of call.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    /// It is made for other purposes too, and must be limited to the data folder.
+    is_limited: bool,
+    /// How many a thread makes at most in a short life; the long round ends earlier where one is not reached.
+    most: usize,
+    ways: &'static [usize],
+    /// The short round tries every way, not one of them.
+    is_vital: bool,
+}
+
+const fn kind(name: &'static str, is_limited: bool, most: usize, ways: &'static [usize]) -> Kind {
+    Kind { name, is_limited, most, ways, is_vital: false }
+}
+
+const fn vital(name: &'static str, most: usize) -> Kind {
+    Kind { name, is_limited: false, most, ways: ANY, is_vital: true }
+}
+
+/// What strace shows of a daemon at work in its data folder, but for what cannot fail in a way that matters
+/// (`close` and `fcntl`, whose results nobody can use; `mmap` and `readlink`, which the store does not make).
+const CALLS: [Kind; 20] = [
+    vital("pwritev", 30),
+    vital("pwrite64", 40),
+    vital("fdatasync", 30),
+    vital("fsync", 30),
+    kind("fallocate", false, 1, ANY),
+    kind("rename", false, 1, ANY),
+    kind("renameat", false, 4, ANY),
+    kind("write", true, 10, ANY),
+    kind("openat", true, 40, ANY),
+    kind("read", true, 20, NOT_FULL),
+    kind("pread64", false, 60, NOT_FULL),
+    kind("ftruncate", false, 4, ANY),
+    kind("unlink", false, 4, NOT_FULL),
+    kind("unlinkat", false, 4, NOT_FULL),
+    kind("mkdir", false, 3, ANY),
+    kind("getdents64", false, 12, NOT_FULL),
+    kind("lseek", false, 6, NOT_FULL),
+    kind("statx", true, 12, NOT_FULL),
+    kind("statfs", false, 4, NOT_FULL),
+    kind("flock", false, 3, NOT_FULL),
 ];
 /// How long senders work until the call must have been made, else there is no such call.
 const REACH: Duration = Duration::from_secs(5);
@@ -39,6 +80,11 @@ const AFTERMATH: Duration = Duration::from_millis(150);
 const SIGKILL: i32 = 9;
 /// The process's own say: out of storage, could not start. Everything else would be a fall.
 const EXITS: [i32; 2] = [74, 1];
+
+/// Lives until the first sync that fails in one is a segment's.
+const SEGMENT_TRIES: usize = 6;
+/// How long the daemon may take to end after a sync failed.
+const END_PATIENCE: Duration = Duration::from_secs(30);
 
 struct Fault {
     call: &'static str,
@@ -54,7 +100,7 @@ impl Fault {
 
     /// The wrapper that makes it; what strace saw goes to `trace`.
     fn wrapper(&self, data: &Path, trace: &Path) -> Vec<String> {
-        let mut line: Vec<String> = ["strace", "-f", "--seccomp-bpf", "-o"].map(str::to_owned).to_vec();
+        let mut line: Vec<String> = ["strace", "-f", "-y", "--seccomp-bpf", "-o"].map(str::to_owned).to_vec();
         line.push(trace.to_string_lossy().into_owned());
         line.extend(["-e".to_owned(), format!("trace={}", self.call)]);
         line.extend(["-e".to_owned(), format!("inject={}:{}:when={}", self.call, self.way.1, self.nth)]);
@@ -91,9 +137,21 @@ fn numbers(most: usize, turn: usize) -> Vec<usize> {
     }
 }
 
+/// Whether the trace shows a sync in the store that failed and must have ended the daemon. `-y` names the file.
+/// That there was no room for a file that nothing rests on yet is no such failure.
+fn has_failed_sync(trace: &Path) -> bool {
+    let seen = fs::read_to_string(trace).unwrap_or_default();
+    seen.lines().filter(|line| line.contains("(INJECTED)")).any(|line| {
+        let is_sync = line.contains("fsync(") || line.contains("fdatasync(");
+        let may_be_full = line.contains("ENOSPC")
+            && (line.contains("/store/copy/") || (line.contains("fsync(") && line.contains(".segment>")));
+        is_sync && line.contains("/store/") && !may_be_full
+    })
+}
+
 /// One life of the daemon with the fault in it; whether the fault was reached, and how the daemon ended.
-fn live_with(promise: &mut Promise, fault: &Fault, trace: &Path) -> (bool, Option<i32>) {
-    promise.instance.wrapper = fault.wrapper(&promise.instance.data, trace);
+fn live_with(promise: &mut Promise, wrapper: Vec<String>, trace: &Path) -> (bool, Option<i32>) {
+    promise.instance.wrapper = wrapper;
     promise.instance.spawn();
     let senders = promise.senders();
     let began = Instant::now();
@@ -110,6 +168,9 @@ fn live_with(promise: &mut Promise, fault: &Fault, trace: &Path) -> (bool, Optio
         thread::sleep(AFTERMATH);
         ended = promise.instance.ended();
     }
+    if ended.is_none() && has_failed_sync(trace) {
+        ended = Some(promise.wait_for_end(END_PATIENCE));
+    }
     // strace dies the way of what it traced, and then its last lines may be missing.
     let reached = is_reached() || ended.is_some_and(|status| status.signal() == Some(SIGKILL));
     if ended.is_none() {
@@ -118,6 +179,22 @@ fn live_with(promise: &mut Promise, fault: &Fault, trace: &Path) -> (bool, Optio
     senders.stop();
     promise.instance.wrapper.clear();
     (reached, ended.and_then(|status| status.code()))
+}
+
+/// A life with the fault and one without; whether the fault was reached.
+fn meets(promise: &mut Promise, fault: &Fault, trace: &Path) -> bool {
+    let wrapper = fault.wrapper(&promise.instance.data, trace);
+    let (was_reached, ended) = live_with(promise, wrapper, trace);
+    assert!(ended.is_none_or(|code| EXITS.contains(&code)), "{}: it ended with {ended:?}", fault.name());
+    promise.note_recorded();
+    let VerifyReport { damaged, .. } = promise.store_report().unwrap();
+    assert!(damaged.is_empty(), "{}: {damaged:?}", fault.name());
+    if was_reached {
+        promise.instance.try_start().unwrap_or_else(|why| panic!("after {}: {why}", fault.name()));
+        promise.instance.kill();
+        promise.note_recorded();
+    }
+    was_reached
 }
 
 #[test]
@@ -134,24 +211,21 @@ fn every_storage_call_may_fail_once_and_nothing_acknowledged_is_lost() {
     // The first serial that was sent under each fault, to tell which one lost what is missing.
     let mut under: BTreeMap<u64, String> = BTreeMap::new();
     let (mut reached, mut turn) = (0, 0);
-    for way in WAYS {
-        for (call, is_limited, most) in CALLS {
+    for kind in CALLS {
+        for &way in kind.ways {
             turn += 1;
-            for nth in numbers(most, turn) {
-                let fault = Fault { call, is_limited, way, nth };
+            // A sample in the short round.
+            if !(is_long() || kind.is_vital || way == kind.ways[turn % kind.ways.len()]) {
+                continue;
+            }
+            for nth in numbers(kind.most, turn) {
+                let fault = Fault { call: kind.name, is_limited: kind.is_limited, way: WAYS[way], nth };
                 under.insert(promise.next_serial(), fault.name());
                 let trace = folder.path().join(format!("trace.{}", under.len()));
-                let (was_reached, ended) = live_with(&mut promise, &fault, &trace);
-                assert!(ended.is_none_or(|code| EXITS.contains(&code)), "{}: it ended with {ended:?}", fault.name());
-                promise.note_recorded();
-                let report = promise.store_report().unwrap();
-                assert!(report.damaged.is_empty(), "{}: {:?}", fault.name(), report.damaged);
-                if !was_reached {
+                if !meets(&mut promise, &fault, &trace) {
                     break;
                 }
                 reached += 1;
-                promise.instance.try_start().unwrap_or_else(|why| panic!("after {}: {why}", fault.name()));
-                promise.instance.kill();
             }
         }
     }
@@ -169,4 +243,80 @@ fn every_storage_call_may_fail_once_and_nothing_acknowledged_is_lost() {
     promise.nothing_is_sent_again_by_a_restart();
     let again = promise.again_after_recording();
     assert!(again.is_empty(), "delivered again after its delivery was recorded: {again:?}");
+    promise.extra_copies_were_in_flight();
+}
+
+/// The sync of the segments' folder by name, and, while the daemon serves, that of each new segment.
+#[test]
+fn a_failed_sync_of_a_new_segment_or_of_its_folder_ends_the_process_and_nothing_acknowledged_is_lost() {
+    if is_quick() {
+        return not_run("failed sync of a new segment", "left out of the quick run");
+    }
+    if !can_trace() {
+        return not_run("failed sync of a new segment", "strace cannot trace here");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::DefersEvery(10));
+    assert!(promise.instance.stop().success());
+    // The last of these gets a segment of its own.
+    promise.load.sizes = [[2_000; 15].as_slice(), &[5_000_000]].concat();
+    let segments = promise.instance.data.join("store/segments");
+    let trace = folder.path().join("trace.folder");
+    let strace = ["strace", "-f", "-y", "--seccomp-bpf", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1"];
+    let mut wrapper = strace.map(str::to_owned).to_vec();
+    wrapper.extend(["-P", &segments.to_string_lossy(), "-o", &trace.to_string_lossy()].map(str::to_owned));
+    let (was_reached, ended) = live_with(&mut promise, wrapper, &trace);
+    assert!(was_reached && has_failed_sync(&trace), "the folder was not synced");
+    assert_eq!(ended, Some(74), "{}", promise.instance.log_tail());
+    promise.note_recorded();
+    promise.verify();
+
+    // Not while it starts: then the first sync is another one. Here a checkpoint's may come first.
+    let mut files = Vec::new();
+    for attempt in 0..SEGMENT_TRIES {
+        let trace = folder.path().join(format!("trace.segment.{attempt}"));
+        promise.instance.start();
+        promise.instance.wait_for_door();
+        let (senders, acknowledged) = (promise.senders(), promise.ledger.len());
+        while promise.ledger.len() < acknowledged + 3 {
+            assert!(promise.instance.ended().is_none(), "{}", promise.instance.log_tail());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let mut strace = attach(&promise, &trace);
+        let status = promise.wait_for_end(END_PATIENCE);
+        senders.stop();
+        strace.wait().unwrap();
+        promise.note_recorded();
+        assert_eq!(status.code(), Some(74), "{}", promise.instance.log_tail());
+        promise.verify();
+        let seen = fs::read_to_string(&trace).unwrap();
+        files.extend(seen.lines().filter(|line| line.contains("(INJECTED)")).map(str::to_owned));
+        if files.iter().any(|line| line.contains(".segment>")) {
+            break;
+        }
+    }
+    assert!(files.iter().any(|line| line.contains(".segment>")), "no segment's sync failed: {files:?}");
+    let log = fs::read_to_string(promise.instance.log()).unwrap();
+    assert!(log.contains("a sync failed"), "{}", promise.instance.log_tail());
+    promise.instance.start();
+    let missing = promise.settle();
+    promise.report("sync of a new segment fails", 2);
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}\n{}", promise.instance.log_tail());
+    promise.extra_copies_were_in_flight();
+}
+
+/// Lets the first `fsync` of each thread of the running daemon fail from now on.
+fn attach(promise: &Promise, trace: &Path) -> Child {
+    let pid = promise.instance.pid().to_string();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1", "-p", &pid, "-o"]).arg(trace);
+    let child = strace.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = Path::new("/proc").join(pid).join("status");
+    let deadline = Instant::now() + END_PATIENCE;
+    let is_traced = || !fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n");
+    while !is_traced() {
+        assert!(Instant::now() < deadline, "strace does not attach");
+        thread::sleep(Duration::from_millis(10));
+    }
+    child
 }

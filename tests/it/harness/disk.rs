@@ -5,6 +5,9 @@
 //! The cache is nbdkit's, reached through nbdfuse and a loop device. Cutting the power kills it: what
 //! was not flushed is gone, and from then on every write and every sync fails. So an answer that was
 //! given after a sync returned is an answer given while the power was on, and all of them can be judged.
+//!
+//! In front of the cache every write can be refused for a while. The kernel forgets what it could not write
+//! and says so once, to one sync; what it shows of the file is what should have been there.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long the cache may take to begin serving.
 const CACHE_PATIENCE: Duration = Duration::from_secs(20);
+/// While a file of this name is there, writes are refused.
+const REFUSES: &str = "disk.refuses";
 /// Tries to unmount while the dead daemon's files are being closed.
 const UNMOUNT_TRIES: usize = 100;
 
@@ -102,6 +107,15 @@ impl Disk {
         cache.nbdkit.wait().unwrap();
     }
 
+    /// From now on every write to the disk fails with EIO, or none does any more.
+    pub fn refuse_writes(&self, refuses: bool) {
+        let trigger = self.folder.join(REFUSES);
+        match refuses {
+            true => fs::write(trigger, "").unwrap(),
+            false => fs::remove_file(trigger).unwrap(),
+        }
+    }
+
     /// Mounts what is left on the image, its journal replayed and the file system checked. The daemon
     /// must not run any more.
     pub fn restore_power(&mut self) {
@@ -173,11 +187,12 @@ impl Cache {
         };
         let nbdkit = quiet(
             Command::new("nbdkit")
-                .args(["--foreground", "--exit-with-parent", "--filter=cache", "--unix"])
+                .args(["--foreground", "--exit-with-parent", "--filter=error", "--filter=cache", "--unix"])
                 .arg(&socket)
                 .arg("file")
                 .arg(image)
-                .args(["cache=writeback", "cache-min-block-size=4K"]),
+                .args(["cache=writeback", "cache-min-block-size=4K", "error=EIO", "error-pwrite-rate=100%"])
+                .arg(format!("error-file={}", folder.join(REFUSES).display())),
         )?;
         // Whatever fails below, what was started so far ends with this.
         let mut cache = Self { nbdkit, nbdfuse: None, file, device: None };

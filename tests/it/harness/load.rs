@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use rustls::pki_types::ServerName;
@@ -323,22 +323,38 @@ pub struct RecordingSink {
     pub address: SocketAddr,
     pub arrivals: Arrivals,
     mood: Arc<Mutex<SinkMood>>,
+    open: Arc<AtomicUsize>,
 }
 
 impl RecordingSink {
     pub fn start(address: SocketAddr, mood: SinkMood) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         let mood = Arc::new(Mutex::new(mood));
-        let sink = Self { address: listener.local_addr()?, arrivals: Arrivals::default(), mood: mood.clone() };
+        let (arrivals, open) = (Arrivals::default(), Arc::new(AtomicUsize::new(0)));
+        let sink = Self { address: listener.local_addr()?, arrivals, mood: mood.clone(), open: open.clone() };
         let (arrivals, deferred) = (sink.arrivals.clone(), Arc::new(Mutex::new(BTreeSet::new())));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (arrivals, mood, deferred) = (arrivals.clone(), mood.clone(), deferred.clone());
+                let (arrivals, mood, deferred, open) = (arrivals.clone(), mood.clone(), deferred.clone(), open.clone());
+                open.fetch_add(1, Ordering::AcqRel);
                 // A connection that breaks is the tested daemon's death; the sink goes on.
-                thread::spawn(move || drop(receive(&stream, &arrivals, &mood, &deferred)));
+                thread::spawn(move || {
+                    drop(receive(&stream, &arrivals, &mood, &deferred));
+                    open.fetch_sub(1, Ordering::AcqRel);
+                });
             }
         });
         Ok(sink)
+    }
+
+    /// Waits until everything that a dead daemon had sent has been read: it speaks only after our greeting, so
+    /// nothing of it is in a connection that was not taken yet.
+    pub fn finish_reading(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.open.load(Ordering::Acquire) > 0 {
+            assert!(Instant::now() < deadline, "a dead daemon's connections stay open");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Treats the next recipients so.

@@ -153,6 +153,11 @@ impl Instance {
         status
     }
 
+    /// Whether it was started and was not seen to end.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Starts the daemon without waiting.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the daemon runs already");

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -20,13 +21,11 @@ use super::zone::{SinkZone, zone_of_sink};
 const DOMAINS: [&str; 3] = ["one.test", "two.test", "three.test"];
 /// Deliveries that may be in flight at one death: 10 connections to each of three sites, each with a
 /// message under way and one whose outcome waits for the disk.
-pub const IN_FLIGHT_MAX: usize = 60;
+const IN_FLIGHT_MAX: usize = 60;
 /// Senders at the same time.
 const SENDERS: usize = 8;
 /// How long everything acknowledged may take to arrive after the last fault.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
-/// What a dead daemon had sent is read by the sink within this.
-const SINK_LAG: Duration = Duration::from_millis(100);
 
 /// An installation with one sender's login, its mail exchanger, and the books.
 pub struct Promise {
@@ -37,6 +36,9 @@ pub struct Promise {
     next: Arc<AtomicU64>,
     /// Serial -> copies that had arrived when its delivery was first seen recorded.
     recorded: BTreeMap<u64, usize>,
+    /// Serial -> the faults at which it had arrived and its delivery was not seen recorded.
+    in_flight: BTreeMap<u64, Vec<u64>>,
+    faults: u64,
     log_read: u64,
     _zone: SinkZone,
 }
@@ -76,7 +78,20 @@ impl Promise {
             http,
         };
         let (ledger, next) = (Ledger::default(), Arc::default());
-        Self { instance, sink, ledger, load, next, recorded: BTreeMap::new(), log_read: 0, _zone: zone }
+        let (recorded, in_flight) = (BTreeMap::new(), BTreeMap::new());
+        Self { instance, sink, ledger, load, next, recorded, in_flight, faults: 0, log_read: 0, _zone: zone }
+    }
+
+    /// Waits until the daemon has ended by itself, and says how.
+    pub fn wait_for_end(&mut self, patience: Duration) -> ExitStatus {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.instance.ended() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end:\n{}", self.instance.log_tail());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn senders(&self) -> Senders {
@@ -88,9 +103,10 @@ impl Promise {
         self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Notes which deliveries the daemon has recorded. For moments when it is dead.
+    /// Notes which deliveries the daemon has recorded, and which were in flight: those that had arrived and are
+    /// not known to be recorded. For every moment at which it is dead.
     pub fn note_recorded(&mut self) {
-        thread::sleep(SINK_LAG);
+        self.sink.finish_reading();
         let mut log = File::open(self.instance.log()).unwrap();
         log.seek(SeekFrom::Start(self.log_read)).unwrap();
         let mut bytes = Vec::new();
@@ -103,6 +119,28 @@ impl Promise {
             let copies = self.sink.arrivals.copies(serial);
             self.recorded.entry(serial).or_insert(copies);
         }
+        self.faults += 1;
+        for serial in self.sink.arrivals.serials() {
+            if !self.recorded.contains_key(&serial) {
+                self.in_flight.entry(serial).or_default().push(self.faults);
+            }
+        }
+    }
+
+    /// Every copy beyond the first is of a message that was in flight at a fault before it, one for each such
+    /// fault at most, and no fault caused more of them than deliveries can be in flight.
+    pub fn extra_copies_were_in_flight(&self) {
+        let (none, mut caused) = (Vec::new(), BTreeMap::<u64, usize>::new());
+        for serial in self.sink.arrivals.serials() {
+            let extra = self.sink.arrivals.copies(serial) - 1;
+            let faults = self.in_flight.get(&serial).unwrap_or(&none);
+            assert!(extra <= faults.len(), "{serial} arrived {extra} times again, and was in flight at {faults:?}");
+            for fault in &faults[..extra] {
+                *caused.entry(*fault).or_default() += 1;
+            }
+        }
+        let worst = caused.iter().max_by_key(|(_, extra)| **extra);
+        assert!(worst.is_none_or(|(_, extra)| *extra <= IN_FLIGHT_MAX), "extra copies by fault: {caused:?}");
     }
 
     /// How many deliveries were seen recorded so far.
@@ -155,6 +193,27 @@ impl Promise {
         thread::sleep(Duration::from_secs(3));
         let again = self.again_after_recording();
         assert!(again.is_empty(), "a restart delivered again what was recorded: {again:?}");
+    }
+
+    /// Starts the daemon and stops it again: what says that acknowledged mail is lost, if anything does. Only
+    /// where nothing was delivered, so that each acknowledged message must have its body in the store, and
+    /// only a refusal that names damage or what is missing counts, not that it did not start.
+    pub fn evidence_of_loss(&mut self) -> Option<String> {
+        assert_eq!(self.sink.arrivals.len(), 0, "something was delivered");
+        if let Err(why) = self.instance.try_start() {
+            return match self.store_report() {
+                Err(error @ OpenError::WentBack { .. }) => Some(error.to_string()),
+                Err(OpenError::Records(text)) if text.contains("damaged") => Some(text),
+                other => {
+                    println!("it did not start, and nothing says that mail is lost: {other:?}\n{why}");
+                    None
+                }
+            };
+        }
+        assert!(self.instance.stop().success());
+        let (report, acknowledged) = (self.store_report().unwrap(), self.ledger.len() as u64);
+        let lost = acknowledged.checked_sub(report.bodies).filter(|lost| *lost > 0);
+        lost.map(|lost| format!("{lost} of {acknowledged}"))
     }
 
     /// One line of figures, seen with `--nocapture`, and a row in the table of `tests/faults/run`.
