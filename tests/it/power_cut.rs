@@ -113,7 +113,7 @@ fn nothing_acknowledged_is_lost_when_a_sync_fails_and_the_power_is_cut_after_it(
     for round in 0..rounds {
         promise.sink.set_mood(if round % 3 == 2 { SinkMood::Shut } else { SinkMood::DefersEvery(10) });
         let senders = promise.senders();
-        thread::sleep(pause(round));
+        thread::sleep(pause(round) + Duration::from_millis(800));
         disk.refuse_writes(true);
         let status = promise.wait_for_end(END_PATIENCE);
         disk.refuse_writes(false);
