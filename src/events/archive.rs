@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,9 @@ pub struct Archive {
     folder: PathBuf,
     /// The last key in each day's file, as far as it was needed.
     last: Mutex<HashMap<String, Key>>,
+    /// The sync that failed, if one did: the next one may say that all is well and be wrong, and the events
+    /// stay in the store, where they are safe, until the daemon is started again.
+    not_synced: OnceLock<String>,
 }
 
 impl Archive {
@@ -85,7 +88,7 @@ impl Archive {
     pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
         let folder = folder.into();
         fs::create_dir_all(&folder)?;
-        Ok(Self { folder, last: Mutex::default() })
+        Ok(Self { folder, last: Mutex::default(), not_synced: OnceLock::new() })
     }
 
     /// Moves events into files until `shutdown`, once every consumer in `consumers` has passed them,
@@ -171,6 +174,9 @@ impl Archive {
 
     /// Writes frames and syncs them; returns the keys to be removed from the store.
     fn write_some(&self, store: &dyn Store, consumers: &[&str], now: Timestamp) -> Result<Vec<Key>, String> {
+        if let Some(why) = self.not_synced.get() {
+            return Err(format!("a sync of theirs failed ({why}); none is moved until the daemon is started again"));
+        }
         let Some(limit) = limit(store, consumers).map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
         // Not from the first event of all: those that were moved since the last checkpoint are passed over
         // one by one, however many they are.
@@ -208,10 +214,8 @@ impl Archive {
         let bytes = frame(&events)?;
         let path = self.path(day);
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        add_durably(&file, &bytes, |file| {
-            file.sync_data()?;
-            File::open(&self.folder)?.sync_all()
-        })?;
+        let folder = File::open(&self.folder)?;
+        add_durably(&file, &bytes, |file| self.note(file.sync_data().and_then(|()| folder.sync_all())))?;
         self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(day.to_owned(), last);
         Ok(())
     }
@@ -230,10 +234,19 @@ impl Archive {
         each_frame(&path, |index, _| last = Some(index.last))?;
         if last.is_some() {
             // A process that was killed between write and sync left what a power cut would still take away.
-            File::open(&path)?.sync_data()?;
-            File::open(&self.folder)?.sync_all()?;
+            let (file, folder) = (File::open(&path)?, File::open(&self.folder)?);
+            self.note(file.sync_data().and_then(|()| folder.sync_all()))?;
         }
         Ok(last)
+    }
+
+    /// What a sync came to. That there was no room is about what was written alone, which is cut off again.
+    fn note(&self, synced: io::Result<()>) -> io::Result<()> {
+        synced.inspect_err(|error| {
+            if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                let _ = self.not_synced.set(error.to_string());
+            }
+        })
     }
 
     /// Events of one message in the files, in the order they were written. Blocks on the disk.
@@ -500,6 +513,18 @@ fn next_magic(file: &mut File, mut offset: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_moved_any_more_and_a_full_disk_heals() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = Archive::open(folder.path()).unwrap();
+        let store = crate::store::MemoryStore::new();
+        let moves = || archive.write_some(&store, &[], Timestamp::now());
+        assert!(archive.note(Err(io::ErrorKind::StorageFull.into())).is_err() && moves().is_ok());
+        assert!(archive.note(Err(io::ErrorKind::Other.into())).is_err());
+        assert!(archive.note(Ok(())).is_ok());
+        assert!(moves().unwrap_err().contains("until the daemon is started again"));
+    }
 
     #[test]
     fn a_frame_that_could_not_be_made_durable_is_not_found_by_the_next_try() {
