@@ -32,6 +32,8 @@ pub enum Act {
     EndlessLine,
     /// Lines without end.
     EndlessLines,
+    /// Octets without end, this pause after each, no line end among them.
+    EndlessDrip(Duration),
     /// 354, then hang up after so many octets of the message.
     CloseWithinMessage(usize),
     /// 220, then something that is no TLS.
@@ -387,6 +389,11 @@ async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, act: Option<Act>, polite:
         },
         Some(Act::EndlessLines) => loop {
             stream.write_all(b"250-and another thing\r\n").await?;
+        },
+        Some(Act::EndlessDrip(pause)) => loop {
+            stream.write_all(b"2").await?;
+            stream.flush().await?;
+            tokio::time::sleep(pause).await;
         },
     }
     stream.flush().await?;

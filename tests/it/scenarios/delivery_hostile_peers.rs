@@ -171,6 +171,66 @@ async fn endless_and_malformed_replies_end_the_conversation() {
 }
 
 #[tokio::test]
+async fn replies_without_end_cost_one_timeout_at_most_at_each_stage() {
+    for act in [Act::EndlessLine, Act::EndlessLines, Act::EndlessDrip(Duration::from_millis(20))] {
+        for command in ["", "EHLO", "MAIL", "RCPT", "DATA", "."] {
+            for offers in [&["PIPELINING"][..], &[]] {
+                let script = Script::polite().offering(offers).always(command, act.clone());
+                let (peer, outbound) = world(script).await;
+                let id = outbound.owe(&["ann@shop.example"]).await;
+                let (why, detail) = deferred(&outbound.verdict(id).await);
+                // Only after the dot may the peer have taken it, and then nothing else is claimed.
+                let expected = if command == "." { Why::UnknownOutcome } else { Why::Network };
+                assert_eq!(why, expected, "{act:?} at {command:?}: {detail}");
+                assert!(peer.taken().is_empty());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reply_to_starttls_without_end_is_no_tls_and_nothing_leaves_where_tls_is_demanded() {
+    for act in [Act::EndlessLine, Act::EndlessLines, Act::EndlessDrip(Duration::from_millis(20))] {
+        let (script, _) = Script::polite().always("STARTTLS", act.clone()).with_tls("mx.shop.example");
+        let peer = Peer::start("127.0.1.1:0".parse().unwrap(), script).await;
+        let zone =
+            Zone::new().mx("shop.example", 10, "mx.shop.example").ipv4("mx.shop.example", "127.0.1.1".parse().unwrap());
+        let mut settings = settings(peer.address.port());
+        settings.mx_tls = postern::delivery::MxTls::Encrypted;
+        let outbound = Outbound::start("127.0.2.1", zone, settings).await;
+        let id = outbound.owe(&["ann@shop.example"]).await;
+        let (_, detail) = deferred(&outbound.verdict(id).await);
+        assert!(!peer.lines().iter().any(|line| line.starts_with("MAIL")), "{act:?}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_goodbye_without_end_undoes_no_delivery_and_keeps_no_other_mail_waiting() {
+    for act in [Act::EndlessLine, Act::EndlessLines, Act::EndlessDrip(Duration::from_millis(20)), Act::Silence] {
+        let (peer, outbound) = world(Script::polite().offering(&["LIMITS MAILMAX=1"]).always("QUIT", act.clone())).await;
+        for _ in 0..3 {
+            let id = outbound.owe(&["ann@shop.example"]).await;
+            let verdict = outbound.verdict(id).await;
+            assert!(matches!(verdict, MailEvent::Delivered { .. }), "{act:?}: {verdict:?}");
+        }
+        assert!(until(|| peer.lines().iter().any(|line| line == "QUIT")).await, "{act:?}");
+        assert_eq!((peer.taken().len(), peer.connections()), (3, 3), "{act:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_3xx_where_a_yes_belongs_is_none() {
+    for command in ["", "EHLO", "MAIL", "RCPT", "."] {
+        for offers in [&["PIPELINING"][..], &[]] {
+            let script = Script::polite().offering(offers).always(command, Act::Say("354 go on"));
+            let (why, detail) = deferred(&verdict(script).await);
+            assert_eq!(why, Why::Other, "at {command:?}: {detail}");
+            assert!(detail.contains("354 go on"), "{detail}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_reply_before_its_command_is_not_taken_for_an_answer() {
     for (command, bytes) in [
         ("EHLO", &b"250-mx\r\n250 PIPELINING\r\n250 2.0.0 queued\r\n"[..]),
