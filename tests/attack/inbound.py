@@ -1,6 +1,7 @@
 """Clients that attack the doors: what they hid is looked for at the sink."""
 
 import base64
+import importlib.util
 import json
 import re
 
@@ -178,10 +179,8 @@ def control(t):
 
 def espoofer(clone, binary):
     """Mail that names somebody else as its author."""
-    try:
-        import dkim  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Absent(f"{error}; it judges what arrives") from error
+    if importlib.util.find_spec("dkim") is None:
+        raise Absent("no module dkim (dkimpy); it judges what arrives")
     t = trial.Trial(binary)
     sites = {"attacker_site": OWN.encode(), "legitimate_site_address": f"admin@{FOREIGN}".encode(),
              "victim_address": INBOX.encode()}

@@ -41,10 +41,27 @@ def send(t, names):
 
 
 def history(t, queue_id):
-    """(every attempt's status, the last word about it) as people see it."""
+    """Every attempt's status, and the last word about it as people see it."""
     shown = t.tool("messages", "show", queue_id)
-    attempts = [attempt["status"] for attempt in shown["attempts"]]
-    return attempts, shown["recipients"][0]["why"]
+    return [attempt["status"] for attempt in shown["attempts"]], shown["recipients"][0]["why"]
+
+
+class Fates:
+    """What became of the messages, counted; each by itself if details are asked for."""
+
+    def __init__(self):
+        self.counts = {}
+
+    def add(self, what, attempts, why):
+        """How often it was recorded as delivered."""
+        fate = "delivered" if "ok" in attempts else attempts[-1] if attempts else "waiting for a reply"
+        self.counts[fate] = self.counts.get(fate, 0) + 1
+        if os.environ.get("POSTERN_ATTACK_DETAILS"):
+            print(f"           {what}: {fate}, {len(attempts)} tries: {why}")
+        return attempts.count("ok")
+
+    def __str__(self):
+        return ", ".join(f"{count} {fate}" for fate, count in sorted(self.counts.items()))
 
 
 def beside(t):
@@ -73,63 +90,67 @@ class Fake:
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def facts(self):
-        """(messages it took, what was given away in the clear, whether a login was tried)."""
-        taken = clear = logins = 0
+        """How many sessions it had, messages it took, MAIL it heard in the clear, logins it was offered."""
+        sessions = taken = clear = logins = 0
         for path in self.folder.glob("logs/*"):
             for line in path.read_text().splitlines():
                 fields = json.loads(line)["fields"]
-                taken += "Got Mail" in fields["message"]
                 said = fields.get("msg", "").upper() if fields["message"] == "read" else ""
-                clear += said.startswith("MAIL") and not fields["tls"]
+                sessions += fields["message"] == "accept"
+                taken += "Got Mail" in fields["message"]
+                clear += "MAIL FROM" in said and not fields["tls"]
                 logins += said.startswith("AUTH")
-        return taken, clear, logins
+        return sessions, taken, clear, logins
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
 
 
 def fake_mail_server(clone, binary):
     """Every script twice: where TLS is used if offered, and where the operator demands it."""
-    program = next((path for path in (os.environ.get("FAKE_MAIL_SERVER"), clone / "target/debug/fake_mail_server",
-                                      clone / "target/release/fake_mail_server") if path and os.access(path, os.X_OK)), None)
+    built = (os.environ.get("FAKE_MAIL_SERVER"), *sorted(clone.glob("target/*/fake_mail_server")))
+    program = next((path for path in built if path and os.access(path, os.X_OK)), None)
     if program is None:
         raise Absent("not built: cargo build in its folder")
     scripts = sorted(str(path.relative_to(clone)) for path in (clone / "testcases/smtp").rglob("*.ron"))
     for demand in ("opportunistic", "encrypted"):
         t = trial.Trial(binary)
-        before, fakes, names = t.memory(), {}, {}
-        for at, script in enumerate(scripts, 1):
-            name, address = f"s{at}", f"127.0.3.{at}"
-            fakes[name], names[name] = Fake(t, clone, program, script, address), script
-            t.zone.host(name + ".test", address)
-            if demand == "encrypted":
-                t.tool("tls", "set", name + ".test", demand)
-        time.sleep(1)
+        fakes = {}
         try:
-            ids = send(t, names)
-            end = time.monotonic() + VERDICT_SECONDS
-            while time.monotonic() < end and not all(history(t, ids[name])[0] for name in names):
-                time.sleep(1)
-            found = beside(t)
-            time.sleep(RETRIES_SECONDS)
-            fates = {}
-            for name, script in names.items():
-                attempts, why = history(t, ids[name])
-                taken, clear, logins = fakes[name].facts()
-                ok = attempts.count("ok")
-                fate = "delivered" if ok else attempts[-1] if attempts else "no verdict"
-                fates.setdefault(fate, []).append(script)
-                if os.environ.get("POSTERN_ATTACK_DETAILS"):
-                    print(f"           {script}: {fate}, {len(attempts)} tries, {clear} in the clear: {why}")
-                found += [f"{script}: it took {taken}, recorded {ok}"] if taken != ok or taken > 1 else []
-                found += [f"{script}: mail in the clear"] if clear and demand == "encrypted" else []
-                found += [f"{script}: a login"] if logins else []
-            grown = t.memory() - before
-            found += [f"the daemon grew by {grown} MiB"] if grown > GROWTH_MIB_MAX else []
-            counts = ", ".join(f"{len(scripts)} {fate}" for fate, scripts in sorted(fates.items()))
-            yield Result(f"TLS {'demanded' if demand == 'encrypted' else 'if offered'}", len(scripts), counts, found)
+            for at, script in enumerate(scripts, 1):
+                address = f"127.0.3.{at}"
+                fakes[f"s{at}"] = script, Fake(t, clone, program, script, address)
+                t.zone.host(f"s{at}.test", address)
+                if demand == "encrypted":
+                    t.tool("tls", "set", f"s{at}.test", demand)
+            yield from scripts_played(t, fakes, demand)
         finally:
-            for fake in fakes.values():
-                fake.process.kill()
-                fake.process.wait()
+            for _, fake in fakes.values():
+                fake.stop()
         t.close()
+
+
+def scripts_played(t, fakes, demand):
+    before, fates = t.memory(), Fates()
+    # For all of them to listen.
+    time.sleep(2)
+    ids = send(t, fakes)
+    end = time.monotonic() + VERDICT_SECONDS
+    while time.monotonic() < end and not all(history(t, ids[name])[0] for name in fakes):
+        time.sleep(1)
+    found = beside(t)
+    time.sleep(RETRIES_SECONDS)
+    for name, (script, fake) in fakes.items():
+        delivered = fates.add(script, *history(t, ids[name]))
+        sessions, taken, clear, logins = fake.facts()
+        found += [] if sessions else [f"{script}: nobody came"]
+        found += [f"{script}: it took {taken}, recorded {delivered}"] if taken != delivered or taken > 1 else []
+        found += [f"{script}: mail in the clear"] if clear and demand == "encrypted" else []
+        found += [f"{script}: a login"] if logins else []
+    grown = t.memory() - before
+    found += [f"the daemon grew by {grown} MiB"] if grown > GROWTH_MIB_MAX else []
+    yield Result("TLS demanded" if demand == "encrypted" else "TLS if offered", len(fakes), str(fates), found)
 
 
 def endless(_, binary):
@@ -148,20 +169,15 @@ def endless(_, binary):
         found += beside(t)
         peak = max(peak, t.memory())
         time.sleep(5)
-    fates = {}
+    fates = Fates()
     for name, peer in peers.items():
-        attempts, why = history(t, ids[name])
-        ok = attempts.count("ok")
-        fate = "delivered" if ok else attempts[-1] if attempts else "waits for the reply"
-        fates[fate] = fates.get(fate, 0) + 1
-        if os.environ.get("POSTERN_ATTACK_DETAILS"):
-            print(f"           {peer.mode} at {peer.stage}: {fate}, {len(attempts)} tries, {peer.said} octets: {why}")
-        found += [f"{peer.mode} at {peer.stage}: it took {peer.taken}, recorded {ok}"] if peer.taken != ok else []
+        what = f"{peer.mode} at {peer.stage}"
+        delivered = fates.add(f"{what}, {peer.said} octets", *history(t, ids[name]))
+        found += [f"{what}: it took {peer.taken}, recorded {delivered}"] if peer.taken != delivered else []
         is_whole = peer.mode == "reply by octets" or peer.stage == "QUIT"
-        found += [f"{peer.mode} at {peer.stage}: {fate}"] if is_whole != (fate == "delivered") else []
+        found += [f"{what}: {delivered} deliveries"] if delivered != is_whole or not peer.connections else []
     found += [f"the daemon grew by {peak - before} MiB"] if peak - before > GROWTH_MIB_MAX else []
-    counts = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
-    yield Result("replies without end at each stage", len(peers), f"{counts}; {peak - before} MiB more", found)
+    yield Result("at each stage, all at once", len(peers), f"{fates}; {peak - before} MiB more", found)
     t.close()
 
 
@@ -184,7 +200,8 @@ def smtp_sink(clone, binary):
         raise Absent("no smtp-sink in PATH or SMTP_SINK")
     # It refuses to run as root, as it says.
     program = [program, *(("-u", "nobody") if os.geteuid() == 0 else ())]
-    t, processes, options = trial.Trial(binary), [], {}
+    t, fates = trial.Trial(binary), Fates()
+    processes, options = [], {}
     for at, option in enumerate(SINK_OPTIONS, 1):
         name, address = f"k{at}", f"127.0.4.{at}"
         options[name] = option
@@ -198,11 +215,10 @@ def smtp_sink(clone, binary):
         found = beside(t)
         for name, option in options.items():
             attempts, why = history(t, ids[name])
+            fates.add(option, attempts, why)
             if attempts[0] != SINK_OPTIONS[option] or "(os error 111)" in why:
                 found.append(f"{option}: {attempts[0]} where {SINK_OPTIONS[option]} was expected: {why}")
-        fates = sorted(SINK_OPTIONS.values())
-        counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
-        yield Result("each of its options", len(options), counts if not found else "see below", found)
+        yield Result("each of its options", len(options), str(fates), found)
     finally:
         for process in processes:
             process.kill()

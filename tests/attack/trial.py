@@ -209,8 +209,9 @@ class Trial:
         certificate = folder + "/fullchain.pem"
         kind = ["rsa:2048"] if key == "rsa" else ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-days", "30", "-subj", "/CN=" + NAME, "-addext", f"subjectAltName=DNS:{NAME},IP:{HOST}",
-             "-keyout", folder + "/privkey.pem", "-out", certificate], check=True, capture_output=True)
+            ["openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-days", "30", "-subj", "/CN=" + NAME,
+             "-addext", f"subjectAltName=DNS:{NAME},IP:{HOST}", "-keyout", folder + "/privkey.pem", "-out", certificate],
+            check=True, capture_output=True)
         os.chmod(folder + "/privkey.pem", 0o600)
         return certificate
 
