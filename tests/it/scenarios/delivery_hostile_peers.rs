@@ -207,7 +207,8 @@ async fn a_reply_to_starttls_without_end_is_no_tls_and_nothing_leaves_where_tls_
 #[tokio::test]
 async fn a_goodbye_without_end_undoes_no_delivery_and_keeps_no_other_mail_waiting() {
     for act in [Act::EndlessLine, Act::EndlessLines, Act::EndlessDrip(Duration::from_millis(20)), Act::Silence] {
-        let (peer, outbound) = world(Script::polite().offering(&["LIMITS MAILMAX=1"]).always("QUIT", act.clone())).await;
+        let (peer, outbound) =
+            world(Script::polite().offering(&["LIMITS MAILMAX=1"]).always("QUIT", act.clone())).await;
         for _ in 0..3 {
             let id = outbound.owe(&["ann@shop.example"]).await;
             let verdict = outbound.verdict(id).await;
