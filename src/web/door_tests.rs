@@ -297,6 +297,73 @@ async fn the_door_speaks_tls_and_says_who_came() {
     served.await.unwrap();
 }
 
+/// A machine whose memory is full or not, as told.
+struct Memory(std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl crate::gate::Probe for Memory {
+    fn memory(&self) -> Option<crate::gate::Fill> {
+        let used = if self.0.load(std::sync::atomic::Ordering::SeqCst) { 99 } else { 1 };
+        Some(crate::gate::Fill { used, limit: 100, of: "test" })
+    }
+
+    fn descriptors(&self) -> Option<crate::gate::Fill> {
+        Some(crate::gate::Fill { used: 10, limit: 160, of: "test" })
+    }
+}
+
+/// How many of these were closed by the other side.
+async fn closed(streams: &mut [tokio::net::TcpStream]) -> usize {
+    let mut count = 0;
+    for stream in streams {
+        let mut octet = [0; 1];
+        count += usize::from(matches!(stream.try_read(&mut octet), Ok(0)));
+    }
+    count
+}
+
+#[tokio::test]
+async fn while_memory_is_short_the_door_has_eight_places_and_takes_idle_ones_back() {
+    use crate::background::Shutdown;
+    use crate::gate::{Gate, Settings as Marks};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = tempfile::tempdir().unwrap();
+    let name = crate::mail::Domain::parse("mx.example.com").unwrap();
+    crate::net::Certificates::write_self_signed(folder.path(), &name).unwrap();
+    let certificates = crate::net::Certificates::open(folder.path(), &name).unwrap();
+    let tls: super::TlsNow = Arc::new(move || certificates.server_config(&name));
+    let is_short = Arc::new(AtomicBool::new(false));
+    let gate = Gate::with_probe(Marks::default(), Box::new(Memory(Arc::clone(&is_short))));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
+    let door = super::door::Door::new(tls, two_shops(Settings::default()).await, Arc::new(gate), 256);
+    let stop = shutdown.clone();
+    let served = tokio::spawn(async move { door.serve(listener, stop).await });
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let until = async |silent: &mut Vec<tokio::net::TcpStream>, count: usize| {
+        for _ in 0..500 {
+            if closed(silent).await == count {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{} of {} are closed, not {count}", closed(silent).await, silent.len());
+    };
+    // An eighth of 160 descriptors is 20 places: the first ten made room.
+    until(&mut silent, 10).await;
+    is_short.store(true, Ordering::SeqCst);
+    until(&mut silent, 30 - super::SHORT_CONNECTIONS_MAX).await;
+    // Somebody who comes now still finds a place.
+    silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    until(&mut silent, 31 - super::SHORT_CONNECTIONS_MAX).await;
+    shutdown.cancel();
+    drop(silent);
+    served.await.unwrap();
+}
+
 /// Every operation of the document: method, path.
 pub(super) fn operations() -> Vec<(String, String)> {
     let document = super::document::document();

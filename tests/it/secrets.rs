@@ -223,8 +223,8 @@ impl World {
         credentials
     }
 
-    /// Mail by SMTP with the password, and by HTTP with a key, both signed.
-    fn send(&mut self, credentials: &Credentials, bearer: &str) {
+    /// Mail by SMTP with the password, and by HTTP with a key, both signed; the id of the latter.
+    fn send(&mut self, credentials: &Credentials, bearer: &str) -> String {
         let mut session = TlsSession::open(self.instance.door).unwrap();
         session.login(&credentials.login, &credentials.password).unwrap();
         session.command("MAIL FROM:<orders@shop.test>", "250").unwrap();
@@ -239,6 +239,25 @@ impl World {
         let ours = self.mail(|all| all.iter().any(|mail| by(mail, "SMTP")) && all.iter().any(|mail| by(mail, "HTTP")));
         for mail in ours.iter().filter(|mail| mail.contains("Subject: by ")) {
             assert_eq!(mail.matches("DKIM-Signature:").count(), 2, "the DKIM keys are used: {mail}");
+        }
+        text(&sent.json()["id"])
+    }
+
+    /// Exports everything of the tenant; the operation's id once its file is there.
+    fn export(&self, headers: &[(&str, &str)]) -> String {
+        let begun = self.ask("POST", "/tenants/shop/export", headers, Value::Null);
+        assert_eq!(begun.status, 202, "{}", begun.text());
+        let id = text(&begun.json()["id"]);
+        let began = Instant::now();
+        loop {
+            let answer = self.ask("GET", &format!("/tenants/shop/operations/{id}/result"), headers, Value::Null);
+            if answer.status == 200 {
+                let unpacked = unpacked(&answer);
+                assert!(unpacked.contains("shop.test"), "{unpacked}");
+                return id;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{}", answer.text());
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -259,6 +278,15 @@ impl World {
             self.secrets.add(&format!("a part of the DKIM key {selector}"), &plain[half..half + 16]);
         }
     }
+}
+
+/// An answer as it came, and the file in it unpacked.
+fn unpacked(answer: &Answer) -> String {
+    let mut text = answer.text();
+    if answer.body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        text.push_str(&String::from_utf8_lossy(&zstd::stream::decode_all(&*answer.body).unwrap()));
+    }
+    text
 }
 
 /// What `key` opens within a record: sealed values stand there as their length and their octets.
@@ -335,12 +363,18 @@ fn plant_and_use(world: &mut World) -> (Vec<(&'static str, String)>, String) {
     world.secrets.add("a person's password", PASSWORD);
     let (cookie, csrf) = world.log_in(json!({"email": "root@there.test", "password": PASSWORD}));
     let as_root = [("Cookie", cookie.as_str()), ("X-CSRF-Token", csrf.as_str()), ("Idempotency-Key", "a-key")];
-    let made = world.ask("POST", "/keys", &as_root, scopes);
+    let made = world.ask("POST", "/keys", &as_root, scopes.clone());
     assert_eq!(made.status, 201, "{}", made.text());
+    let again = world.ask("POST", "/keys", &as_root, scopes);
+    assert!(again.status < 500, "{}", again.text());
     let (key, key_id) = (text(&made.json()["text"]), text(&made.json()["key"]["id"]));
     world.secrets.add("an API key", &key);
     world.secrets.add("an API key's secret part", key.rsplit('_').next().unwrap());
-    world.send(&credentials, &format!("Bearer {key}"));
+    world.secrets.not_in(again.text().as_bytes(), "the answer to a repeat");
+    // Somebody follows the sessions, logins and all.
+    let trace = world.ask("POST", "/traces", &as_root[..2], json!({"direction": "in"}));
+    assert_eq!(trace.status, 201, "{}", trace.text());
+    let message = world.send(&credentials, &format!("Bearer {key}"));
     // A webhook: its requests are signed, with a password beside, and nobody is there to take them.
     let url = format!("https://hook.test:{}/in", free_port());
     let hook = json!({"name": "w", "url": url, "user": "u", "password": HOOK_PASSWORD});
@@ -374,7 +408,15 @@ fn plant_and_use(world: &mut World) -> (Vec<(&'static str, String)>, String) {
     world.secrets.add("the token of a link nobody followed", &spare);
     let login = credentials.login;
     let ids = [("tenant", "shop".to_owned()), ("domain", "shop.test".to_owned()), ("user", anna), ("key", key_id)];
-    let more = [("webhook", hook_id), ("login", login)];
+    let vip = text(&world.json_tool(&["vip", "list"])["rows"][0]["id"]);
+    let more = [
+        ("webhook", hook_id),
+        ("login", login),
+        ("id", message),
+        ("vip", vip),
+        ("operation", world.export(&as_root[..2])),
+        ("trace", trace.json()["trace"].to_string()),
+    ];
     (ids.into_iter().chain(more).collect(), cookie)
 }
 
@@ -397,17 +439,20 @@ fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
     // Every answer that lists or reads, as the instance's admin is given it.
     let export = world.json_tool(&["audit", "list", "--tenant", "shop"]);
     assert!(export.to_string().contains("webhook"), "{export}");
-    let mut read = 0;
+    let (mut read, mut all) = (0, String::new());
     for path in readable(&world, &ids) {
         let answer = world.ask("GET", &path, &[("Cookie", &cookie)], Value::Null);
         let with_tenant = world.ask("GET", &format!("{path}?tenant=shop"), &[("Cookie", &cookie)], Value::Null);
         for answer in [answer, with_tenant] {
             read += usize::from(answer.status == 200);
-            world.secrets.not_in(answer.text().as_bytes(), &path);
-            of_mail.not_in(answer.text().as_bytes(), &path);
+            let answer = unpacked(&answer);
+            all.push_str(&answer);
+            world.secrets.not_in(answer.as_bytes(), &path);
+            of_mail.not_in(answer.as_bytes(), &path);
         }
     }
-    assert!(read >= 40, "only {read} answers were read");
+    assert!(read >= 60, "only {read} answers were read");
+    assert!(all.contains("AUTH "), "the session that was followed is shown, without what proves who it is");
     for (command, what) in [("key", "list"), ("user", "list"), ("smtp-account", "list"), ("domain", "list")] {
         let said = world.instance.tool(&[command, what, "shop"]);
         world.secrets.not_in(said.as_bytes(), command);
@@ -447,8 +492,20 @@ fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
     of_mail.not_in(&log, "the log");
     let files = world.secrets.not_below(world.folder.path(), &["master.key", "backup.key", "certificates"]);
     assert!(files > 10, "{files} files");
+    // The same on a machine on which the backup was restored.
+    let restored = world.folder.path().join("restored");
+    let (file, key) = (file.display().to_string(), world.folder.path().join("backup.key").display().to_string());
+    let into = restored.display().to_string();
+    world.instance.tool(&["restore", &file, "--key", &key, "--into", &into, "--with-queue"]);
+    assert!(world.secrets.not_below(&restored, &["master.key", "certificates"]) > 3);
     // Bodies are not encrypted: the mailed token is in the mail's own segment, and nowhere else.
     of_mail.not_below(&world.instance.data, &["segments"]);
+    let segments = fs::read_dir(world.instance.data.join("store/segments")).unwrap();
+    let there = segments.filter(|segment| {
+        let path = segment.as_ref().unwrap().path();
+        !of_mail.found_in(&fs::read(path).unwrap()).is_empty()
+    });
+    assert_eq!(there.count(), 1, "what is on the disk is found there");
 }
 
 /// The tenant, and `selector._domainkey.domain` of the keys it signs with.
