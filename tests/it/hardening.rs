@@ -69,6 +69,13 @@ fn no_core_is_written_and_the_same_user_does_not_read_the_memory_either() {
         let read = as_nobody(&["head", "-c", "1", &process.join(file).display().to_string()]).unwrap();
         assert!(!read.status.success(), "{file} is read by the same user");
     }
+    // The gate still sees how full its own process is.
+    let status: serde_json::Value = serde_json::from_str(&instance.tool(&["status", "--json"])).unwrap();
+    for figure in ["memory_used", "descriptors_open", "descriptors_limit"] {
+        assert!(status[figure].as_u64().is_some_and(|number| number > 3), "{figure}: {status}");
+    }
+    let open = fs::read_dir(process.join("fd")).unwrap().count() as u64;
+    assert!(status["descriptors_open"].as_u64().unwrap().abs_diff(open) < 20, "{open} are open: {status}");
     let sent = Command::new("kill").args(["-ABRT", &instance.pid().to_string()]).status().unwrap();
     assert!(sent.success());
     let ended = loop {
