@@ -420,6 +420,31 @@ fn plant_and_use(world: &mut World) -> (Vec<(&'static str, String)>, String) {
     (ids.into_iter().chain(more).collect(), cookie)
 }
 
+/// In every answer that lists or reads, as the instance's admin is given it; all of them.
+fn hunt_in_answers(world: &World, (ids, cookie): (&[(&str, String)], &str), of_mail: &Secrets) -> String {
+    let export = world.json_tool(&["audit", "list", "--tenant", "shop"]);
+    assert!(export.to_string().contains("webhook"), "{export}");
+    let (mut read, mut all) = (0, String::new());
+    for path in readable(world, ids) {
+        let answer = world.ask("GET", &path, &[("Cookie", cookie)], Value::Null);
+        let with_tenant = world.ask("GET", &format!("{path}?tenant=shop"), &[("Cookie", cookie)], Value::Null);
+        for answer in [answer, with_tenant] {
+            read += usize::from(answer.status == 200);
+            let answer = unpacked(&answer);
+            all.push_str(&answer);
+            world.secrets.not_in(answer.as_bytes(), &path);
+            of_mail.not_in(answer.as_bytes(), &path);
+        }
+    }
+    assert!(read >= 60, "only {read} answers were read");
+    assert!(all.contains("AUTH "), "the session that was followed is shown, without what proves who it is");
+    for (command, what) in [("key", "list"), ("user", "list"), ("smtp-account", "list"), ("domain", "list")] {
+        let said = world.instance.tool(&[command, what, "shop"]);
+        world.secrets.not_in(said.as_bytes(), command);
+    }
+    all
+}
+
 #[test]
 fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
     let mut world = World::open();
@@ -436,27 +461,7 @@ fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
     let mut of_mail = Secrets::default();
     of_mail.add("the token of a link by mail", mailed.iter().find_map(token).unwrap());
 
-    // Every answer that lists or reads, as the instance's admin is given it.
-    let export = world.json_tool(&["audit", "list", "--tenant", "shop"]);
-    assert!(export.to_string().contains("webhook"), "{export}");
-    let (mut read, mut all) = (0, String::new());
-    for path in readable(&world, &ids) {
-        let answer = world.ask("GET", &path, &[("Cookie", &cookie)], Value::Null);
-        let with_tenant = world.ask("GET", &format!("{path}?tenant=shop"), &[("Cookie", &cookie)], Value::Null);
-        for answer in [answer, with_tenant] {
-            read += usize::from(answer.status == 200);
-            let answer = unpacked(&answer);
-            all.push_str(&answer);
-            world.secrets.not_in(answer.as_bytes(), &path);
-            of_mail.not_in(answer.as_bytes(), &path);
-        }
-    }
-    assert!(read >= 60, "only {read} answers were read");
-    assert!(all.contains("AUTH "), "the session that was followed is shown, without what proves who it is");
-    for (command, what) in [("key", "list"), ("user", "list"), ("smtp-account", "list"), ("domain", "list")] {
-        let said = world.instance.tool(&[command, what, "shop"]);
-        world.secrets.not_in(said.as_bytes(), command);
-    }
+    let answers = hunt_in_answers(&world, (&ids, &cookie), &of_mail);
 
     // A backup as a file, what it is made of beside it, and what is in it once it is opened.
     let copies = world.folder.path().join("copies");
@@ -483,6 +488,7 @@ fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
 
     // With the keys that sign at last, which only disk and master key together give.
     world.collect_dkim_keys(tenant, &keys);
+    world.secrets.not_in(answers.as_bytes(), "the answers");
     world.secrets.not_in(&opened, "the opened backup");
     world.secrets.not_in(&fs::read(&file).unwrap(), "the backup");
     of_mail.not_in(&fs::read(&file).unwrap(), "the backup");
@@ -498,9 +504,13 @@ fn a_planted_secret_is_in_no_log_no_answer_no_file_no_backup_and_no_core() {
     let into = restored.display().to_string();
     world.instance.tool(&["restore", &file, "--key", &key, "--into", &into, "--with-queue"]);
     assert!(world.secrets.not_below(&restored, &["master.key", "certificates"]) > 3);
-    // Bodies are not encrypted: the mailed token is in the mail's own segment, and nowhere else.
-    of_mail.not_below(&world.instance.data, &["segments"]);
-    let segments = fs::read_dir(world.instance.data.join("store/segments")).unwrap();
+    is_in_its_own_segment_only(&of_mail, &world.instance.data);
+}
+
+/// Bodies are not encrypted: what is in a mail is in that mail's own segment, and in no other file.
+fn is_in_its_own_segment_only(of_mail: &Secrets, data: &Path) {
+    of_mail.not_below(data, &["segments"]);
+    let segments = fs::read_dir(data.join("store/segments")).unwrap();
     let there = segments.filter(|segment| {
         let path = segment.as_ref().unwrap().path();
         !of_mail.found_in(&fs::read(path).unwrap()).is_empty()
