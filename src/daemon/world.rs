@@ -3,6 +3,7 @@
 //! whether an operator must act (configuration) or trying again may help.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,10 +93,10 @@ impl Folders {
     /// daemon's drafts are removed.
     pub(super) fn open(config: &Config) -> Result<Self, StartError> {
         let failed =
-            |folder: &Path, error: std::io::Error| StartError::Unavailable(format!("{}: {error}", folder.display()));
+            |folder: &Path, error: io::Error| StartError::Unavailable(format!("{}: {error}", folder.display()));
         let drafts = config.data.join(DRAFTS);
         match fs::remove_dir_all(&drafts) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&drafts, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&drafts, error)),
             _ => prepare_folder(&drafts)?,
         }
         let history = config.data.join(HISTORY);
@@ -134,7 +135,7 @@ fn prepare_data_folder(folder: &Path) -> Result<(), StartError> {
             "the data folder {folder} belongs to {owner}, and the daemon runs as uid {own}: {error}; \
              start it as the folder's owner, or: chown -R {own} {folder}",
             folder = folder.display(),
-            error = std::io::Error::from(errno),
+            error = io::Error::from(errno),
         ))
     })
 }
@@ -164,12 +165,23 @@ pub(super) fn with_other_key(store: &dyn Store, key: MasterKey) -> Result<Arc<Ma
 pub(super) fn certificates(config: &Config) -> Result<Arc<Certificates>, StartError> {
     let folder = config.certificates.display();
     let certificates = Certificates::open(&config.certificates, &config.hostname)
-        .map_err(|error| StartError::Configuration(format!("the certificate folder {folder}: {error}")))?;
+        .map_err(|error| unreadable(&format!("the certificate folder {folder}"), &error))?;
     if certificates.expiries().is_empty() {
         let remedy = "postern init writes a self-signed one to begin with";
         return Err(StartError::Configuration(format!("there is no usable certificate in {folder}; {remedy}")));
     }
     Ok(Arc::new(certificates))
+}
+
+/// What is not there, or not ours to read, only an operator can put right; a disk that errs, or a table of
+/// descriptors that is full, may be better at the next try.
+fn unreadable(what: &str, error: &io::Error) -> StartError {
+    use io::ErrorKind::{InvalidData, InvalidInput, NotADirectory, NotFound, PermissionDenied};
+    let text = format!("{what}: {error}");
+    match error.kind() {
+        NotFound | NotADirectory | PermissionDenied | InvalidData | InvalidInput => StartError::Configuration(text),
+        _ => StartError::Unavailable(text),
+    }
 }
 
 fn resolver(config: &Config, given: Option<Arc<dyn Resolver>>) -> Result<Arc<dyn Resolver>, StartError> {
@@ -205,4 +217,24 @@ fn given_sockets(config: &Config, overrides: &mut Overrides) -> Result<Vec<Given
     }
     let inherited = submission::inherited_sockets(&config.submission);
     inherited.map_err(|error| StartError::Unavailable(format!("the sockets systemd gave: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_errs_is_tried_again_and_what_an_operator_must_mend_is_not() {
+        use rustix::io::Errno;
+        for (errno, is_tried_again) in [
+            (Errno::IO, true),
+            (Errno::MFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+        ] {
+            let error = unreadable("the certificate folder", &errno.into());
+            assert_eq!(matches!(error, StartError::Unavailable(_)), is_tried_again, "{errno}");
+        }
+    }
 }
