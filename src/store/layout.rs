@@ -13,7 +13,7 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use super::frame::{self, Header, Kind, Salt, Seal};
-use super::segment::Segment;
+use super::segment::{PAGE_BYTES, Segment};
 use crate::mail::BodyId;
 
 /// Slices in one system call, at most (IOV_MAX of Linux).
@@ -110,6 +110,9 @@ impl<'a> Layout<'a> {
         tail.extend_from_slice(&seal);
         self.small(&tail);
         let end = self.at + header.frame_bytes();
+        // Up to the end of its page, so that no page is read from the disk to be written in part.
+        let page_end = end.next_multiple_of(PAGE_BYTES).min(segment.size.max(end));
+        self.small(&[0; PAGE_BYTES as usize][..usize::try_from(page_end - end).unwrap_or(0)]);
         let arena = &self.arena;
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {

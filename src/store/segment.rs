@@ -8,12 +8,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::durable;
 use super::format::Newer;
@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"PSTNSEG1";
 const FORMAT: u32 = 1;
 const BYTES: usize = 96;
 const ZEROS_BYTES: usize = 1024 * 1024;
+/// What direct writes keep to, whatever the disk's sectors are; a page of memory.
+pub const PAGE_BYTES: u64 = 4096;
 
 /// What a file is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +198,8 @@ pub struct SpareFile {
 /// How a new file gets its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filling {
-    /// Zeros are written: later overwrites need no file-system journal. For files made ahead of need.
+    /// Zeros are written, past the page cache: later overwrites need no file-system journal. For files made ahead of
+    /// need.
     Zeros,
     /// Blocks are reserved only: quick, and a full disk still shows now. For files needed at once.
     Reserve,
@@ -225,13 +228,7 @@ fn create_at(path: &Path, size: u64, filling: Filling) -> io::Result<File> {
             Err(errno) => return Err(errno.into()),
         }
     } else {
-        let zeros = vec![0; ZEROS_BYTES];
-        let mut at = 0;
-        while at < size {
-            let part = usize::try_from(size - at).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
-            file.write_all_at(&zeros[..part], at)?;
-            at += part as u64;
-        }
+        fill(&file, path, size)?;
     }
     // Nothing of anybody's is in it yet. Its folder has other names in it, and is not forgiven.
     durable::sync_all(&file).map_err(durable::forgive_full)?;
@@ -239,6 +236,29 @@ fn create_at(path: &Path, size: u64, filling: Filling) -> io::Result<File> {
         durable::sync_folder(folder)?;
     }
     Ok(file)
+}
+
+/// Writes zeros past the page cache where the file system lets us: nothing of them is copied or kept in
+/// memory, and no sync of a group waits for all of them at once.
+fn fill(file: &File, path: &Path, size: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_BYTES + PAGE_BYTES as usize];
+    let aligned = zeros.as_ptr().align_offset(PAGE_BYTES as usize);
+    let zeros = zeros.get(aligned..aligned.saturating_add(ZEROS_BYTES)).unwrap_or(&zeros);
+    let past_the_cache = OFlags::DIRECT.bits().cast_signed();
+    // Not every file system knows the flag (EINVAL), here or at the first write.
+    let direct = OpenOptions::new().write(true).custom_flags(past_the_cache).open(path).ok();
+    let mut at = 0;
+    while at < size {
+        let left = usize::try_from(size - at).unwrap_or(ZEROS_BYTES);
+        let part = zeros.get(..left).unwrap_or(zeros);
+        match direct.as_ref().map(|direct| direct.write_all_at(part, at)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+            Some(Err(_)) | None => file.write_all_at(part, at)?,
+        }
+        at += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// Opens every segment file of a folder: those in use, those free, and the names of unreadable ones.
@@ -330,5 +350,30 @@ impl std::ops::Deref for InHand {
 
     fn deref(&self) -> &Segment {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_made_ahead_has_all_its_blocks_and_zeros_in_them_whatever_its_size() {
+        // Memory has a file system that may not know direct writes.
+        for folder in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
+            for size in [ZEROS_BYTES as u64, 3 * ZEROS_BYTES as u64 + 100, 2 * ZEROS_BYTES as u64 + PAGE_BYTES] {
+                let made = create(folder.path(), size, Filling::Zeros).unwrap();
+                assert_eq!((made.size, made.file.metadata().unwrap().len()), (size, size));
+                assert!(
+                    made.file.metadata().unwrap().blocks() * 512 >= size,
+                    "nothing is left to be found at a full disk"
+                );
+                let mut bytes = vec![1; size as usize];
+                made.file.read_exact_at(&mut bytes, 0).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == 0), "{size}");
+            }
+        }
     }
 }
