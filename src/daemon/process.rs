@@ -39,9 +39,9 @@ const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
 pub fn keep_memory_private() {
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     // A handler that core(5) pipes dumps into is started whatever the limit is, but not for what is not dumpable.
-    let done = rustix::process::setrlimit(rustix::process::Resource::Core, none)
-        .and_then(|()| rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable));
-    if let Err(error) = done {
+    let limited = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    for error in [limited, undumpable].into_iter().filter_map(Result::err) {
         eprintln!("postern: core dumps could not be switched off: {error}");
     }
 }

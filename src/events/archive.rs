@@ -22,7 +22,7 @@ use crate::background::Shutdown;
 use crate::calendar::Calendar;
 use crate::ext::Timestamp;
 use crate::mail::QueueId;
-use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
+use crate::store::{Batch, Key, Store, StoreError, codec, prefix, settle};
 
 /// Events in one frame, at most.
 const FRAME_EVENTS: usize = 4_096;
@@ -157,7 +157,12 @@ impl Archive {
     ) -> Result<usize, String> {
         let (archive, source, names) = (Arc::clone(self), Arc::clone(store), consumers.to_vec());
         let moved = tokio::task::spawn_blocking(move || archive.write_some(&*source, &names, now));
-        let keys = moved.await.map_err(|error| error.to_string())??;
+        let moved = moved.await.map_err(|error| error.to_string())?;
+        if let Some(why) = self.not_synced.get() {
+            // Files of past events lie on the device of the mail, and a flush is of the whole device.
+            store.stop(&format!("a sync of past events failed: {why}"));
+        }
+        let keys = moved?;
         let count = keys.len();
         if count > 0 {
             let mut batch = Batch::new();
@@ -175,7 +180,7 @@ impl Archive {
     /// Writes frames and syncs them; returns the keys to be removed from the store.
     fn write_some(&self, store: &dyn Store, consumers: &[&str], now: Timestamp) -> Result<Vec<Key>, String> {
         if let Some(why) = self.not_synced.get() {
-            return Err(format!("a sync of theirs failed ({why}); none is moved until the daemon is started again"));
+            return Err(format!("a sync of theirs failed ({why}); none is moved by this process"));
         }
         let Some(limit) = limit(store, consumers).map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
         // Not from the first event of all: those that were moved since the last checkpoint are passed over
@@ -231,12 +236,14 @@ impl Archive {
             return Ok(Some(last.clone()));
         }
         let (path, mut last) = (self.path(day), None);
-        each_frame(&path, |index, _| last = Some(index.last))?;
-        if last.is_some() {
-            // A process that was killed between write and sync left what a power cut would still take away.
+        if path.exists() {
+            // A process that was killed between write and sync left what a power cut would still take away; nothing
+            // of it can be cut off again, so that want of room is no excuse here.
             let (file, folder) = (File::open(&path)?, File::open(&self.folder)?);
-            self.note(file.sync_data().and_then(|()| folder.sync_all()))?;
+            let synced = settle(&file).and_then(|()| folder.sync_all());
+            synced.inspect_err(|error| drop(self.not_synced.set(error.to_string())))?;
         }
+        each_frame(&path, |index, _| last = Some(index.last))?;
         Ok(last)
     }
 
@@ -513,17 +520,21 @@ fn next_magic(file: &mut File, mut offset: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Health;
 
-    #[test]
-    fn after_a_failed_sync_nothing_is_moved_any_more_and_a_full_disk_heals() {
+    #[tokio::test]
+    async fn after_a_failed_sync_nothing_is_moved_or_accepted_any_more_and_a_full_disk_heals() {
         let folder = tempfile::tempdir().unwrap();
-        let archive = Archive::open(folder.path()).unwrap();
-        let store = crate::store::MemoryStore::new();
-        let moves = || archive.write_some(&store, &[], Timestamp::now());
-        assert!(archive.note(Err(io::ErrorKind::StorageFull.into())).is_err() && moves().is_ok());
+        let archive = Arc::new(Archive::open(folder.path().join("history")).unwrap());
+        let settings = crate::store::Settings { folder: folder.path().join("store"), ..Default::default() };
+        let store: Arc<dyn Store> = crate::store::open(settings).unwrap().records;
+        let moves = || archive.move_some(&store, &[], Timestamp::now());
+        assert!(archive.note(Err(io::ErrorKind::StorageFull.into())).is_err());
+        assert_eq!((moves().await, store.health()), (Ok(0), Health::Accepting));
         assert!(archive.note(Err(io::ErrorKind::Other.into())).is_err());
         assert!(archive.note(Ok(())).is_ok());
-        assert!(moves().unwrap_err().contains("until the daemon is started again"));
+        assert!(moves().await.unwrap_err().contains("none is moved by this process"));
+        assert!(matches!(store.health(), Health::Stopped(why) if why.contains("past events")));
     }
 
     #[test]

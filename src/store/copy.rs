@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::copy_group::{EXTENT_KEY, FRAME_BYTES, Group, Writer};
-use super::durable::{forgive_full, is_failed_sync, sync_all, sync_data, sync_folder};
+use super::durable::{forgive_full, is_failed_sync, settle, sync_all, sync_data, sync_folder};
 use super::format::Newer;
 use super::frame::{Kind, Salt, le32};
 use super::layers::Layer;
@@ -338,6 +338,10 @@ impl CopyFile {
 
     fn open(path: PathBuf, writes: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(writes).open(&path)?;
+        if writes {
+            // A group that was not synced must not be taken for one that is there.
+            settle(&file)?;
+        }
         let length = file.metadata()?.len();
         let salt = read_head(&file, &path)?;
         let (base_end, last) = last_group(&file, salt, length)?.ok_or_else(|| damaged("no whole base"))?;

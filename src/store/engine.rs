@@ -135,6 +135,8 @@ fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
     let mut is_copy_bad = false;
     loop {
         let may_rebuild = opened.rebuilt.is_none() && !is_copy_bad;
+        // A process that was killed may have made and removed names that a power cut would still undo.
+        durable::sync_folder(&segments_folder).map_err(OpenError::Files)?;
         let found = segment::open_all(&segments_folder).map_err(format::files)?;
         let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
         if is_copy_bad {
@@ -449,6 +451,10 @@ impl Store for SledStore {
 
     fn writing_since(&self) -> Option<Instant> {
         *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self, why: &str) {
+        self.shared.stop(why.to_owned());
     }
 
     fn sharing(&self) -> Sharing {

@@ -61,6 +61,7 @@ mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
 pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, walk as chain_walk};
+pub use durable::settle;
 #[doc(hidden)]
 pub use engine::open_with;
 pub use engine::{SledStore, open};
@@ -347,6 +348,10 @@ pub trait Store: Send + Sync {
     fn writing_since(&self) -> Option<Instant> {
         None
     }
+
+    /// Accepts nothing more, for good: a sync that failed elsewhere on the device leaves nobody sure of what is on
+    /// it. A store that is on no disk goes on.
+    fn stop(&self, _why: &str) {}
 
     /// Whether others may have it open.
     fn sharing(&self) -> Sharing;

@@ -49,13 +49,15 @@ pub fn replay(
         found.used.iter().map(|(header, _)| header.number).chain(found.free.iter().map(|(number, _)| *number));
     let last_number = numbers.max().unwrap_or(0).max(position.segment);
     let unreadable = found.unreadable.iter();
-    let damage =
+    let mut damage: Vec<_> =
         unreadable.map(|spare| format!("{}: the segment's header is unreadable", spare.path.display())).collect();
     let mut used = BTreeMap::new();
     for (header, spare) in found.used {
         let segment = Segment::new(header, spare);
         segment.end.store(segment.size, Ordering::Release);
-        used.insert(header.number, segment);
+        if let Some(other) = used.insert(header.number, segment) {
+            damage.push(format!("{}: another segment has the number {}", other.path.display(), header.number));
+        }
     }
     bound_ends(&used);
     let mut replayed = Replayed { used, chain: Chain::default(), last_number, damage, batches: 0 };

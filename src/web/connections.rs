@@ -3,12 +3,14 @@
 //!
 //! Recipe: [`Connections::enter`] for each connection that was accepted; its [`Place`] is held as long as it lasts,
 //! and a [`Turn`] as long as a request of it is answered.
-//! Easy to get wrong: a connection without a request costs nothing to end, one with a request does; and a network
-//! that opens many must push out its own, not those of others.
+//! Easy to get wrong: a connection without a request costs nothing to end, and a stranger's request is no reason to
+//! keep one, or whoever drips requests has all places; what somebody known asked for is. And a network that opens
+//! many must push out its own, not those of others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -38,14 +40,16 @@ struct Held {
     next: u64,
     /// In the order they came.
     by_number: BTreeMap<u64, Connection>,
+    /// How many of them each network has.
+    of_network: HashMap<Network, usize>,
 }
 
 #[derive(Debug)]
 struct Connection {
     network: Network,
-    /// Requests being answered.
+    /// Requests of somebody known being answered.
     requests: usize,
-    /// When it came, or when something was last read or written for a request.
+    /// When it came, or when something was last read or written for such a request.
     since: Instant,
     /// Tells it to end at once.
     end: Shutdown,
@@ -59,9 +63,12 @@ pub(super) struct Place {
     end: Shutdown,
 }
 
-/// A request that is answered: as long as this is held, its connection is not idle.
+/// A request that is answered: as long as this is held, and it is known whose it is, its connection is not idle.
 #[derive(Debug)]
-pub(super) struct Turn(Arc<Place>);
+pub(super) struct Turn {
+    place: Arc<Place>,
+    is_known: AtomicBool,
+}
 
 impl Connections {
     /// A place for a connection from `peer` among `places`; if all are taken, that of one which is idle, which ends.
@@ -72,6 +79,7 @@ impl Connections {
         let (number, end) = (held.next, Shutdown::new());
         held.next += 1;
         let connection = Connection { network: Network::of(peer), requests: 0, since: now, end: end.clone() };
+        *held.of_network.entry(connection.network).or_default() += 1;
         held.by_number.insert(number, connection);
         Some((Place { connections: Arc::clone(self), number, end }, gone))
     }
@@ -103,13 +111,28 @@ impl Connections {
 
 impl Held {
     fn of(&self, network: Network) -> usize {
-        self.by_number.values().filter(|connection| connection.network == network).count()
+        self.of_network.get(&network).copied().unwrap_or(0)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Connection> {
+        let connection = self.by_number.remove(&number)?;
+        if let Some(count) = self.of_network.get_mut(&connection.network) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.of_network.remove(&connection.network);
+            }
+        }
+        Some(connection)
     }
 
     fn make_room(&mut self, peer: IpAddr, places: usize, now: Instant) -> Option<usize> {
+        let network = Network::of(peer);
         // Who is on this machine pushes out whom it must.
-        let own = if peer.to_canonical().is_loopback() { 0 } else { self.of(Network::of(peer)) };
-        let reserve = if own == 0 { 0 } else { RESERVE.min(places / 4) };
+        let is_here = peer.to_canonical().is_loopback();
+        let reserve = if is_here || self.of(network) == 0 { 0 } else { RESERVE.min(places / 4) };
+        // What a network has at work is no reason to refuse it what others leave idle.
+        let is_idle = |connection: &&Connection| connection.network == network && connection.may_go(now);
+        let own = if is_here { 0 } else { self.by_number.values().filter(is_idle).count() };
         let mut gone = 0;
         while self.by_number.len() >= places {
             if !self.displace(own, now) {
@@ -125,7 +148,7 @@ impl Held {
     }
 
     /// Ends the connection that can best be spared, of a network that holds at least `own`: of those without a
-    /// request, and of the network with the most of all, the one that has waited longest.
+    /// request of somebody known, and of the network with the most of all, the one that has waited longest.
     fn displace(&mut self, own: usize, now: Instant) -> bool {
         let candidates = self.by_number.iter().filter(|(_, connection)| connection.may_go(now));
         let ranked = candidates.map(|(number, connection)| {
@@ -136,7 +159,7 @@ impl Held {
         if of_network < own {
             return false;
         }
-        if let Some(connection) = self.by_number.remove(&number.0) {
+        if let Some(connection) = self.remove(number.0) {
             connection.end.cancel();
         }
         true
@@ -158,28 +181,34 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.held().by_number.remove(&self.number);
+        self.connections.held().remove(self.number);
     }
 }
 
 impl Turn {
     /// A request has come.
     fn begin(place: Arc<Place>) -> Arc<Self> {
-        place.connections.change(place.number, |connection| {
-            connection.requests += 1;
-            connection.since = Instant::now();
-        });
-        Arc::new(Self(place))
+        Arc::new(Self { place, is_known: AtomicBool::new(false) })
     }
 
-    /// Answers `request` within a turn, which lasts until the last piece of the answer was taken.
+    /// It is known whose request it is: from now on its connection keeps its place.
+    pub(super) fn known(&self) {
+        if !self.is_known.swap(true, Ordering::AcqRel) {
+            self.change(|connection| connection.requests += 1);
+        }
+    }
+
+    /// Answers `request` within a turn, which lasts until the last piece of the answer was taken. The request carries
+    /// it, for whoever finds out whose it is.
     pub(super) async fn answer<F: Future<Output = Response>>(
         place: Arc<Place>,
         request: Request,
         answer: impl FnOnce(Request) -> F,
     ) -> Response {
         let turn = Self::begin(place);
-        let response = answer(request.map(|body| turn.watch(body))).await;
+        let mut request = request.map(|body| turn.watch(body));
+        request.extensions_mut().insert(Arc::clone(&turn));
+        let response = answer(request).await;
         response.map(|body| turn.watch(body))
     }
 
@@ -189,16 +218,24 @@ impl Turn {
     }
 
     fn goes_on(&self) {
-        self.0.connections.change(self.0.number, |connection| connection.since = Instant::now());
+        if self.is_known.load(Ordering::Acquire) {
+            self.change(|_| {});
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Connection)) {
+        self.place.connections.change(self.place.number, |connection| {
+            connection.since = Instant::now();
+            change(connection);
+        });
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.connections.change(self.0.number, |connection| {
-            connection.requests = connection.requests.saturating_sub(1);
-            connection.since = Instant::now();
-        });
+        if self.is_known.load(Ordering::Acquire) {
+            self.change(|connection| connection.requests = connection.requests.saturating_sub(1));
+        }
     }
 }
 
@@ -260,15 +297,22 @@ mod tests {
         place.end.is_cancelled()
     }
 
+    /// A request of somebody known.
+    fn asked(place: Arc<Place>) -> Arc<Turn> {
+        let turn = Turn::begin(place);
+        turn.known();
+        turn
+    }
+
     #[test]
     fn the_one_that_has_been_idle_longest_makes_room_and_a_request_never_does() {
         let mut bench = Bench::new();
         let first = bench.comes(peer(1), 3).unwrap();
         let (second, third) = (bench.comes(peer(2), 3).unwrap(), bench.comes(peer(3), 3).unwrap());
-        let turn = Turn::begin(Arc::clone(&first));
+        let turn = asked(Arc::clone(&first));
         let fourth = bench.comes(peer(4), 3).unwrap();
         assert_eq!([ends(&first), ends(&second), ends(&third)], [false, true, false], "the first one has a request");
-        let _turns = [Turn::begin(third), Turn::begin(fourth)];
+        let _turns = [asked(third), asked(fourth)];
         assert!(bench.comes(peer(5), 3).is_none(), "all of them have a request");
         drop(turn);
         assert!(bench.comes(peer(5), 3).is_some() && ends(&first));
@@ -283,20 +327,61 @@ mod tests {
         assert!(!ends(&quiet) && bench.connections.len() == 40 - RESERVE, "{}", bench.connections.len());
         assert!(many[..169].iter().all(|place| ends(place)) && !many[169..].iter().any(|place| ends(place)));
         // With requests they can not be pushed out; what is in reserve is for others and for this machine.
-        let turns: Vec<_> = many[169..].iter().map(|place| Turn::begin(Arc::clone(place))).collect();
-        assert!(bench.comes(peer(2), 40).is_none() && !ends(&quiet), "not one of somebody who has one");
+        let turns: Vec<_> = many[169..].iter().map(|place| asked(Arc::clone(place))).collect();
+        let one_more = bench.comes(peer(2), 40).map(asked);
+        assert!(one_more.is_some() && ends(&quiet), "what somebody leaves idle it may have, and no more");
+        assert!(bench.comes(peer(2), 40).is_none() && bench.connections.len() == 40 - RESERVE);
         let others: Vec<_> = (10..17).map(|number| bench.comes(peer(number), 40).unwrap()).collect();
         let here: Vec<_> = (0..5).map(|_| bench.comes(IpAddr::from([127, 0, 0, 1]), 40).unwrap()).collect();
         assert!(!ends(here.last().unwrap()) && bench.connections.len() == 40, "whoever is here gets in");
-        assert!(others.iter().chain([&quiet]).filter(|place| ends(place)).count() <= 1, "mostly by its own idle ones");
+        assert!(others.iter().filter(|place| ends(place)).count() <= 1, "mostly by its own idle ones");
         drop((others, here, turns));
+    }
+
+    #[test]
+    fn a_strangers_request_keeps_no_place_however_it_drips() {
+        let mut bench = Bench::new();
+        let places: Vec<_> = (0..3).map(|number| bench.comes(peer(number), 3).unwrap()).collect();
+        let turns: Vec<_> = places.iter().map(|place| Turn::begin(Arc::clone(place))).collect();
+        turns[0].goes_on();
+        let fourth = bench.comes(peer(8), 3).unwrap();
+        assert!(ends(&places[0]), "it has been here longest, whatever it drips");
+        turns[1].known();
+        turns[1].known();
+        let fifth = bench.comes(peer(9), 3).unwrap();
+        assert!(!ends(&places[1]) && ends(&places[2]));
+        let _others = [asked(fourth), asked(fifth)];
+        assert!(bench.comes(peer(10), 3).is_none());
+        drop(turns);
+        assert!(bench.comes(peer(10), 3).is_some() && ends(&places[1]), "once it is answered it may go");
+    }
+
+    #[test]
+    fn a_network_with_much_at_work_takes_the_places_that_others_leave_idle() {
+        let mut bench = Bench::new();
+        let busy: Vec<_> = (0..4).map(|_| asked(bench.comes(peer(1), 20).unwrap())).collect();
+        let idle: Vec<_> = (0..11).map(|number| bench.comes(peer(20 + number), 20).unwrap()).collect();
+        assert!(bench.comes(peer(1), 20).is_some() && ends(&idle[0]));
+        drop(busy);
+    }
+
+    #[test]
+    fn thousands_are_displaced_at_once_without_standing_still() {
+        let mut bench = Bench::new();
+        let places: Vec<_> = (0..2_000_u32)
+            .map(|number| bench.comes(IpAddr::from((0x0a00_0000 + 256 * number).to_be_bytes()), 4_000).unwrap())
+            .collect();
+        assert_eq!(bench.connections.shrink(8, bench.now), 1_992);
+        assert_eq!(bench.connections.held().of_network.len(), 8);
+        drop(places);
+        assert!(bench.connections.held().of_network.is_empty());
     }
 
     #[test]
     fn a_request_that_stands_still_holds_no_place_for_ever() {
         let mut bench = Bench::new();
         let only = bench.comes(peer(1), 1).unwrap();
-        let turn = Turn::begin(Arc::clone(&only));
+        let turn = asked(Arc::clone(&only));
         let body = turn.watch(Body::from("some"));
         assert_eq!(body.size_hint().exact(), Some(4), "the length is still told");
         drop(turn);
@@ -311,7 +396,7 @@ mod tests {
     fn fewer_places_end_those_that_are_idle() {
         let mut bench = Bench::new();
         let places: Vec<_> = (0..10).map(|number| bench.comes(peer(number), 10).unwrap()).collect();
-        let _turns: Vec<_> = places[..5].iter().map(|place| Turn::begin(Arc::clone(place))).collect();
+        let _turns: Vec<_> = places[..5].iter().map(|place| asked(Arc::clone(place))).collect();
         assert_eq!(bench.connections.shrink(2, bench.now), 5);
         assert_eq!(bench.connections.len(), 5, "those with requests finish them");
         assert!(places[..5].iter().all(|place| !ends(place)) && places[5..].iter().all(|place| ends(place)));

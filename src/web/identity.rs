@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq;
 
 use super::Parts;
+use super::connections::Turn;
 use super::door::NetworkPeer;
 use super::problem::Problem;
 use crate::access::Actor;
@@ -63,6 +64,9 @@ pub async fn identify(State(parts): State<Arc<Parts>>, mut request: Request, nex
         Ok(None) => {}
         Ok(Some((mut actor, stay))) => {
             actor.request_id = request_id;
+            if let Some(turn) = request.extensions().get::<Arc<Turn>>() {
+                turn.known();
+            }
             request.extensions_mut().insert(actor);
             if let Some(stay) = stay {
                 request.extensions_mut().insert(stay);

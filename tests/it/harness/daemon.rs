@@ -10,7 +10,7 @@ use postern::accounts::{Limits, NewSmtpAccount};
 use postern::config::{self, Config, FeedbackDoor};
 use postern::daemon::{Daemon, Overrides};
 use postern::domains::Trust;
-use postern::ext::Timestamp;
+use postern::ext::{Timestamp, random_bytes};
 use postern::mail::{Address, Class, Domain, TenantId};
 use postern::net::{Certificates, Zone, ZoneServer};
 use postern::seal::MasterKey;
@@ -99,8 +99,10 @@ impl Running {
         let zone = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
         let (folder, zone) = (new_folder(), Arc::new(zone));
         let mut config = config(folder.path(), &zone, mx_port);
-        // Free at this moment; the daemon keeps trying should somebody else take it meanwhile.
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        // Free at this moment, and at an address that no other test binds to.
+        let [a, b, c] = random_bytes::<3>();
+        let free =
+            TcpListener::bind((Ipv4Addr::new(127, 64 | a, b, c.clamp(1, 254)), 0)).unwrap().local_addr().unwrap();
         config.feedback.door = FeedbackDoor::On;
         config.feedback.listen = vec![free];
         config.feedback.room.forward_to = Some(Address::parse("ops@there.test").unwrap());
