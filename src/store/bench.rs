@@ -1,4 +1,4 @@
-//! Figures for `docs/benchmarks.md`: `cargo test --release --lib store::bench -- --ignored --nocapture`.
+//! Figures for `docs/benchmarks.md`: `cargo test --release --lib store::bench -- --ignored --nocapture --test-threads=1`.
 //!
 //! Accept-only rate of the engine beside a raw segment log in the same run, and the two ways a batch
 //! could rest on disk. Not a test of anything: it prints.
