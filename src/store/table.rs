@@ -9,15 +9,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::BlobsUsage;
 use super::durable;
 use super::segment::{self, Filling, InHand, Segment, SegmentHeader, SpareFile, Use};
-
-/// Where a journal segment is filled in less than this, zeros written ahead would take as much of the disk
-/// as the mail does, and save journal writes of the file system that are rare beside such groups.
-const HURRY: Duration = Duration::from_secs(1);
 
 /// The segments of one folder.
 pub struct Segments {
@@ -27,31 +22,6 @@ pub struct Segments {
     used: Mutex<BTreeMap<u64, Arc<Segment>>>,
     spares: Mutex<Vec<SpareFile>>,
     next_number: AtomicU64,
-    pace: Mutex<Pace>,
-}
-
-/// How fast journal segments are filled.
-#[derive(Debug, Default)]
-struct Pace {
-    /// When the newest was begun.
-    begun: Option<Instant>,
-    /// How long the one before it lasted.
-    lasted: Option<Duration>,
-}
-
-impl Pace {
-    fn begins(&mut self, now: Instant) {
-        self.lasted = self.begun.replace(now).map(|begun| now.saturating_duration_since(begun));
-    }
-
-    /// How a file is to be made ahead of need.
-    fn filling(&self, now: Instant) -> Filling {
-        let is_recent = self.begun.is_some_and(|begun| now.saturating_duration_since(begun) < HURRY);
-        match self.lasted {
-            Some(lasted) if is_recent && lasted < HURRY => Filling::Reserve,
-            _ => Filling::Zeros,
-        }
-    }
 }
 
 impl Segments {
@@ -70,7 +40,6 @@ impl Segments {
             used: Mutex::new(used),
             spares: Mutex::new(Vec::new()),
             next_number: AtomicU64::new(last_number.saturating_add(1)),
-            pace: Mutex::default(),
         }
     }
 
@@ -97,7 +66,6 @@ impl Segments {
     /// Begins a journal segment in a file. Its header is durable then: should its first groups fail, what it
     /// says of its predecessor's end must still be found. If this fails it may be on the disk all the same.
     pub fn begin_shared(&self, spare: SpareFile, chain: Chain) -> io::Result<Arc<Segment>> {
-        self.pace().begins(Instant::now());
         let mut header = SegmentHeader::new(Use::Shared, self.number());
         (header.previous, header.previous_end, header.commits_before) =
             (chain.previous, chain.previous_end, chain.commits);
@@ -159,13 +127,12 @@ impl Segments {
         Ok(())
     }
 
-    /// Makes one file ahead of need, if none waits: filled with zeros, unless segments are used up in a hurry.
+    /// Fills one file with zeros ahead of need, if none waits.
     pub fn prepare_spare(&self) -> io::Result<()> {
         if self.spares_max == 0 || !self.spares().is_empty() {
             return Ok(());
         }
-        let filling = self.pace().filling(Instant::now());
-        let spare = segment::create(&self.folder, self.segment_bytes, filling)?;
+        let spare = segment::create(&self.folder, self.segment_bytes, Filling::Zeros)?;
         self.spares().push(spare);
         Ok(())
     }
@@ -188,10 +155,6 @@ impl Segments {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn spares(&self) -> MutexGuard<'_, Vec<SpareFile>> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,23 +169,4 @@ pub struct Chain {
     pub previous_end: u64,
     /// Commits acknowledged so far.
     pub commits: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_only_reserved_while_segments_are_used_up_in_a_hurry() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
-        let at = |millis| start + Duration::from_millis(millis);
-        assert_eq!(pace.filling(at(0)), Filling::Zeros);
-        pace.begins(at(0));
-        assert_eq!(pace.filling(at(10)), Filling::Zeros, "one segment is no pace");
-        pace.begins(at(200));
-        assert_eq!(pace.filling(at(210)), Filling::Reserve);
-        assert_eq!(pace.filling(at(1_300)), Filling::Zeros, "the hurry is over");
-        pace.begins(at(2_000));
-        assert_eq!(pace.filling(at(2_010)), Filling::Zeros);
-    }
 }
