@@ -78,8 +78,8 @@ pub struct Archive {
     folder: PathBuf,
     /// The last key in each day's file, as far as it was needed.
     last: Mutex<HashMap<String, Key>>,
-    /// The sync that failed, if one did: the next one may say that all is well and be wrong, and the events
-    /// stay in the store, where they are safe, until the daemon is started again.
+    /// The sync that failed, if one did: the next one may say that all is well and be wrong. The events stay in the
+    /// store, which accepts nothing more.
     not_synced: OnceLock<String>,
 }
 

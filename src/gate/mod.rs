@@ -95,19 +95,13 @@ impl Gate {
     /// # Errors
     /// What is short.
     pub fn admit(&self, work: Work) -> Result<(), Shortage> {
-        let mut state = self.look(LOOK_EVERY);
-        if state.taken > 0 && state.shortage(work).is_some() {
-            // Many may have begun and ended since: asked once more before anybody is refused.
-            drop(state);
-            state = self.look(LOOK_AGAIN);
-        }
-        match state.shortage(work) {
-            Some(shortage) => {
+        match self.look_for(work) {
+            (state, Some(shortage)) => {
                 drop(state);
                 self.shed(work, shortage);
                 Err(shortage)
             }
-            None => {
+            (mut state, None) => {
                 if work != Work::Message {
                     state.taken = state.taken.saturating_add(1);
                 }
@@ -123,13 +117,19 @@ impl Gate {
 
     /// What keeps `work` from being admitted now, as carefully as [`Gate::admit`] asks; counts nothing.
     pub fn shortage_of(&self, work: Work) -> Option<Shortage> {
-        let state = self.look(LOOK_EVERY);
-        if state.taken == 0 {
-            return state.shortage(work);
+        self.look_for(work).1
+    }
+
+    /// What keeps `work` from beginning. Many may have begun and ended since the last look: asked once more before
+    /// anybody is refused.
+    fn look_for(&self, work: Work) -> (MutexGuard<'_, State>, Option<Shortage>) {
+        let mut state = self.look(LOOK_EVERY);
+        if state.taken > 0 && state.shortage(work).is_some() {
+            drop(state);
+            state = self.look(LOOK_AGAIN);
         }
-        let shortage = state.shortage(work)?;
-        drop(state);
-        self.look(LOOK_AGAIN).shortage(work).map(|_| shortage)
+        let shortage = state.shortage(work);
+        (state, shortage)
     }
 
     /// A descriptor is opened by work that has a reserve of its own and was not asked for by [`Gate::admit`].

@@ -87,6 +87,12 @@ impl Reply {
         Self::new(code, Some(EnhancedStatus::new(class, subject, detail)), text)
     }
 
+    /// Whether the peer did what it was asked: a positive completion reply (RFC 5321 s4.2.1). A 3xx is none, it asks
+    /// for more.
+    pub fn is_completion(&self) -> bool {
+        self.code.0 / 100 == 2
+    }
+
     /// Where the first digit points.
     pub fn severity(&self) -> Severity {
         match self.code.0 {
@@ -234,6 +240,8 @@ mod tests {
     #[test]
     fn severity_follows_the_first_digit() {
         assert_eq!(Reply::new(354, None, "").severity(), Severity::Success);
+        let completes = |code| Reply::new(code, None, "").is_completion();
+        assert_eq!([199, 200, 299, 354, 450, 550].map(completes), [false, true, true, false, false, false]);
         assert_eq!(Reply::new(421, None, "").severity(), Severity::Transient);
         assert_eq!(Reply::new(554, None, "").severity(), Severity::Permanent);
     }

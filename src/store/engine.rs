@@ -133,10 +133,10 @@ fn bring_up(settings: &Settings) -> Result<Brought, OpenError> {
     let mut opened = rebuild::open_records(settings)?;
     format::stamp(&settings.folder)?;
     let mut is_copy_bad = false;
+    // A process that was killed may have made and removed names that a power cut would still undo.
+    durable::sync_folder(&segments_folder).map_err(OpenError::Files)?;
     loop {
         let may_rebuild = opened.rebuilt.is_none() && !is_copy_bad;
-        // A process that was killed may have made and removed names that a power cut would still undo.
-        durable::sync_folder(&segments_folder).map_err(OpenError::Files)?;
         let found = segment::open_all(&segments_folder).map_err(format::files)?;
         let copy = RecordsCopy::open(&settings.folder).map_err(format::files)?;
         if is_copy_bad {

@@ -191,8 +191,14 @@ impl Turn {
         Arc::new(Self { place, is_known: AtomicBool::new(false) })
     }
 
-    /// It is known whose request it is: from now on its connection keeps its place.
-    pub(super) fn known(&self) {
+    /// It is known whose `request` is: from now on its connection keeps its place. Nothing, if it has no turn.
+    pub(super) fn known_in(request: &Request) {
+        if let Some(turn) = request.extensions().get::<Arc<Self>>() {
+            turn.known();
+        }
+    }
+
+    fn known(&self) {
         if !self.is_known.swap(true, Ordering::AcqRel) {
             self.change(|connection| connection.requests += 1);
         }

@@ -77,7 +77,11 @@ pub async fn serve(listener: TcpListener, monitor: Arc<Monitor>, shutdown: Shutd
         let (place, shutdown) = (Arc::new(place), shutdown.clone());
         let taken = Arc::clone(&place);
         let router = router.clone().layer(from_fn(move |request: Request, next: Next| {
-            Turn::answer(Arc::clone(&taken), request, |request| next.run(request))
+            Turn::answer(Arc::clone(&taken), request, |request| {
+                // Whoever reaches this port is the operator's.
+                Turn::known_in(&request);
+                next.run(request)
+            })
         }));
         tasks.spawn(async move {
             tokio::select! {

@@ -64,9 +64,7 @@ pub async fn identify(State(parts): State<Arc<Parts>>, mut request: Request, nex
         Ok(None) => {}
         Ok(Some((mut actor, stay))) => {
             actor.request_id = request_id;
-            if let Some(turn) = request.extensions().get::<Arc<Turn>>() {
-                turn.known();
-            }
+            Turn::known_in(&request);
             request.extensions_mut().insert(actor);
             if let Some(stay) = stay {
                 request.extensions_mut().insert(stay);

@@ -226,7 +226,7 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         connection = connection.secure(call, tools, &Verify::Required).await?;
     }
     let greeting = connection.reply(Phase::Greeting, timeouts.greeting, tools.progress).await?;
-    if !is_yes(&greeting) {
+    if !greeting.is_completion() {
         return Err(connection.failure(Phase::Greeting, Trouble::Refused(greeting)));
     }
     connection.greet(call.ehlo, tools).await?;
@@ -339,7 +339,7 @@ impl Connection {
         if let Ok(reply) = &result {
             self.tap.reply(|| reply.one_line());
         }
-        let is_list = |reply: &Reply| phase == Phase::Hello && is_yes(reply);
+        let is_list = |reply: &Reply| phase == Phase::Hello && reply.is_completion();
         let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
         result.map_err(|trouble| self.failure(phase, trouble))
     }
@@ -414,7 +414,7 @@ impl Connection {
 
     /// `reply` came to EHLO.
     async fn greeted(&mut self, reply: Reply, name: &Domain, tools: &Tools<'_>) -> Result<(), Failure> {
-        if is_yes(&reply) {
+        if reply.is_completion() {
             self.extensions = Extensions::from_reply(&reply);
             return Ok(());
         }
@@ -422,7 +422,7 @@ impl Connection {
             return Err(self.failure(Phase::Hello, Trouble::Refused(reply)));
         }
         let reply = self.hello("HELO", name, tools).await?;
-        if !is_yes(&reply) {
+        if !reply.is_completion() {
             return Err(self.failure(Phase::Hello, Trouble::Refused(reply)));
         }
         self.extensions = Extensions::default();
@@ -544,7 +544,7 @@ impl Connection {
             return Err(self.failure(Phase::Login, trouble));
         };
         self.out.zeroize();
-        if is_yes(&reply) {
+        if reply.is_completion() {
             return Ok(());
         }
         Err(self.failure(Phase::Login, Trouble::Refused(reply)))
@@ -557,11 +557,6 @@ impl Connection {
             let _ = tokio::time::timeout(patience, self.stream.shutdown()).await;
         }
     }
-}
-
-/// Whether the peer did what it was asked (RFC 5321 s4.2.1): a 3xx asks for more, and there is no more here.
-fn is_yes(reply: &Reply) -> bool {
-    reply.code.0 / 100 == 2
 }
 
 /// What a peer says is kept with each recipient, in events and in notices: no more of it than people

@@ -203,8 +203,7 @@ fn judge(
     answers: &Answers,
     is_broken: bool,
 ) -> Vec<usize> {
-    let is_yes = |reply: &Reply| reply.code.0 / 100 == 2;
-    if let Some(mail) = answers.mail.as_ref().filter(|mail| !is_yes(mail)) {
+    if let Some(mail) = answers.mail.as_ref().filter(|mail| !mail.is_completion()) {
         round.decide(batch, &connection.outcome(mail, Phase::Mail));
         return Vec::new();
     }
@@ -212,7 +211,7 @@ fn judge(
     let mut replies = answers.recipients.iter();
     for index in batch {
         match replies.next() {
-            Some(reply) if is_yes(reply) => accepted.push(*index),
+            Some(reply) if reply.is_completion() => accepted.push(*index),
             // RFC 5321 s4.5.3.1.10: so many and no more; the others get a transaction of their own.
             Some(reply) if is_too_many_recipients(reply) && !accepted.is_empty() && !is_broken => again.push(*index),
             Some(reply) => round.decide(&[*index], &connection.outcome(reply, Phase::Rcpt)),
@@ -277,7 +276,7 @@ async fn ask_one_by_one(
     let mut line = String::with_capacity(128);
     mail_line(&mut line, (claim, batch), connection);
     let mail = step(connection, &line, (Phase::Mail, timeouts.mail), progress).await?;
-    let is_refused = mail.code.0 / 100 != 2;
+    let is_refused = !mail.is_completion();
     answers.mail = Some(mail);
     if is_refused {
         return Ok(());
@@ -288,7 +287,7 @@ async fn ask_one_by_one(
         let reply = step(connection, &line, (Phase::Rcpt, timeouts.rcpt), progress).await?;
         answers.recipients.push(reply);
     }
-    if answers.recipients.iter().any(|reply| reply.code.0 / 100 == 2) {
+    if answers.recipients.iter().any(Reply::is_completion) {
         answers.data = Some(step(connection, "DATA\r\n", (Phase::Data, timeouts.data), progress).await?);
         connection.expect_silence(Phase::Data)?;
     }
