@@ -23,7 +23,7 @@ use crate::mail::{Class, Domain, TenantId};
 use crate::net::{Certificates, Zone, ZoneServer};
 use crate::seal::MasterKey;
 use crate::sink::{Received, Sink};
-use crate::store::{Key, after_prefix, codec, prefix};
+use crate::store::{Key, OpenError, after_prefix, codec, lock_folder, prefix};
 use crate::vips::{NewVip, Owner};
 
 /// Who sends.
@@ -36,6 +36,8 @@ pub(super) const VIP_NAME: &str = "mx.shop.example";
 const SINK_NAME: &str = "mx.inbox.example";
 /// How long the door may take to open.
 const DOOR_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the stopped daemon's store may take to close.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// Octets of a DNS record shown, at most.
 const RECORD_SHOWN_MAX: usize = 40;
 /// Events read at once.
@@ -56,6 +58,7 @@ pub(super) struct Stage {
     daemon: Daemon,
     zone: ZoneServer,
     received: Mutex<Receiver<Received>>,
+    store_folder: PathBuf,
     folder: TempDir,
 }
 
@@ -73,6 +76,7 @@ impl Stage {
         let ports = [free_port().map_err(text)?, free_port().map_err(text)?];
         let config = configuration(&folder, ports, sink.address.port(), zone.address())?;
         MasterKey::generate(&folder.path().join("master.key")).map_err(text)?;
+        let store_folder = config.store.folder.clone();
         let daemon = Daemon::start(config, Overrides { mail_log: log, ..Overrides::default() }).await.map_err(text)?;
         let (user, password) = furnish(&daemon, &zone, trail).await?;
         let stage = Self {
@@ -84,6 +88,7 @@ impl Stage {
             daemon,
             zone,
             received: Mutex::new(sink.received),
+            store_folder,
             folder,
         };
         stage.wait_for_door().await?;
@@ -92,10 +97,13 @@ impl Stage {
 
     /// Takes everything down; what is still owed goes with the folder.
     pub(super) async fn strike(self) {
-        let Self { daemon, folder, .. } = self;
+        let Self { daemon, folder, store_folder, .. } = self;
         daemon.stop().await;
-        // Its store writes when it closes, which is when nobody holds it any more.
         drop(daemon);
+        // Its store writes when it closes, which is when nobody holds it any more; a reader on its way may.
+        if !is_closed(store_folder).await {
+            eprintln!("postern try: the store is still open after {} s", STORE_PATIENCE.as_secs());
+        }
         if let Err(error) = folder.close() {
             eprintln!("postern try: the temporary folder is left behind: {error}");
         }
@@ -223,6 +231,19 @@ fn first_zone() -> Zone {
         .ipv4(SINK_NAME, Ipv4Addr::LOCALHOST)
         .ipv4(VIP_NAME, Ipv4Addr::LOCALHOST)
         .ptr(Ipv4Addr::LOCALHOST.into(), VIP_NAME)
+}
+
+/// Waits until nobody holds a store; whether that came true.
+async fn is_closed(folder: PathBuf) -> bool {
+    let until = Instant::now() + STORE_PATIENCE;
+    let wait = move || {
+        let mut held = lock_folder(&folder);
+        while matches!(held, Err(OpenError::InUse(_))) && Instant::now() < until {
+            held = lock_folder(&folder);
+        }
+        held.is_ok()
+    };
+    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 fn configuration(folder: &TempDir, ports: [u16; 2], mx_port: u16, dns: SocketAddr) -> Result<Config, String> {
