@@ -476,6 +476,37 @@ mod tests {
     }
 
     #[test]
+    fn memory_holds_what_the_cache_may_hold_however_records_are_written_and_read() {
+        const RECORDS: u32 = 160_000;
+        const CACHE: usize = 8 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path(), CACHE, None).unwrap();
+        let resident = || records.with(|db| Ok(db.resident_bytes())).unwrap();
+        let key = |number: u32| [&b"T"[..], &number.to_be_bytes()].concat();
+        let (value, mut most) = ([7; 100], 0);
+        for number in 0..RECORDS {
+            // Every second one goes between those that are there.
+            let number = if number % 2 == 0 { number } else { number.wrapping_mul(7919) % RECORDS };
+            apply(&records, &[Operation::Set(&key(number), &value)], Position::default());
+            if number % 4_000 == 0 {
+                records.flush().unwrap();
+                most = most.max(resident());
+            }
+        }
+        records.flush().unwrap();
+        let written = most;
+        for from in (0..RECORDS).step_by(5) {
+            // As a copy of everything and readers of events read, a little at a time.
+            assert!(records.range(&key(from), &key(RECORDS), 5).unwrap().len() <= 5);
+            if from % 4_000 == 0 {
+                most = most.max(resident());
+            }
+        }
+        // What was written last waits for the next flush, and sizes are rounded to powers of two.
+        assert!((CACHE / 2..2 * CACHE).contains(&most), "{most} bytes in memory, {written} after writing");
+    }
+
+    #[test]
     fn what_was_flushed_is_there_after_a_reopen_however_writes_and_flushes_met() {
         let folder = tempfile::tempdir().unwrap();
         let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
@@ -487,7 +518,9 @@ mod tests {
             random
         };
         for round in 0..8 {
-            let records = Arc::new(Records::open(folder.path(), 1 << 20, None).unwrap());
+            // With hardly any cache every leaf goes and comes back again and again.
+            let cache = [1 << 20, 1 << 8][round % 2];
+            let records = Arc::new(Records::open(folder.path(), cache, None).unwrap());
             let found: BTreeMap<_, _> = records.range(b"T", b"U", usize::MAX).unwrap().into_iter().collect();
             assert!(found == model, "round {round}: {} found, {} expected", found.len(), model.len());
             let done = Arc::new(AtomicBool::new(false));

@@ -49,6 +49,12 @@ const RESIDENT_MIB_MAX: u64 = 1024;
 const IDLE_MIB_MAX: u64 = 40;
 const ACCEPT_RATIO_MIN: f64 = 0.8;
 const SLOPE_MAX: f64 = 1.2;
+/// A process that takes less than this share of a processor ...
+const STILL_SHARE: f64 = 0.1;
+/// ... for this long has nothing left to catch up with.
+const STILL_FOR: Duration = Duration::from_secs(5);
+/// How long that may take.
+const CAUGHT_UP_MAX: Duration = Duration::from_secs(15 * 60);
 
 fn messages_wanted() -> usize {
     std::env::var("POSTERN_SCALE_MESSAGES").ok().and_then(|text| text.parse().ok()).unwrap_or(MESSAGES)
@@ -267,6 +273,23 @@ fn accept_rate(promise: &Promise) -> (f64, f64) {
     (rate, spent.as_secs_f64() * 1e6 / (promise.ledger.len() - all_before) as f64)
 }
 
+/// The queue was filled without the daemon: its consumers of events (search, statistics, webhooks...) have all of
+/// it before them, which no daemon that accepted the messages itself would have. How long they take until the
+/// process is still.
+fn catch_up(pid: u32) -> Duration {
+    let began = Instant::now();
+    let mut still_since = Instant::now();
+    while still_since.elapsed() < STILL_FOR {
+        assert!(began.elapsed() < CAUGHT_UP_MAX, "the consumers are still at work");
+        let before = cpu_of(pid);
+        thread::sleep(Duration::from_secs(1));
+        if (cpu_of(pid) - before).as_secs_f64() > STILL_SHARE {
+            still_since = Instant::now();
+        }
+    }
+    began.elapsed() - STILL_FOR
+}
+
 /// The one in the middle.
 fn middle(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
@@ -334,8 +357,8 @@ fn with_a_million_messages_queued_the_daemon_serves_at_once() {
     println!("the filling process, which wrote them all: {} MiB resident", resident_mib(std::process::id()));
     let serving = start(&mut promise);
     println!("serving after {serving:?}, {} MiB resident", resident_mib(promise.instance.pid()));
-    thread::sleep(Duration::from_secs(10));
-    println!("10 s later: {} MiB resident", resident_mib(promise.instance.pid()));
+    let caught_up = catch_up(promise.instance.pid());
+    println!("its consumers caught up {caught_up:?} later: {} MiB resident", resident_mib(promise.instance.pid()));
     let (full, full_cost): (Vec<_>, Vec<_>) = (0..3).map(|_| accept_rate(&promise)).unzip();
     let resident = resident_mib(promise.instance.pid());
     println!("with {wanted} queued: {full:.0?} accepted/s, {resident} MiB resident");

@@ -3,6 +3,7 @@
 //! Each minute senders work for half of it, one fault falls at a random moment of that half (a kill,
 //! an orderly stop, a reload), and the daemon rests for the other half. Afterwards the books are compared
 //! as in the kill rounds. Memory and descriptors are written each few seconds into a file of samples.
+//! With `--one-process` every fault is a reload, so that nothing a restart would give back is given back.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -35,7 +36,11 @@ enum Fault {
 }
 
 impl Fault {
+    /// One of all, or what leaves the process standing.
     fn any() -> Self {
+        if std::env::var_os("POSTERN_SOAK_ONE_PROCESS").is_some() {
+            return Self::Reload;
+        }
         [Self::Kill, Self::Stop, Self::Reload][usize::from(random_bytes::<1>()[0] % 3)]
     }
 

@@ -5,7 +5,8 @@ pub(crate) struct Leaf<const LEAF_FANOUT: usize> {
     pub lo: InlineArray,
     pub hi: Option<InlineArray>,
     pub prefix_length: usize,
-    pub data: stack_map::StackMap<InlineArray, InlineArray, LEAF_FANOUT>,
+    // postern: see there
+    pub data: leaf_map::LeafMap,
     pub in_memory_size: usize,
     pub mutation_count: u64,
     #[serde(skip)]
@@ -24,7 +25,7 @@ impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
             lo: InlineArray::default(),
             hi: None,
             prefix_length: 0,
-            data: stack_map::StackMap::default(),
+            data: leaf_map::LeafMap::default(),
             // this does not need to be marked as dirty until it actually
             // receives inserted data
             dirty_flush_epoch: None,
@@ -81,7 +82,9 @@ impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
             assert!(key.starts_with(prefix));
             key[self.prefix_length..].into()
         };
-        self.data.insert(prefixed_key, value)
+        let old = self.data.insert(prefixed_key, value);
+        self.set_in_memory_size();
+        old
     }
 
     pub(crate) fn remove(&mut self, key: &[u8]) -> Option<InlineArray> {
@@ -89,6 +92,16 @@ impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
         let prefix = self.prefix();
         assert!(key.starts_with(prefix));
         let partial_key = &key[self.prefix_length..];
-        self.data.remove(partial_key)
+        let old = self.data.remove(partial_key);
+        self.set_in_memory_size();
+        old
+    }
+
+    /// postern: what it takes, and not what was stored of it.
+    pub(crate) fn set_in_memory_size(&mut self) {
+        self.in_memory_size = std::mem::size_of::<Self>()
+            + self.hi.as_ref().map_or(0, leaf_map::allocated)
+            + leaf_map::allocated(&self.lo)
+            + self.data.memory();
     }
 }

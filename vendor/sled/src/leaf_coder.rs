@@ -45,10 +45,10 @@ pub(crate) fn encode(leaf: &impl Serialize, level: i32) -> Vec<u8> {
     })
 }
 
-/// The leaf of a stored form, and the bytes of its plain form.
+/// The leaf of a stored form.
 pub(crate) fn decode<T: for<'de> Deserialize<'de>>(
     stored: &[u8],
-) -> io::Result<(T, usize)> {
+) -> io::Result<T> {
     CODER.with_borrow_mut(|coder| {
         coder.plain.clear();
         match get_frame_content_size(stored) {
@@ -64,10 +64,9 @@ pub(crate) fn decode<T: for<'de> Deserialize<'de>>(
         let leaf = bincode::deserialize(&coder.plain).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, error)
         })?;
-        let length = coder.plain.len();
         coder.tidy();
 
-        Ok((leaf, length))
+        Ok(leaf)
     })
 }
 

@@ -141,6 +141,7 @@ mod heap;
 mod id_allocator;
 mod leaf;
 mod leaf_coder;
+mod leaf_map;
 mod metadata_store;
 mod object_cache;
 mod object_location_mapper;

@@ -1,4 +1,3 @@
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -9,7 +8,7 @@ use cache_advisor::CacheAdvisor;
 use concurrent_map::{ConcurrentMap, Minimum};
 use fault_injection::annotate;
 use inline_array::InlineArray;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::*;
 
@@ -148,7 +147,8 @@ pub struct ObjectCache<const LEAF_FANOUT: usize> {
         EBR_LOCAL_GC_BUFFER_SIZE,
     >,
     heap: Heap,
-    cache_advisor: RefCell<CacheAdvisor>,
+    // postern: shared, see `mark_access_and_evict`
+    cache_advisor: Arc<Mutex<CacheAdvisor>>,
     flush_epoch: FlushEpochTracker,
     dirty: ConcurrentMap<(FlushEpoch, ObjectId), Dirty<LEAF_FANOUT>, 4>,
     compacted_heap_slots: Arc<AtomicU64>,
@@ -206,10 +206,10 @@ impl<const LEAF_FANOUT: usize> ObjectCache<LEAF_FANOUT> {
         let pc = ObjectCache {
             config: config.clone(),
             object_id_index,
-            cache_advisor: RefCell::new(CacheAdvisor::new(
+            cache_advisor: Arc::new(Mutex::new(CacheAdvisor::new(
                 config.cache_capacity_bytes.max(256),
                 config.entry_cache_percent.min(80),
-            )),
+            ))),
             global_error: heap.get_global_error_arc(),
             heap,
             dirty: Default::default(),
@@ -224,6 +224,14 @@ impl<const LEAF_FANOUT: usize> ObjectCache<LEAF_FANOUT> {
         };
 
         Ok((pc, indices, was_recovered))
+    }
+
+    pub fn resident_bytes(&self) -> usize {
+        let bytes = |node: Object<LEAF_FANOUT>| {
+            let held = node.inner.read();
+            held.leaf.as_ref().map_or(0, |leaf| leaf.in_memory_size)
+        };
+        self.object_id_index.iter().map(|(_, node)| bytes(node)).sum()
     }
 
     pub fn is_clean(&self) -> bool {
@@ -399,18 +407,24 @@ impl<const LEAF_FANOUT: usize> ObjectCache<LEAF_FANOUT> {
         size: usize,
         #[allow(unused)] flush_epoch: FlushEpoch,
     ) -> io::Result<()> {
-        let mut ca = self.cache_advisor.borrow_mut();
-        let to_evict = ca.accessed_reuse_buffer(*object_id, size);
+        // postern: an advisor takes no notice of accesses before it has heard
+        // of 32. Upstream has one in every clone, and every iterator is a
+        // clone: what a short one paged in was never paged out again.
+        let to_evict = self
+            .cache_advisor
+            .lock()
+            .accessed_reuse_buffer(*object_id, size)
+            .to_vec();
         for (node_to_evict, _rough_size) in to_evict {
             let object_id =
-                if let Some(object_id) = ObjectId::new(*node_to_evict) {
+                if let Some(object_id) = ObjectId::new(node_to_evict) {
                     object_id
                 } else {
                     unreachable!("object ID must never have been 0");
                 };
 
             let node = if let Some(n) = self.object_id_index.get(&object_id) {
-                if *n.object_id != *node_to_evict {
+                if *n.object_id != node_to_evict {
                     log::debug!("during cache eviction, node to evict did not match current occupant for {:?}", node_to_evict);
                     continue;
                 }

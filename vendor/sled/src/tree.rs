@@ -170,6 +170,12 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
         self.cache.set_error(error)
     }
 
+    /// postern: bytes of all leaves that are in memory, as the cache counts
+    /// them; for tests, it looks at every leaf.
+    pub fn resident_bytes(&self) -> usize {
+        self.cache.resident_bytes()
+    }
+
     pub fn storage_stats(&self) -> Stats {
         Stats { cache: self.cache.stats() }
     }
@@ -740,17 +746,6 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
         let leaf = leaf_guard.leaf_write.leaf.as_mut().unwrap();
 
         let ret = leaf.insert(key_ref.into(), value_ivec.clone());
-
-        let old_size =
-            ret.as_ref().map(|v| key_ref.len() + v.len()).unwrap_or(0);
-        let new_size = key_ref.len() + value_ivec.len();
-
-        if new_size > old_size {
-            leaf.in_memory_size += new_size - old_size;
-        } else {
-            leaf.in_memory_size =
-                leaf.in_memory_size.saturating_sub(old_size - new_size);
-        }
 
         let split =
             leaf.split_if_full(new_epoch, &self.cache, self.collection_id);
@@ -2228,20 +2223,12 @@ impl<const LEAF_FANOUT: usize> Leaf<LEAF_FANOUT> {
     }
 
     fn deserialize(buf: &[u8]) -> io::Result<Box<Leaf<LEAF_FANOUT>>> {
-        let (mut leaf, plain_len): (Box<Leaf<LEAF_FANOUT>>, usize) =
-            leaf_coder::decode(buf)?;
+        let mut leaf: Box<Leaf<LEAF_FANOUT>> = leaf_coder::decode(buf)?;
 
-        // use decompressed buffer length as a cheap proxy for in-memory size for now
-        leaf.in_memory_size = plain_len;
+        // postern: see there
+        leaf.set_in_memory_size();
 
         Ok(leaf)
-    }
-
-    fn set_in_memory_size(&mut self) {
-        self.in_memory_size = mem::size_of::<Leaf<LEAF_FANOUT>>()
-            + self.hi.as_ref().map(|h| h.len()).unwrap_or(0)
-            + self.lo.len()
-            + self.data.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
     }
 
     fn split_if_full(
