@@ -228,6 +228,7 @@ impl Intake {
             recipients: recipients.collect(),
             labels: prepared.labels,
             return_path: prepared.return_path,
+            signed: prepared.signed,
             notice_about,
             beside: Batch::new(),
         }

@@ -28,6 +28,7 @@ fn word(value: &impl ValueEnum) -> String {
 fn query(asked: &Stats) -> String {
     let by = asked.by.as_ref().map(|by| match by {
         StatsBy::SmtpAccount => "smtp_account".to_owned(),
+        StatsBy::SendingDomain => "sending_domain".to_owned(),
         other => word(other),
     });
     let pairs = [
@@ -40,6 +41,7 @@ fn query(asked: &Stats) -> String {
         ("domain", asked.domain.clone()),
         ("provider", asked.provider.clone()),
         ("vip", asked.vip.clone()),
+        ("sending_domain", asked.sending_domain.clone()),
         ("order", asked.order.clone()),
         ("step", Some(word(&asked.step))),
         ("limit", Some(asked.limit.to_string())),

@@ -275,6 +275,7 @@ mod tests {
                 labels: Labels::default(),
                 entry: None,
                 returns: None,
+                signed: None,
             };
             let mut batch = Batch::new();
             batch.set(history_key(id), history.to_bytes());

@@ -92,6 +92,7 @@ fn message_of(tenant: TenantId, to: &str, vip: crate::mail::VipId) -> NewMessage
         recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane) }],
         labels: Default::default(),
         return_path: None,
+        signed: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -151,6 +151,7 @@ fn message() -> NewMessage {
         recipients: vec![NewRecipient { address, notify: Notify::NEVER, orcpt: None, lane: Some(lane(WARMED)) }],
         labels: Default::default(),
         return_path: None,
+        signed: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -61,6 +61,7 @@ async fn enqueue(queue: &Queue, to: &[&str], now: Timestamp) {
         recipients: to.iter().map(recipient).collect(),
         labels: Default::default(),
         return_path: None,
+        signed: None,
         notice_about: None,
         beside: Default::default(),
     };

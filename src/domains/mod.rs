@@ -20,7 +20,7 @@ mod verification;
 pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
 pub use inspection::{Inspected, Purpose, Verdict};
 pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
-pub use readiness::{AddressNames, Item, Rule, Stand, ToGmail, Traffic};
+pub use readiness::{AddressNames, Counted, Item, Rule, Stand, ToGmail, Traffic};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, Standing, State, Subdomains, Trust};
 pub use resealing::reseal;
 pub use return_path::{Expectations, Expected, RecordState, ReturnPath, USUAL_LABEL};

@@ -83,13 +83,34 @@ pub enum ToGmail {
     Plain,
 }
 
-/// What was counted of a tenant's mail within a day, and what TLS comes to.
+/// What was counted of the mail a domain signed within a day, and what TLS comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// How mail goes to Gmail, whoever sent it.
     pub to_gmail: ToGmail,
-    /// Recipients delivered, and complaints; `None` is not for whoever asks.
-    pub counted: Option<(u64, u64)>,
+    /// Of the domain's mail.
+    pub counted: Counted,
+}
+
+/// What was counted of the mail that a domain signed within a day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counted {
+    /// It is not for whoever asks.
+    #[default]
+    Hidden,
+    /// More domains of the tenant sent than are told apart, and mail of this one may be among the others'.
+    Together,
+    /// Told apart.
+    Apart {
+        /// Recipients delivered.
+        delivered: u64,
+        /// Complaints.
+        complaints: u64,
+        /// Messages of class marketing.
+        marketing: u64,
+        /// Of these, those with one-click unsubscribing.
+        one_click: u64,
+    },
 }
 
 /// What DNS says of an address mail leaves by.
@@ -116,8 +137,6 @@ pub fn judge(records: &[Inspected], addresses: &[AddressNames], traffic: Traffic
         Stand::Met => (Stand::Met, "every message is signed by the domain of its From".to_owned()),
         stand => (stand, "it follows from DKIM: mail is signed by the domain of its From".to_owned()),
     };
-    let one_click = "messages of campaigns need List-Unsubscribe with an https address and List-Unsubscribe-Post: \
-                     List-Unsubscribe=One-Click; both are signed where a message has them";
     let mut items = vec![
         item(Rule::Spf, ALL, of_record(records, Purpose::Spf, "the v=spf1 record")),
         item(Rule::Dkim, ALL, dkim),
@@ -125,8 +144,8 @@ pub fn judge(records: &[Inspected], addresses: &[AddressNames], traffic: Traffic
         item(Rule::Alignment, ALL, aligned),
         item(Rule::ReverseName, ALL, reverse(addresses)),
         item(Rule::Tls, &["gmail"], tls(traffic.to_gmail)),
-        item(Rule::OneClick, GMAIL_YAHOO, (Stand::UpToSender, one_click.to_owned())),
-        item(Rule::Complaints, GMAIL_YAHOO, complaints(traffic)),
+        item(Rule::OneClick, GMAIL_YAHOO, one_click(traffic.counted)),
+        item(Rule::Complaints, GMAIL_YAHOO, complaints(traffic.counted)),
     ];
     items.extend(return_path(records).map(|stand| item(Rule::ReturnPath, &[], stand)));
     items
@@ -203,16 +222,46 @@ fn tls(to_gmail: ToGmail) -> (Stand, String) {
     }
 }
 
-fn complaints(traffic: Traffic) -> (Stand, String) {
-    let Some((of, about)) = traffic.counted else {
-        let why = "complaints are counted for the whole tenant, and you see a part of its mail";
-        return (Stand::Unknown, why.to_owned());
+/// What a marketing message needs to be unsubscribed from with one click.
+const ONE_CLICK_NEEDS: &str = "it needs List-Unsubscribe with an https address and List-Unsubscribe-Post: \
+                               List-Unsubscribe=One-Click; both are signed where a message has them";
+
+fn one_click(counted: Counted) -> (Stand, String) {
+    let (of, with) = match counted {
+        Counted::Apart { marketing, one_click, .. } => (marketing, one_click),
+        Counted::Hidden | Counted::Together => (0, 0),
+    };
+    let told =
+        format!("{with} of {of} marketing messages of the domain within a day can be unsubscribed from with one click");
+    match (of, with) {
+        (0, _) => {
+            let why = "no marketing message of the domain was counted within a day";
+            (Stand::UpToSender, format!("{why}; when there is one, {ONE_CLICK_NEEDS}"))
+        }
+        (_, 0) => (Stand::Failing, format!("{told}; {ONE_CLICK_NEEDS}")),
+        _ if with < of => (Stand::Warning, format!("{told}; {ONE_CLICK_NEEDS}")),
+        _ => (Stand::Met, told),
+    }
+}
+
+fn complaints(counted: Counted) -> (Stand, String) {
+    let (of, about) = match counted {
+        Counted::Apart { delivered, complaints, .. } => (delivered, complaints),
+        Counted::Hidden => {
+            let why = "complaints are counted for all mail of the domain, and you see a part of it";
+            return (Stand::Unknown, why.to_owned());
+        }
+        Counted::Together => {
+            let why = "more domains of the tenant sent within an hour than are counted apart";
+            return (Stand::Unknown, why.to_owned());
+        }
     };
     if of < DELIVERED_MIN {
-        return (Stand::Unknown, format!("fewer than {DELIVERED_MIN} deliveries within a day say nothing"));
+        let why = format!("{of} deliveries of the domain within a day; fewer than {DELIVERED_MIN} say nothing");
+        return (Stand::Unknown, why);
     }
     let per_million = about.saturating_mul(1_000_000) / of;
-    let counted = format!("{about} complaints about {of} deliveries of the tenant within a day");
+    let counted = format!("{about} complaints about {of} deliveries of the domain within a day");
     match per_million {
         FAILING_PER_MILLION.. => (Stand::Failing, format!("{counted}: 0.3 % is never to be reached")),
         WARNING_PER_MILLION.. => (Stand::Warning, format!("{counted}: stay below 0.1 %")),
@@ -327,10 +376,26 @@ mod tests {
             (10_000, 29, Stand::Warning),
             (10_000, 30, Stand::Failing),
         ] {
-            let items = judge(&[], &[], Traffic { counted: Some((delivered, complaints)), ..Traffic::default() });
+            let counted = Counted::Apart { delivered, complaints, marketing: 0, one_click: 0 };
+            let items = judge(&[], &[], Traffic { counted, ..Traffic::default() });
             assert_eq!(stand(&items, Rule::Complaints), expected, "{complaints} of {delivered}");
         }
-        assert_eq!(stand(&judge(&[], &[], Traffic::default()), Rule::Complaints), Stand::Unknown);
+        for counted in [Counted::Hidden, Counted::Together] {
+            let items = judge(&[], &[], Traffic { counted, ..Traffic::default() });
+            assert_eq!(stand(&items, Rule::Complaints), Stand::Unknown);
+        }
+    }
+
+    #[test]
+    fn one_click_is_judged_by_what_was_sent() {
+        for (marketing, one_click, expected) in
+            [(0, 0, Stand::UpToSender), (1, 0, Stand::Failing), (500, 499, Stand::Warning), (500, 500, Stand::Met)]
+        {
+            let counted = Counted::Apart { delivered: 0, complaints: 0, marketing, one_click };
+            let items = judge(&[], &[], Traffic { counted, ..Traffic::default() });
+            assert_eq!(stand(&items, Rule::OneClick), expected, "{one_click} of {marketing}");
+        }
+        assert_eq!(stand(&judge(&[], &[], Traffic::default()), Rule::OneClick), Stand::UpToSender);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Address, Class, Domain, Labels, Notify, QueueId, ReversePath, SmtpAccountId, TenantId, VipId};
+use crate::mail::{
+    Address, Class, Domain, Labels, Notify, QueueId, ReversePath, Signed, SmtpAccountId, TenantId, VipId,
+};
 use crate::store::{Key, StoreError, codec, prefix};
 
 /// Addresses and header facts of one message.
@@ -32,6 +34,8 @@ pub struct History {
     pub entry: Option<Entry>,
     /// What is needed when something comes back; `None` if it had no return-path of ours.
     pub returns: Option<Returns>,
+    /// As what it was sent; `None` if it was not signed, and in records of earlier shapes, which did not say.
+    pub signed: Option<Signed>,
 }
 
 /// What its client asked to be told, of a message with a return-path of ours.
@@ -74,6 +78,39 @@ struct FirstHistory {
     recipients: Vec<Address>,
 }
 
+/// As it was stored third: without as what it was sent.
+#[derive(Serialize, Deserialize)]
+struct ThirdHistory {
+    tenant: TenantId,
+    accepted: Timestamp,
+    reverse_path: ReversePath,
+    header_from: String,
+    subject: String,
+    message_id: String,
+    recipients: Vec<Address>,
+    labels: Labels,
+    entry: Option<Entry>,
+    returns: Option<Returns>,
+}
+
+impl From<ThirdHistory> for History {
+    fn from(third: ThirdHistory) -> Self {
+        Self {
+            tenant: third.tenant,
+            accepted: third.accepted,
+            reverse_path: third.reverse_path,
+            header_from: third.header_from,
+            subject: third.subject,
+            message_id: third.message_id,
+            recipients: third.recipients,
+            labels: third.labels,
+            entry: third.entry,
+            returns: third.returns,
+            signed: None,
+        }
+    }
+}
+
 /// As it was stored second: without what is needed when something comes back.
 #[derive(Serialize, Deserialize)]
 struct SecondHistory {
@@ -101,6 +138,7 @@ impl From<SecondHistory> for History {
             labels: second.labels,
             entry: second.entry,
             returns: None,
+            signed: None,
         }
     }
 }
@@ -118,6 +156,7 @@ impl From<FirstHistory> for History {
             labels: Labels::default(),
             entry: None,
             returns: None,
+            signed: None,
         }
     }
 }
@@ -125,12 +164,12 @@ impl From<FirstHistory> for History {
 impl History {
     /// Reads what [`History::to_bytes`], [`HistoryRef::to_bytes`] or an earlier release wrote.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        codec::decode_third::<FirstHistory, SecondHistory, Self>(bytes)
+        codec::decode_fourth::<FirstHistory, SecondHistory, ThirdHistory, Self>(bytes)
     }
 
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
-        codec::encode_third(self)
+        codec::encode_fourth(self)
     }
 }
 
@@ -157,12 +196,14 @@ pub struct HistoryRef<'a> {
     pub entry: Option<Entry>,
     /// What is needed when something comes back.
     pub returns: Option<Returns>,
+    /// As what it was sent.
+    pub signed: Option<Signed>,
 }
 
 impl HistoryRef<'_> {
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
-        codec::encode_third(self)
+        codec::encode_fourth(self)
     }
 }
 
@@ -179,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_first_release_stored_is_read_and_labels_are_kept_in_the_second_form() {
+    fn what_earlier_releases_stored_is_read() {
         let first = FirstHistory {
             tenant: TenantId(1),
             accepted: Timestamp(2),
@@ -220,6 +261,20 @@ mod tests {
             source: "smtp".to_owned(),
             size_bytes: 9,
         });
+        let third = ThirdHistory {
+            tenant: read.tenant,
+            accepted: read.accepted,
+            reverse_path: read.reverse_path.clone(),
+            header_from: read.header_from.clone(),
+            subject: read.subject.clone(),
+            message_id: read.message_id.clone(),
+            recipients: read.recipients.clone(),
+            labels: read.labels.clone(),
+            entry: read.entry.clone(),
+            returns: read.returns.clone(),
+        };
+        assert_eq!(History::from_bytes(&codec::encode_third(&third)).unwrap(), read);
+        read.signed = Some(Signed { by: Domain::parse("shop.example").unwrap(), offers_one_click: true });
         assert_eq!(History::from_bytes(&read.to_bytes()).unwrap(), read);
         let of_ref = HistoryRef {
             tenant: read.tenant,
@@ -232,6 +287,7 @@ mod tests {
             labels: &read.labels,
             entry: read.entry.clone(),
             returns: read.returns.clone(),
+            signed: read.signed.clone(),
         };
         assert_eq!(of_ref.to_bytes(), read.to_bytes());
         assert!(History::from_bytes(&[9, 1]).is_err(), "a later form is refused, not guessed");

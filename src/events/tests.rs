@@ -142,6 +142,7 @@ fn history() -> History {
         labels: Default::default(),
         entry: None,
         returns: None,
+        signed: None,
     }
 }
 

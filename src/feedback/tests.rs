@@ -121,6 +121,7 @@ impl Room {
                 size_bytes: 1,
             }),
             returns: Some(Returns { name: domain(NAME), envid: None, notify: vec![notify; 2], orcpt: vec![None; 2] }),
+            signed: None,
         };
         let mut batch = Batch::new();
         batch.set(history_key(id), history.to_bytes());

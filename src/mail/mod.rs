@@ -18,6 +18,7 @@ mod message;
 mod mime;
 mod proof;
 pub mod returned;
+mod signed;
 mod spill;
 mod status;
 
@@ -42,5 +43,6 @@ pub use mime::{
     repair_quoted_printable, split_entity, split_multipart, split_part, to_base64, to_quoted_printable,
 };
 pub use proof::{SIGNATURES_MAX, proven_domains, signature_keys};
+pub use signed::{Signed, offers_one_click};
 pub use spill::BodyWriter;
 pub use status::{EnhancedStatus, Refusal, Reply, ReplyCode, Severity, printable, printable_lines};

@@ -40,8 +40,8 @@ use crate::domains::{Domains, Signer};
 use crate::ext::Timestamp;
 use crate::mail::dkim::Algorithms;
 use crate::mail::{
-    Address, Domain, Draft, Envelope, HeaderDialect, Labels, QueueId, Refusal, Sealed, SmtpAccountId, Smtputf8,
-    TenantId, VipId, printable,
+    Address, Domain, Draft, Envelope, HeaderDialect, Labels, QueueId, Refusal, Sealed, Signed, SmtpAccountId, Smtputf8,
+    TenantId, VipId, offers_one_click, printable,
 };
 use crate::suppression::Suppression;
 use crate::vips::Vips;
@@ -211,6 +211,8 @@ pub struct Prepared {
     pub labels: Labels,
     /// The name at which each recipient has a return-path of its own.
     pub return_path: Option<Domain>,
+    /// As what it is sent; `None` for notices.
+    pub signed: Option<Signed>,
 }
 
 /// The ordered stages.
@@ -304,6 +306,11 @@ impl Pipeline {
             || about.envelope.reverse_path.0.as_ref().is_some_and(Address::needs_smtputf8)
             || about.envelope.recipients.iter().any(|recipient| recipient.address.needs_smtputf8());
         about.envelope.parameters.smtputf8 = if needs_utf8 { Smtputf8::Needed } else { Smtputf8::NotNeeded };
+        // Whatever of it a message has is signed: `mail::dkim` leaves neither field out.
+        let signed = about
+            .signer
+            .as_ref()
+            .map(|signer| Signed { by: signer.domain.clone(), offers_one_click: offers_one_click(&draft.header) });
         Ok(Prepared {
             sealed: draft.seal(),
             envelope: about.envelope,
@@ -317,6 +324,7 @@ impl Pipeline {
             suppressed: about.suppressed,
             labels: about.labels,
             return_path: about.return_path,
+            signed,
         })
     }
 

@@ -51,6 +51,25 @@ async fn a_draft_becomes_final_in_order() {
 }
 
 #[tokio::test]
+async fn what_a_message_is_sent_as_is_kept_and_both_fields_of_one_click_are_signed() {
+    let plain = String::from_utf8(samples::sample("plain.eml")).unwrap();
+    let fields = "List-Unsubscribe: <https://shop.example/u>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n";
+    for (message, offers_one_click) in [(plain.clone(), false), (format!("{fields}{plain}"), true)] {
+        let about = smtp_about("a@shop.example", &["b@x.example"]);
+        let draft = samples::draft_of(message.as_bytes());
+        let prepared = pipeline(parts()).prepare(draft, about).await.unwrap();
+        let signed = Signed { by: Domain::parse("shop.example").unwrap(), offers_one_click };
+        assert_eq!(prepared.signed, Some(signed));
+        let text = bytes_of(&prepared).replace("\r\n\t", "").replace("\r\n ", "");
+        let signatures: Vec<&str> = text.lines().filter(|line| line.starts_with("DKIM-Signature:")).collect();
+        assert_eq!(signatures.len(), 2);
+        for signature in signatures {
+            assert_eq!(signature.contains(":List-Unsubscribe:List-Unsubscribe-Post"), offers_one_click, "{signature}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn smtputf8_stays_where_an_address_or_header_needs_it() {
     use Smtputf8::{Needed, NotNeeded};
     let utf8 = String::from_utf8(samples::sample("utf8-headers.eml")).unwrap();

@@ -233,6 +233,7 @@ impl AppendHistory for Batch {
                 notify: message.recipients.iter().map(|recipient| recipient.notify).collect(),
                 orcpt: message.recipients.iter().map(|recipient| recipient.orcpt.clone()).collect(),
             }),
+            signed: message.signed.clone(),
         };
         self.set(history_key(message.id), history.to_bytes());
     }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::events::{Peer, Why};
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, BodyId, Class, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, SmtpAccountId,
-    TenantId, VipId,
+    Address, BodyId, Class, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, Signed,
+    SmtpAccountId, TenantId, VipId,
 };
 use crate::routing::Lane;
 use crate::store::Batch;
@@ -62,6 +62,8 @@ pub struct NewMessage {
     pub labels: Labels,
     /// The name at which each recipient has a return-path of its own; without one the reverse-path is said.
     pub return_path: Option<Domain>,
+    /// As what it is sent, if it is a tenant's mail; kept with the history.
+    pub signed: Option<Signed>,
     /// The message this one is a notice about, if it is one; set done in the same batch.
     pub notice_about: Option<QueueId>,
     /// Conditions and changes of whoever hands it in, for the same batch: if one of those does not hold,

@@ -123,6 +123,7 @@ impl Queue {
             recipients,
             labels: history.labels.clone().without_metadata(),
             returns: None,
+            signed: None,
             ..history
         };
         let mut batch = Batch::new();

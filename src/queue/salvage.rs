@@ -14,7 +14,7 @@ use super::record::{NewMessage, NewRecipient};
 use super::{Queue, schedule};
 use crate::access::Actor;
 use crate::ext::Timestamp;
-use crate::mail::{BodyId, QueueId, Sealed};
+use crate::mail::{BodyId, Domain, QueueId, Sealed, Signed};
 use crate::records::AdminError;
 use crate::store::{CommitError, StoreError};
 
@@ -77,6 +77,8 @@ impl Queue {
         let id = body.queue_id;
         let envelope = BodyEnvelope::from_bytes(envelope).map_err(|error| SalvageError::Envelope(id, error))?;
         let times = self.times_again(&envelope, gap);
+        // What else it was sent as counts at acceptance, which was before.
+        let signed = signer_of(&envelope).map(|by| Signed { by, offers_one_click: false });
         let mut owed = Vec::new();
         let mut recipients = Vec::with_capacity(envelope.recipients.len());
         for (number, recipient) in (0_u16..).zip(envelope.recipients) {
@@ -109,6 +111,7 @@ impl Queue {
             recipients,
             labels: Default::default(),
             return_path: None,
+            signed,
             notice_about: None,
             beside: Default::default(),
         };
@@ -132,6 +135,13 @@ impl Queue {
         let wanted = accepted.plus(schedule::held_back(&envelope.parameters, accepted));
         Times { accepted, accepted_at, due: now.plus(wanted.since(gap.to)) }
     }
+}
+
+/// The sending domain that signed a tenant's mail, as its signatures say.
+fn signer_of(envelope: &BodyEnvelope) -> Option<Domain> {
+    let is_own = envelope.source != "notice";
+    let signature = envelope.signatures.first().filter(|_| is_own)?;
+    Domain::parse(signature.split_once("._domainkey.")?.1).ok()
 }
 
 #[cfg(test)]

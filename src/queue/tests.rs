@@ -136,6 +136,7 @@ pub(crate) fn message(to: &[&str]) -> NewMessage {
         recipients: to.iter().map(recipient).collect(),
         labels: Default::default(),
         return_path: None,
+        signed: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -56,6 +56,7 @@ fn message(chance: &mut Chance, words: &[String], at: u64, batch: &mut Batch) ->
         labels,
         entry: Some(Entry { account, vip, class, source: "smtp".to_owned(), size_bytes: 20_000 }),
         returns: None,
+        signed: None,
     };
     batch.set(history_key(id), history.to_bytes());
     let (tenant, source) = (history.tenant, "smtp".to_owned());

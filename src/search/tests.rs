@@ -155,6 +155,7 @@ impl Mail {
             labels,
             entry: Some(Entry { account, vip: VipId(1), class: Class::Transactional, source, size_bytes: 1 }),
             returns: None,
+            signed: None,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::access::{Actor, Permission, Resource};
 use crate::ext::Timestamp;
 use crate::mail::TenantId;
 use crate::records::AdminError;
-use crate::store::{StoreError, after_prefix, codec};
+use crate::store::{StoreError, after_prefix};
 
 /// The rows of one hour or day.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Statistics {
         let stored = self.store.range(&all, &after_prefix(&all), usize::MAX)?;
         let read = stored.into_iter().filter_map(|(key, bytes)| {
             let (_, labels) = rows::read(&key)?;
-            Some((labels, codec::decode(&bytes).ok()?))
+            Some((labels, Counts::from_bytes(&bytes).ok()?))
         });
         let at = span.begins(number);
         let until = Timestamp(at.0.saturating_add(span.millis()));

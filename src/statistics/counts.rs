@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::events::{MailEvent, Why};
+use crate::store::{StoreError, codec};
 
 /// What may happen to a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -163,6 +164,23 @@ impl<'a> Said<'a> {
     }
 }
 
+/// Counts of one row as releases stored them that told marketing mail not apart.
+#[derive(Serialize, Deserialize)]
+struct FirstCounts {
+    messages: u64,
+    bytes: u64,
+    statuses: Vec<u64>,
+    delays: Vec<u64>,
+    classes: Vec<(Why, u64, u64)>,
+}
+
+impl From<FirstCounts> for Counts {
+    fn from(first: FirstCounts) -> Self {
+        let FirstCounts { messages, bytes, statuses, delays, classes } = first;
+        Self { messages, bytes, statuses, delays, classes, marketing: 0, one_click: 0 }
+    }
+}
+
 /// Counts of one row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -176,9 +194,26 @@ pub struct Counts {
     delays: Vec<u64>,
     /// By class of the reply: how often put off, how often given up.
     classes: Vec<(Why, u64, u64)>,
+    /// Messages of class marketing, of those that were handed in since this is counted.
+    pub marketing: u64,
+    /// Of these, how many can be unsubscribed from with one click (RFC 8058).
+    pub one_click: u64,
 }
 
 impl Counts {
+    /// Reads what [`Counts::to_bytes`] or an earlier release wrote.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        codec::decode_second::<FirstCounts, Self>(bytes)
+    }
+
+    /// As they are stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode_second(self)
+    }
+
     /// How often a status was counted.
     pub fn of(&self, status: Status) -> u64 {
         self.statuses.get(status.place()).copied().unwrap_or_default()
@@ -232,6 +267,8 @@ impl Counts {
     pub fn add(&mut self, other: &Self) {
         self.messages = self.messages.saturating_add(other.messages);
         self.bytes = self.bytes.saturating_add(other.bytes);
+        self.marketing = self.marketing.saturating_add(other.marketing);
+        self.one_click = self.one_click.saturating_add(other.one_click);
         for (place, times) in other.statuses.iter().enumerate() {
             raise(&mut self.statuses, place, *times);
         }
@@ -264,9 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_release_counted_is_read() {
+        let first = FirstCounts {
+            messages: 3,
+            bytes: 9,
+            statuses: vec![1, 2],
+            delays: vec![4],
+            classes: vec![(Why::TryLater, 5, 6)],
+        };
+        let mut read = Counts::from_bytes(&codec::encode(&first)).unwrap();
+        assert_eq!((read.messages, read.of(Status::Ok), read.marketing, read.one_click), (3, 2, 0, 0));
+        read.marketing = 2;
+        assert_eq!(Counts::from_bytes(&read.to_bytes()), Ok(read));
+    }
+
+    #[test]
     fn counts_add_up_in_every_part() {
         let mut sum = Counts::default();
-        let mut one = Counts { messages: 1, bytes: 9, ..Counts::default() };
+        let mut one = Counts { messages: 1, bytes: 9, marketing: 1, one_click: 1, ..Counts::default() };
         one.count(Status::Complaint, 2);
         one.count(Status::Injected, 3);
         one.count_delay(Duration::from_secs(10), 1);
@@ -276,7 +328,7 @@ mod tests {
         one.count_class(Why::TryLater, Status::SoftBounce, 1);
         sum.add(&one);
         sum.add(&one);
-        assert_eq!((sum.messages, sum.bytes), (2, 18));
+        assert_eq!((sum.messages, sum.bytes, sum.marketing, sum.one_click), (2, 18, 2, 2));
         assert_eq!((sum.of(Status::Complaint), sum.of(Status::Injected), sum.of(Status::Ok)), (4, 6, 0));
         assert_eq!(sum.delays(), [2, 2, 0, 0, 0, 0, 0, 8]);
         assert_eq!(sum.classes(), [(Why::TryLater, 10, 2)]);

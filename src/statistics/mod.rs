@@ -23,7 +23,9 @@ use crate::store::{Batch, CommitError, Store};
 pub use counts::{Counts, DELAYS_SECS, STATUSES, Said, Status};
 pub use query::{Answer, Dimension, GROUPS_MAX, Group, Narrow, Question, Row, Step};
 pub use rows::{Face, Labels, OTHER, Span};
-pub use tally::{DOMAINS_PER_DAY_MAX, DOMAINS_PER_HOUR_MAX, ROWS_MAX, TAGS_MAX};
+pub use tally::{
+    DOMAINS_PER_DAY_MAX, DOMAINS_PER_HOUR_MAX, ROWS_MAX, SENDING_DOMAIN_ROWS_MAX, SENDING_DOMAINS_MAX, TAGS_MAX,
+};
 
 /// Names the cursor.
 pub const CURSOR: &str = "statistics";

@@ -11,9 +11,9 @@ use super::rows::{self, Bucket, Face, Labels, OTHER, Span};
 use crate::access::{Action, Actor, Permission, Resource};
 use crate::events::Why;
 use crate::ext::Timestamp;
-use crate::mail::{SmtpAccountId, TenantId, VipId};
+use crate::mail::{Domain, SmtpAccountId, TenantId, VipId};
 use crate::records::AdminError;
-use crate::store::{Key, StoreError, after_prefix, codec};
+use crate::store::{Key, StoreError, after_prefix};
 
 /// Groups of one answer that have rows of their own, at most.
 pub const GROUPS_MAX: usize = 250;
@@ -52,6 +52,8 @@ pub enum Dimension {
     Vip,
     /// The class of a reply.
     Class,
+    /// The sending domain that signed it.
+    SendingDomain,
 }
 
 /// One of what a [`Dimension`] tells apart.
@@ -63,7 +65,7 @@ pub enum Group {
     Account(Option<SmtpAccountId>),
     /// A virtual IP.
     Vip(VipId),
-    /// A tag, domain or provider.
+    /// A tag, domain, provider or sending domain.
     Text(String),
     /// A class of replies.
     Class(&'static str),
@@ -84,6 +86,8 @@ pub struct Narrow {
     pub provider: Option<String>,
     /// Accepted for this virtual IP.
     pub vip: Option<VipId>,
+    /// Signed by this sending domain; [`OTHER`] is mail of those that have no row of their own.
+    pub sending_domain: Option<String>,
 }
 
 /// A question.
@@ -142,12 +146,20 @@ impl Statistics {
     /// If the actor may not see it, the question makes no sense or its answer were too large.
     pub fn ask(&self, actor: &Actor, question: &Question) -> Result<Answer, AdminError> {
         let tenant = question.tenant.or(actor.role.tenant());
-        actor.require_undivided(match tenant {
+        let permission = match tenant {
             Some(tenant) => Permission::Read(Resource::Statistics, tenant),
             None => Permission::ReadInstance,
-        })?;
-        let is_seen = |labels: &Labels| actor.has_part_in(Action::Read, labels.account, None);
+        };
+        actor.require(permission)?;
         let face = question.face()?;
+        // Only rows of sending domains tell apart what whoever is bound to some of them may see.
+        if face != Face::SendingDomain {
+            actor.require_undivided(permission)?;
+        }
+        let is_seen = |labels: &Labels| {
+            let sender = (face == Face::SendingDomain).then(|| Domain::parse(&labels.value).ok()).flatten();
+            actor.has_part_in(Action::Read, labels.account, sender.as_ref())
+        };
         let (span, first, last) = question.span()?;
         let steps = u64::from(last.saturating_sub(first)).saturating_add(1);
         let groups = if question.by.is_some() { question.groups_max.min(GROUPS_MAX) as u64 + 1 } else { 1 };
@@ -166,7 +178,7 @@ impl Statistics {
             }
             let Some((bucket, labels)) = rows::read(&key) else { return Ok(()) };
             if labels.face == face && question.narrow.fits(&labels) && is_seen(&labels) {
-                let counts: Counts = codec::decode(&bytes)?;
+                let counts = Counts::from_bytes(&bytes)?;
                 let number = if question.step == Step::Total { 0 } else { bucket.number };
                 question.sort_in(&mut sums, (number, bucket, labels), counts);
             }
@@ -211,6 +223,7 @@ impl Narrow {
         let value = match labels.face {
             Face::Destination => &self.domain,
             Face::Tag => &self.tag,
+            Face::SendingDomain => &self.sending_domain,
         };
         self.account.is_none_or(|account| labels.account == Some(account))
             && self.vip.is_none_or(|vip| labels.vip == vip)
@@ -220,18 +233,22 @@ impl Narrow {
 }
 
 impl Question {
-    /// Which of the two faces answers it.
+    /// Which of the three faces answers it.
     fn face(&self) -> Result<Face, AdminError> {
         let asks_of_tags = self.narrow.tag.is_some() || self.by == Some(Dimension::Tag);
+        let asks_of_sending_domains = self.narrow.sending_domain.is_some() || self.by == Some(Dimension::SendingDomain);
         let asks_of_destinations = self.narrow.domain.is_some()
             || self.narrow.provider.is_some()
             || matches!(self.by, Some(Dimension::Domain | Dimension::Provider));
-        match (asks_of_tags, asks_of_destinations) {
-            (true, true) => Err(AdminError::Invalid(
-                "tags are counted apart from domains and providers: ask for one or the other".to_owned(),
+        match (asks_of_tags, asks_of_sending_domains, asks_of_destinations) {
+            (true, false, false) => Ok(Face::Tag),
+            (false, true, false) => Ok(Face::SendingDomain),
+            (false, false, _) => Ok(Face::Destination),
+            _ => Err(AdminError::Invalid(
+                "tags, sending domains, and recipients' domains with their providers are counted apart from each \
+                 other: ask for one of them"
+                    .to_owned(),
             )),
-            (true, false) => Ok(Face::Tag),
-            (false, _) => Ok(Face::Destination),
         }
     }
 
@@ -266,7 +283,7 @@ impl Question {
             Some(Dimension::Account) => Some(Group::Account(labels.account)),
             Some(Dimension::Vip) => Some(Group::Vip(labels.vip)),
             Some(Dimension::Provider) => Some(text(labels.provider)),
-            Some(Dimension::Domain | Dimension::Tag) => Some(text(labels.value)),
+            Some(Dimension::Domain | Dimension::Tag | Dimension::SendingDomain) => Some(text(labels.value)),
             Some(Dimension::Class) => {
                 for (why, put_off, given_up) in counts.classes() {
                     let mut of_class = Counts::default();

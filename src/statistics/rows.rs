@@ -1,8 +1,8 @@
 //! How counts are stored: one record for each row of an hour or a day of one tenant. Pure.
 //!
-//! Two faces of the same facts: by destination (domain and provider) and by tag, each with the SMTP account
-//! and the virtual IP. Easy to get wrong: what is counted in one face is counted in the other too, so a sum
-//! takes one of them; and a message with two tags is in two rows, so the sum of tags is no total.
+//! Three faces of the same facts: by destination (domain and provider), by tag and by sending domain, each with
+//! the SMTP account and the virtual IP. Easy to get wrong: what is counted in one face is counted in the others
+//! too, so a sum takes one of them; and a message with two tags is in two rows, so the sum of tags is no total.
 
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId, VipId};
@@ -56,6 +56,8 @@ pub enum Face {
     Destination,
     /// By what its sender counts it by.
     Tag,
+    /// By the sending domain that signed it.
+    SendingDomain,
 }
 
 impl Face {
@@ -63,6 +65,7 @@ impl Face {
         match self {
             Self::Destination => b'd',
             Self::Tag => b't',
+            Self::SendingDomain => b's',
         }
     }
 }
@@ -87,9 +90,9 @@ pub struct Labels {
     pub account: Option<SmtpAccountId>,
     /// The virtual IP it was accepted for.
     pub vip: VipId,
-    /// The provider's name, or [`OTHER`]; empty in the face of tags.
+    /// The provider's name, or [`OTHER`]; empty in the faces of tags and of sending domains.
     pub provider: String,
-    /// The domain or tag, or [`OTHER`].
+    /// The domain, tag or sending domain, or [`OTHER`].
     pub value: String,
 }
 
@@ -143,6 +146,7 @@ pub fn read(key: &[u8]) -> Option<(Bucket, Labels)> {
     let face = match face {
         b'd' => Face::Destination,
         b't' => Face::Tag,
+        b's' => Face::SendingDomain,
         _ => return None,
     };
     let (account, rest) = rest.split_first_chunk::<8>()?;
@@ -168,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_row_is_read_back_from_its_key() {
-        for (span, face) in [(Span::Hour, Face::Destination), (Span::Day, Face::Tag)] {
+        for (span, face) in [(Span::Hour, Face::Destination), (Span::Day, Face::Tag), (Span::Hour, Face::SendingDomain)]
+        {
             for account in [None, Some(SmtpAccountId(7))] {
                 let bucket = Bucket { span, number: span.number(Timestamp(1_795_342_500_123)), tenant: TenantId(5) };
                 let labels =

@@ -15,9 +15,9 @@ use super::rows::{self, Bucket, Face, Labels, OTHER, Span};
 use super::{IsTenant, ProviderOf, Statistics};
 use crate::events::{Accepted, Event, EventKind, History, MailEvent, Retry, Tally, Urgency, history_key};
 use crate::ext::Timestamp;
-use crate::mail::{QueueId, SmtpAccountId, TenantId, VipId};
+use crate::mail::{Class, QueueId, Signed, SmtpAccountId, TenantId, VipId, parse_mailboxes};
 use crate::records;
-use crate::store::{Batch, Change, Key, Store, StoreError, after_prefix, codec};
+use crate::store::{Batch, Change, Key, Store, StoreError, after_prefix};
 
 /// Domains with a row of their own in an hour of one tenant, at most; those of known providers come on top.
 pub const DOMAINS_PER_HOUR_MAX: usize = 250;
@@ -25,8 +25,14 @@ pub const DOMAINS_PER_HOUR_MAX: usize = 250;
 pub const DOMAINS_PER_DAY_MAX: usize = 500;
 /// Tags with a row of their own in an hour or a day of one tenant, at most.
 pub const TAGS_MAX: usize = 100;
-/// Rows of an hour or a day of one tenant, after which nothing gets a further row but the one for the rest.
+/// Rows of an hour or a day of one tenant by destination and tag, after which nothing gets a further row but the
+/// one for the rest.
 pub const ROWS_MAX: usize = 2_000;
+/// Sending domains with a row of their own in an hour or a day of one tenant, at most.
+pub const SENDING_DOMAINS_MAX: usize = 1_000;
+/// Rows of an hour or a day of one tenant by sending domain, after which each of them gets one further row, without
+/// account and virtual IP. So there are at most this many and one for each of [`SENDING_DOMAINS_MAX`] and for the rest.
+pub const SENDING_DOMAIN_ROWS_MAX: usize = 1_000;
 /// Messages remembered, at most, so that later events of one need no lookup.
 const KNOWN_MAX: usize = 20_000;
 /// Recipients of remembered messages, at most.
@@ -45,6 +51,10 @@ struct Known {
     vip: VipId,
     accepted: Timestamp,
     tags: Vec<String>,
+    /// The sending domain it was signed by, or [`OTHER`].
+    sending_domain: String,
+    /// How many messages of class marketing it is, and how many that offer one-click unsubscribing: 0 or 1.
+    marketing: (u64, u64),
     /// Each once.
     domains: Vec<String>,
     /// By recipient number: which of them.
@@ -65,6 +75,9 @@ struct Open {
     rows: HashMap<Key, Counts>,
     domains: HashSet<String>,
     tags: HashSet<String>,
+    sending_domains: HashSet<String>,
+    /// How many of the rows are of sending domains.
+    sending_domain_rows: usize,
 }
 
 /// What was counted and is not stored yet, and what is near it.
@@ -108,7 +121,7 @@ impl Tally for Statistics {
             let changed = std::mem::take(&mut memory.changed);
             for (bucket, key) in &changed {
                 if let Some(counts) = memory.open.get(bucket).and_then(|open| open.rows.get(key)) {
-                    batch.changes.push(Change::Set(key.clone(), codec::encode(counts)));
+                    batch.changes.push(Change::Set(key.clone(), counts.to_bytes()));
                 }
             }
             changed
@@ -144,7 +157,7 @@ impl Memory {
         let bucket = Bucket { span, number: span.number(fact.at), tenant: fact.tenant };
         let Some(open) = self.open.get_mut(&bucket) else { return };
         let key = open.place(bucket, &fact.labels, is_known_domain);
-        open.rows.entry(key.clone()).or_default().add(&fact.counted);
+        open.add(key.clone(), fact.labels.face).add(&fact.counted);
         self.changed.insert((bucket, key));
     }
 
@@ -179,6 +192,15 @@ impl Memory {
 }
 
 impl Open {
+    /// The counts of a row, which is made if it is not there.
+    fn add(&mut self, key: Key, face: Face) -> &mut Counts {
+        let sending_domain_rows = &mut self.sending_domain_rows;
+        self.rows.entry(key).or_insert_with(|| {
+            *sending_domain_rows = sending_domain_rows.saturating_add(usize::from(face == Face::SendingDomain));
+            Counts::default()
+        })
+    }
+
     /// The row a fact is counted in: its own while there is room, else that of the rest.
     fn place(&mut self, bucket: Bucket, labels: &Labels, is_known_domain: &super::IsKnownDomain) -> Key {
         let own = bucket.row(labels);
@@ -189,8 +211,9 @@ impl Open {
             (Face::Destination, Span::Hour) => (&mut self.domains, DOMAINS_PER_HOUR_MAX),
             (Face::Destination, Span::Day) => (&mut self.domains, DOMAINS_PER_DAY_MAX),
             (Face::Tag, _) => (&mut self.tags, TAGS_MAX),
+            (Face::SendingDomain, _) => return self.place_sending_domain(bucket, labels),
         };
-        let is_full = self.rows.len() >= ROWS_MAX;
+        let is_full = self.rows.len().saturating_sub(self.sending_domain_rows) >= ROWS_MAX;
         let is_welcome = labels.value == OTHER
             || values.contains(&labels.value)
             || values.len() < most
@@ -208,6 +231,25 @@ impl Open {
         let provider = if labels.face == Face::Destination { OTHER.to_owned() } else { String::new() };
         bucket.row(&Labels { face: labels.face, account: None, vip: VipId(0), provider, value: OTHER.to_owned() })
     }
+
+    /// The same of a sending domain, which is told apart before account and virtual IP are: how it stands is judged
+    /// by its counts.
+    fn place_sending_domain(&mut self, bucket: Bucket, labels: &Labels) -> Key {
+        let is_known = labels.value == OTHER || self.sending_domains.contains(&labels.value);
+        let value = if is_known || self.sending_domains.len() < SENDING_DOMAINS_MAX {
+            labels.value.clone()
+        } else {
+            OTHER.to_owned()
+        };
+        if value != OTHER {
+            self.sending_domains.insert(value.clone());
+        }
+        let own = bucket.row(&Labels { value: value.clone(), ..labels.clone() });
+        if self.sending_domain_rows < SENDING_DOMAIN_ROWS_MAX || self.rows.contains_key(&own) {
+            return own;
+        }
+        bucket.row(&Labels { face: Face::SendingDomain, account: None, vip: VipId(0), provider: String::new(), value })
+    }
 }
 
 /// Reads the rows of an hour or day, unless they are in memory.
@@ -219,15 +261,19 @@ fn open(memory: &mut Memory, store: &dyn Store, bucket: Bucket) -> Result<(), Re
     let all = bucket.key();
     let read = store.range(&all, &after_prefix(&all), usize::MAX).map_err(|error| Retry(error.to_string()))?;
     for (key, bytes) in read {
-        let (Some((_, labels)), Ok(counts)) = (rows::read(&key), codec::decode::<Counts>(&bytes)) else {
+        let (Some((_, labels)), Ok(counts)) = (rows::read(&key), Counts::from_bytes(&bytes)) else {
             records::set_aside(&key, "counts of statistics");
             continue;
         };
+        *open.add(key, labels.face) = counts;
         if labels.value != OTHER {
-            let values = if labels.face == Face::Destination { &mut open.domains } else { &mut open.tags };
+            let values = match labels.face {
+                Face::Destination => &mut open.domains,
+                Face::Tag => &mut open.tags,
+                Face::SendingDomain => &mut open.sending_domains,
+            };
             values.insert(labels.value);
         }
-        open.rows.insert(key, counts);
     }
     memory.open.insert(bucket, open);
     Ok(())
@@ -304,6 +350,8 @@ impl Known {
             vip: entry.map_or(VipId(0), |entry| entry.vip),
             accepted: history.accepted,
             tags: history.labels.tags().to_vec(),
+            sending_domain: sending_domain(history).unwrap_or_else(|| OTHER.to_owned()),
+            marketing: marketing(entry.map(|entry| entry.class), history.signed.as_ref()),
             domains,
             recipients,
         })
@@ -320,6 +368,9 @@ impl Known {
             vip: accepted.vip,
             accepted: Timestamp(u64::MAX),
             tags: Vec::new(),
+            sending_domain: signed_by(&accepted.signatures).unwrap_or_else(|| OTHER.to_owned()),
+            // Whether it offered one-click unsubscribing is not known, so it is no evidence.
+            marketing: (0, 0),
             domains: vec![OTHER.to_owned()],
             recipients: vec![0; usize::from(accepted.recipients)],
         })
@@ -345,7 +396,7 @@ impl Known {
         Labels { face, account: self.account, vip: self.vip, provider, value }
     }
 
-    /// A row for each domain, and one for each tag; `domains` gives counts and provider.
+    /// A row for each domain, one for each tag and one for who sent it; `domains` gives counts and provider.
     fn tell(&self, at: Timestamp, domains: Vec<(u16, String, Counts)>, facts: &mut Vec<Fact>) {
         let mut all = Counts::default();
         domains.iter().for_each(|(_, _, counted)| all.add(counted));
@@ -353,10 +404,35 @@ impl Known {
         for tag in &self.tags {
             facts.push(fact(self.labels(Face::Tag, "", tag), all.clone()));
         }
+        facts.push(fact(self.labels(Face::SendingDomain, "", &self.sending_domain), all));
         for (place, provider, counted) in domains {
             facts.push(fact(self.labels(Face::Destination, &provider, self.domain(place)), counted));
         }
     }
+}
+
+/// How many messages of class marketing one is, and how many that offer one-click unsubscribing. One of which it is
+/// not known whether it does is no evidence.
+fn marketing(class: Option<Class>, signed: Option<&Signed>) -> (u64, u64) {
+    match (class, signed) {
+        (Some(Class::Marketing), Some(signed)) => (1, u64::from(signed.offers_one_click)),
+        _ => (0, 0),
+    }
+}
+
+/// The sending domain that signed a message. Records of earlier shapes do not say: there it is that of the header
+/// From, which it signed or is above.
+fn sending_domain(history: &History) -> Option<String> {
+    if let Some(signed) = &history.signed {
+        return Some(signed.by.to_string());
+    }
+    let from = parse_mailboxes(history.header_from.as_bytes()).ok()?;
+    from.first().map(|mailbox| mailbox.address.domain().to_string())
+}
+
+/// The domain of the first of `selector._domainkey.domain`.
+fn signed_by(signatures: &[String]) -> Option<String> {
+    signatures.first()?.split_once("._domainkey.").map(|(_, domain)| domain.to_owned())
 }
 
 /// As `queue` writes it over an address.
@@ -369,6 +445,7 @@ fn injected(known: &Known, (accepted, at): (&Accepted, Timestamp), provider_of: 
         counted.count(Status::Injected, recipients);
         if row == 0 {
             (counted.messages, counted.bytes) = (1, accepted.size_bytes);
+            (counted.marketing, counted.one_click) = known.marketing;
         }
         (place, provider_of(None, known.domain(place)).unwrap_or_else(|| OTHER.to_owned()), counted)
     });

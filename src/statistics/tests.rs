@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::rows::Face;
-use super::tally::{DOMAINS_PER_HOUR_MAX, TAGS_MAX};
+use super::tally::{DOMAINS_PER_HOUR_MAX, SENDING_DOMAIN_ROWS_MAX, SENDING_DOMAINS_MAX, TAGS_MAX};
 use super::*;
 use crate::access::{Action, Actor, Narrowing, Role};
 use crate::events::{Accepted, Bell, Entry, Event, EventKind, History, MailEvent, Peer, Tally, Why, history_key};
-use crate::mail::{Address, Class, Labels, QueueId, Reply, ReversePath, SmtpAccountId, TenantId, VipId};
+use crate::mail::{
+    Address, Class, Domain, Labels, QueueId, Reply, ReversePath, Signed, SmtpAccountId, TenantId, VipId,
+};
 use crate::records::AdminError;
 use crate::store::{MemoryStore, after_prefix, codec, prefix};
 
@@ -39,11 +41,18 @@ struct Mail {
     source: &'static str,
     to: Vec<String>,
     tags: Vec<&'static str>,
+    signed: Option<Signed>,
+    class: Class,
+}
+
+fn signed(by: &str, offers_one_click: bool) -> Option<Signed> {
+    Some(Signed { by: Domain::parse(by).unwrap(), offers_one_click })
 }
 
 fn mail(to: &[&str]) -> Mail {
     let to = to.iter().map(|to| (*to).to_owned()).collect();
-    Mail { tenant: SHOP, account: 7, source: "smtp", to, tags: Vec::new() }
+    let (signed, class) = (signed("shop.example", false), Class::Transactional);
+    Mail { tenant: SHOP, account: 7, source: "smtp", to, tags: Vec::new(), signed, class }
 }
 
 async fn accept(store: &MemoryStore, mail: &Mail, at: u64) -> QueueId {
@@ -51,7 +60,7 @@ async fn accept(store: &MemoryStore, mail: &Mail, at: u64) -> QueueId {
     let (account, vip) = (Some(SmtpAccountId(mail.account)), VipId(3));
     let mut labels = Labels::default();
     mail.tags.iter().for_each(|tag| labels.tag(tag).unwrap());
-    let (class, source) = (Class::Transactional, mail.source.to_owned());
+    let (class, source) = (mail.class, mail.source.to_owned());
     let history = History {
         tenant: mail.tenant,
         accepted: Timestamp(at),
@@ -63,6 +72,7 @@ async fn accept(store: &MemoryStore, mail: &Mail, at: u64) -> QueueId {
         labels,
         entry: Some(Entry { account, vip, class, source: source.clone(), size_bytes: 100 }),
         returns: None,
+        signed: mail.signed.clone(),
     };
     let recipients = u16::try_from(mail.to.len()).unwrap();
     let accepted =
@@ -219,11 +229,24 @@ async fn notices_are_not_a_tenants_mail_and_an_erased_message_still_counts() {
 async fn a_crash_at_any_moment_counts_nothing_twice_and_forgets_nothing() {
     let store = Arc::new(MemoryStore::new());
     let mut expected = BTreeMap::<(u64, String), u64>::new();
+    let mut of_senders = BTreeMap::<String, [u64; 4]>::new();
     for round in 0..12_u64 {
         for number in 0..20_u64 {
             let (account, domain) = (number % 3, format!("d{}.example", (round + number) % 5));
-            let id = accept(&store, &Mail { account, ..mail(&[&format!("a@{domain}")]) }, NOON + round * 600_000).await;
+            let by = format!("s{}.example", (round * number) % 4);
+            let (signed, class) = (signed(&by, number % 2 == 0), Class::Marketing);
+            let own = Mail { account, signed, class, ..mail(&[&format!("a@{domain}")]) };
+            let id = accept(&store, &own, NOON + round * 600_000).await;
             tell(&store, id, delivered(&[0]), NOON + round * 600_000 + 5).await;
+            let counted = of_senders.entry(by).or_default();
+            counted[0] += 1;
+            counted[2] += 1;
+            counted[3] += u64::from(number % 2 == 0);
+            if number % 5 == 0 {
+                counted[1] += 1;
+                let complaint = MailEvent::Complained { recipients: vec![0], reporter: "big".to_owned() };
+                tell(&store, id, complaint, NOON + round * 600_000 + 9).await;
+            }
             *expected.entry((account, domain)).or_default() += 1;
         }
         let fallen = room(&store);
@@ -259,6 +282,100 @@ async fn a_crash_at_any_moment_counts_nothing_twice_and_forgets_nothing() {
     }
     let totals = ask(&room, &question(Step::Total, None)).totals;
     assert_eq!((totals.of(Status::Injected), totals.of(Status::Ok)), (240, 240));
+    for (by, expected) in of_senders {
+        let narrow = Narrow { sending_domain: Some(by.clone()), ..Narrow::default() };
+        let counts = ask(&room, &Question { narrow, ..question(Step::Total, None) }).totals;
+        let counted = [counts.of(Status::Ok), counts.of(Status::Complaint), counts.marketing, counts.one_click];
+        assert_eq!(counted, expected, "{by}");
+    }
+}
+
+#[tokio::test]
+async fn a_sending_domain_is_told_apart_however_its_mail_came_in_and_whenever_it_was_accepted() {
+    let store = Arc::new(MemoryStore::new());
+    let room = room(&store);
+    let told = |recipients: Vec<u16>| MailEvent::Complained { recipients, reporter: "big".to_owned() };
+    for (by, source, account) in [("a.example", "api", 0), ("a.example", "smtp", 7), ("b.example", "smtp", 7)] {
+        let own = Mail { signed: signed(by, false), source, account, ..mail(&["x@one.example", "y@two.example"]) };
+        let id = accept(&store, &own, NOON).await;
+        tell(&store, id, delivered(&[0, 1]), NOON).await;
+        tell(&store, id, told(vec![1]), NOON + HOUR).await;
+    }
+    // Of the time before it was recorded who signed: what the header From says.
+    let id = accept(&store, &Mail { signed: None, ..mail(&["x@one.example"]) }, NOON).await;
+    let mut history = History::from_bytes(&store.get(&history_key(id)).unwrap().unwrap()).unwrap();
+    history.header_from = "\"Shop, the\" <news@b.example>".to_owned();
+    let mut batch = Batch::new();
+    batch.set(history_key(id), history.to_bytes());
+    store.commit(batch).await.unwrap();
+    tell(&store, id, told(vec![0]), NOON).await;
+    count(&store, &room).await;
+    let answer = ask(&room, &question(Step::Total, Some(Dimension::SendingDomain)));
+    let counted = |status| groups(&answer, status);
+    let named = |a, b| [("a.example".to_owned(), a), ("b.example".to_owned(), b)];
+    assert_eq!(counted(Status::Injected), named(4, 3));
+    assert_eq!(counted(Status::Ok), named(4, 2));
+    assert_eq!(counted(Status::Complaint), named(2, 2));
+    let narrow =
+        Narrow { account: Some(SmtpAccountId(7)), sending_domain: Some("a.example".to_owned()), ..Narrow::default() };
+    assert_eq!(ask(&room, &Question { narrow, ..question(Step::Hour, None) }).totals.of(Status::Complaint), 1);
+}
+
+#[tokio::test]
+async fn sending_domains_beyond_a_number_are_counted_together_and_take_no_room_from_others() {
+    let store = Arc::new(MemoryStore::new());
+    let room = room(&store);
+    let (of_vips, more) = (SENDING_DOMAIN_ROWS_MAX - 1, 5);
+    // One domain by more SMTP accounts than there are rows, then more domains than are told apart.
+    for number in 0..of_vips + more {
+        accept(&store, &Mail { account: number as u64 + 1, ..mail(&["a@one.example"]) }, NOON).await;
+    }
+    for number in 0..SENDING_DOMAINS_MAX + more {
+        let signed = signed(&format!("s{number}.example"), false);
+        accept(&store, &Mail { signed, ..mail(&["a@one.example"]) }, NOON).await;
+    }
+    for _page in 0..4 {
+        step(&store, &room).await;
+    }
+    count(&store, &room).await;
+    let of = |sender: &str, account| {
+        let narrow = Narrow { sending_domain: Some(sender.to_owned()), account, ..Narrow::default() };
+        let hour = Question { from: Timestamp(NOON), until: Timestamp(NOON + HOUR), ..question(Step::Total, None) };
+        ask(&room, &Question { narrow, ..hour }).totals.of(Status::Injected)
+    };
+    assert_eq!(of("shop.example", None), (of_vips + more) as u64, "exact, with and without a row for each account");
+    assert_eq!((of("shop.example", Some(SmtpAccountId(1))), of("shop.example", Some(SmtpAccountId(1_002)))), (1, 0));
+    assert_eq!((of("s0.example", None), of("s998.example", None), of("s999.example", None)), (1, 1, 0));
+    assert_eq!(of(OTHER, None), more as u64 + 1);
+    let rows = store.range(&[prefix::STATISTICS, b'h'], &[prefix::STATISTICS, b'i'], usize::MAX).unwrap();
+    let of_senders = rows.iter().filter(|(key, _)| rows::read(key).unwrap().1.face == Face::SendingDomain).count();
+    assert!(of_senders <= SENDING_DOMAIN_ROWS_MAX + SENDING_DOMAINS_MAX + 1, "{of_senders}");
+    assert!(rows.len() - of_senders > 900, "destinations have the room they always had");
+}
+
+#[tokio::test]
+async fn whoever_is_bound_to_sending_domains_sees_theirs_and_nothing_else() {
+    let store = Arc::new(MemoryStore::new());
+    for by in ["shop.example", "news.shop.example", "other.example"] {
+        accept(&store, &Mail { signed: signed(by, false), ..mail(&["a@one.example"]) }, NOON).await;
+    }
+    let room = room(&store);
+    count(&store, &room).await;
+    let domains = Some(vec![Domain::parse("shop.example").unwrap()]);
+    let narrowing = Narrowing { domains, ..Narrowing::default() };
+    let bound = Actor { narrowing: Arc::new(narrowing), ..Actor::of("k", Role::Analyst(SHOP)) };
+    let own = room.ask(&bound, &question(Step::Total, Some(Dimension::SendingDomain))).unwrap();
+    let named = |name: &str| (name.to_owned(), 1);
+    assert_eq!(groups(&own, Status::Injected), [named("news.shop.example"), named("shop.example")]);
+    assert_eq!(own.totals.of(Status::Injected), 2);
+    let narrow = Narrow { sending_domain: Some("other.example".to_owned()), ..Narrow::default() };
+    let foreign = Question { narrow, ..question(Step::Total, None) };
+    assert_eq!(room.ask(&bound, &foreign).unwrap().totals, Counts::default());
+    for by in [None, Some(Dimension::Domain), Some(Dimension::Tag), Some(Dimension::Account)] {
+        assert!(matches!(room.ask(&bound, &question(Step::Total, by)), Err(AdminError::Forbidden(_))), "{by:?}");
+    }
+    let elsewhere = Question { tenant: Some(TenantId(2)), ..question(Step::Total, Some(Dimension::SendingDomain)) };
+    assert!(matches!(room.ask(&bound, &elsewhere), Err(AdminError::Forbidden(_))));
 }
 
 #[tokio::test]
@@ -323,7 +440,10 @@ async fn an_answer_has_bounds_and_says_how_to_stay_within() {
     assert!(refused(&backwards).contains("end after it begins"));
     let narrow = Narrow { tag: Some("x".to_owned()), ..Narrow::default() };
     let both = Question { narrow, ..question(Step::Day, Some(Dimension::Domain)) };
-    assert!(refused(&both).contains("one or the other"));
+    assert!(refused(&both).contains("ask for one of them"));
+    let narrow = Narrow { sending_domain: Some("x".to_owned()), ..Narrow::default() };
+    let both = Question { narrow, ..question(Step::Day, Some(Dimension::Provider)) };
+    assert!(refused(&both).contains("ask for one of them"));
 }
 
 #[tokio::test]
@@ -334,10 +454,10 @@ async fn hours_are_forgotten_before_days() {
     count(&store, &room).await;
     let day = 24 * HOUR;
     assert_eq!(room.forget(Timestamp(NOON + 62 * day)).await, Ok(0));
-    assert_eq!(room.forget(Timestamp(NOON + 63 * day)).await, Ok(1));
+    assert_eq!(room.forget(Timestamp(NOON + 63 * day)).await, Ok(2));
     assert_eq!(ask(&room, &question(Step::Hour, None)).totals.messages, 0);
     assert_eq!(ask(&room, &question(Step::Day, None)).totals.messages, 1);
-    assert_eq!(room.forget(Timestamp(NOON + 1_098 * day)).await, Ok(1));
+    assert_eq!(room.forget(Timestamp(NOON + 1_098 * day)).await, Ok(2));
     assert_eq!(ask(&room, &question(Step::Day, None)).totals.messages, 0);
 }
 
@@ -356,18 +476,18 @@ async fn of_a_deleted_tenant_no_count_stays_and_none_comes() {
     accept(&store, &theirs(&["a@one.example"]), NOON + 30 * HOUR).await;
     accept(&store, &mail(&["a@one.example"]), NOON).await;
     count(&store, &running).await;
-    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (10, 2));
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (14, 4));
     // Counted in memory, not stored yet.
     let event = MailEvent::Suppressed { recipients: vec![0] };
     running.take(&[Event { at: Timestamp(NOON), kind: EventKind::Mail(id, event.clone()) }]).unwrap();
-    assert_eq!(running.forget_tenant(GONE).await, Ok(10));
+    assert_eq!(running.forget_tenant(GONE).await, Ok(14));
     assert_eq!(running.forget_tenant(GONE).await, Ok(0), "again is nothing");
     running.keep(Batch::new()).await.unwrap();
     // Not counted when it went: by who ran then, and by who runs later, when no history is there either.
     let late = accept(&store, &theirs(&["c@one.example"]), NOON + HOUR).await;
     tell(&store, id, event, NOON + HOUR).await;
     count(&store, &running).await;
-    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 2));
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 4));
     let mut batch = Batch::new();
     batch.remove([&[prefix::CURSOR][..], CURSOR.as_bytes()].concat());
     for id in [id, late] {
@@ -381,7 +501,7 @@ async fn of_a_deleted_tenant_no_count_stays_and_none_comes() {
     }
     store.commit(batch).await.unwrap();
     count(&store, &room(&store)).await;
-    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 2));
+    assert_eq!((stored(&store, GONE), stored(&store, SHOP)), (0, 4));
 }
 
 #[tokio::test]
@@ -405,7 +525,14 @@ async fn a_copy_of_a_tenant_has_every_row_of_it_and_of_nobody_else() {
         let at = |hours: u64| span.begins(span.number(Timestamp(NOON + hours * HOUR)));
         let mut all = copy(&Actor::of("x", Role::TenantOwner(SHOP)), span).unwrap();
         all.sort();
-        let expected = [(0, "big.example"), (0, "one.example"), (0, "t"), (50, "one.example")];
+        let expected = [
+            (0, "big.example"),
+            (0, "one.example"),
+            (0, "shop.example"),
+            (0, "t"),
+            (50, "one.example"),
+            (50, "shop.example"),
+        ];
         assert_eq!(all, expected.map(|(hours, value)| (at(hours), value.to_owned())));
     }
     assert!(copy(&Actor::of("x", Role::TenantOwner(TenantId(2))), Span::Day).is_err());

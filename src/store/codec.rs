@@ -14,6 +14,8 @@ const VERSION: u8 = 1;
 const SECOND: u8 = 2;
 /// The version of records whose shape changed twice.
 const THIRD: u8 = 3;
+/// The version of records whose shape changed three times.
+const FOURTH: u8 = 4;
 
 /// Writes a record.
 ///
@@ -31,6 +33,11 @@ pub fn encode_second<T: Serialize>(record: &T) -> Vec<u8> {
 /// Writes a record of a type whose shape changed twice; see [`decode_third`].
 pub fn encode_third<T: Serialize>(record: &T) -> Vec<u8> {
     write(THIRD, record)
+}
+
+/// Writes a record of a type whose shape changed three times; see [`decode_fourth`].
+pub fn encode_fourth<T: Serialize>(record: &T) -> Vec<u8> {
+    write(FOURTH, record)
 }
 
 #[expect(clippy::expect_used, reason = "our record types hold maps, strings and numbers only")]
@@ -66,6 +73,23 @@ where
         (VERSION, rest) => read::<First>(rest).map(T::from),
         (SECOND, rest) => read::<Second>(rest).map(T::from),
         (THIRD, rest) => read(rest),
+        (version, _) => Err(unknown(version)),
+    }
+}
+
+/// Reads a record of a type whose shape changed three times, in any of its shapes.
+pub fn decode_fourth<First, Second, Third, T>(bytes: &[u8]) -> Result<T, StoreError>
+where
+    First: DeserializeOwned,
+    Second: DeserializeOwned,
+    Third: DeserializeOwned,
+    T: DeserializeOwned + From<First> + From<Second> + From<Third>,
+{
+    match split(bytes)? {
+        (VERSION, rest) => read::<First>(rest).map(T::from),
+        (SECOND, rest) => read::<Second>(rest).map(T::from),
+        (THIRD, rest) => read::<Third>(rest).map(T::from),
+        (FOURTH, rest) => read(rest),
         (version, _) => Err(unknown(version)),
     }
 }

@@ -48,6 +48,7 @@ impl Room {
                 size_bytes: 1,
             }),
             returns: None,
+            signed: None,
         };
         let mut batch = Batch::new();
         batch.set(history_key(id), history.to_bytes());

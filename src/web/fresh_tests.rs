@@ -41,6 +41,7 @@ async fn finished_message(store: &MemoryStore, tenant: TenantId) -> QueueId {
         labels: Default::default(),
         entry: None,
         returns: None,
+        signed: None,
     };
     let mut batch = Batch::new();
     batch.set(history_key(id), history.to_bytes());

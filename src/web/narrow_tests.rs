@@ -176,6 +176,12 @@ async fn nothing_of_the_whole_tenant_is_for_whoever_is_bound_to_accounts_or_doma
         let answer = ask(&api, &key, method, &path, body).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN, "{method} {path}: {}", answer.body);
     }
+    for query in ["by=sending_domain", "sending_domain=shop.example.com", "by=sending_domain&step=hour"] {
+        for path in ["/statistics", "/statistics/csv"] {
+            let answer = ask(&api, &key, "GET", &format!("{path}?{query}"), Value::Null).await;
+            assert_eq!(answer.status, StatusCode::OK, "{path}?{query}: {}", answer.body);
+        }
+    }
     for path in ["/tenants/shop/domains/shop.example.com", "/messages", "/queue?tenant=shop&sender=shop.example.com"] {
         let answer = ask(&api, &key, "GET", path, Value::Null).await;
         assert!([StatusCode::OK, StatusCode::NOT_FOUND].contains(&answer.status), "{path}: {}", answer.body);

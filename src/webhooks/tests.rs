@@ -170,6 +170,7 @@ impl World {
                 size_bytes: 9,
             }),
             returns: None,
+            signed: None,
         };
         batch.set(history_key(id), history.to_bytes());
         let accepted = Accepted {

@@ -109,6 +109,7 @@ fn message(number: usize, (tenant, vip): (TenantId, VipId), when: When) -> NewMe
         recipients: vec![NewRecipient { address, notify: Notify::default(), orcpt: None, lane: Some(lane) }],
         labels: Default::default(),
         return_path: None,
+        signed: None,
         notice_about: None,
         beside: Default::default(),
     }

@@ -30,6 +30,8 @@ pub enum StatsBy {
     Vip,
     /// The class of replies
     Class,
+    /// The sending domain that signed it
+    SendingDomain,
 }
 
 #[derive(Args, Debug)]
@@ -64,6 +66,9 @@ pub struct Stats {
     /// Only mail accepted for this virtual IP
     #[arg(long, value_name = "ADDRESS")]
     pub vip: Option<String>,
+    /// Only mail signed by this sending domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub sending_domain: Option<String>,
     /// Show this many groups, the most frequent; the others are counted together
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=250))]
     pub limit: u16,

@@ -41,6 +41,7 @@ async fn told(store: &Arc<dyn Store>, recipients: Vec<u16>, at: Timestamp) {
         labels: Labels::default(),
         entry: Some(entry),
         returns: None,
+        signed: None,
     };
     let mut batch = Batch::new();
     batch.set(history_key(id), history.to_bytes());

@@ -13,12 +13,13 @@ use utoipa::ToSchema;
 
 use super::domains::{name, owner};
 use super::{Answer, Shared, scan};
-use crate::access::{Actor, Permission, Resource};
+use crate::access::{Action, Actor};
 use crate::delivery::TlsLevel;
-use crate::domains::{Inspected, Item, Need, Purpose, Rule, Stand, ToGmail, Traffic, Verdict};
+use crate::domains::{Counted, Inspected, Item, Need, Purpose, Rule, Stand, ToGmail, Traffic, Verdict};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
-use crate::statistics::{Narrow, Question, Status, Step};
+use crate::records::AdminError;
+use crate::statistics::{Counts, Narrow, OTHER, Question, Status, Step};
 use crate::vips::Vip;
 use crate::web::Parts;
 use crate::web::problem::Problem;
@@ -143,20 +144,10 @@ fn serving(parts: &Parts, tenant: TenantId) -> Vec<Vip> {
     parts.vips.all().iter().filter(|vip| vip.serves(tenant)).cloned().collect()
 }
 
-/// What was counted of a tenant's mail within a day, however it was handed in, and how mail goes to Gmail. Counts
-/// know no sending domain, so they are not for whoever is narrowed to some of the tenant's mail.
-async fn traffic(parts: &Shared, asker: &Actor, tenant: TenantId) -> Result<Traffic, Problem> {
+/// What was counted within a day of the mail that a domain signed, however it was handed in, and how mail goes to
+/// Gmail. Those counts are not for whoever is narrowed to some SMTP accounts.
+async fn traffic(parts: &Shared, asker: &Actor, (tenant, domain): (TenantId, &Domain)) -> Result<Traffic, Problem> {
     let (actor, now) = (Actor::system("readiness of a domain"), Timestamp::now());
-    let question = Question {
-        tenant: Some(tenant),
-        from: Timestamp(now.0.saturating_sub(DAY_MILLIS)),
-        until: now,
-        step: Step::Total,
-        by: None,
-        narrow: Narrow::default(),
-        groups_max: 1,
-        order: Status::Ok,
-    };
     let seen = match Domain::parse(GMAIL) {
         Ok(domain) => parts.tls_memory.seen(&actor, &domain)?,
         Err(_) => None,
@@ -166,12 +157,35 @@ async fn traffic(parts: &Shared, asker: &Actor, tenant: TenantId) -> Result<Traf
         Some(TlsLevel::Plain) => ToGmail::Plain,
         Some(TlsLevel::Encrypted | TlsLevel::Verified) => ToGmail::Encrypted,
     };
-    if asker.require_part(Permission::Read(Resource::Domains, tenant), None).is_err() {
-        return Ok(Traffic { to_gmail, counted: None });
+    if !asker.has_part_in(Action::Read, None, Some(domain)) {
+        return Ok(Traffic { to_gmail, counted: Counted::Hidden });
     }
+    let question = |sender: &str| Question {
+        tenant: Some(tenant),
+        from: Timestamp(now.0.saturating_sub(DAY_MILLIS)),
+        until: now,
+        step: Step::Total,
+        by: None,
+        narrow: Narrow { sending_domain: Some(sender.to_owned()), ..Narrow::default() },
+        groups_max: 1,
+        order: Status::Ok,
+    };
+    let (own, others) = (question(domain.as_str()), question(OTHER));
     let statistics = Arc::clone(&parts.statistics);
-    let counted = scan(parts, move || statistics.ask(&actor, &question)).await?.totals;
-    Ok(Traffic { to_gmail, counted: Some((counted.of(Status::Ok), counted.of(Status::Complaint))) })
+    let ask =
+        move || Ok::<_, AdminError>((statistics.ask(&actor, &own)?.totals, statistics.ask(&actor, &others)?.totals));
+    let (own, others) = scan(parts, ask).await?;
+    let counted = if others == Counts::default() {
+        Counted::Apart {
+            delivered: own.of(Status::Ok),
+            complaints: own.of(Status::Complaint),
+            marketing: own.marketing,
+            one_click: own.one_click,
+        }
+    } else {
+        Counted::Together
+    };
+    Ok(Traffic { to_gmail, counted })
 }
 
 #[utoipa::path(
@@ -234,7 +248,7 @@ pub(super) async fn readiness(
 ) -> Answer<ReadinessJson> {
     let (tenant, domain) = (owner(&parts, &actor, &tenant)?, name("domain", &domain)?);
     parts.domains.get(&actor, tenant, &domain)?;
-    let (vips, traffic) = (serving(&parts, tenant), traffic(&parts, &actor, tenant).await?);
+    let (vips, traffic) = (serving(&parts, tenant), traffic(&parts, &actor, (tenant, &domain)).await?);
     let items = parts.domains.readiness(&actor, (tenant, &domain), &vips, traffic).await?;
     let ready = items.iter().all(|item| item.stand != Stand::Failing);
     Ok(Json(ReadinessJson { ready, rules: items.into_iter().map(rule).collect() }))

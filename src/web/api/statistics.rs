@@ -44,7 +44,8 @@ pub(super) struct Asked {
     until: Option<String>,
     /// `hour`, `day` (as if absent) or `total`.
     step: Option<String>,
-    /// By what rows are told apart: `tenant`, `smtp_account`, `tag`, `domain`, `provider`, `vip`, `class`.
+    /// By what rows are told apart: `tenant`, `smtp_account`, `tag`, `domain`, `provider`, `vip`, `class`,
+    /// `sending_domain`.
     by: Option<String>,
     /// Only mail of this login.
     smtp_account: Option<String>,
@@ -56,6 +57,8 @@ pub(super) struct Asked {
     provider: Option<String>,
     /// Only mail accepted for this virtual IP: its address, id or EHLO name.
     vip: Option<String>,
+    /// Only mail signed by this sending domain.
+    sending_domain: Option<String>,
     /// Groups with rows of their own, 1 to 250; the others are counted together.
     #[param(value_type = Option<u16>, minimum = 1, maximum = 250)]
     limit: Option<String>,
@@ -94,6 +97,12 @@ pub struct CountsJson {
     pub unsubscribe: u64,
     /// Complained about.
     pub complaint: u64,
+    /// Messages of class marketing handed in.
+    #[serde(default)]
+    pub marketing: u64,
+    /// Of these, those that can be unsubscribed from with one click (RFC 8058).
+    #[serde(default)]
+    pub one_click: u64,
     /// Deliveries within 10 s of acceptance, 1 min, 5 min, 30 min, 1 h, 4 h, 24 h, and later.
     #[serde(default)]
     pub delays: Vec<u64>,
@@ -152,6 +161,8 @@ impl From<&Counts> for CountsJson {
             click: counts.of(Status::Click),
             unsubscribe: counts.of(Status::Unsubscribe),
             complaint: counts.of(Status::Complaint),
+            marketing: counts.marketing,
+            one_click: counts.one_click,
             delays: counts.delays().to_vec(),
         }
     }
@@ -185,7 +196,11 @@ fn question(parts: &Parts, actor: &Actor, asked: &Asked) -> Result<Question, Pro
         "provider" => Ok(Dimension::Provider),
         "vip" => Ok(Dimension::Vip),
         "class" => Ok(Dimension::Class),
-        _ => Err(Problem::field("by", "is tenant, smtp_account, tag, domain, provider, vip or class")),
+        "sending_domain" => Ok(Dimension::SendingDomain),
+        _ => {
+            let words = "is tenant, smtp_account, tag, domain, provider, vip, class or sending_domain";
+            Err(Problem::field("by", words))
+        }
     });
     let groups_max = match &asked.limit {
         None => LIMIT_DEFAULT,
@@ -209,6 +224,7 @@ fn question(parts: &Parts, actor: &Actor, asked: &Asked) -> Result<Question, Pro
             domain: asked.domain.as_ref().map(|domain| domain.to_ascii_lowercase()),
             provider: asked.provider.clone(),
             vip: vip.map(|vip| vip.id),
+            sending_domain: asked.sending_domain.as_ref().map(|domain| domain.to_ascii_lowercase()),
         },
         groups_max,
         order: order.transpose()?.unwrap_or(Status::Injected),
@@ -284,6 +300,7 @@ pub(in crate::web) fn copied_row(
     let told_apart = match labels.face {
         Face::Destination => vec![("provider", text(&labels.provider)), ("domain", text(&labels.value))],
         Face::Tag => vec![("tag", text(&labels.value))],
+        Face::SendingDomain => vec![("sending_domain", text(&labels.value))],
     };
     if let Some(cells) = row.as_object_mut() {
         cells.extend(told_apart.into_iter().map(|(cell, text)| (cell.to_owned(), text.into())));
@@ -337,7 +354,7 @@ fn file(shown: &StatisticsJson) -> String {
     heading.extend(STATUSES.map(Status::word));
     let bounds: Vec<String> = DELAYS_SECS.iter().map(|bound| format!("ok_within_{bound}s")).collect();
     heading.extend(bounds.iter().map(String::as_str));
-    heading.push("ok_later");
+    heading.extend(["ok_later", "marketing", "one_click"]);
     let mut text = operations::csv_line(&heading);
     let mut line = |at: &str, group: &str, counts: &CountsJson| {
         let c = counts;
@@ -357,7 +374,8 @@ fn file(shown: &StatisticsJson) -> String {
             c.unsubscribe,
             c.complaint,
         ];
-        let numbers: Vec<String> = numbers.iter().chain(&c.delays).map(u64::to_string).collect();
+        let numbers: Vec<String> =
+            numbers.iter().chain(&c.delays).chain(&[c.marketing, c.one_click]).map(u64::to_string).collect();
         let mut cells = vec![at, group];
         cells.extend(numbers.iter().map(String::as_str));
         text.push_str(&operations::csv_line(&cells));

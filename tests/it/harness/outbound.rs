@@ -210,6 +210,7 @@ impl Outbound {
             recipients: to.iter().map(recipient).collect(),
             labels: Default::default(),
             return_path: None,
+            signed: None,
             notice_about: None,
             beside: Default::default(),
         }

@@ -10,11 +10,13 @@ use postern::mail::dkim::{self, Algorithm, Algorithms, SignAs, SigningKeys};
 use postern::mail::{Address, QueueId, SmtpAccountId, TenantId, read_whole};
 use postern::net::Zone;
 use postern::vips::Owner;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpStream;
 
 use crate::harness::daemon::{Client, HOSTNAME, Login, Running, domain, operator};
 use crate::harness::peer::{Peer, Script};
+use crate::sending_by_http::ask;
 
 const MESSAGE: &str = "From: shop@shop.test\r\nSubject: Order 17\r\nMessage-ID: <17@shop.test>\r\n\r\nhello\r\n";
 
@@ -294,5 +296,68 @@ async fn a_letter_to_the_postmaster_is_kept_and_forwarded_once() {
     let marker = bring(shop.door, "somebody@elsewhere.test", &format!("postmaster@{HOSTNAME}"), text).await;
     assert!(marker.starts_with("250"), "{marker}");
     assert!(until(|| shop.peer.taken().len() == 3).await, "one more, and not two");
+    shop.running.stop().await;
+}
+
+/// 100 recipients of one message by HTTP, which knows no SMTP account.
+async fn send_a_hundred(shop: &Shop, from: &str, headers: Value) {
+    let to: Vec<String> = (0..100).map(|number| format!("r{number}@there.test")).collect();
+    let message = json!({
+        "tenant": "shop", "from": from, "to": to, "subject": "News", "text": "new", "class": "marketing",
+        "headers": headers,
+    });
+    let (status, _, answer) = ask(&shop.running, "POST", "/messages", None, message).await;
+    assert_eq!(status, 202, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_card_of_each_sending_domain_tells_its_own_rate_of_mail_by_http_too() {
+    let shop = Shop::open().await;
+    shop.set_return_path().await;
+    shop.running.trusted_domain(shop.tenant, "other.test").await;
+    let one_click = json!({
+        "List-Unsubscribe": "<https://other.test/u>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+    });
+    send_a_hundred(&shop, "news@shop.test", json!({})).await;
+    send_a_hundred(&shop, "news@other.test", one_click).await;
+    let returned = shop.return_path_of("r7@there.test").await;
+    let new = dkim::generate().unwrap();
+    let keys = SigningKeys::from_pkcs8(&new.rsa, &new.ed25519).unwrap();
+    shop.running.zone.replace(shop.zone.clone().txt("r._domainkey.reports.test", &keys.public_record(Algorithm::Rsa)));
+    let reply =
+        bring(shop.door, "fbl@reports.test", &format!("fbl@{HOSTNAME}"), &complaint(&returned, Some(&keys))).await;
+    assert!(reply.starts_with("250"), "{reply}");
+
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let query = "/statistics?by=sending_domain&step=total&tenant=shop";
+    loop {
+        let (_, _, told) = ask(&shop.running, "GET", query, None, Value::Null).await;
+        let mut rows: Vec<_> = told["rows"].as_array().unwrap().iter().collect();
+        rows.sort_by_key(|row| row["group"].as_str().unwrap().to_owned());
+        let counted: Vec<Value> = rows
+            .iter()
+            .map(|row| json!([row["group"], row["ok"], row["complaint"], row["marketing"], row["one_click"]]))
+            .collect();
+        if counted == [json!(["other.test", 100, 0, 1, 1]), json!(["shop.test", 100, 1, 1, 0])] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{told}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let everything = [
+        ("shop.test", "failing", "failing", "1 complaints about 100"),
+        ("other.test", "met", "met", "0 complaints about 100"),
+    ];
+    for (name, complaints, one_click, told) in everything {
+        let path = format!("/tenants/shop/domains/{name}/readiness");
+        let (_, _, card) = ask(&shop.running, "GET", &path, None, Value::Null).await;
+        let rule = |rule: &str| card["rules"].as_array().unwrap().iter().find(|own| own["rule"] == rule).unwrap();
+        assert_eq!(
+            (&rule("complaints")["stand"], &rule("one-click")["stand"]),
+            (&json!(complaints), &json!(one_click)),
+            "{card}"
+        );
+        assert!(rule("complaints")["detail"].as_str().unwrap().starts_with(told), "{card}");
+    }
     shop.running.stop().await;
 }
