@@ -5,16 +5,19 @@
 //! nothing that logs anybody in ever comes here; and a follower who does not read loses lines, never
 //! slows a session.
 
+mod script;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use script::Script;
 use tokio::sync::Notify;
 
 use crate::ext::Timestamp;
-use crate::mail::{TenantId, VipId, printable};
+use crate::mail::{Reply, Sent, TenantId, VipId, printable};
 
 /// Followers at a time, at most.
 pub const FOLLOWERS_MAX: usize = 10;
@@ -163,7 +166,7 @@ impl Tracer {
     /// A session's hand.
     pub fn tap(self: &Arc<Self>, facts: Facts) -> Tap {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-        Tap { tracer: Arc::clone(self), session, facts: Arc::new(facts) }
+        Tap { tracer: Arc::clone(self), session, facts: Arc::new(facts), script: None }
     }
 
     fn kept(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Follower>)> {
@@ -271,15 +274,22 @@ const VERBS: [&str; 14] = [
     "EHLO", "HELO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY", "EXPN", "HELP", "STARTTLS", "AUTH",
 ];
 
-/// One session's hand: what it says goes to those who follow it.
+/// One session's hand: what it says goes to those who follow it, and into the record of the attempt it serves.
 #[derive(Debug)]
 pub struct Tap {
     tracer: Arc<Tracer>,
     session: u64,
     facts: Arc<Facts>,
+    /// Where it is kept for the record, of sessions in which we deliver.
+    script: Option<Script>,
 }
 
 impl Tap {
+    /// From now on it is kept there, or nowhere.
+    pub fn keep(&mut self, script: Option<&Script>) {
+        self.script = script.cloned();
+    }
+
     /// It is known now whose session it is.
     pub fn belongs_to(&mut self, tenant: TenantId) {
         let facts = Facts { tenant: Some(tenant), ..(*self.facts).clone() };
@@ -297,12 +307,21 @@ impl Tap {
         if self.tracer.is_followed() {
             lines(octets).for_each(|line| self.tell(side, masked(line)));
         }
+        if let Some(script) = &self.script {
+            match without_secret(octets) {
+                Some(login) => script.line(masked(login)),
+                None => lines(octets).for_each(|line| script.line(masked(line))),
+            }
+        }
     }
 
     /// A line that logs in.
     pub fn secret(&self, side: Side) {
         if self.tracer.is_followed() {
             self.tell(side, SECRET.to_owned());
+        }
+        if let Some(script) = &self.script {
+            script.line(SECRET.to_owned());
         }
     }
 
@@ -314,9 +333,12 @@ impl Tap {
     }
 
     /// One reply of the peer.
-    pub fn reply(&self, what: impl FnOnce() -> String) {
+    pub fn reply(&self, reply: &Reply) {
         if self.tracer.is_followed() {
-            self.replies(Side::Theirs, what().as_bytes());
+            self.replies(Side::Theirs, reply.one_line().as_bytes());
+        }
+        if let Some(script) = &self.script {
+            script.reply(reply);
         }
     }
 
@@ -324,6 +346,27 @@ impl Tap {
     pub fn note(&self, what: impl FnOnce() -> String) {
         if self.tracer.is_followed() {
             self.tell(Side::Note, what());
+        }
+    }
+
+    /// Something is sent or done that is no line; what comes of it is waited for.
+    pub fn sent(&self, sent: Sent) {
+        if let Some(script) = &self.script {
+            script.sent(sent);
+        }
+    }
+
+    /// What is waited for went well.
+    pub fn done(&self) {
+        if let Some(script) = &self.script {
+            script.done();
+        }
+    }
+
+    /// What is waited for went wrong.
+    pub fn failed(&self, reason: &str) {
+        if let Some(script) = &self.script {
+            script.failed(reason);
         }
     }
 
@@ -338,6 +381,15 @@ const MECHANISMS: [&str; 8] =
     ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"];
 /// Stands for what logs somebody in.
 const SECRET: &str = "(a secret)";
+
+/// A line that logs in as far as it may be copied: a password is wiped where it is held, and is held nowhere else.
+fn without_secret(octets: &[u8]) -> Option<String> {
+    let is_login = octets.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH"));
+    let words: Vec<&[u8]> = is_login.then(|| octets.trim_ascii_end().splitn(3, |octet| *octet == b' ').collect())?;
+    let open = words.iter().take(2).map(|word| String::from_utf8_lossy(word).into_owned());
+    let more = words.get(2).map(|_| SECRET.to_owned());
+    Some(open.chain(more).collect::<Vec<_>>().join(" "))
+}
 
 /// A command without its secret.
 fn masked(line: String) -> String {

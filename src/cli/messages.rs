@@ -14,7 +14,7 @@ use super::output::{Table, or_dash, size, when};
 use super::{Session, rows};
 use crate::mail::printable;
 use crate::web::{
-    AttachmentJson, BatchSentJson, FoundMessageJson, MessageAttemptJson, MessageJson, NewMessageJson, SearchJson,
+    AttachmentJson, BatchSentJson, DialogueJson, DialogueStepJson, FoundMessageJson, MessageAttemptJson, MessageJson, NewMessageJson, SearchJson,
     SentJson,
 };
 
@@ -28,9 +28,10 @@ pub async fn run(session: &Session, command: &Messages) -> Result<(), Fault> {
             let list = session.client.list(&path(asked), asked.limit.max(1)).await?;
             session.show(&list, table)
         }
-        Messages::Show { id } => {
+        Messages::Show { id, dialogue } => {
             let shown = session.client.get(&format!("/messages/{}", encoded(id))).await?;
-            session.show(&shown, message)
+            let said = if *dialogue { Said::Shown } else { Said::LeftOut };
+            session.show(&shown, |session, shown| message(session, shown, said))
         }
         Messages::Send(asked) => {
             let key = asked.idempotency_key.as_deref();
@@ -185,7 +186,14 @@ fn table(session: &Session, list: Value) -> String {
     table.text(session.colour, "no message fits") + more
 }
 
-fn message(session: &Session, shown: MessageJson) -> String {
+/// Whether what was said in each try is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Shown,
+    LeftOut,
+}
+
+fn message(session: &Session, shown: MessageJson, said: Said) -> String {
     let queued = shown.queued;
     let mut text = String::new();
     let mut line = |name: &str, value: Option<String>| {
@@ -214,7 +222,16 @@ fn message(session: &Session, shown: MessageJson) -> String {
     }
     if !shown.attempts.is_empty() {
         text.push_str("\nTries\n");
-        shown.attempts.iter().for_each(|attempt| text.push_str(&attempt_lines(session, attempt)));
+        for attempt in &shown.attempts {
+            text.push_str(&attempt_lines(session, attempt));
+            let numbers = attempt.dialogues.iter().filter(|_| said == Said::Shown);
+            let dialogues = numbers.filter_map(|number| shown.dialogues.get(*number));
+            dialogues.for_each(|dialogue| text.push_str(&dialogue_lines(dialogue)));
+        }
+        let has_more = said == Said::LeftOut && !shown.dialogues.is_empty();
+        if has_more {
+            text.push_str("  --dialogue shows what was said in them\n");
+        }
     }
     text.push_str("\nEvents\n");
     for event in queued.events {
@@ -226,8 +243,9 @@ fn message(session: &Session, shown: MessageJson) -> String {
 fn attempt_lines(session: &Session, attempt: &MessageAttemptJson) -> String {
     let numbers: Vec<String> = attempt.recipients.iter().map(u16::to_string).collect();
     let class = attempt.class.as_ref().map(|class| format!(" ({class})")).unwrap_or_default();
+    let took = attempt.took_ms.map(|took| format!(", took {took} ms")).unwrap_or_default();
     let mut text = format!(
-        "  {}, {} s after acceptance: {}{class}, recipients {}\n    {}\n",
+        "  {}, {} s after acceptance: {}{class}, recipients {}{took}\n    {}\n",
         when(&attempt.at, session.now),
         attempt.after_secs,
         attempt.status,
@@ -238,6 +256,55 @@ fn attempt_lines(session: &Session, attempt: &MessageAttemptJson) -> String {
         let (source, tls) = (or_dash(attempt.source.clone()), or_dash(attempt.tls.clone()));
         let line = format!("by {host} ({address}), from {source}, TLS {tls}");
         text.push_str(&format!("    {}\n", printable(&line)));
+    }
+    text
+}
+
+/// What was said: `>` we did, `<` the peer did, with the milliseconds each took.
+fn dialogue_lines(dialogue: &DialogueJson) -> String {
+    let over = match dialogue.connection.as_str() {
+        "new" => "over a new connection",
+        "reused" => "over a connection that had carried mail before",
+        _ => "about other mail to the same place; this message was not tried itself",
+    };
+    let numbers: Vec<String> = dialogue.recipients.iter().map(u16::to_string).collect();
+    let mut text = format!("    Said for {} {over}, {} ms:\n", numbers.join(", "), dialogue.took_ms);
+    dialogue.steps.iter().for_each(|step| text.push_str(&step_lines(step)));
+    if dialogue.left_out > 0 {
+        text.push_str(&format!("      ({} steps were not kept)\n", dialogue.left_out));
+    }
+    text
+}
+
+fn step_lines(step: &DialogueStepJson) -> String {
+    let sent = step.sent.as_deref().map(printable).unwrap_or_default();
+    let mut text = match step.step.as_str() {
+        "connect" => format!("      > (connecting to {})\n", if sent.is_empty() { "the host" } else { &sent }),
+        "tls" => "      > (TLS handshake)\n".to_owned(),
+        "message" => "      > (the message)\n".to_owned(),
+        "greeting" | "unasked" => String::new(),
+        _ => format!("      > {sent}\n"),
+    };
+    let took = step.took_ms;
+    let mut heard: Vec<String> = Vec::new();
+    if let Some(code) = step.code {
+        let enhanced = step.enhanced.as_ref().map(|enhanced| format!("{enhanced} ")).unwrap_or_default();
+        let last = step.text.len().saturating_sub(1);
+        let line = |(place, line): (usize, &String)| {
+            format!("{code}{}{enhanced}{}", if place == last { ' ' } else { '-' }, printable(line))
+        };
+        heard.extend(step.text.iter().enumerate().map(line));
+        if heard.is_empty() {
+            heard.push(format!("{code} {enhanced}"));
+        }
+    }
+    heard.extend(step.failed.as_ref().map(|failed| format!("({})", printable(failed))));
+    match heard.split_last() {
+        Some((last, before)) => {
+            before.iter().for_each(|line| text.push_str(&format!("      < {line}\n")));
+            text.push_str(&format!("      < {} [{took} ms]\n", last.trim_end()));
+        }
+        None => text.push_str(&format!("      < (done) [{took} ms]\n")),
     }
     text
 }

@@ -31,7 +31,7 @@ use crate::background::Shutdown;
 use crate::events::Why;
 use crate::ext::Timestamp;
 use crate::gate::{Gate, Work};
-use crate::mail::TenantId;
+use crate::mail::{Dialogue, TenantId};
 use crate::metrics::{ATTEMPTS, LOOKUPS};
 use crate::queue::{LaneWait, Look, Outcome, Queue, QueueTime, WaitsFor};
 use crate::routing::{Lane, TransportName};
@@ -345,7 +345,7 @@ impl Dispatcher {
             Standing::LookingUp => return Err(looked_up()),
             Standing::Nowhere(no_site) => {
                 // The answer is at most as old as it is kept.
-                self.fate(lane, no_site.outcome(), self.settings.lookup_pause);
+                self.fate(lane, (no_site.outcome(), None), self.settings.lookup_pause);
                 return Ok(None);
             }
         };
@@ -402,7 +402,7 @@ impl Dispatcher {
                 self.waits = earlier(self.waits, until);
                 let is_long = until.saturating_duration_since(now) > PATIENCE_WITH_PAUSE;
                 if let Some((since, outcome)) = self.fates.get(path).filter(|_| is_long).cloned() {
-                    self.fate(lane, outcome, now.saturating_duration_since(since));
+                    self.fate(lane, (outcome, None), now.saturating_duration_since(since));
                 } else {
                     let words = format!("{} pauses: {reason}", path.site);
                     self.wiring.delivery.waits(lane, LaneWait::new(WaitsFor::Pause, words));
@@ -459,7 +459,7 @@ impl Dispatcher {
             let detail = format!("not tried: {detail}");
             let listed = self.wiring.pacing.listed_since(&candidate.pace).unwrap_or(QueueTime(0));
             let outcome = Outcome::Deferred { why: Why::PolicyOrReputation, detail, peer: None };
-            self.fate(lane, outcome, queue_now.since(listed));
+            self.fate(lane, (outcome, None), queue_now.since(listed));
         } else {
             self.wiring.delivery.waits(lane, LaneWait::new(hold.waits_for(), detail));
         }
@@ -555,14 +555,14 @@ impl Dispatcher {
         }
     }
 
-    /// What is ready in the lane shares this outcome, which is so old.
-    fn fate(&mut self, lane: &Lane, outcome: Outcome, age: Duration) {
+    /// What is ready in the lane shares this outcome, which is so old, and what was said before it.
+    fn fate(&mut self, lane: &Lane, (outcome, said): (Outcome, Option<Dialogue>), age: Duration) {
         if self.jobs_of.contains_key(lane) {
             return;
         }
         let (screen, most) = (self.wiring.screen.clone(), self.settings.failed_together_max);
         let (of, settling) = (lane.clone(), self.settings.settling_max);
-        let fate = Fate { outcome, given: self.wiring.queue.now().before(age) };
+        let fate = Fate { outcome, said, given: self.wiring.queue.now().before(age) };
         let task = self.tasks.spawn(async move {
             share_fate(screen, &of, fate, most, settling).await;
             Done::Fate

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::transport::{Hand, Moves, Outcomes, Settled, is_waiting};
 use crate::ext::Timestamp;
-use crate::mail::{Address, SmtpAccountId, TenantId};
+use crate::mail::{Address, Dialogue, SmtpAccountId, TenantId};
 use crate::queue::{Claim, Outcome, Queue, QueueTime};
 use crate::routing::Lane;
 
@@ -133,6 +133,8 @@ async fn record_as_of(
 #[derive(Clone, Debug)]
 pub(super) struct Fate {
     pub(super) outcome: Outcome,
+    /// What was said before it, if that was just now.
+    pub(super) said: Option<Dialogue>,
     /// When that was. Mail that had not waited too long by then does not expire on it.
     pub(super) given: QueueTime,
 }
@@ -140,10 +142,10 @@ pub(super) struct Fate {
 /// Everything ready in `lane`, up to `most`, shares this fate.
 pub(super) async fn share_fate(screen: Screen, lane: &Lane, fate: Fate, most: usize, at_once_max: usize) {
     let (settled, outcomes) = mpsc::channel(8);
-    let Fate { outcome, given } = fate;
+    let Fate { outcome, said, given } = fate;
     let mut hand = Hand::new(moves(&screen, lane, Some(given)), settled, UNSCREENED_PAUSE);
     let settling = async move {
-        hand.settle_all(&outcome, most).await;
+        hand.settle_all(&outcome, said.as_ref(), most).await;
         hand.give_back();
     };
     tokio::join!(settling, record_as_of(screen.queue, outcomes, at_once_max, Some(given)));

@@ -212,13 +212,13 @@ async fn mail_expires_on_what_others_came_to_only_if_that_was_after_its_limit() 
         tokio::time::sleep(limit).await;
     }
     let outcome = Outcome::Deferred { why: Why::Network, detail: "nobody is there".to_owned(), peer: None };
-    let before = Fate { outcome: outcome.clone(), given: accepted };
+    let before = Fate { outcome: outcome.clone(), said: None, given: accepted };
     share_fate(screen(&queue), &lane(), before, 10, 10).await;
     assert_eq!(queue.totals().lanes, 1, "it waits");
     let actor = Actor::local(0);
     let id = queue.list(&actor, &Default::default(), None, 10).unwrap().messages[0].id;
     queue.retry(&actor, id, &[], Timestamp::now()).await.unwrap();
-    let after = Fate { outcome, given: queue.now() };
+    let after = Fate { outcome, said: None, given: queue.now() };
     share_fate(screen(&queue), &lane(), after, 10, 10).await;
     assert_eq!(queue.totals().lanes, 0, "it was given up");
 }

@@ -23,12 +23,13 @@ use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::{Permit, Signal};
 use crate::background::Shutdown;
 use crate::events::Why;
-use crate::mail::{BodyId, Domain, VipId};
+use crate::mail::{BodyId, Dialogue, Domain, VipId};
 use crate::net::Verify;
-use crate::queue::{Claim, Outcome};
+use crate::queue::{Claim, Conversation, Outcome};
 use crate::routing::Lane;
 use crate::store::{BodyReader, StoreError};
 use crate::tlsrpt::Applied;
+use crate::trace::Script;
 
 /// A virtual IP as a source of connections: its addresses that are on this host now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,6 +218,8 @@ pub struct Held {
     is_tried: bool,
     /// Says whether the watchdog ends the attempt.
     progress: Arc<Progress>,
+    /// What is said in its attempt.
+    script: Script,
 }
 
 impl Held {
@@ -256,9 +259,32 @@ impl Held {
         left.map(|(place, recipient)| (place, recipient.number)).collect()
     }
 
+    /// The transaction that begins is for these recipients, in this order.
+    pub fn names(&self, recipients: Vec<u16>) {
+        self.script.concerns(recipients);
+    }
+
+    /// What was said until now belongs to it, and is recorded with its outcomes. Before these are known: what was
+    /// said before a recipient was named is about all who have none.
+    pub fn hear(&mut self) {
+        let Some((named, dialogue)) = self.script.take() else { return };
+        self.note_said(named, dialogue);
+    }
+
+    fn note_said(&mut self, named: Vec<u16>, dialogue: Dialogue) {
+        let recipients = match named.is_empty() {
+            true => self.undecided().into_iter().map(|(_, number)| number).collect(),
+            false => named,
+        };
+        if let Some(claim) = &mut self.claim {
+            claim.heard(Conversation { recipients, dialogue });
+        }
+    }
+
     /// The watchdog ended its attempt, which is one like others: the pause grows, it may be the last, and behind
     /// the final dot nobody knows what became of it (RFC 5321 s4.5.4.1).
     fn end_stalled(&mut self) {
+        self.hear();
         let undecided: Vec<u16> = self.undecided().into_iter().map(|(_, number)| number).collect();
         let Some(claim) = &self.claim else { return };
         let phase = self.progress.phase();
@@ -346,6 +372,7 @@ pub struct Hand {
     settled: mpsc::Sender<Settled>,
     pause: Duration,
     progress: Arc<Progress>,
+    script: Script,
 }
 
 /// Records claimed at a time: few, so that several connections share a short backlog.
@@ -356,7 +383,14 @@ const DECIDED_AT_ONCE_MAX: usize = 64;
 impl Hand {
     /// A hand that gives what it drops back with `pause`.
     pub fn new(moves: Moves, settled: mpsc::Sender<Settled>, pause: Duration) -> Self {
-        Self { held: VecDeque::new(), moves: Arc::new(moves), settled, pause, progress: Arc::default() }
+        Self {
+            held: VecDeque::new(),
+            moves: Arc::new(moves),
+            settled,
+            pause,
+            progress: Arc::default(),
+            script: Script::new(),
+        }
     }
 
     /// The same hand: what is dropped because the watchdog ended its attempt says so, and where it was.
@@ -389,7 +423,7 @@ impl Hand {
 
     fn take_next(&mut self) -> Option<Held> {
         if self.held.is_empty() {
-            let (moves, pause, progress) = (&self.moves, self.pause, &self.progress);
+            let (moves, pause, progress, script) = (&self.moves, self.pause, &self.progress, &self.script);
             let claims = (moves.more)(CLAIMS_AT_ONCE);
             self.held.extend(claims.into_iter().map(|claim| Held {
                 claim: Some(claim),
@@ -399,6 +433,7 @@ impl Hand {
                 pause,
                 is_tried: false,
                 progress: progress.clone(),
+                script: script.clone(),
             }));
         }
         self.held.pop_front()
@@ -420,6 +455,11 @@ impl Hand {
         for held in self.held.drain(..) {
             held.give_back();
         }
+    }
+
+    /// Where what is said in the attempts of its claims is kept for their record.
+    pub fn script(&self) -> &Script {
+        &self.script
     }
 
     /// How bodies are opened.
@@ -455,11 +495,14 @@ impl Hand {
         }
     }
 
-    /// The same outcome for every waiting recipient of up to `most` claims.
-    pub async fn settle_all(&mut self, outcome: &Outcome, most: usize) -> usize {
+    /// The same outcome for every waiting recipient of up to `most` claims, and what was said to others before it.
+    pub async fn settle_all(&mut self, outcome: &Outcome, said: Option<&Dialogue>, most: usize) -> usize {
         let mut count = 0;
         while count < most {
-            let Some(held) = self.next_claim().await else { break };
+            let Some(mut held) = self.next_claim().await else { break };
+            if let Some(said) = said {
+                held.note_said(Vec::new(), said.clone());
+            }
             let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
             self.settle(held, outcomes).await;
             count += 1;
@@ -578,6 +621,8 @@ pub struct Report {
     pub heard: Vec<Signal>,
     /// An open connection to keep.
     pub idle: Option<Connection>,
+    /// What was said where none could be opened.
+    pub said: Option<Dialogue>,
     /// Addresses that could not be used.
     pub failed: Vec<SocketAddr>,
     /// Addresses that could.

@@ -11,6 +11,9 @@ use crate::mail::{
 };
 use crate::store::{Key, StoreError, codec, prefix};
 
+/// What an erased address reads as: local part and domain.
+pub const ERASED: (&str, &str) = ("erased", "erased.invalid");
+
 /// Addresses and header facts of one message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
@@ -170,6 +173,12 @@ impl History {
     /// As it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
         codec::encode_fourth(self)
+    }
+
+    /// Whether its addresses were erased.
+    pub fn is_erased(&self) -> bool {
+        let mut parts = self.recipients.iter().map(|address| (address.local_part(), address.domain().as_str()));
+        self.reverse_path.0.is_none() && !self.recipients.is_empty() && parts.all(|parts| parts == ERASED)
     }
 }
 

@@ -81,6 +81,10 @@ impl Consumer for LogLine {
     async fn consume(&self, events: &[Event]) -> Result<(), Retry> {
         let mut text = String::with_capacity(events.len() * 200);
         for event in events {
+            // What was said before the outcome is for the message's page: the log has one line for each outcome.
+            if matches!(&event.kind, EventKind::Mail(_, MailEvent::Attempted { .. })) {
+                continue;
+            }
             let line = match &event.kind {
                 EventKind::Mail(id, told) => mail_line(*id, told, self.history(*id).as_deref()),
                 EventKind::Instance(told) => instance_line(told),
@@ -205,7 +209,9 @@ fn mail_line(id: QueueId, event: &MailEvent, history: Option<&History>) -> Line 
         MailEvent::Expired { recipients, last } => {
             line.recipients(recipients, history).field("reply", last);
         }
-        MailEvent::Suppressed { recipients } | MailEvent::Salvaged { recipients } => {
+        MailEvent::Suppressed { recipients }
+        | MailEvent::Salvaged { recipients }
+        | MailEvent::Attempted { recipients, .. } => {
             line.recipients(recipients, history);
         }
         MailEvent::Held { recipients, by }
@@ -298,6 +304,7 @@ fn mail_name(event: &MailEvent) -> &'static str {
         MailEvent::Unsubscribed { .. } => "unsubscribed",
         MailEvent::AutoReplied { .. } => "auto-replied",
         MailEvent::Stalled { .. } => "stalled",
+        MailEvent::Attempted { .. } => "attempted",
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 pub use archive::Archive;
 pub use driver::drive;
 pub use exact::{Tally, Urgency, drive_exactly};
-pub use facts::{Entry, History, HistoryRef, Returns, history_key};
+pub use facts::{ERASED, Entry, History, HistoryRef, Returns, history_key};
 pub use log_line::{LogFormat, LogLine};
 pub use reader::{EventLog, Page, Reader};
 pub use said::{AFTER_MAIL, AFTER_RCPT, Audience, Said};
@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::ext::Timestamp;
-use crate::mail::{Class, Domain, QueueId, Reply, SmtpAccountId, TenantId, VipId, WebhookId};
+use crate::mail::{Class, Domain, QueueId, Reply, SmtpAccountId, StoredDialogue, TenantId, VipId, WebhookId};
 use crate::store::{Batch, CommitError, codec};
 
 /// What happened, and when by the wall clock.
@@ -112,6 +112,9 @@ pub enum MailEvent {
     AutoReplied { recipients: Vec<u16>, reporter: String },
     /// An attempt made no progress in this phase and was ended by the watchdog; it is made again.
     Stalled { recipients: Vec<u16>, phase: String },
+    /// What was said in an attempt about these recipients, in the order of their RCPTs; what it came to is told by
+    /// the events after it.
+    Attempted { recipients: Vec<u16>, dialogue: StoredDialogue },
 }
 
 /// Facts of acceptance.

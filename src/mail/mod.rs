@@ -6,6 +6,7 @@
 mod address;
 mod canonical;
 mod compose;
+mod dialogue;
 pub mod dkim;
 pub mod dsn;
 mod envelope;
@@ -25,6 +26,10 @@ mod status;
 pub use address::{Address, AddressError, DOMAIN_OCTETS_MAX, Domain, LOCAL_PART_OCTETS_MAX};
 pub use compose::{
     ATTACHMENTS_MAX, Attachment, ComposeError, Composition, FREE_FIELDS_MAX, SUBJECT_OCTETS_MAX, compose, read_whole,
+};
+pub use dialogue::{
+    CUT, DIALOGUE_OCTETS_MAX, Dialogue, Heard, Named, Over, Place, STEP_OCTETS_MAX, Sent, Step, StoredDialogue, cut,
+    reached,
 };
 pub use envelope::{
     BodyType, Class, Envelope, ForwardPath, Hold, MailParameters, Notify, RequireTls, Ret, ReversePath, Smtputf8,

@@ -204,7 +204,8 @@ impl Queue {
             self.look_again(name);
             return None;
         }
-        Some(Claim { queue_id: entry.queue_id, number: entry.number, message, record, token })
+        let (queue_id, number) = (entry.queue_id, entry.number);
+        Some(Claim { queue_id, number, message, record, token, said: Vec::new() })
     }
 
     fn read(&self, lane: &Lane, name: (QueueId, u16)) -> Result<Loaded, Unreadable> {

@@ -44,8 +44,8 @@ use tokio::sync::Notify as Nudge;
 pub use bulk::{BulkAct, Done, Sum};
 pub use filter::{Filter, SenderIs, Standing};
 pub use record::{
-    Claim, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed, Onward, Outcome,
-    QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
+    Claim, Conversation, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed,
+    Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState, SAID_OCTETS_MAX,
 };
 pub use restored::{HeldAll, is_of_owed_mail};
 pub use salvage::{FoundBody, Gap, SalvageError, Salvaged};

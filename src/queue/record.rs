@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::events::{Peer, Why};
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, BodyId, Class, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, Signed,
+    Address, BodyId, Class, Dialogue, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, Signed,
     SmtpAccountId, TenantId, VipId,
 };
 use crate::routing::Lane;
@@ -19,6 +19,9 @@ use crate::store::Batch;
 
 /// Recipients in one lane record, at most.
 pub const LANE_RECIPIENTS_MAX: usize = 100;
+
+/// Octets of dialogues that are recorded with one settlement, at most: those of further transactions are not kept.
+pub const SAID_OCTETS_MAX: usize = 32 * 1024;
 
 /// Milliseconds on the queue's own clock: grows with the monotonic clock while the daemon runs,
 /// by at most a day per restart for the time it was down, and never goes back.
@@ -210,6 +213,27 @@ pub struct Claim {
     pub record: LaneRecord,
     /// Proof of the claim.
     pub token: u64,
+    /// What was said while it was worked on and is not recorded yet.
+    pub said: Vec<Conversation>,
+}
+
+/// What was said about some recipients of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversation {
+    /// By number, in the order of their RCPTs.
+    pub recipients: Vec<u16>,
+    /// What was said, addresses included: they are taken out as it is recorded.
+    pub dialogue: Dialogue,
+}
+
+impl Claim {
+    /// This was said; it is recorded with the outcomes. Beyond [`SAID_OCTETS_MAX`] the last is not kept.
+    pub fn heard(&mut self, conversation: Conversation) {
+        let kept: usize = self.said.iter().map(|said| said.dialogue.octets()).sum();
+        if kept.saturating_add(conversation.dialogue.octets()) <= SAID_OCTETS_MAX {
+            self.said.push(conversation);
+        }
+    }
 }
 
 /// How one recipient's attempt ended, as delivery sees it.

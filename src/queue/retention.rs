@@ -10,7 +10,7 @@ use super::filter::first_id;
 use super::key;
 use super::show::may_by_history;
 use crate::access::{Action, Actor};
-use crate::events::{ERASE_ACT, History, history_key};
+use crate::events::{ERASE_ACT, ERASED, History, history_key};
 use crate::ext::Timestamp;
 use crate::mail::{Address, Domain, QueueId, ReversePath, TenantId};
 use crate::records::{Act, AdminError, record};
@@ -20,9 +20,6 @@ use super::settle::refused;
 
 /// Records forgotten in one batch, at most.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
-/// What an erased address reads as.
-const ERASED_LOCAL: &str = "erased";
-const ERASED_DOMAIN: &str = "erased.invalid";
 
 impl Queue {
     /// Removes history records of finished messages accepted before `before`; returns how many.
@@ -111,8 +108,9 @@ impl Queue {
         if self.message(id)?.is_some() {
             return Err(AdminError::Invalid(format!("message {id} is still owed: cancel it first")));
         }
-        let erased = Domain::parse(ERASED_DOMAIN)
-            .and_then(|domain| Address::from_parts(ERASED_LOCAL.to_owned(), domain))
+        let (local, domain) = ERASED;
+        let erased = Domain::parse(domain)
+            .and_then(|domain| Address::from_parts(local.to_owned(), domain))
             .map_err(|error| AdminError::Invalid(error.to_string()))?;
         let recipients = vec![erased; history.recipients.len()];
         let empty = History {

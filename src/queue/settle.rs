@@ -109,7 +109,7 @@ impl Queue {
         let settlement = unrecorded.settlement.take();
         Ok(settlement.zip(left).map(|(Settlement { claim, mut outcomes, .. }, record)| {
             outcomes.retain(|(_, outcome)| !outcome.is_final());
-            (Claim { record, ..claim }, outcomes)
+            (Claim { record, said: Vec::new(), ..claim }, outcomes)
         }))
     }
 
@@ -202,6 +202,7 @@ impl Queue {
             message: &claim.message,
             record,
             outcomes,
+            said: &claim.said,
             now: self.now(),
             given: settlement.given,
             at: settlement.at,
@@ -345,7 +346,8 @@ impl Queue {
         at: Timestamp,
     ) -> Result<(), CommitError> {
         let Some(message) = self.message(name.0).map_err(refused)? else { return Ok(()) };
-        let claim = Claim { queue_id: name.0, number: name.1, message: Arc::new(message), record, token: 0 };
+        let (queue_id, number, message) = (name.0, name.1, Arc::new(message));
+        let claim = Claim { queue_id, number, message, record, token: 0, said: Vec::new() };
         let mut batch = Batch::new();
         let entry = Entry { due: claim.record.due, queue_id: name.0, number: name.1 };
         batch.remove(key::due(&claim.record.lane, entry)).remove(key::lane_record(name.0, name.1));

@@ -7,11 +7,11 @@
 use std::borrow::Cow;
 
 use super::Settings;
-use super::record::{Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
+use super::record::{Conversation, Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
 use super::schedule;
 use crate::events::MailEvent;
 use crate::ext::Timestamp;
-use crate::mail::{Masks, QueueId};
+use crate::mail::{Address, Masks, Named, QueueId, StoredDialogue};
 
 /// What there is to judge.
 pub(super) struct Case<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Case<'a> {
     /// The record as it is stored.
     pub(super) record: LaneRecord,
     pub(super) outcomes: &'a [(u16, Outcome)],
+    /// What was said before them.
+    pub(super) said: &'a [Conversation],
     pub(super) now: QueueTime,
     /// When the outcomes were given: what counts for expiry, however late they are recorded.
     pub(super) given: QueueTime,
@@ -92,12 +94,18 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
     verdict.record.due = if rest.is_due_at_once() { case.now.max(next) } else { case.now.plus(pause) };
     let mut recipients = std::mem::take(&mut verdict.record.recipients);
     // Most replies quote nobody; then nothing is made.
-    let masks = if case.outcomes.iter().any(|(_, outcome)| may_quote(outcome)) {
+    let quotes = case.outcomes.iter().any(|(_, outcome)| may_quote(outcome));
+    let masks = if quotes || case.said.iter().any(|said| said.dialogue.may_quote()) {
         let addresses = recipients.iter().map(|recipient| &recipient.address);
         Masks::of(case.message.reverse_path.0.as_ref(), addresses)
     } else {
         Masks::default()
     };
+    // Before what it came to: whoever reads the trail knows then what led there.
+    verdict.events.extend(case.said.iter().map(|said| {
+        let outcomes = case.outcomes.iter().filter(|(number, _)| said.recipients.contains(number));
+        attempted(said, (case.message, &recipients), outcomes.map(|(_, outcome)| outcome), &masks)
+    }));
     for (number, outcome) in case.outcomes {
         let found = recipients.iter_mut().find(|recipient| recipient.number == *number);
         let Some(recipient) = found else { continue };
@@ -235,6 +243,33 @@ impl Judgement {
             },
         });
     }
+}
+
+/// What was said, as its event tells it: without addresses, and without what the event of a delivery has.
+fn attempted<'o>(
+    said: &Conversation,
+    (message, recipients): (&QueuedMessage, &[QueuedRecipient]),
+    outcomes: impl Iterator<Item = &'o Outcome>,
+    masks: &Masks,
+) -> MailEvent {
+    let mut dialogue = said.dialogue.clone();
+    for outcome in outcomes {
+        if let Outcome::Delivered { peer, reply, .. } = outcome {
+            dialogue.shorten((&peer.host, &peer.address), reply);
+        }
+    }
+    let address = |number: &u16| {
+        let own = recipients.iter().find(|recipient| recipient.number == *number);
+        own.map(|recipient| &recipient.address)
+    };
+    let addresses: Vec<&Address> = said.recipients.iter().filter_map(address).collect();
+    let named = Named {
+        reverse_path: &message.reverse_path,
+        return_name: message.return_path.as_ref(),
+        recipients: &addresses,
+    };
+    let dialogue = StoredDialogue::of(&dialogue.hide(&named, masks));
+    MailEvent::Attempted { recipients: said.recipients.clone(), dialogue }
 }
 
 /// Whether a peer's words in the outcome may hold an address.

@@ -152,6 +152,7 @@ impl<'a> Said<'a> {
             | MailEvent::NoticeSent { .. }
             | MailEvent::NoticeUnsigned
             | MailEvent::Stalled { .. }
+            | MailEvent::Attempted { .. }
             | MailEvent::Damaged { .. }
             | MailEvent::Retired
             | MailEvent::NoticeDropped { .. }

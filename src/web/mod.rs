@@ -63,7 +63,7 @@ pub use api::{
     AttachmentJson, AttemptJson, AuditEntryJson, AuditVerifiedJson, BatchJson, BatchResultJson, BatchSentJson,
     BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, CountsJson, DeletionJson,
     DestinationRuleJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson, EventJson, FactorPolicyJson,
-    FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LetterJson,
+    DialogueJson, DialogueStepJson, FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson, KeyChangeJson, KeyJson, LetterJson,
     LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson, MessageAttemptJson, MessageJson,
     NewDeletionJson, NewDestinationRuleJson, NewDomainJson, NewKeyJson, NewMessageJson, NewPasswordJson, NewPauseJson,
     NewQueueSweepJson, NewReturnPathJson, NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson,

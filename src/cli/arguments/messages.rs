@@ -12,6 +12,9 @@ pub enum Messages {
     Show {
         /// The queue id
         id: String,
+        /// Show what was said in each try too, line by line, with times
+        #[arg(long)]
+        dialogue: bool,
     },
     /// Hand one in, of parts or whole
     Send(Box<MessagesSend>),

@@ -24,13 +24,13 @@ use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
-use crate::mail::{Address, Domain, QueueId, Reply, Severity, VipId, printable};
+use crate::mail::{Address, Domain, QueueId, Reply, Sent, Severity, VipId, printable, reached};
 use crate::net::{ClientTls, Dialer, HandshakeError, HandshakeFault, Proof, Verify, is_tls_fault};
 use crate::queue::Outcome;
 use crate::routing::Lane;
 use crate::smtp::{Extensions, ReplyParser};
 use crate::tlsrpt::{Applied, Lack, LackKind, TlsReports};
-use crate::trace::{Direction, Facts, Side, Tap, Tracer};
+use crate::trace::{Direction, Facts, Script, Side, Tap, Tracer};
 
 /// Octets kept of a reply's text, as people read it: more than any honest peer says.
 const REPLY_KEPT_OCTETS: usize = 2048;
@@ -94,6 +94,8 @@ pub(super) struct Tools<'a> {
     pub(super) settings: &'a Settings,
     pub(super) progress: &'a Progress,
     pub(super) tracer: &'a Arc<Tracer>,
+    /// Where what is said is kept for the record.
+    pub(super) script: &'a Script,
     pub(super) tls_memory: Option<&'a TlsMemory>,
     pub(super) reports: Option<&'a TlsReports>,
 }
@@ -181,13 +183,17 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
     };
     let failure = |phase, trouble| Failure { phase, trouble, peer: Some(Box::new(peer.clone())) };
     tools.progress.step(Phase::Connect);
+    tools.script.sent(Sent::Connecting(reached(&peer.host, &peer.address)));
     let stream = tools.dialer.dial(call.source, call.key.address, timeouts.connect).await.map_err(|error| {
         let trouble = match error {
             crate::net::DialError::SourceMissing(address) => Trouble::SourceMissing(address),
             crate::net::DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
         };
-        failure(Phase::Connect, trouble)
+        let failure = failure(Phase::Connect, trouble);
+        tools.script.failed(&failure.describe());
+        failure
     })?;
+    tools.script.done();
     let towards = towards(call.host, call.lane);
     let facts = Facts {
         direction: Direction::Out,
@@ -196,7 +202,8 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         peer: call.key.address,
         towards: Some(towards),
     };
-    let tap = tools.tracer.tap(facts);
+    let mut tap = tools.tracer.tap(facts);
+    tap.keep(Some(tools.script));
     tap.note(|| format!("(connected from {})", call.source));
     let mut connection = Connection {
         tap,
@@ -225,6 +232,7 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
     if *tls == TlsUse::Implicit {
         connection = connection.secure(call, tools, &Verify::Required).await?;
     }
+    connection.tap.sent(Sent::Greeting);
     let greeting = connection.reply(Phase::Greeting, timeouts.greeting, tools.progress).await?;
     if !greeting.is_completion() {
         return Err(connection.failure(Phase::Greeting, Trouble::Refused(greeting)));
@@ -242,6 +250,10 @@ impl Connection {
     pub(super) fn failure(&self, phase: Phase, trouble: Trouble) -> Failure {
         let failure = Failure { phase, trouble, peer: Some(Box::new(self.peer.clone())) };
         self.tap.note(|| format!("(over: {})", printable(&failure.describe())));
+        // What the peer said is there already; what else was asked had no answer.
+        if !matches!(failure.trouble, Trouble::Refused(_)) {
+            self.tap.failed(&failure.describe());
+        }
         failure
     }
 
@@ -337,7 +349,7 @@ impl Connection {
         };
         progress.step(phase);
         if let Ok(reply) = &result {
-            self.tap.reply(|| reply.one_line());
+            self.tap.reply(reply);
         }
         let is_list = |reply: &Reply| phase == Phase::Hello && reply.is_completion();
         let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
@@ -377,7 +389,10 @@ impl Connection {
     pub(super) fn expect_silence(&mut self, phase: Phase) -> Result<(), Failure> {
         match self.parse() {
             Ok(None) if self.inbox.is_empty() && !self.parser.is_midway() => Ok(()),
-            Ok(Some(reply)) if reply.code.0 == 421 => Err(self.failure(phase, Trouble::Refused(shortened(reply)))),
+            Ok(Some(reply)) if reply.code.0 == 421 => {
+                self.tap.reply(&reply);
+                Err(self.failure(phase, Trouble::Refused(shortened(reply))))
+            }
             Err(trouble) => Err(self.failure(phase, trouble)),
             Ok(_) => {
                 let trouble = Trouble::Malformed("the peer replied before it was asked".to_owned());
@@ -495,19 +510,23 @@ impl Connection {
             },
             peer: Some(Box::new(self.peer.clone())),
         };
+        self.tap.sent(Sent::Handshake);
         let shaken = tokio::time::timeout(patience, tools.tls.connect(verify, call.host, plain)).await;
         let (stream, secured) = match shaken {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => {
+                self.tap.failed(&printable(&error.reason));
                 call.lacks(lack_of(&error), error.reason.clone());
                 return Err(failure(error.reason, error.kind == HandshakeFault::Lost));
             }
             Err(_) => {
                 let reason = format!("no handshake within {} s", patience.as_secs());
+                self.tap.failed(&reason);
                 call.lacks(LackKind::Other, reason.clone());
                 return Err(failure(reason, true));
             }
         };
+        self.tap.done();
         self.stream = Stream::Tls(Box::new(stream));
         self.note_tls(secured.describe(), call.policy);
         self.tap.note(|| format!("(TLS: {})", self.peer.tls));

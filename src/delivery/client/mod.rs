@@ -30,6 +30,7 @@ use super::outcome::{Failure, Phase, Trouble};
 use super::shaping::Signal;
 use super::transport::{Ending, Held, Host, Job, Report, Site, Source, Standing};
 use crate::ext::random_bytes;
+use crate::mail::{Dialogue, Over};
 use crate::metrics::TLS_UNMET;
 use crate::net::{ClientTls, Dialer};
 use crate::queue::{Claim, Outcome};
@@ -137,6 +138,7 @@ impl Client {
             }
         }
         let mut is_kept = connection.is_some();
+        let script = job.hand.script().clone();
         let mut buffer = Vec::new();
         let mut broken = 0_usize;
         report.ending = loop {
@@ -146,6 +148,7 @@ impl Client {
             let Some(held) = job.hand.next_claim().await else { break Ending::Drained };
             let need = held.claim().map_or(Need::Any, Need::of);
             let at_hand = need.met_by(connection.take(), &job).await;
+            script.begin(if at_hand.is_some() { Over::Reused } else { Over::New });
             let mut open = match self.connection(at_hand, (&job, need), &mut report).await {
                 Ok(open) => open,
                 Err(Ending::Unmet(outcome)) if need == Need::TlsAllTheWay => {
@@ -154,6 +157,7 @@ impl Client {
                     continue;
                 }
                 Err(ending) => {
+                    report.said = script.take().map(|(_, dialogue)| Dialogue { over: Over::Other, ..dialogue });
                     job.hand.put_back(held);
                     break ending;
                 }
@@ -192,6 +196,9 @@ impl Client {
             }
         };
         job.hand.give_back();
+        if let Some(open) = &mut connection {
+            open.tap.keep(None);
+        }
         report.idle = connection;
         report
     }
@@ -234,6 +241,7 @@ impl Client {
             settings: &job.settings,
             progress: &job.progress,
             tracer: &self.tracer,
+            script: job.hand.script(),
             tls_memory: self.tls_memory.as_deref(),
             reports: self.reports.as_deref(),
         };
@@ -441,6 +449,7 @@ async fn deliver(
         let sending = transaction::send(open, &mut round, &mut text, &job.settings.timeouts, &job.progress);
         let sent = tokio::time::timeout(job.settings.timeouts.transaction, sending).await;
         let result = sent.unwrap_or_else(|_| Err(open.failure(job.progress.phase(), Trouble::TimedOut)));
+        round.held.hear();
         if let Err(failure) = result {
             return broken(job, round, failure, is_kept && begun == 1).await;
         }
@@ -519,7 +528,8 @@ async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: boo
 }
 
 /// The same outcome for everybody who has none yet.
-async fn settle_alike(job: &Job, held: Held, outcome: &Outcome) {
+async fn settle_alike(job: &Job, mut held: Held, outcome: &Outcome) {
+    held.hear();
     let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
     job.hand.settle(held, outcomes).await;
 }

@@ -30,6 +30,7 @@ impl Connection {
         (self.rules, self.provider) = (Arc::clone(&job.settings.replies), job.site.provider.clone());
         let towards = towards(&self.peer.host, &job.lane);
         self.tap.serves(job.lane.tenant, towards);
+        self.tap.keep(Some(job.hand.script()));
     }
 
     /// The host of a site that it leads to, under the same demand; that of the same name, where several do.

@@ -16,7 +16,7 @@ use crate::delivery::outcome::{Failure, Phase, Trouble, is_too_many_recipients, 
 use crate::delivery::settings::Timeouts;
 use crate::delivery::transport::{Held, Progress, is_waiting};
 use crate::events::{Audience, Why};
-use crate::mail::{BodyType, Masks, Notify, Reply, RequireTls, Ret, Smtputf8, printable};
+use crate::mail::{BodyType, Masks, Notify, Reply, RequireTls, Ret, Sent, Smtputf8, printable};
 use crate::queue::{Claim, Needs8bit, Outcome, QueuedRecipient};
 use crate::smtp::{DotStuffer, Extensions, encode_xtext};
 use crate::store::StoreError;
@@ -156,6 +156,8 @@ pub(super) async fn send(
     connection.uses = connection.uses.saturating_add(1);
     let mut answers = Answers::default();
     let Some(claim) = round.held.claim() else { return Ok(()) };
+    let named = batch.iter().filter_map(|place| claim.record.recipients.get(*place));
+    round.held.names(named.map(|recipient| recipient.number).collect());
     let asked = if connection.extensions.pipelining {
         ask_together(connection, claim, &batch, &mut answers, (timeouts, progress)).await
     } else {
@@ -322,6 +324,7 @@ async fn transfer(
 ) -> Result<Reply, (Failure, Option<Reply>)> {
     progress.step(Phase::Body);
     connection.tap.note(|| "(the message)".to_owned());
+    connection.tap.sent(Sent::Text);
     let written = match text {
         Text::Whole(stuffed) => write(connection, stuffed, timeouts.body).await,
         Text::Streamed(_) => stream(connection, text, timeouts, progress).await,
@@ -334,6 +337,8 @@ async fn transfer(
         return Err((failure, reply.filter(|reply| reply.code.0 >= 400)));
     }
     progress.step(Phase::FinalDot);
+    connection.tap.done();
+    connection.tap.sent(Sent::Dot);
     connection.reply(Phase::FinalDot, timeouts.final_dot, progress).await.map_err(|failure| (failure, None))
 }
 

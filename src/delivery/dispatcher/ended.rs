@@ -106,10 +106,11 @@ impl Dispatcher {
         let is_served = report.messages > 0 || !report.reached.is_empty();
         // Whoever speaks of our pace is there; what follows from that is the pace's.
         let is_told = !report.heard.is_empty();
+        let said = report.said;
         match report.ending {
             Ending::Unreachable(_, outcome) if is_told => {
                 self.shaper.returned(path);
-                self.fate(lane, outcome, Duration::ZERO);
+                self.fate(lane, (outcome, said), Duration::ZERO);
             }
             Ending::Failed(_) if is_told => self.shaper.finished(path, Use::Served, now),
             Ending::Drained | Ending::TurnOver | Ending::Stopped if is_served => {
@@ -124,7 +125,7 @@ impl Dispatcher {
             // The domain's policy is not met: its own mail waits, that of others at the site does not.
             Ending::Unmet(outcome) if !self.jobs_of.contains_key(lane) => {
                 self.shaper.returned(path);
-                self.fate(lane, outcome, Duration::ZERO);
+                self.fate(lane, (outcome, said), Duration::ZERO);
             }
             // Another connection of the same mail may be served: no more than that for now.
             Ending::Unmet(_) => self.shaper.finished(path, Use::Crowded, now),
@@ -134,7 +135,7 @@ impl Dispatcher {
             Ending::Unreachable(reason, outcome) => {
                 self.shaper.finished(path, Use::Failed(reason), now);
                 self.fates.insert(path.clone(), (now, outcome.clone()));
-                self.fate(lane, outcome, Duration::ZERO);
+                self.fate(lane, (outcome, said), Duration::ZERO);
             }
             Ending::Failed(_) if report.messages > 0 => self.shaper.finished(path, Use::Served, now),
             Ending::Failed(reason) => self.shaper.finished(path, Use::Failed(reason), now),

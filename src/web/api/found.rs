@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::statistics::{account_called, moment};
-use super::{Answer, Shared, off_workers, queue, require_instance, scan, tenant_called, tenant_name};
+use super::{
+    Answer, DialogueJson, Shared, dialogues, off_workers, queue, require_instance, scan, tenant_called, tenant_name,
+};
 use crate::access::{Action, Actor, Permission, Resource};
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
@@ -131,6 +133,13 @@ pub struct MessageAttemptJson {
     /// Seconds until the next try was due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_in_secs: Option<u64>,
+    /// Milliseconds it took, from connecting or the first command to the last reply; not there if nothing is kept of
+    /// what was said, or nobody was spoken to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+    /// What was said in it: places in `dialogues`, from 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dialogues: Vec<usize>,
 }
 
 /// Everything known of a message.
@@ -150,6 +159,18 @@ pub struct MessageJson {
     pub done_after_secs: Option<u64>,
     /// Every try, oldest first.
     pub attempts: Vec<MessageAttemptJson>,
+    /// What was said in them: one for each transaction, which several tries by recipient may share. Nothing of a
+    /// message that was erased.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dialogues: Vec<DialogueJson>,
+    /// Earlier ones that are not shown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dialogues_left_out: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// How far the index of messages is.
@@ -288,14 +309,19 @@ fn json(parts: &Parts, shown: Shown, why: Vec<crate::queue::WhyLine>) -> Message
     let accepted = shown.message.as_ref().map(|message| message.accepted);
     let accepted = accepted.or(shown.history.as_ref().map(|history| history.accepted));
     let since = |at: Timestamp| accepted.map_or(0, |accepted| at.since(accepted).as_secs());
+    let said = dialogues::told(parts, &shown);
     let mut attempts = Vec::new();
     let mut done = None;
-    for event in &shown.events {
+    for (place, event) in shown.events.iter().enumerate() {
         let EventKind::Mail(_, told) = &event.kind else { continue };
         if *told == MailEvent::Retired {
             done = Some(since(event.at));
         }
-        attempts.extend(attempt(told, (event.at, since(event.at))));
+        let one = attempt(told, (event.at, since(event.at)));
+        attempts.extend(one.map(|one| {
+            let (dialogues, took_ms) = said.led_to(place);
+            MessageAttemptJson { dialogues, took_ms, ..one }
+        }));
     }
     let entry = shown.history.as_ref().and_then(|history| history.entry.as_ref());
     let account = shown.message.as_ref().map_or(entry.and_then(|entry| entry.account), |message| message.account);
@@ -305,6 +331,8 @@ fn json(parts: &Parts, shown: Shown, why: Vec<crate::queue::WhyLine>) -> Message
         source: source.or(entry.map(|entry| entry.source.clone())),
         done_after_secs: done,
         attempts,
+        dialogues: said.dialogues,
+        dialogues_left_out: said.left_out,
         queued: queue::json(parts, shown, why),
     }
 }
@@ -330,6 +358,8 @@ fn attempt(told: &MailEvent, (at, after_secs): (Timestamp, u64)) -> Option<Messa
         source: peer.map(|peer| peer.source.clone()),
         tls: peer.map(|peer| peer.tls.clone()),
         due_in_secs,
+        took_ms: None,
+        dialogues: Vec::new(),
     })
 }
 

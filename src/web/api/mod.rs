@@ -8,6 +8,7 @@ mod audit;
 mod backup;
 mod breaker;
 mod destinations;
+mod dialogues;
 mod domains;
 mod found;
 mod keys;
@@ -57,6 +58,7 @@ pub use breaker::{
     BreakerJson, BreakerLimitsJson, BreakerOverrideJson, NewPauseJson, NewWaiverJson, PauseJson, WaiverJson,
 };
 pub use destinations::{DestinationRuleJson, NewDestinationRuleJson};
+pub use dialogues::{DialogueJson, DialogueStepJson};
 pub use domains::{
     DomainChangeJson, DomainJson, FoundJson, INSTANCE_NAME, NewDomainJson, RecordJson, RetiredJson, VerificationJson,
 };

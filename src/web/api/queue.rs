@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::filter::Filtered;
-use super::{Answer, Shared, off_workers, scan, tenant_name, vip_called};
+use super::{Answer, Shared, dialogues, off_workers, scan, tenant_name, vip_called};
 use crate::access::Actor;
 use crate::events::{EventKind, MailEvent, Peer};
 use crate::ext::Timestamp;
@@ -353,6 +353,7 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::Stalled { recipients, phase } => {
             format!("{}: no progress after {phase}, the attempt was ended by the watchdog", to(recipients))
         }
+        MailEvent::Attempted { recipients, dialogue } => format!("{}: {}", to(recipients), dialogues::summary(dialogue)),
         MailEvent::Complained { recipients, reporter } => {
             format!("{}: a complaint came in by {reporter}", to(recipients))
         }

@@ -1,0 +1,135 @@
+//! What a script keeps, of what a peer may do to it.
+
+use std::time::Duration;
+
+use super::*;
+
+fn reply(code: u16, text: &str) -> Reply {
+    Reply { text: text.split('\n').map(str::to_owned).collect(), ..Reply::new(code, None, "") }
+}
+
+fn draft() -> (Draft, Instant) {
+    (Draft::default(), Instant::now())
+}
+
+fn line(text: &str) -> Sent {
+    Sent::Line(text.to_owned())
+}
+
+fn times(draft: &Draft) -> Vec<u32> {
+    draft.dialogue.steps.iter().map(|step| step.took_ms).collect()
+}
+
+#[test]
+fn each_reply_belongs_to_the_earliest_line_that_has_none_and_times_add_up() {
+    let (mut draft, start) = draft();
+    let at = |millis| start + Duration::from_millis(millis);
+    for sent in ["MAIL FROM:<a@x>", "RCPT TO:<b@y>", "DATA"] {
+        draft.sent(line(sent), at(0));
+    }
+    draft.reply(&reply(250, "ok"), at(30));
+    draft.reply(&reply(550, "no"), at(35));
+    draft.reply(&reply(503, "why"), at(36));
+    let codes = draft.dialogue.steps.iter().map(|step| match step.heard {
+        Heard::Reply(code, _, _) => code,
+        _ => 0,
+    });
+    assert_eq!(codes.collect::<Vec<_>>(), [250, 550, 503]);
+    assert_eq!((times(&draft), draft.dialogue.took_ms), (vec![30, 5, 1], 36));
+    // What is ours between two steps counts for neither, only for the whole.
+    draft.sent(line("RSET"), at(50));
+    draft.reply(&reply(250, "ok"), at(54));
+    assert_eq!((times(&draft)[3], draft.dialogue.took_ms), (4, 54));
+}
+
+#[test]
+fn what_had_no_answer_is_there_without_one_and_what_broke_says_why() {
+    let script = Script::new();
+    script.begin(Over::Reused);
+    script.failed("nothing is waited for: nobody is told");
+    assert_eq!(script.take(), None);
+    script.concerns(vec![7, 3]);
+    for sent in ["MAIL FROM:<a@x>", "RCPT TO:<b@y>"] {
+        script.line(sent.to_owned());
+    }
+    script.failed("connection lost");
+    script.reply(&reply(421, "late"));
+    let (recipients, dialogue) = script.take().unwrap();
+    assert_eq!((recipients, dialogue.over), (vec![7, 3], Over::Reused));
+    assert_eq!(dialogue.steps[0].heard, Heard::Failed("connection lost".to_owned()));
+    assert_eq!(dialogue.steps[1].heard, Heard::Nothing);
+    assert_eq!(dialogue.steps[2].sent, Sent::Nothing, "said without being asked");
+    assert_eq!(script.take(), None);
+}
+
+#[test]
+fn nothing_that_logs_in_and_nothing_said_to_it_is_kept() {
+    let tracer = Arc::new(super::super::Tracer::new());
+    let peer = "192.0.2.9:25".parse().unwrap();
+    let (direction, vip) = (super::super::Direction::Out, crate::mail::VipId(1));
+    let mut tap = tracer.tap(super::super::Facts { direction, tenant: None, vip, peer, towards: None });
+    let script = Script::new();
+    tap.keep(Some(&script));
+    tap.commands(super::super::Side::Ours, b"AUTH PLAIN AHVzZXIAc2VjcmV0\r\n");
+    tap.reply(&reply(535, "no AHVzZXIAc2VjcmV0"));
+    tap.commands(super::super::Side::Ours, b"AUTH LOGIN\r\n");
+    tap.reply(&reply(334, "c2VjcmV0"));
+    tap.secret(super::super::Side::Ours);
+    tap.reply(&reply(535, "no c2VjcmV0"));
+    let kept = format!("{:?}", script.take().unwrap());
+    assert!(!kept.contains("c2VjcmV0"), "{kept}");
+    assert!(kept.contains("AUTH PLAIN (a secret)") && kept.contains("AUTH LOGIN") && kept.contains("535"), "{kept}");
+    tap.keep(None);
+    tap.commands(super::super::Side::Ours, b"NOOP\r\n");
+    assert_eq!(script.take(), None);
+}
+
+#[test]
+fn a_peer_that_says_very_much_leaves_room_for_the_end_of_it() {
+    let (mut draft, now) = draft();
+    let much = "\u{fffd}\x1b[2J ".repeat(500);
+    draft.sent(line("MAIL FROM:<a@x>"), now);
+    draft.reply(&reply(250, &much), now);
+    let rcpts = 400;
+    for number in 0..rcpts {
+        draft.sent(line(&format!("RCPT TO:<{number}@y.example>")), now);
+    }
+    draft.sent(line("DATA"), now);
+    for _ in 0..rcpts {
+        draft.reply(&reply(250, &much), now);
+    }
+    draft.reply(&reply(354, "go ahead"), now);
+    draft.sent(Sent::Text, now);
+    draft.came(Heard::Done, now);
+    draft.sent(Sent::Dot, now);
+    draft.reply(&reply(250, "queued as 4F2"), now);
+    let dialogue = &draft.dialogue;
+    assert!(dialogue.left_out > 200, "{}", dialogue.left_out);
+    let ending: Vec<&Step> = dialogue.steps.iter().rev().take(3).collect();
+    assert_eq!(ending[0].heard, Heard::Reply(250, None, "queued as 4F2".to_owned()));
+    assert_eq!(ending[2].heard, Heard::Reply(354, None, "go ahead".to_owned()));
+    // The first recipients, in order, each with its own reply.
+    for (number, step) in dialogue.steps.iter().skip(1).take(dialogue.steps.len() - 4).enumerate() {
+        assert_eq!(step.sent, line(&format!("RCPT TO:<{number}@y.example>")));
+        assert!(matches!(&step.heard, Heard::Reply(250, None, text) if text.ends_with(CUT)), "{step:?}");
+    }
+    let stored: usize = dialogue.steps.iter().map(|step| match &step.heard {
+        Heard::Reply(_, _, text) => text.len() + STEP_OCTETS - CUT.len(),
+        _ => STEP_OCTETS,
+    }).sum();
+    assert!(stored <= DIALOGUE_OCTETS_MAX, "{stored}");
+}
+
+#[test]
+fn of_what_was_offered_before_tls_the_first_line_is_kept() {
+    let (mut draft, now) = draft();
+    for said in ["mx.example\nSIZE 9\nSTARTTLS", "mx.example\nSIZE 9\nDSN"] {
+        draft.sent(line("EHLO out.example"), now);
+        draft.reply(&reply(250, said), now);
+    }
+    let texts = draft.dialogue.steps.iter().map(|step| match &step.heard {
+        Heard::Reply(_, _, text) => text.clone(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(texts.collect::<Vec<_>>(), ["mx.example\n[...]", "mx.example\nSIZE 9\nDSN"]);
+}
