@@ -62,6 +62,33 @@ async fn run_until(store: &Arc<MemoryStore>, witness: &Arc<Witness>, bell: &Bell
     tokio::join!(drive(&**store, &consumer, bell, &shutdown), watch);
 }
 
+/// Octets that a release without dialogues stored: variants are numbered, and later ones come behind them.
+#[test]
+fn events_of_before_are_read_as_they_were_and_an_attempt_is_one_more() {
+    let id = [7; 16];
+    let mail = |rest: &[u8]| [&[1, 5, 0][..], &id, rest].concat();
+    let delivered = mail(&[2, 1, 0, 1, b'h', 1, b'a', 1, b's', 1, b't', 250, 1, 1, 2, 0, 0, 1, 2, b'o', b'k']);
+    let stalled = mail(&[25, 1, 3, 4, b'M', b'A', b'I', b'L']);
+    let peer = Peer { host: "h".into(), address: "a".into(), source: "s".into(), tls: "t".into() };
+    let reply = Reply::enhanced(250, 0, 0, "ok");
+    let events = [
+        (delivered, MailEvent::Delivered { recipients: vec![0], peer, reply }),
+        (stalled, MailEvent::Stalled { recipients: vec![3], phase: "MAIL".to_owned() }),
+    ];
+    for (bytes, told) in events {
+        let event = mail_event(told);
+        assert_eq!((codec::encode(&event), codec::decode::<Event>(&bytes)), (bytes.clone(), Ok(event)));
+    }
+    let dialogue = StoredDialogue::of(&crate::mail::Dialogue::default());
+    let event = mail_event(MailEvent::Attempted { recipients: vec![0], dialogue });
+    let bytes = mail(&[26, 1, 0, 5, 1, 0, 0, 0, 0]);
+    assert_eq!((codec::encode(&event), codec::decode::<Event>(&bytes)), (bytes.clone(), Ok(event)));
+}
+
+fn mail_event(told: MailEvent) -> Event {
+    mail(QueueId([7; 16]), told, Timestamp(5))
+}
+
 #[tokio::test]
 async fn a_consumer_sees_every_event_in_order_and_continues_where_it_stopped() {
     let store = Arc::new(MemoryStore::new());

@@ -451,6 +451,8 @@ mod part_tests;
 #[cfg(test)]
 mod paused_tests;
 #[cfg(test)]
+mod said_tests;
+#[cfg(test)]
 mod scale_tests;
 #[cfg(test)]
 mod sweep_tests;

@@ -259,6 +259,8 @@ pub async fn serve(
 }
 
 #[cfg(test)]
+mod dialogue_tests;
+#[cfg(test)]
 mod door_tests;
 #[cfg(test)]
 mod fresh_tests;

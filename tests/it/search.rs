@@ -69,6 +69,26 @@ async fn until_found(running: &Running, query: &str, count: usize) -> Vec<Value>
     }
 }
 
+/// The page of a delivered message has what was said, and so has the command line if it is asked for.
+async fn what_was_said(running: &Running, id: &str, page: &Value) {
+    let (attempt, dialogue) = (&page["attempts"][0], &page["dialogues"][0]);
+    assert_eq!((&attempt["dialogues"], &attempt["took_ms"]), (&json!([0]), &dialogue["took_ms"]), "{page}");
+    let steps = dialogue["steps"].as_array().unwrap();
+    let sent = |wanted: &str| steps.iter().find(|step| step["sent"].as_str().is_some_and(|sent| sent == wanted));
+    assert!(sent("RCPT TO:<Someone@receiver.test>").is_some(), "{dialogue}");
+    assert_eq!(sent(".").unwrap()["code"], json!(250), "{dialogue}");
+    let tool = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_postern"));
+        command.args(["messages", "show", id, "--socket"]).arg(&running.daemon.socket).args(more);
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let short = String::from_utf8(tool(&[]).await.unwrap().stdout).unwrap();
+    assert!(!short.contains("RCPT TO") && short.contains("--dialogue shows what was said"), "{short}");
+    let long = String::from_utf8(tool(&["--dialogue"]).await.unwrap().stdout).unwrap();
+    assert!(long.contains("> RCPT TO:<Someone@receiver.test>\n") && long.contains("< 354"), "{long}");
+    assert!(long.lines().any(|line| line.starts_with("      < 250") && line.ends_with(" ms]")), "{long}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_found_by_everything_people_remember_of_it_and_by_nobody_else() {
     let beside = tempfile::tempdir().unwrap();
@@ -127,10 +147,13 @@ async fn a_message_is_found_by_everything_people_remember_of_it_and_by_nobody_el
     assert_eq!((&attempt["status"], &attempt["host"]), (&json!("ok"), &json!("mx.receiver.test")), "{page}");
     assert!(attempt["reply"].as_str().unwrap().starts_with("250") && attempt["tls"].is_string(), "{attempt}");
     assert_eq!(attempt["source"], json!("127.0.0.1"), "{attempt}");
+    what_was_said(&running, id, &page).await;
 
     // Erased, it is nobody's to find.
     let (status, _, _) = ask(&running, "POST", &format!("/queue/{id}/erase"), None, Value::Null).await;
     assert_eq!(status, 204);
+    let (_, _, page) = ask(&running, "GET", &format!("/messages/{id}"), None, Value::Null).await;
+    assert!(page["attempts"][0]["reply"].is_string() && page.get("dialogues").is_none(), "{page}");
     assert_eq!(found(&running, "tag=invoice").await, Vec::<Value>::new());
     let theirs = theirs["id"].as_str().unwrap();
     assert_eq!(found(&running, &format!("id={theirs}")).await.len(), 1);

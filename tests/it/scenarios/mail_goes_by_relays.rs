@@ -109,6 +109,25 @@ impl World {
         found.unwrap()
     }
 
+    /// What was said about a message, as it is kept.
+    async fn said(&self, id: QueueId) -> String {
+        match self.verdict(id, |event| matches!(event, MailEvent::Attempted { .. })).await {
+            MailEvent::Attempted { dialogue, .. } => format!("{:?}", dialogue.read().unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// In no event, in whatever form it was sent.
+    fn nothing_kept_has_the_password(&self) {
+        let all = self.running.daemon.store.range(&[prefix::EVENT], &after_prefix(&[prefix::EVENT]), usize::MAX);
+        for (_, bytes) in all.unwrap() {
+            let text = String::from_utf8_lossy(&bytes);
+            for form in ["c2VjcmV0", "AG1lAHNlY3JldA==", "\0me\0secret"] {
+                assert!(!text.contains(form), "{text}");
+            }
+        }
+    }
+
     async fn delivered(&self, id: QueueId) -> postern::events::Peer {
         match self.verdict(id, |event| matches!(event, MailEvent::Delivered { .. })).await {
             MailEvent::Delivered { peer, .. } => peer,
@@ -205,6 +224,8 @@ async fn the_narrowest_route_takes_the_mail_and_it_leaves_by_the_tenants_own_add
     assert_eq!((peer.host.as_str(), peer.source.as_str()), ("all.relay.test", "127.0.2.81"));
     assert!(peer.tls.ends_with("certificate verified"), "{peer:?}");
     assert!(all.lines().contains(&"AUTH PLAIN AG1lAHNlY3JldA==".to_owned()), "{:?}", all.lines());
+    let said = world.said(id).await;
+    assert!(said.contains("AUTH PLAIN (a secret)"), "{said}");
     let text = String::from_utf8(all.taken()[0].text.clone()).unwrap();
     assert!(text.starts_with("DKIM-Signature:"), "a relay gets the signed message: {text}");
 
@@ -229,6 +250,9 @@ async fn the_narrowest_route_takes_the_mail_and_it_leaves_by_the_tenants_own_add
     assert!(peer.tls.ends_with("certificate verified"), "{peer:?}");
     assert_eq!(tenants.taken().len(), 1);
     assert!(tenants.lines().contains(&"c2VjcmV0".to_owned()), "AUTH LOGIN: {:?}", tenants.lines());
+    let said = world.said(id).await;
+    assert!(said.contains("AUTH LOGIN") && said.contains("(a secret)"), "{said}");
+    world.nothing_kept_has_the_password();
     assert_eq!(world.mx.taken().len(), 1, "nothing but the first went straight");
     world.running.stop().await;
 }

@@ -3,6 +3,7 @@
 mod a_new_client_is_served_beside_5000_silent_ones;
 mod a_stolen_login_is_paused_and_its_mail_is_held;
 mod a_warm_up_overflows_to_a_shared_address;
+mod attempts_keep_what_was_said;
 mod delivery_connections;
 mod delivery_destinations;
 mod delivery_hostile_peers;
