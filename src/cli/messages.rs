@@ -14,8 +14,8 @@ use super::output::{Table, or_dash, size, when};
 use super::{Session, rows};
 use crate::mail::printable;
 use crate::web::{
-    AttachmentJson, BatchSentJson, DialogueJson, DialogueStepJson, FoundMessageJson, MessageAttemptJson, MessageJson, NewMessageJson, SearchJson,
-    SentJson,
+    AttachmentJson, BatchSentJson, DialogueJson, DialogueStepJson, FoundMessageJson, MessageAttemptJson, MessageJson,
+    NewMessageJson, SearchJson, SentJson,
 };
 
 /// Octets of a file that is handed in, at most; what a message may have the daemon says.

@@ -299,13 +299,14 @@ fn without_value(parameters: &str, name: &str) -> String {
 
 /// The parameters of an RCPT: where ORCPT says the very address, a place for it; where it says another, dots.
 fn own_orcpt(parameters: &str, address: &str) -> String {
-    let words = parameters.split(' ').map(|word| match word.strip_prefix("ORCPT=").and_then(|own| own.split_once(';')) {
-        Some((kind, said)) if said.replace("+2B", "+").replace("+3D", "=") == address => {
-            format!("ORCPT={kind};{SAME}")
-        }
-        Some((kind, _)) => format!("ORCPT={kind};{LEFT_OUT}"),
-        None => word.to_owned(),
-    });
+    let words =
+        parameters.split(' ').map(|word| match word.strip_prefix("ORCPT=").and_then(|own| own.split_once(';')) {
+            Some((kind, said)) if said.replace("+2B", "+").replace("+3D", "=") == address => {
+                format!("ORCPT={kind};{SAME}")
+            }
+            Some((kind, _)) => format!("ORCPT={kind};{LEFT_OUT}"),
+            None => word.to_owned(),
+        });
     words.collect::<Vec<_>>().join(" ")
 }
 

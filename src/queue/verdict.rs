@@ -7,7 +7,9 @@
 use std::borrow::Cow;
 
 use super::Settings;
-use super::record::{Conversation, Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState};
+use super::record::{
+    Conversation, Ending, LaneRecord, Onward, Outcome, QueueTime, QueuedMessage, QueuedRecipient, RecipientState,
+};
 use super::schedule;
 use crate::events::MailEvent;
 use crate::ext::Timestamp;

@@ -113,10 +113,14 @@ fn a_peer_that_says_very_much_leaves_room_for_the_end_of_it() {
         assert_eq!(step.sent, line(&format!("RCPT TO:<{number}@y.example>")));
         assert!(matches!(&step.heard, Heard::Reply(250, None, text) if text.ends_with(CUT)), "{step:?}");
     }
-    let stored: usize = dialogue.steps.iter().map(|step| match &step.heard {
-        Heard::Reply(_, _, text) => text.len() + STEP_OCTETS - CUT.len(),
-        _ => STEP_OCTETS,
-    }).sum();
+    let stored: usize = dialogue
+        .steps
+        .iter()
+        .map(|step| match &step.heard {
+            Heard::Reply(_, _, text) => text.len() + STEP_OCTETS - CUT.len(),
+            _ => STEP_OCTETS,
+        })
+        .sum();
     assert!(stored <= DIALOGUE_OCTETS_MAX, "{stored}");
 }
 

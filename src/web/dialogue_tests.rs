@@ -130,8 +130,10 @@ async fn a_message_page_has_what_was_said_line_by_line_with_times() {
 async fn whoever_has_no_part_in_a_message_sees_nothing_of_what_was_said() {
     let bench = bench().await;
     let id = bench.tried().await;
-    let narrowed =
-        |narrowing: Narrowing| Actor { narrowing: Arc::new(narrowing), ..Actor::of("k", Role::TenantAdmin(bench.tenant)) };
+    let narrowed = |narrowing: Narrowing| Actor {
+        narrowing: Arc::new(narrowing),
+        ..Actor::of("k", Role::TenantAdmin(bench.tenant))
+    };
     let elsewhere = Some(vec![crate::mail::Domain::parse("other.example.com").unwrap()]);
     for actor in [
         Actor::of("r", Role::TenantOwner(bench.rival)),

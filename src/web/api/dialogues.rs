@@ -90,7 +90,8 @@ pub(super) fn told(parts: &Parts, shown: &Shown) -> Told {
     let (all, leading) = read(&shown.events);
     let left_out = all.len().saturating_sub(DIALOGUES_MAX);
     let leading = leading.into_iter().map(|(place, numbers)| {
-        let took = numbers.iter().filter_map(|number| all.get(*number)).map(|one| u64::from(one.dialogue.took_ms)).sum();
+        let took =
+            numbers.iter().filter_map(|number| all.get(*number)).map(|one| u64::from(one.dialogue.took_ms)).sum();
         let shown = numbers.iter().filter_map(|number| number.checked_sub(left_out)).collect();
         (place, (shown, took))
     });

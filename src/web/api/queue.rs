@@ -353,7 +353,9 @@ fn happened(event: &MailEvent) -> String {
         MailEvent::Stalled { recipients, phase } => {
             format!("{}: no progress after {phase}, the attempt was ended by the watchdog", to(recipients))
         }
-        MailEvent::Attempted { recipients, dialogue } => format!("{}: {}", to(recipients), dialogues::summary(dialogue)),
+        MailEvent::Attempted { recipients, dialogue } => {
+            format!("{}: {}", to(recipients), dialogues::summary(dialogue))
+        }
         MailEvent::Complained { recipients, reporter } => {
             format!("{}: a complaint came in by {reporter}", to(recipients))
         }
