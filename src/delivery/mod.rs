@@ -15,6 +15,7 @@ mod mx;
 mod outcome;
 mod overflow;
 mod pacing;
+mod progress;
 mod pulse;
 mod replies;
 mod settings;

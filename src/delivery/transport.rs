@@ -9,7 +9,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::Settings;
 use super::client::Connection;
 use super::outcome::{Failure, Phase, Trouble};
+pub use super::progress::Progress;
 use super::shaping::{Permit, Signal};
 use crate::background::Shutdown;
 use crate::events::Why;
@@ -521,42 +522,6 @@ pub fn same_for_all(claim: &Claim, outcome: &Outcome) -> Outcomes {
 /// Whether a recipient is to be tried.
 pub fn is_waiting(recipient: &crate::queue::QueuedRecipient) -> bool {
     recipient.state == crate::queue::RecipientState::Waiting
-}
-
-/// Where an attempt is, for the watchdog: every step forward counts.
-#[derive(Debug, Default)]
-pub struct Progress {
-    steps: AtomicU64,
-    phase: AtomicU8,
-    stalled: AtomicBool,
-}
-
-impl Progress {
-    /// A step forward, in `phase`.
-    pub fn step(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Relaxed);
-        self.steps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Steps so far.
-    pub fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed)
-    }
-
-    /// The watchdog ends the attempt.
-    pub fn stall(&self) {
-        self.stalled.store(true, Ordering::Release);
-    }
-
-    /// Whether it did.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled.load(Ordering::Acquire)
-    }
-
-    /// The phase of the last step.
-    pub fn phase(&self) -> Phase {
-        Phase::from_number(self.phase.load(Ordering::Relaxed))
-    }
 }
 
 /// One connection's work: drain a lane towards a site.
