@@ -265,7 +265,7 @@ fn dialogue_lines(dialogue: &DialogueJson) -> String {
     let over = match dialogue.connection.as_str() {
         "new" => "over a new connection",
         "reused" => "over a connection that had carried mail before",
-        _ => "about other mail to the same place; this message was not tried itself",
+        _ => "where no connection could be had, with all mail that waited for it",
     };
     let numbers: Vec<String> = dialogue.recipients.iter().map(u16::to_string).collect();
     let mut text = format!("    Said for {} {over}, {} ms:\n", numbers.join(", "), dialogue.took_ms);

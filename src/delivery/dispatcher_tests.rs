@@ -57,6 +57,7 @@ impl Transport for Stuck {
     async fn attempt(&self, mut job: Job) -> Report {
         let held = job.hand.next_claim().await;
         job.progress.step(self.0);
+        job.hand.script().sent(crate::mail::Sent::Text);
         std::future::pending::<()>().await;
         drop(held);
         Report::default()
@@ -176,6 +177,14 @@ async fn an_attempt_that_is_stuck_is_ended_counted_and_its_trail_names_the_phase
             _ => false,
         };
         until("it is put off", || told(&queue, id).iter().any(is_put_off)).await;
+        // What was said until then is kept, and that it had no end.
+        let said = told(&queue, id).into_iter().find_map(|event| match event {
+            MailEvent::Attempted { recipients, dialogue } => Some((recipients, dialogue.read().unwrap().steps)),
+            _ => None,
+        });
+        let (recipients, steps) = said.unwrap();
+        assert_eq!((recipients, steps.len(), &steps[0].sent), (vec![0], 1, &crate::mail::Sent::Text));
+        assert_eq!(steps[0].heard, crate::mail::Heard::Nothing);
         let shown = queue.show(&Actor::local(0), id).unwrap();
         assert_eq!(shown.records[0].1.attempts, 1, "{:?}", shown.events);
         stop.cancel();

@@ -35,8 +35,8 @@ pub enum Over {
     New,
     /// A connection that had carried mail before.
     Reused,
-    /// An attempt with other mail to the same place: this message was not tried itself and shares the outcome.
-    Other,
+    /// None: no connection could be had, by an attempt for all mail that waited for it.
+    None,
 }
 
 /// One transaction, or an attempt that did not come as far.

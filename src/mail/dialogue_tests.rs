@@ -142,7 +142,7 @@ fn the_stored_form_keeps_its_numbers() {
         Step { sent: Sent::Nothing, heard: Heard::Nothing, took_ms: 9 },
         Step { sent: Sent::Line("b".to_owned()), heard: Heard::Nothing, took_ms: 10 },
     ];
-    let dialogue = Dialogue { over: Over::Other, steps, left_out: 11, took_ms: 12 };
+    let dialogue = Dialogue { over: Over::None, steps, left_out: 11, took_ms: 12 };
     #[rustfmt::skip]
     let stored = [
         1, 2, 10,

@@ -157,7 +157,7 @@ impl Client {
                     continue;
                 }
                 Err(ending) => {
-                    report.said = script.take().map(|(_, dialogue)| Dialogue { over: Over::Other, ..dialogue });
+                    report.said = script.take().map(|(_, dialogue)| Dialogue { over: Over::None, ..dialogue });
                     job.hand.put_back(held);
                     break ending;
                 }

@@ -26,7 +26,7 @@ pub struct DialogueJson {
     /// Recipients by number, in the order of their RCPTs.
     pub recipients: Vec<u16>,
     /// `new`: a connection that was opened for it, which is part of it; `reused`: one that had carried mail before;
-    /// `other`: it was had about other mail to the same place, and this message shares the outcome.
+    /// `none`: none could be had, by an attempt for all mail that waited for it.
     pub connection: String,
     /// Milliseconds from its first step to the end of the last.
     pub took_ms: u32,
@@ -209,7 +209,7 @@ fn word(over: Over) -> &'static str {
     match over {
         Over::New => "new",
         Over::Reused => "reused",
-        Over::Other => "other",
+        Over::None => "none",
     }
 }
 
@@ -219,7 +219,7 @@ pub(super) fn summary(stored: &StoredDialogue) -> String {
     let over = match dialogue.over {
         Over::New => "tried over a new connection",
         Over::Reused => "tried over a connection that was open",
-        Over::Other => "not tried itself, other mail to the same place was",
+        Over::None => "no connection could be had",
     };
     let steps = dialogue.steps.len().saturating_add(usize::from(dialogue.left_out));
     format!("{over}: {steps} steps in {} ms", dialogue.took_ms)

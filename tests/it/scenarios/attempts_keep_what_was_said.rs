@@ -176,7 +176,7 @@ async fn a_connection_that_could_not_be_had_is_kept_with_every_host_that_was_tri
     let id = outbound.owe(&["ann@s.example"]).await;
     assert!(matches!(outbound.verdict(id).await, MailEvent::Deferred { .. }));
     let (recipients, dialogue) = said(&outbound, id).remove(0);
-    assert_eq!((recipients, dialogue.over), (vec![0], Over::Other));
+    assert_eq!((recipients, dialogue.over), (vec![0], Over::None));
     assert_eq!(steps(&dialogue), ["connecting failed", "connecting Done", "Greeting 554"]);
     let hosts: Vec<String> = dialogue.steps.iter().map(|step| step.sent.words(0, &|_| String::new())).collect();
     assert!(hosts[0].starts_with("mx1.s.example 127.0.1.1:") && hosts[1].starts_with("mx2.s.example"), "{hosts:?}");
