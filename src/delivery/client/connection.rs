@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Need;
@@ -173,6 +174,23 @@ pub(super) enum Said {
     Refusal,
 }
 
+async fn dial(call: &Call<'_>, tools: &Tools<'_>, peer: &Peer) -> Result<TcpStream, Failure> {
+    tools.progress.step(Phase::Connect);
+    tools.script.sent(Sent::Connecting(reached(&peer.host, &peer.address)));
+    let patience = tools.settings.timeouts.connect;
+    let stream = tools.dialer.dial(call.source, call.key.address, patience).await.map_err(|error| {
+        let trouble = match error {
+            crate::net::DialError::SourceMissing(address) => Trouble::SourceMissing(address),
+            crate::net::DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
+        };
+        let failure = Failure { phase: Phase::Connect, trouble, peer: Some(Box::new(peer.clone())) };
+        tools.script.failed(&failure.describe());
+        failure
+    })?;
+    tools.script.done();
+    Ok(stream)
+}
+
 pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
     let timeouts = &tools.settings.timeouts;
     let peer = Peer {
@@ -181,19 +199,7 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         source: call.source.to_string(),
         tls: "none".to_owned(),
     };
-    let failure = |phase, trouble| Failure { phase, trouble, peer: Some(Box::new(peer.clone())) };
-    tools.progress.step(Phase::Connect);
-    tools.script.sent(Sent::Connecting(reached(&peer.host, &peer.address)));
-    let stream = tools.dialer.dial(call.source, call.key.address, timeouts.connect).await.map_err(|error| {
-        let trouble = match error {
-            crate::net::DialError::SourceMissing(address) => Trouble::SourceMissing(address),
-            crate::net::DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
-        };
-        let failure = failure(Phase::Connect, trouble);
-        tools.script.failed(&failure.describe());
-        failure
-    })?;
-    tools.script.done();
+    let stream = dial(call, tools, &peer).await?;
     let towards = towards(call.host, call.lane);
     let facts = Facts {
         direction: Direction::Out,

@@ -128,15 +128,7 @@ impl Client {
     pub async fn drain(&self, mut job: Job) -> Report {
         let mut report = Report::default();
         let mut connection = job.idle.take();
-        if let Some(idle) = &mut connection {
-            idle.serve(&job);
-            if let Some(memory) = &self.tls_memory {
-                idle.remember_again(&job, memory);
-            }
-            if let Some(reports) = &self.reports {
-                idle.report_again(&job, reports);
-            }
-        }
+        connection.iter_mut().for_each(|idle| self.take_over(idle, &job));
         let mut is_kept = connection.is_some();
         let script = job.hand.script().clone();
         let mut buffer = Vec::new();
@@ -201,6 +193,17 @@ impl Client {
         }
         report.idle = connection;
         report
+    }
+
+    /// A connection that was kept serves this job now.
+    fn take_over(&self, idle: &mut Connection, job: &Job) {
+        idle.serve(job);
+        if let Some(memory) = &self.tls_memory {
+            idle.remember_again(job, memory);
+        }
+        if let Some(reports) = &self.reports {
+            idle.report_again(job, reports);
+        }
     }
 
     /// The connection at hand, or a new one if the permit has one left.
