@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::events::{Peer, Why};
 use crate::ext::Timestamp;
 use crate::mail::{
-    Address, BodyId, Class, Dialogue, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed, Signed,
-    SmtpAccountId, TenantId, VipId,
+    Address, BodyId, Class, Dialogue, Domain, Labels, MailParameters, Notify, QueueId, Reply, ReversePath, Sealed,
+    Signed, SmtpAccountId, TenantId, VipId,
 };
 use crate::routing::Lane;
 use crate::store::Batch;

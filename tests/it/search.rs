@@ -89,6 +89,12 @@ async fn what_was_said(running: &Running, id: &str, page: &Value) {
     assert!(long.lines().any(|line| line.starts_with("      < 250") && line.ends_with(" ms]")), "{long}");
 }
 
+/// The page of an erased message has its attempts, and nothing of what was said in them.
+async fn nothing_was_said(running: &Running, id: &str) {
+    let (_, _, page) = ask(running, "GET", &format!("/messages/{id}"), None, Value::Null).await;
+    assert!(page["attempts"][0]["reply"].is_string() && page.get("dialogues").is_none(), "{page}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_found_by_everything_people_remember_of_it_and_by_nobody_else() {
     let beside = tempfile::tempdir().unwrap();
@@ -152,8 +158,7 @@ async fn a_message_is_found_by_everything_people_remember_of_it_and_by_nobody_el
     // Erased, it is nobody's to find.
     let (status, _, _) = ask(&running, "POST", &format!("/queue/{id}/erase"), None, Value::Null).await;
     assert_eq!(status, 204);
-    let (_, _, page) = ask(&running, "GET", &format!("/messages/{id}"), None, Value::Null).await;
-    assert!(page["attempts"][0]["reply"].is_string() && page.get("dialogues").is_none(), "{page}");
+    nothing_was_said(&running, id).await;
     assert_eq!(found(&running, "tag=invoice").await, Vec::<Value>::new());
     let theirs = theirs["id"].as_str().unwrap();
     assert_eq!(found(&running, &format!("id={theirs}")).await.len(), 1);
