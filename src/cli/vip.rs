@@ -6,7 +6,7 @@ use super::arguments::{Vip, VipAdd, VipSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash};
 use super::{Session, rows};
-use crate::web::{NewVipJson, VipChangeJson, VipJson};
+use crate::web::{NewVipJson, ServiceSpfJson, VipChangeJson, VipJson};
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
@@ -21,6 +21,10 @@ pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
             session.show(&list, table)
         }
         Vip::Set(set) => change(session, set).await,
+        Vip::Spf => {
+            let record = session.client.get("/spf-record").await?;
+            session.show(&record, spf)
+        }
         Vip::Remove { vip } => {
             let answer = session.client.delete(&format!("/vips/{}", encoded(vip))).await?;
             session.done(&answer, &format!("virtual IP {vip} removed"))
@@ -84,6 +88,25 @@ fn shown(session: &Session, vip: &VipJson, how: &str) -> String {
         let kind = if address.is_ipv4() { "A" } else { "AAAA" };
         text.push_str(&format!("  {}. {kind} {address}\n", vip.ehlo));
         text.push_str(&format!("  PTR of {address}: {}. (set where you rent the address)\n", vip.ehlo));
+    }
+    text
+}
+
+/// Lines of a zone file; what is to be said besides is a comment there.
+fn spf(_: &Session, service: ServiceSpfJson) -> String {
+    let Some(name) = &service.name else {
+        return "domains.spf_include is not set: tenants are told to name each address\n".to_owned();
+    };
+    let mut text = format!("; {} addresses; tenants publish include:{name}\n", service.addresses.len());
+    for record in &service.records {
+        text.push_str(&format!("{}\n", record.zone_line));
+    }
+    if service.left_out > 0 {
+        text.push_str(&format!(
+            "; {} ADDRESSES HAVE NO ROOM: their mail fails SPF. Publish networks that are yours as a whole instead, such \
+             as ip4:203.0.113.0/24; postern doctor judges whatever is there\n",
+            service.left_out
+        ));
     }
     text
 }

@@ -45,7 +45,10 @@ fn build(path: &Path, file: &File) -> Config {
             cache_bytes: file.size("store.cache_bytes"),
             ..Default::default()
         },
-        domains: domains::Settings::default(),
+        domains: domains::Settings {
+            spf_include: crate::mail::Domain::parse(&file.text("domains.spf_include")).ok(),
+            ..Default::default()
+        },
         delivery: delivery(file),
         tls_reports: tls_reports(file),
         history_kept: file.span("events.history_kept"),
@@ -269,6 +272,23 @@ fn rules(file: &File, config: &Config) {
     sizes(file, config);
     times(file, config);
     places(file, config);
+    names(file, config);
+}
+
+/// The record has names below it, and the name of this machine may be a tenant's or have a record of its own.
+fn names(file: &File, config: &Config) {
+    let Some(name) = &config.domains.spf_include else { return };
+    let key = "domains.spf_include";
+    if *name == config.hostname {
+        file.refuse(key, format!("{name} is `hostname`; take a name of its own, such as spf.{name}"));
+    }
+    if name.as_str().len() > domains::SPF_NAME_OCTETS_MAX {
+        let most = domains::SPF_NAME_OCTETS_MAX;
+        file.refuse(
+            key,
+            format!("must be at most {most} characters, so that its record has room for the names it includes"),
+        );
+    }
 }
 
 fn ports(file: &File, config: &Config) {

@@ -65,7 +65,7 @@ pub struct Config {
     pub pipeline: pipeline::Settings,
     /// For `store`; its folder is within the data folder.
     pub store: store::Settings,
-    /// For `domains`: constants today.
+    /// For `domains`.
     pub domains: domains::Settings,
     /// For `delivery`.
     pub delivery: delivery::Settings,

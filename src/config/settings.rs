@@ -59,6 +59,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("breaker", "When an SMTP account is paused because its mail goes wrong."),
     ("queue", "When mail is tried again and when it is given up."),
     ("delivery", "How mail leaves."),
+    ("domains", "What tenants publish for their sending domains."),
     ("tls_reports", "What TLS came to, told to recipient domains that ask for it (TLS-RPT)."),
     ("overload", "When new work is refused so that accepted work goes on."),
     ("dns", "Who is asked for names."),

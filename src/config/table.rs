@@ -8,7 +8,8 @@ use super::value::Kind;
 
 use Applied::{AtStart, OnReload};
 use Kind::{
-    Addresses, Choice, Count, Flag, Group, Line, Loopback, Mailbox, Name, Path, PathOrNone, Ports, Secret, Size, Span,
+    Addresses, Choice, Count, Flag, Group, Line, Loopback, Mailbox, Name, NameOrNone, Path, PathOrNone, Ports, Secret,
+    Size, Span,
 };
 use Presence::{Rare, Required, Shown};
 
@@ -233,6 +234,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("queue.notice_gather", Span(0, HOUR) => "\"10m\"", Rare OnReload,
         "Failures of one message within this time after the first share one notice.",
         "Whoever wants notices at once."),
+    setting!("domains.spf_include", NameOrNone => "\"\"", Shown AtStart,
+        "A name whose SPF record permits every virtual IP; `postern vip spf` prints what to publish there. Tenants are \
+         then told to publish `include:` of it instead of each address. Empty: they name each address.",
+        "Whoever adds virtual IPs while tenants send, so that a new one changes one record and not one of every tenant."),
     setting!("tls_reports.send", Flag => "false", Shown OnReload,
         "Whether sessions with receivers are counted, and each recipient domain that publishes `_smtp._tls` is sent one \
          report a day about what TLS came to (RFC 8460).",

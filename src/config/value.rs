@@ -15,6 +15,8 @@ use crate::mail::{Address, Domain};
 pub(super) enum Kind {
     /// A fully qualified domain name.
     Name,
+    /// A fully qualified domain name, or empty for none.
+    NameOrNone,
     /// An absolute path.
     Path,
     /// An absolute path, or empty for none.
@@ -63,6 +65,7 @@ impl Kind {
     pub(super) fn describe(self) -> String {
         match self {
             Self::Name => "a fully qualified domain name".to_owned(),
+            Self::NameOrNone => "a fully qualified domain name, or empty for none".to_owned(),
             Self::Path => "an absolute path".to_owned(),
             Self::PathOrNone => "an absolute path, or empty for none".to_owned(),
             Self::Secret => "an absolute path, or `credential:NAME` for a systemd credential".to_owned(),
@@ -115,6 +118,8 @@ impl Kind {
     fn read_text(self, text: &str) -> Result<Value, String> {
         match self {
             Self::Name => read_name(text).map(Value::Name),
+            Self::NameOrNone if text.is_empty() => Ok(Value::Text(String::new())),
+            Self::NameOrNone => read_name(text).map(|name| Value::Text(name.to_string())),
             Self::Path => read_path(text).map(Value::Path),
             Self::PathOrNone if text.is_empty() => Ok(Value::Path(PathBuf::new())),
             Self::PathOrNone => read_path(text).map(Value::Path),

@@ -79,7 +79,8 @@ fn expected(all: &[Vip], tenant: crate::mail::TenantId, hostname: &Domain) -> Ex
         ipv4.into_iter().chain(ipv6)
     });
     // What cannot be seen from outside, SPF need not name.
-    Expected { names, addresses: addresses.filter(|address| net::is_public(*address)).collect() }
+    let addresses = addresses.filter(|address| net::is_public(*address)).collect();
+    Expected { names, addresses, ..Expected::default() }
 }
 
 /// What marks mail of domains that have return-paths.

@@ -98,7 +98,7 @@ impl Rooms {
         let delivery = Delivery::open(records()).map_err(unreadable("suspensions"))?;
         let suppression = Arc::new(Suppression::open(records()));
         let people = People::open(records(), Arc::clone(&key), config.accounts).map_err(unreadable("people"))?;
-        let domains = Domains::open(records(), Arc::clone(&key), Arc::clone(&world.resolver), config.domains);
+        let domains = Domains::open(records(), Arc::clone(&key), Arc::clone(&world.resolver), config.domains.clone());
         let domains = Arc::new(domains.map_err(unreadable("domains"))?);
         let (bell, calendar) = (events::Bell::default(), super::calendar::open(&*store)?);
         let policy = policy(&accounts, &vips, (&breaker, &delivery));

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use super::record::{KeyPair, SendingDomain};
+use crate::mail::Domain;
 use crate::vips::Vip;
 
 /// Octets in one string of a TXT record (RFC 1035 s3.3.14).
@@ -50,22 +51,25 @@ impl DnsRecord {
     }
 }
 
-/// The records of a sending domain whose mail leaves by `vips`.
+/// The records of a sending domain whose mail leaves by `vips`; SPF names each address.
 pub fn domain_records(domain: &SendingDomain, vips: &[Vip]) -> Vec<DnsRecord> {
+    domain_records_with(domain, vips, None)
+}
+
+/// The same; SPF includes the service's name instead, if it has one.
+pub fn domain_records_with(domain: &SendingDomain, vips: &[Vip], include: Option<&Domain>) -> Vec<DnsRecord> {
     let mut records = key_records(domain, &domain.keys);
     if let Some(next) = &domain.next_keys {
         records.extend(key_records(domain, next));
     }
-    let mechanisms: Vec<String> = vips.iter().flat_map(public_addresses).map(|address| mechanism(&address)).collect();
-    if !mechanisms.is_empty() {
+    let addresses: Vec<IpAddr> = vips.iter().flat_map(public_addresses).collect();
+    if !addresses.is_empty() {
+        let terms = spf_terms(&domain.domain, &addresses, include);
         records.push(DnsRecord {
             name: domain.domain.to_string(),
             kind: "TXT",
-            value: format!("v=spf1 {} ~all", mechanisms.join(" ")),
-            purpose: format!(
-                "SPF, at the domain of MAIL FROM; if there is a v=spf1 record already, add {} to it",
-                mechanisms.join(" ")
-            ),
+            value: format!("v=spf1 {terms} ~all"),
+            purpose: format!("SPF, at the domain of MAIL FROM; if there is a v=spf1 record already, add {terms} to it"),
             need: Need::Advised,
         });
     }
@@ -135,7 +139,15 @@ fn key_records(domain: &SendingDomain, pair: &KeyPair) -> Vec<DnsRecord> {
     ]
 }
 
-fn mechanism(address: &IpAddr) -> String {
+/// What permits the addresses in the SPF record of a name: the service's record, unless it is that of the name itself.
+pub(super) fn spf_terms(name: &Domain, addresses: &[IpAddr], include: Option<&Domain>) -> String {
+    match include.filter(|include| *include != name) {
+        Some(include) => format!("include:{include}"),
+        None => addresses.iter().map(mechanism).collect::<Vec<_>>().join(" "),
+    }
+}
+
+pub(super) fn mechanism(address: &IpAddr) -> String {
     match address {
         IpAddr::V4(address) => format!("ip4:{address}"),
         IpAddr::V6(address) => format!("ip6:{address}"),

@@ -3,15 +3,18 @@
 //! It decides nothing: whether a domain may be used is in `verification`. Easy to get wrong: a lookup that failed
 //! says nothing about a record, and what others published at the same name is not ours to call wrong.
 
+use std::net::IpAddr;
+
 use futures_util::future::join_all;
 
-use super::advice::{DnsRecord, Need, domain_records};
+use super::advice::{DnsRecord, Need, domain_records_with, public_addresses, spf_terms};
 use super::record::{INSTANCE, SendingDomain};
 use super::return_path::{self, Expected, RecordState};
+use super::spf::{UNREADABLE, judge};
 use super::{Domains, missing};
 use crate::access::{Actor, Permission, Resource};
 use crate::mail::{Domain, TenantId, printable};
-use crate::net::{LookupError, Resolver};
+use crate::net::{LookupError, Resolver, Spf};
 use crate::records::AdminError;
 use crate::vips::Vip;
 
@@ -86,7 +89,7 @@ impl Domains {
         let record = &entry.record;
         let keys = record.key_names();
         let mut asked = Vec::new();
-        for expected in domain_records(record, vips) {
+        for expected in domain_records_with(record, vips, self.spf_include()) {
             let purpose = match keys.iter().position(|name| *name == expected.name) {
                 Some(0) => Purpose::Ownership,
                 Some(_) => Purpose::Dkim,
@@ -102,7 +105,7 @@ impl Domains {
             let purposes = [Purpose::ReturnPathExchanger, Purpose::ReturnPathSpf];
             asked.extend(purposes.into_iter().zip(path.records(&self.expected(tenant))));
         }
-        let looks = asked.into_iter().map(|(purpose, expected)| self.look(record, purpose, expected));
+        let looks = asked.into_iter().map(|(purpose, expected)| self.look((record, vips), purpose, expected));
         Ok(join_all(looks).await)
     }
 
@@ -116,18 +119,21 @@ impl Domains {
         (tenant, domain): (TenantId, &Domain),
         vips: &[Vip],
     ) -> Result<Vec<DnsRecord>, AdminError> {
-        let mut records = domain_records(&self.get(actor, tenant, domain)?, vips);
+        let mut records = domain_records_with(&self.get(actor, tenant, domain)?, vips, self.spf_include());
         if let Some(path) = self.return_path(actor, tenant, domain)? {
             records.extend(path.records(&self.expected(tenant)));
         }
         Ok(records)
     }
 
-    async fn look(&self, record: &SendingDomain, purpose: Purpose, expected: DnsRecord) -> Inspected {
+    async fn look(&self, (record, vips): (&SendingDomain, &[Vip]), purpose: Purpose, expected: DnsRecord) -> Inspected {
         let resolver = &*self.resolver;
         let (found, verdict, advice) = match purpose {
             Purpose::Ownership | Purpose::Dkim => key(resolver, &expected).await,
-            Purpose::Spf => spf(resolver, &record.domain, &expected).await,
+            Purpose::Spf => {
+                let addresses: Vec<IpAddr> = vips.iter().flat_map(public_addresses).collect();
+                spf(resolver, &record.domain, (&addresses, self.spf_include())).await
+            }
             Purpose::Dmarc => dmarc(resolver, &record.domain).await,
             Purpose::Exchanger => exchanger(resolver, &record.domain).await,
             Purpose::Bimi => bimi(resolver, &expected).await,
@@ -203,7 +209,7 @@ fn without_spaces(text: &str) -> String {
     text.chars().filter(|each| !each.is_whitespace()).collect::<String>().trim_end_matches(';').to_owned()
 }
 
-async fn spf(resolver: &dyn Resolver, domain: &Domain, expected: &DnsRecord) -> Look {
+async fn spf(resolver: &dyn Resolver, domain: &Domain, (addresses, include): (&[IpAddr], Option<&Domain>)) -> Look {
     let texts = match texts(resolver, domain.as_str()).await {
         Ok(texts) => texts,
         Err(why) => return unknown(why),
@@ -217,20 +223,42 @@ async fn spf(resolver: &dyn Resolver, domain: &Domain, expected: &DnsRecord) -> 
         let advice = "there is more than one v=spf1 record, so none counts (RFC 7208 s4.5); make them one";
         return (found, Verdict::Different, Some(advice.to_owned()));
     }
-    let mut wanting = Vec::new();
-    for mechanism in expected.value.split(' ').filter(|term| term.starts_with("ip4:") || term.starts_with("ip6:")) {
-        let address = mechanism.split_once(':').and_then(|(_, address)| address.parse().ok());
-        let Some(address) = address else { continue };
-        match super::spf::judge(resolver, domain, address).await {
-            Ok(super::spf::Spf::Pass) => {}
-            Ok(_) => wanting.push(mechanism),
-            Err(why) => return (found, Verdict::Unknown, Some(format!("DNS did not answer: {}", printable(&why)))),
+    match wanting(resolver, domain, (addresses, include)).await {
+        Ok(None) => (found, Verdict::Found, None),
+        Ok(Some(advice)) => (found, Verdict::Different, Some(advice)),
+        Err(why) => (found, Verdict::Unknown, Some(format!("DNS did not answer: {}", printable(&why)))),
+    }
+}
+
+/// What the only SPF record of a domain lacks to permit every address; `Err` is what DNS did not answer.
+async fn wanting(
+    resolver: &dyn Resolver,
+    domain: &Domain,
+    (addresses, include): (&[IpAddr], Option<&Domain>),
+) -> Result<Option<String>, String> {
+    let (mut wanting, mut is_readable) = (Vec::new(), true);
+    for address in addresses {
+        match judge(resolver, domain, *address).await? {
+            Spf::Pass => continue,
+            said => is_readable &= said != Spf::PermanentError,
         }
+        wanting.push(*address);
     }
-    if wanting.is_empty() {
-        return (found, Verdict::Found, None);
+    let Some(first) = wanting.first() else { return Ok(None) };
+    // Whatever the domain has published: without that of the service its include permits nothing.
+    let include = include.filter(|include| *include != domain);
+    if let Some(service) = include
+        && judge(resolver, service, *first).await? != Spf::Pass
+    {
+        return Ok(Some(format!(
+            "the record of this service at {service} does not permit {first}: whoever runs the service publishes \
+             what `postern vip spf` prints"
+        )));
     }
-    (found, Verdict::Different, Some(format!("it does not permit every address; add {}", wanting.join(" "))))
+    if !is_readable {
+        return Ok(Some(UNREADABLE.to_owned()));
+    }
+    Ok(Some(format!("it does not permit every address; add {}", spf_terms(domain, &wanting, include))))
 }
 
 fn begins(text: &str, tag: &str) -> bool {

@@ -13,17 +13,19 @@ mod readiness;
 mod record;
 mod resealing;
 mod return_path;
+mod service_spf;
 mod spf;
 mod verbs;
 mod verification;
 
-pub use advice::{DnsRecord, Need, domain_hints, domain_records, vip_records};
+pub use advice::{DnsRecord, Need, domain_hints, domain_records, domain_records_with, vip_records};
 pub use inspection::{Inspected, Purpose, Verdict};
 pub use keeping::{MayGo, RetiredSelectors, SelectorUsage, Status};
 pub use readiness::{AddressNames, Counted, Item, Rule, Stand, ToGmail, Traffic};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, Standing, State, Subdomains, Trust};
 pub use resealing::reseal;
 pub use return_path::{Expectations, Expected, RecordState, ReturnPath, USUAL_LABEL};
+pub use service_spf::{SPF_NAME_OCTETS_MAX, SPF_OCTETS_MAX, SPF_PARTS_MAX, ServiceSpf, service_spf};
 pub use verbs::{Verification, make_instance_key};
 pub use verification::{Finding, Findings, Turn};
 
@@ -66,8 +68,8 @@ impl Signer {
     }
 }
 
-/// When DNS is asked, and how long things wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What tenants are told to publish, when DNS is asked, and how long things wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// A verified domain is looked up again after this long. Default 24 h.
     pub verified_again: Duration,
@@ -81,6 +83,8 @@ pub struct Settings {
     pub absent_max: Duration,
     /// How long an old selector's record stays after the last queued message that names it. Default 7 days.
     pub retired_wait: Duration,
+    /// The name whose SPF record permits every virtual IP, for tenants to include; `None`: they name each address.
+    pub spf_include: Option<Domain>,
 }
 
 impl Default for Settings {
@@ -93,6 +97,7 @@ impl Default for Settings {
             later_again: Duration::from_secs(6 * 3600),
             absent_max: day * 7,
             retired_wait: day * 7,
+            spf_include: None,
         }
     }
 }
@@ -182,6 +187,11 @@ impl Domains {
         let (desk, memory) = (Desk::new(store), Arc::new(RwLock::new(memory)));
         let (returns, expectations) = (Arc::new(RwLock::new(paths)), OnceLock::new());
         Ok(Self { desk, key, resolver, settings, memory, usage: OnceLock::new(), returns, expectations, damaged })
+    }
+
+    /// The name whose SPF record tenants include, if there is one.
+    pub fn spf_include(&self) -> Option<&Domain> {
+        self.settings.spf_include.as_ref()
     }
 
     /// Records that could not be read at open.

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::advice::{DnsRecord, Need};
+use super::advice::{DnsRecord, Need, spf_terms};
 use super::record::State;
-use super::spf::{self, Spf};
+use super::spf;
 use super::{Domains, missing};
 use crate::access::{Actor, Permission, Resource};
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{Domain, TenantId};
-use crate::net::{LookupError, Resolver};
+use crate::net::{LookupError, Resolver, Spf};
 use crate::records::{self, Act, AdminError};
 use crate::store::{Batch, Key, codec, prefix};
 
@@ -69,6 +69,8 @@ pub struct Expected {
     pub names: Vec<Domain>,
     /// The public addresses a tenant's mail leaves by: SPF must permit each.
     pub addresses: Vec<IpAddr>,
+    /// The name whose SPF record permits them, if the service has one.
+    pub include: Option<Domain>,
 }
 
 /// Says what the records of a tenant's domains must lead to.
@@ -115,12 +117,10 @@ impl ReturnPath {
     pub fn records(&self, expected: &Expected) -> Vec<DnsRecord> {
         let host =
             expected.names.first().map_or_else(|| "the name of this server".to_owned(), |name| format!("{name}."));
-        let mechanism = |address: &IpAddr| match address {
-            IpAddr::V4(address) => format!("ip4:{address}"),
-            IpAddr::V6(address) => format!("ip6:{address}"),
+        let terms = match expected.addresses.as_slice() {
+            [] => String::new(),
+            some => format!("{} ", spf_terms(&self.name, some, expected.include.as_ref())),
         };
-        let mechanisms: Vec<String> = expected.addresses.iter().map(mechanism).collect();
-        let mechanisms = if mechanisms.is_empty() { String::new() } else { format!("{} ", mechanisms.join(" ")) };
         vec![
             DnsRecord {
                 name: self.name.to_string(),
@@ -132,7 +132,7 @@ impl ReturnPath {
             DnsRecord {
                 name: self.name.to_string(),
                 kind: "TXT",
-                value: format!("v=spf1 {mechanisms}-all"),
+                value: format!("v=spf1 {terms}-all"),
                 purpose: "SPF of the return-path, which is the MAIL FROM of your mail".to_owned(),
                 need: Need::Advised,
             },
@@ -180,7 +180,8 @@ impl Domains {
 
     /// What the records of a tenant's return-paths must lead to.
     pub fn expected(&self, tenant: TenantId) -> Expected {
-        self.expectations.get().map(|expectations| expectations(tenant)).unwrap_or_default()
+        let expected = self.expectations.get().map(|expectations| expectations(tenant)).unwrap_or_default();
+        Expected { include: self.settings.spf_include.clone(), ..expected }
     }
 
     /// The name in use for mail of `domain`, a sending domain of the tenant's: its records are there.
@@ -370,8 +371,11 @@ pub(super) async fn look_spf(resolver: &dyn Resolver, name: &Domain, expected: &
     };
     for address in addresses {
         match spf::judge(resolver, name, address).await {
-            Ok(Spf::None) => return RecordState::Wrong(format!("{name} has no SPF record (or several)")),
-            Ok(Spf::Other) if !expected.addresses.is_empty() => {
+            Ok(Spf::None) => return RecordState::Wrong(format!("{name} has no SPF record")),
+            Ok(Spf::PermanentError) => {
+                return RecordState::Wrong(format!("the SPF record of {name}: {}", spf::UNREADABLE));
+            }
+            Ok(said) if said != Spf::Pass && !expected.addresses.is_empty() => {
                 return RecordState::Wrong(format!("the SPF record of {name} does not permit {address}"));
             }
             Ok(_) => {}

@@ -55,6 +55,7 @@ fn the_records_to_publish_lead_here_and_permit_our_addresses() {
     let expected = Expected {
         names: vec![domain("mx.host.example")],
         addresses: vec!["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()],
+        include: None,
     };
     let lines: Vec<String> = path().records(&expected).iter().map(DnsRecord::zone_line).collect();
     assert_eq!(
@@ -64,6 +65,10 @@ fn the_records_to_publish_lead_here_and_permit_our_addresses() {
             "bounce.shop.example. IN TXT \"v=spf1 ip4:203.0.113.7 ip6:2001:db8::7 -all\"",
         ]
     );
+    let expected = Expected { include: Some(domain("spf.host.example")), ..expected };
+    assert_eq!(path().records(&expected)[1].value, "v=spf1 include:spf.host.example -all");
+    let expected = Expected { addresses: Vec::new(), ..expected };
+    assert_eq!(path().records(&expected)[1].value, "v=spf1 -all", "there is nothing to permit");
 }
 
 #[test]

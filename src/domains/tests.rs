@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ext::Timestamp;
 use crate::mail::VipId;
-use crate::net::{LookupError, Mx};
+use crate::net::{LookupError, Mx, Spf, SpfAnswer, SpfQuestion};
 use crate::store::{CommitError, MemoryStore};
 
 const START: Timestamp = Timestamp(1_800_000_000_000);
@@ -43,6 +43,22 @@ impl Resolver for MapResolver {
     }
     async fn ptr(&self, _: IpAddr) -> Result<Vec<Domain>, LookupError> {
         Err(LookupError::NoRecord)
+    }
+    /// Addresses and networks alone; the verifier itself is tested in `net`.
+    async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
+        let (_, name) = asked.sender.rsplit_once('@').unwrap();
+        let texts = self.txt(&domain(name)).await;
+        let result = match texts.as_ref().map(|all| all.iter().find(|text| text.starts_with("v=spf1"))) {
+            Err(LookupError::Temporary(_) | LookupError::Bogus(_)) => Spf::TemporaryError,
+            Err(_) | Ok(None) => Spf::None,
+            Ok(Some(record)) => {
+                let own = record.split(' ').filter_map(|term| term.strip_prefix("ip4:"));
+                let mut networks =
+                    own.map(|text| text.parse::<ipnet::IpNet>().ok().or(text.parse::<IpAddr>().ok().map(Into::into)));
+                if networks.any(|own| own.unwrap().contains(&asked.address)) { Spf::Pass } else { Spf::Fail }
+            }
+        };
+        SpfAnswer { result, good_until: None }
     }
 }
 
@@ -645,6 +661,7 @@ async fn the_records_of_a_return_path_are_shown_and_judged_beside_the_others() {
     room.domains.expect_return_paths(Arc::new(|_| Expected {
         names: vec![domain("mx.example.com")],
         addresses: vec!["192.0.2.7".parse().unwrap()],
+        include: None,
     }));
     let of_it = async || {
         let seen = room.domains.inspect(&room.actor, (SHOP, &name), &vips).await.unwrap();

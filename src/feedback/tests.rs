@@ -13,7 +13,7 @@ use crate::domains::{Expected, State};
 use crate::events::{Entry, Event, EventKind, History, MailEvent, NoticeKind, Returns, history_key};
 use crate::mail::dkim::{self, Algorithm, Algorithms, SignAs, SigningKeys};
 use crate::mail::{Class, Draft, Envelope, ForwardPath, Labels, MailParameters, Notify, TenantId, read_whole};
-use crate::net::{LookupError, Mx};
+use crate::net::{LookupError, Mx, Spf, SpfAnswer, SpfQuestion};
 use crate::seal::MasterKey;
 use crate::store::{Batch, MemoryStore, after_prefix, codec, prefix};
 
@@ -56,6 +56,10 @@ impl Resolver for Dns {
     async fn ptr(&self, _: IpAddr) -> Result<Vec<Domain>, LookupError> {
         Err(LookupError::NoRecord)
     }
+    async fn spf(&self, _: &SpfQuestion<'_>) -> SpfAnswer {
+        let result = if self.is_silent.load(Relaxed) { Spf::TemporaryError } else { Spf::Fail };
+        SpfAnswer { result, good_until: None }
+    }
 }
 
 struct Room {
@@ -74,7 +78,7 @@ impl Room {
         let domains =
             Domains::open(store.clone(), key.clone(), dns.clone(), crate::domains::Settings::default()).unwrap();
         let (actor, now, own) = (Actor::system("test"), Timestamp::now(), domain("shop.example"));
-        domains.expect_return_paths(Arc::new(|_| Expected { names: vec![domain(HOST)], addresses: Vec::new() }));
+        domains.expect_return_paths(Arc::new(|_| Expected { names: vec![domain(HOST)], ..Expected::default() }));
         domains.add(&actor, TENANT, &own, now).await.unwrap();
         domains.set_return_path(&actor, (TENANT, &own), None, now).await.unwrap();
         let path = domains.verify_return_path(&actor, (TENANT, &own), now).await.unwrap().unwrap();

@@ -73,13 +73,14 @@ pub use api::{
     QueueRowJson, QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, QueuedJson,
     ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson,
     ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SearchJson,
-    SeenTlsJson, SentJson, SentRecipientJson, ServerJson, SessionJson, SiteActJson, SiteControllerJson, SiteDoneJson,
-    SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson,
-    StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson, SuppressionJson,
-    SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson, SweepActJson,
-    TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsReportJson, TlsReportRowJson, TlsRuleJson, TopJson,
-    TopProviderJson, TraceJson, TracedJson, TracedLineJson, UserChangeJson, UserJson, VerificationJson, VipChangeJson,
-    VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson, WebhookProgressJson, WebhookWindowJson,
+    SeenTlsJson, SentJson, SentRecipientJson, ServerJson, ServiceSpfJson, SessionJson, SiteActJson, SiteControllerJson,
+    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
+    SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson,
+    SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson,
+    SweepActJson, TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsReportJson, TlsReportRowJson,
+    TlsRuleJson, TopJson, TopProviderJson, TraceJson, TracedJson, TracedLineJson, UserChangeJson, UserJson,
+    VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
+    WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, SHORT_CONNECTIONS_MAX, TlsNow};
 pub use guard::PeerUser;

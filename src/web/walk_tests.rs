@@ -266,6 +266,7 @@ const ASKED: &[Asked] = &[
     ("vips_add", Instance(WRITE), "", r#"{"ipv4": "192.0.2.200", "ehlo": "n.example.com", "shared": true}"#, None),
     // Mail is to leave by it.
     ("vips_remove", Instance(WRITE), "", "", Some(409)),
+    ("vips_spf", Instance(READ), "", "", None),
     ("vips_show", Instance(READ), "", "", None),
     ("vips_change", Instance(WRITE), "", r#"{"ehlo": "mx.{tenant}.example.com"}"#, None),
 ];

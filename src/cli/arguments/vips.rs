@@ -14,6 +14,8 @@ pub enum Vip {
     List,
     /// Change what the world sees of it: its EHLO name, its public addresses; without options, show it
     Set(VipSet),
+    /// The SPF record that permits every virtual IP, as lines of a zone file, for tenants to include
+    Spf,
     /// Remove a virtual IP
     Remove {
         /// Its address or id

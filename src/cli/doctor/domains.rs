@@ -3,9 +3,11 @@
 //! It refuses to decide what may be sent; that is the daemon's. Easy to get wrong: SPF and DMARC
 //! records are the domain owner's own, so they are looked for, not compared.
 
+use std::net::IpAddr;
+
 use futures_util::{StreamExt as _, stream};
 
-use super::{Finding, Grade};
+use super::{Finding, Grade, network, spf};
 use crate::mail::Domain;
 use crate::net::{LookupError, Resolver};
 use crate::web::{DomainJson, INSTANCE_NAME, RecordJson, VipJson};
@@ -29,16 +31,16 @@ pub(super) fn check_domains(domains: &[DomainJson]) -> Vec<Finding> {
 }
 
 /// What DNS says now about the records of each domain: a line per domain that names what is missing.
-pub(super) async fn check_records(resolver: &dyn Resolver, domains: &[DomainJson]) -> Vec<Finding> {
+pub(super) async fn check_records(resolver: &dyn Resolver, domains: &[DomainJson], vips: &[VipJson]) -> Vec<Finding> {
     let of_tenants = domains.iter().filter(|domain| domain.tenant != INSTANCE_NAME);
-    stream::iter(of_tenants.map(|domain| records_of(resolver, domain))).buffered(AT_A_TIME).collect().await
+    stream::iter(of_tenants.map(|domain| records_of(resolver, domain, vips))).buffered(AT_A_TIME).collect().await
 }
 
-async fn records_of(resolver: &dyn Resolver, domain: &DomainJson) -> Finding {
+async fn records_of(resolver: &dyn Resolver, domain: &DomainJson, vips: &[VipJson]) -> Finding {
     let (mut worst, mut missing, mut looked_for) = (Grade::Ok, Vec::new(), 0_usize);
     for record in domain.records.iter().filter(|record| record.kind == "TXT") {
         looked_for = looked_for.saturating_add(1);
-        if let Some((grade, what)) = lack(resolver, domain, record).await {
+        if let Some((grade, what)) = lack(resolver, (domain, vips), record).await {
             worst = worst.max(grade);
             missing.push(what);
         }
@@ -53,7 +55,11 @@ async fn records_of(resolver: &dyn Resolver, domain: &DomainJson) -> Finding {
 }
 
 /// What is wrong with one record, if something is.
-async fn lack(resolver: &dyn Resolver, domain: &DomainJson, record: &RecordJson) -> Option<(Grade, String)> {
+async fn lack(
+    resolver: &dyn Resolver,
+    (domain, vips): (&DomainJson, &[VipJson]),
+    record: &RecordJson,
+) -> Option<(Grade, String)> {
     let name = Domain::parse(&record.name).ok()?;
     let found = match resolver.txt(&name).await {
         Ok(found) => found,
@@ -64,7 +70,11 @@ async fn lack(resolver: &dyn Resolver, domain: &DomainJson, record: &RecordJson)
         return key_lack(domain, record, &found);
     }
     if record.value.starts_with("v=spf1") {
-        return spf_lack(&name, &record.value, &found);
+        if let Some(lack) = spf_lack(&name, &record.value, &found) {
+            return Some(lack);
+        }
+        let includes = record.value.split(' ').any(|term| term.starts_with("include:"));
+        return if includes { include_lack(resolver, &name, (domain, vips)).await } else { None };
     }
     let is_policy = |texts: &[String]| texts.iter().any(|text| text.trim_start().starts_with("v=DMARC1"));
     if is_policy(&found) || inherits(resolver, domain, is_policy).await {
@@ -109,6 +119,25 @@ fn spf_lack(name: &Domain, wanted: &str, found: &[String]) -> Option<(Grade, Str
         return None;
     }
     Some((Grade::Warn, format!("the SPF record at {name} does not name {}", lacking.join(" "))))
+}
+
+/// What a record that should include that of the service does not permit.
+async fn include_lack(
+    resolver: &dyn Resolver,
+    name: &Domain,
+    (domain, vips): (&DomainJson, &[VipJson]),
+) -> Option<(Grade, String)> {
+    let own = vips.iter().filter(|vip| vip.tenant.as_ref().is_none_or(|tenant| *tenant == domain.tenant));
+    let addresses: Vec<IpAddr> = own.flat_map(network::public).filter(|address| !address.is_loopback()).collect();
+    let judged = spf::judge(resolver, name, &addresses).await;
+    if judged.is_unreadable {
+        return Some((Grade::Fail, format!("the SPF record at {name} cannot be evaluated (permerror)")));
+    }
+    if !judged.refused.is_empty() {
+        return Some((Grade::Warn, format!("the SPF record at {name} does not permit {}", spf::some(&judged.refused))));
+    }
+    let unanswered = (!judged.unanswered.is_empty()).then(|| format!("SPF of {name}: DNS did not answer"));
+    unanswered.map(|text| (Grade::Warn, text))
 }
 
 /// Whether a name above the domain has the policy (RFC 7489 s6.6.3).

@@ -6,6 +6,7 @@
 mod domains;
 mod machine;
 mod network;
+mod spf;
 
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ use super::client::Client;
 use super::output::{self, Colour};
 use super::{exit, rows};
 use crate::config;
-use crate::web::{DomainJson, RouteJson, StatusJson, TenantJson, VipJson};
+use crate::web::{DomainJson, RouteJson, ServiceSpfJson, StatusJson, TenantJson, VipJson};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,6 +63,8 @@ struct Known {
     status: StatusJson,
     vips: Vec<VipJson>,
     domains: Vec<DomainJson>,
+    /// The SPF record tenants include, if there is one.
+    spf: ServiceSpfJson,
     /// Host and port of the relay that carries all mail, if there is one.
     relay: Option<String>,
 }
@@ -165,7 +168,8 @@ async fn known(client: &Client) -> Result<Known, super::client::Fault> {
     let routes: Vec<RouteJson> = rows(&client.list("/routes", usize::MAX).await?)?;
     let of_all = routes.into_iter().find(|route| route.tenant.is_none() && route.to.is_none());
     let relay = of_all.map(|route| format!("{}:{}", route.host, route.port));
-    Ok(Known { status, vips, domains, relay })
+    let spf = output::read(&client.get("/spf-record").await?)?;
+    Ok(Known { status, vips, domains, spf, relay })
 }
 
 fn report(everywhere: &Everywhere, found: &[Finding]) {

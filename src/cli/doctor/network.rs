@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Finding, Known, domains};
+use super::{Finding, Known, domains, spf};
 use crate::mail::{Domain, printable};
 use crate::net::{BoundDialer, DialError, Dialer, DnsSettings, LookupError, Resolver, SystemResolver, is_present};
 use crate::web::VipJson;
@@ -47,7 +47,10 @@ pub(super) async fn check(dns: &DnsSettings, known: Option<&Known>, probe: &str)
     found.push(validation(resolver.validates().await));
     found.extend(world.port_25(&host, vips, relay).await);
     found.extend(world.ways_back(vips).await);
-    found.extend(domains::check_records(&resolver, domains).await);
+    if let Some(known) = known {
+        found.extend(spf::check_service(&resolver, &known.spf).await);
+    }
+    found.extend(domains::check_records(&resolver, domains, vips).await);
     found
 }
 
@@ -199,7 +202,7 @@ fn local(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
     vip.ipv4.map(IpAddr::V4).into_iter().chain(vip.ipv6.map(IpAddr::V6))
 }
 
-fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> + use<> {
+pub(super) fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> + use<> {
     let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
     ipv4.into_iter().chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6))
 }

@@ -201,7 +201,7 @@ fn records(parts: &Parts, domain: &SendingDomain) -> Vec<RecordJson> {
         let key = keys.iter().find(|key| domain.key_name(&key.selector) == record.name);
         key.map(|key| key.published == Published::Yes)
     };
-    let all = domains::domain_records(domain, &vips);
+    let all = domains::domain_records_with(domain, &vips, parts.domains.spf_include());
     all.iter().map(|record| RecordJson::of(record, published(record))).collect()
 }
 

@@ -96,7 +96,7 @@ pub use tls_reports::{TlsReportJson, TlsReportRowJson};
 pub use top::{TopJson, TopProviderJson};
 pub use trace::{NewTraceJson, TraceJson, TracedJson, TracedLineJson};
 pub use users::{FactorPolicyJson, LinkJson, NewUserJson, StayJson, UserChangeJson, UserJson};
-pub use vips::{NewVipJson, VipChangeJson, VipJson};
+pub use vips::{NewVipJson, ServiceSpfJson, VipChangeJson, VipJson};
 pub use webhooks::{
     AttemptJson, MadeWebhookJson, NewWebhookJson, WebhookChangeJson, WebhookJson, WebhookProgressJson,
     WebhookWindowJson,
@@ -130,6 +130,7 @@ fn guarded() -> OpenApiRouter<Shared> {
         .routes(routes!(mailbox::show, mailbox::remove))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
+        .routes(routes!(vips::spf))
         .routes(routes!(vips::list, vips::add))
         .routes(routes!(vips::show, vips::change, vips::remove))
         .routes(routes!(routes::list, routes::add))

@@ -11,8 +11,10 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::domains::RecordJson;
 use super::{Answer, Shared, off_workers, require_instance, tenant_called, tenant_name, vip_called};
 use crate::access::{Actor, Permission};
+use crate::domains::service_spf;
 use crate::ext::Timestamp;
 use crate::mail::{Domain, VipId};
 use crate::net;
@@ -93,6 +95,20 @@ pub struct VipChangeJson {
     pub public: Option<Vec<IpAddr>>,
 }
 
+/// What an operator publishes so that tenants can include it in their SPF records.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceSpfJson {
+    /// The name tenants include; absent if they name each address.
+    pub name: Option<String>,
+    /// The record tenants include first, then those it includes.
+    pub records: Vec<RecordJson>,
+    /// The public addresses of all virtual IPs.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// How many of them the records have no room for.
+    pub left_out: usize,
+}
+
 fn json(parts: &Parts, vip: &Vip) -> VipJson {
     VipJson {
         id: vip.id.to_string(),
@@ -127,6 +143,26 @@ pub(super) async fn list(
     let page = paging.of(parts.vips.all().to_vec(), |vip: &Vip| format!("{} {}", vip.ehlo, vip.id));
     let rows = page.rows.iter().map(|vip| json(&parts, vip)).collect();
     Ok(Json(PageJson { rows, next: page.next }))
+}
+
+#[utoipa::path(
+    get,
+    path = "/spf-record",
+    operation_id = "vips_spf",
+    tag = "vips",
+    summary = "Show: the SPF record that permits every virtual IP, for tenants to include.",
+    responses((status = 200, body = ServiceSpfJson, description = "done"))
+)]
+pub(super) async fn spf(State(parts): State<Shared>, Extension(actor): Extension<Actor>) -> Answer<ServiceSpfJson> {
+    require_instance(&actor)?;
+    let Some(name) = parts.domains.spf_include() else { return Ok(Json(ServiceSpfJson::default())) };
+    let service = service_spf(name, &parts.vips.all());
+    Ok(Json(ServiceSpfJson {
+        name: Some(name.to_string()),
+        records: service.records.iter().map(|record| RecordJson::of(record, None)).collect(),
+        addresses: service.addresses,
+        left_out: service.left_out,
+    }))
 }
 
 #[utoipa::path(

@@ -14,6 +14,7 @@ mod delivery_tls_policies;
 mod listeners_follow_virtual_ips;
 mod mail_goes_by_relays;
 mod mail_keeps_to_the_families_of_its_virtual_ip;
+mod one_record_of_the_service_permits_every_virtual_ip;
 mod replies_of_several_lines_are_kept;
 mod tls_is_reported_to_recipient_domains;
 mod what_comes_back_is_heeded;
