@@ -45,10 +45,7 @@ fn build(path: &Path, file: &File) -> Config {
             cache_bytes: file.size("store.cache_bytes"),
             ..Default::default()
         },
-        domains: domains::Settings {
-            spf_include: crate::mail::Domain::parse(&file.text("domains.spf_include")).ok(),
-            ..Default::default()
-        },
+        domains: domains(file),
         delivery: delivery(file),
         tls_reports: tls_reports(file),
         history_kept: file.span("events.history_kept"),
@@ -99,6 +96,11 @@ fn build(path: &Path, file: &File) -> Config {
         },
         effective: file.effective(),
     }
+}
+
+fn domains(file: &File) -> domains::Settings {
+    let spf_include = crate::mail::Domain::parse(&file.text("domains.spf_include")).ok();
+    domains::Settings { spf_include, ..Default::default() }
 }
 
 fn tls_reports(file: &File) -> tlsrpt::Settings {
