@@ -12,11 +12,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Need;
-use super::opening::lack_of;
+use super::opening::{dial, lack_of};
 use super::stream::Stream;
 use crate::delivery::Settings;
 use crate::delivery::mx::TlsMemory;
@@ -25,7 +24,7 @@ use crate::delivery::replies::Rules;
 use crate::delivery::shaping::Signal;
 use crate::delivery::transport::{Login, Progress, Standing, TlsUse};
 use crate::events::Peer;
-use crate::mail::{Address, Domain, QueueId, Reply, Sent, Severity, VipId, printable, reached};
+use crate::mail::{Address, Domain, QueueId, Reply, Sent, Severity, VipId, printable};
 use crate::net::{ClientTls, Dialer, HandshakeError, HandshakeFault, Proof, Verify, is_tls_fault};
 use crate::queue::Outcome;
 use crate::routing::Lane;
@@ -172,23 +171,6 @@ impl Call<'_> {
 pub(super) enum Said {
     Nothing,
     Refusal,
-}
-
-async fn dial(call: &Call<'_>, tools: &Tools<'_>, peer: &Peer) -> Result<TcpStream, Failure> {
-    tools.progress.step(Phase::Connect);
-    tools.script.sent(Sent::Connecting(reached(&peer.host, &peer.address)));
-    let patience = tools.settings.timeouts.connect;
-    let stream = tools.dialer.dial(call.source, call.key.address, patience).await.map_err(|error| {
-        let trouble = match error {
-            crate::net::DialError::SourceMissing(address) => Trouble::SourceMissing(address),
-            crate::net::DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
-        };
-        let failure = Failure { phase: Phase::Connect, trouble, peer: Some(Box::new(peer.clone())) };
-        tools.script.failed(&failure.describe());
-        failure
-    })?;
-    tools.script.done();
-    Ok(stream)
 }
 
 pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {

@@ -6,16 +6,19 @@
 
 use std::sync::PoisonError;
 
+use tokio::net::TcpStream;
+
 use super::Need;
 use super::connection::{Call, Connection, Said, Tools, open_once};
 use super::stream::Stream;
 use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
 use crate::delivery::outcome::{Failure, Phase, Trouble};
 use crate::delivery::transport::{Job, TlsUse};
+use crate::events::Peer;
 use crate::ext::Timestamp;
-use crate::mail::Domain;
+use crate::mail::{Domain, Sent, printable, reached};
 use crate::metrics::{TLS_FALLBACKS, TLS_SESSIONS};
-use crate::net::{CertificateFault, HandshakeError, HandshakeFault};
+use crate::net::{CertificateFault, DialError, HandshakeError, HandshakeFault};
 use crate::tlsrpt::{Lack, LackKind, Protection, Session, TlsReports};
 
 /// Domains one connection is counted for, at most.
@@ -68,6 +71,24 @@ async fn open_at_best(call: &Call<'_>, tools: &Tools<'_>, memory: Option<&TlsMem
         }
         other => other,
     }
+}
+
+/// Connects; that it is tried is said before, and what came of it behind.
+pub(super) async fn dial(call: &Call<'_>, tools: &Tools<'_>, peer: &Peer) -> Result<TcpStream, Failure> {
+    tools.progress.step(Phase::Connect);
+    tools.script.sent(Sent::Connecting(reached(&peer.host, &peer.address)));
+    let patience = tools.settings.timeouts.connect;
+    let stream = tools.dialer.dial(call.source, call.key.address, patience).await.map_err(|error| {
+        let trouble = match error {
+            DialError::SourceMissing(address) => Trouble::SourceMissing(address),
+            DialError::Failed(reason) => Trouble::Unreachable(printable(&reason)),
+        };
+        let failure = Failure { phase: Phase::Connect, trouble, peer: Some(Box::new(peer.clone())) };
+        tools.script.failed(&failure.describe());
+        failure
+    })?;
+    tools.script.done();
+    Ok(stream)
 }
 
 /// What a failed handshake, or a certificate that would not have passed, lacks.
