@@ -3,7 +3,8 @@
 //!
 //! Easy to get wrong: a file under its final name is whole; what is being fetched has another name.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -31,13 +32,12 @@ impl From<BackupError> for Fault {
 
 /// Fetches a backup into `file`, which must not exist.
 pub async fn make(session: &Session, file: &Path) -> Result<(), Fault> {
-    let failed = |path: &Path, error: &std::io::Error| Fault::Failed(format!("{}: {error}", path.display()));
+    let failed = |path: &Path, error: &io::Error| Fault::Failed(format!("{}: {error}", path.display()));
     if fs::symlink_metadata(file).is_ok() {
         return Err(Fault::Failed(format!("{} is there already; a backup is never overwritten", file.display())));
     }
     let partial = partial_name(file);
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
-    let mut out = tokio::fs::File::from_std(opened.map_err(|error| failed(&partial, &error))?);
+    let mut out = tokio::fs::File::from_std(open_partial(&partial).map_err(|error| failed(&partial, &error))?);
     let fetched = async {
         let bytes = session.client.fetch("/backup", &mut out).await?;
         out.flush().await.map_err(|error| failed(&partial, &error))?;
@@ -67,6 +67,30 @@ fn partial_name(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".part");
     PathBuf::from(name)
+}
+
+/// A new file, locked while it is written to. What a fetch that was cut off has left under that name goes: it
+/// is removed and not written to, since it may be a whole backup that has another name as well.
+fn open_partial(path: &Path) -> io::Result<File> {
+    let make = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+            lock(&OpenOptions::new().write(true).custom_flags(no_link).open(path)?)?;
+            fs::remove_file(path)?;
+            make()?
+        }
+        made => made?,
+    };
+    lock(&file)?;
+    Ok(file)
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("another backup is being fetched into it"),
+        TryLockError::Error(error) => error,
+    })
 }
 
 /// The commands that need no daemon.

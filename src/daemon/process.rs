@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::log::Logging;
 use super::{Daemon, Overrides, StartError};
 use crate::config::{self, Applied, Config, EXIT_CONFIG, RootPolicy};
+use crate::store;
 
 /// Everything was stopped as asked.
 pub const EXIT_STOPPED: u8 = 0;
@@ -33,6 +34,9 @@ const BEAT: Duration = Duration::from_secs(5);
 const ECHO: Duration = Duration::from_secs(1);
 /// A store that does not answer a read for so long, or does not finish a write, is no longer alive.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the process waits for its store to close once everything else has stopped.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is in memory never lies on a disk after a crash, and no other process of the same user reads it. To be called
 /// before any secret is read.
@@ -100,21 +104,34 @@ async fn run(config: Config, path: &Path, logging: &Logging) -> u8 {
     };
     notify(&[NotifyState::Ready, NotifyState::Status(&daemon.status())]);
     tracing::info!(status = daemon.status(), "serving");
+    let store_folder = config.store.folder.clone();
     let ending = attend(&daemon, &mut signals, config, (path, logging)).await;
     notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
-    tokio::select! {
-        left = daemon.stop() => match left {
-            0 => tracing::info!("stopped"),
-            left => tracing::warn!(left, "stopped with tasks still running; their mail is still owed"),
-        },
-        () = signals.stop_again() => tracing::warn!("stopped at once at a second signal; what ran is still owed"),
-    }
+    let store_patience = tokio::select! {
+        left = daemon.stop() => {
+            match left {
+                0 => tracing::info!("stopped"),
+                left => tracing::warn!(left, "stopped with tasks still running; their mail is still owed"),
+            }
+            STORE_PATIENCE
+        }
+        () = signals.stop_again() => {
+            tracing::warn!("stopped at once at a second signal; what ran is still owed");
+            Duration::ZERO
+        }
+    };
     // A stopped store may have felled tasks that need it: the store is the cause.
-    match (daemon.fallen(), daemon.store_stopped()) {
+    let ending = match (daemon.fallen(), daemon.store_stopped()) {
         (Some(_), Some(_)) => EXIT_STORE,
         (Some(_), None) => EXIT_FALLEN,
         (None, _) => ending,
+    };
+    // It closes with a checkpoint, so that the next start need not replay.
+    drop(daemon);
+    if !store::closed(store_folder, store_patience).await {
+        tracing::warn!("the store was still in use; the next start replays its journal");
     }
+    ending
 }
 
 /// Looks after the daemon until something ends it; the exit code.

@@ -7,7 +7,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -195,6 +195,20 @@ pub fn lock_folder(folder: &Path) -> Result<File, OpenError> {
         }
     }
     Err(OpenError::InUse(folder.to_owned()))
+}
+
+/// Waits until nobody has the store in `folder` open any more, `patience` at most; whether that came true. A store
+/// closes when the last who holds it lets go of it, which may be somebody who was just reading.
+pub async fn closed(folder: PathBuf, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    let wait = move || {
+        let mut held = lock_folder(&folder);
+        while matches!(held, Err(OpenError::InUse(_))) && Instant::now() < until {
+            held = lock_folder(&folder);
+        }
+        held.is_ok()
+    };
+    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 impl SledStore {

@@ -64,7 +64,7 @@ pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, wa
 pub use durable::settle;
 #[doc(hidden)]
 pub use engine::open_with;
-pub use engine::{SledStore, lock_folder, open};
+pub use engine::{SledStore, closed, open};
 // For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 pub use format::FORMAT;
 #[doc(hidden)]

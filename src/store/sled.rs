@@ -476,6 +476,21 @@ mod tests {
     }
 
     #[test]
+    fn a_close_that_can_write_nothing_ends_no_process_and_loses_no_more_than_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
+        apply(&records, &[Operation::Set(b"T1", b"flushed")], Position::default());
+        records.flush().unwrap();
+        // Something that only the engine's own flush at its end would write.
+        records.with(|db| db.insert(b"T2", b"not flushed").map(drop)).unwrap();
+        records.pretend_full(true);
+        drop(records);
+        let records = Records::open(folder.path(), 1 << 20, None).unwrap();
+        let found = records.range(b"T", b"U", 9).unwrap();
+        assert_eq!(found, [(b"T1".to_vec(), b"flushed".to_vec())]);
+    }
+
+    #[test]
     fn memory_holds_what_the_cache_may_hold_however_records_are_written_and_read() {
         const RECORDS: u32 = 160_000;
         const CACHE: usize = 8 << 20;

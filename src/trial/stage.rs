@@ -23,7 +23,7 @@ use crate::mail::{Class, Domain, TenantId};
 use crate::net::{Certificates, Zone, ZoneServer};
 use crate::seal::MasterKey;
 use crate::sink::{Received, Sink};
-use crate::store::{Key, OpenError, after_prefix, codec, lock_folder, prefix};
+use crate::store::{self, Key, after_prefix, codec, prefix};
 use crate::vips::{NewVip, Owner};
 
 /// Who sends.
@@ -101,7 +101,7 @@ impl Stage {
         daemon.stop().await;
         drop(daemon);
         // Its store writes when it closes, which is when nobody holds it any more; a reader on its way may.
-        if !is_closed(store_folder).await {
+        if !store::closed(store_folder, STORE_PATIENCE).await {
             eprintln!("postern try: the store is still open after {} s", STORE_PATIENCE.as_secs());
         }
         if let Err(error) = folder.close() {
@@ -231,19 +231,6 @@ fn first_zone() -> Zone {
         .ipv4(SINK_NAME, Ipv4Addr::LOCALHOST)
         .ipv4(VIP_NAME, Ipv4Addr::LOCALHOST)
         .ptr(Ipv4Addr::LOCALHOST.into(), VIP_NAME)
-}
-
-/// Waits until nobody holds a store; whether that came true.
-async fn is_closed(folder: PathBuf) -> bool {
-    let until = Instant::now() + STORE_PATIENCE;
-    let wait = move || {
-        let mut held = lock_folder(&folder);
-        while matches!(held, Err(OpenError::InUse(_))) && Instant::now() < until {
-            held = lock_folder(&folder);
-        }
-        held.is_ok()
-    };
-    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 fn configuration(folder: &TempDir, ports: [u16; 2], mx_port: u16, dns: SocketAddr) -> Result<Config, String> {

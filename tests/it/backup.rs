@@ -384,6 +384,44 @@ async fn cut_off(folder: &Path, arguments: &[&str], after: Duration) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backup_cut_off_anywhere_has_no_file_under_its_name_and_is_made_again_by_the_same_command() {
+    let shop = Shop::open().await;
+    for number in 0..8 {
+        shop.submit(number).await;
+    }
+    let make = ["backup", "make", &text(&shop.file)];
+    let verify = ["backup", "verify", &text(&shop.file)];
+    let mut cut = 0;
+    for round in 0..12 {
+        let ended = cut_off(&shop.folder, &make, Duration::from_millis(4 * round)).await;
+        if !shop.file.exists() {
+            assert!(!ended, "round {round}: success without a file");
+            cut += 1;
+            let made = tool(&shop.folder, &make).await;
+            assert!(made.status.success(), "round {round}: {}", said(&made));
+        }
+        let verified = tool(&shop.folder, &verify).await;
+        assert!(verified.status.success(), "round {round}: {}", said(&verified));
+        fs::remove_file(&shop.file).unwrap();
+    }
+    assert!(cut > 0, "none was cut off");
+
+    // Two at once, and somebody who would have another file written to.
+    let part = shop.folder.join("copy.postern.part");
+    let other = fs::File::create(&part).unwrap();
+    other.lock().unwrap();
+    let refused = tool(&shop.folder, &make).await;
+    assert!(!refused.status.success() && said(&refused).contains("another backup is being fetched"));
+    drop(other);
+    fs::remove_file(&part).unwrap();
+    std::os::unix::fs::symlink(shop.folder.join("postern.toml"), &part).unwrap();
+    let before = fs::read(shop.folder.join("postern.toml")).unwrap();
+    assert!(!tool(&shop.folder, &make).await.status.success());
+    assert_eq!(fs::read(shop.folder.join("postern.toml")).unwrap(), before);
+    shop.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_the_master_key_killed_anywhere_leaves_a_daemon_that_signs() {
     let shop = Shop::open().await;
     let Shop { folder, mut running, login, .. } = shop;

@@ -57,6 +57,47 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
 }
 
 #[test]
+fn a_daemon_killed_in_the_midst_of_a_backup_loses_nothing_and_the_next_backup_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::DefersEvery(3));
+    promise.instance.tool(&["backup", "key"]);
+    let (rounds, mut cut) = (rounds(4), 0);
+    for round in 0..rounds {
+        let senders = promise.senders();
+        thread::sleep(pause(round) + Duration::from_millis(300));
+        let file = folder.path().join(format!("copy-{round}"));
+        let name = file.to_string_lossy().into_owned();
+        let status = thread::scope(|scope| {
+            let instance = &promise.instance;
+            let made = scope.spawn(|| instance.try_tool(&["backup", "make", &name]).status);
+            thread::sleep(Duration::from_millis(10 + 15 * round));
+            let pid = rustix::process::Pid::from_raw(instance.pid().cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            made.join().unwrap()
+        });
+        promise.instance.kill();
+        senders.stop();
+        promise.note_recorded();
+        promise.verify();
+        assert_eq!(status.success(), file.exists(), "round {round}: a file under its name is whole");
+        cut += u64::from(!status.success());
+        promise.instance.start();
+        promise.instance.wait_for_door();
+        if !file.exists() {
+            promise.instance.tool(&["backup", "make", &name]);
+        }
+        promise.instance.tool(&["backup", "verify", &name]);
+    }
+    let missing = promise.settle();
+    promise.report("kill in a backup", rounds);
+    assert!(cut > 0, "no backup was cut off");
+    assert!(missing.is_empty(), "acknowledged and lost: {missing:?}\n{}", promise.instance.log_tail());
+    promise.nothing_is_sent_again_by_a_restart();
+    let again = promise.again_after_recording();
+    assert!(again.is_empty(), "delivered again after its delivery was recorded: {again:?}");
+}
+
+#[test]
 fn an_orderly_stop_loses_nothing_and_sends_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);

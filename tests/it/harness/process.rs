@@ -57,7 +57,7 @@ impl Instance {
         let config = format!(
             "hostname = \"mx.test\"\ndata = {data:?}\nallow_root = true\n\
              [tls]\ncertificates = {certificates:?}\n\
-             [secrets]\nmaster_key = {key:?}\n\
+             [secrets]\nmaster_key = {key:?}\nbackup_key = {backup:?}\n\
              [submission]\ntls_ports = [{port}]\nstarttls_ports = [{starttls_port}]\n\
              [queue]\nretry_first = \"10s\"\nretry_max = \"1m\"\nnotice_gather = \"0s\"\n\
              [delivery]\nport = {mx_port}\nprivate_addresses = \"allow\"\n\
@@ -68,6 +68,7 @@ impl Instance {
              [log]\nlevel = \"warn\"\n",
             certificates = folder.join("certificates"),
             key = folder.join("master.key"),
+            backup = folder.join("backup.key"),
             socket = instance.socket(),
             port = door.port(),
             starttls_port = starttls.port(),
