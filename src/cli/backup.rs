@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -18,6 +18,9 @@ use super::output::{print, print_json, size};
 use crate::backup::{self, BackupError, Contents, Mail, Restored};
 use crate::config::{Config, SecretPlace};
 use crate::seal::BackupKey;
+
+/// How often the file to fetch into is opened, while others make and remove it.
+const PARTIAL_TRIES: u32 = 10;
 
 impl From<BackupError> for Fault {
     fn from(error: BackupError) -> Self {
@@ -69,21 +72,34 @@ fn partial_name(file: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// A new file, locked while it is written to. What a fetch that was cut off has left under that name goes: it
-/// is removed and not written to, since it may be a whole backup that has another name as well.
+/// The file a backup is fetched into, empty, and locked until it is closed: only whoever has the lock of the file that
+/// has this name writes to it, gives it another name, or removes it. What a fetch that was cut off left is emptied, or
+/// removed if it has another name as well: it is a whole backup then.
 fn open_partial(path: &Path) -> io::Result<File> {
-    let make = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let file = match make() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-            lock(&OpenOptions::new().write(true).custom_flags(no_link).open(path)?)?;
-            fs::remove_file(path)?;
-            make()?
+    for _ in 0..PARTIAL_TRIES {
+        // No symbolic link is followed, and no pipe waited for.
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits().cast_signed());
+        let file = options.open(path)?;
+        lock(&file)?;
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other("is no file of yours; remove it"));
         }
-        made => made?,
-    };
-    lock(&file)?;
-    Ok(file)
+        // Whoever had the lock before may have removed it.
+        let is_named = fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (found.dev(), found.ino()));
+        match (is_named, found.nlink()) {
+            (true, 1) => {
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+                file.set_len(0)?;
+                return Ok(file);
+            }
+            (true, _) => fs::remove_file(path)?,
+            (false, _) => {}
+        }
+    }
+    Err(io::Error::other("other backups are being fetched into it"))
 }
 
 fn lock(file: &File) -> io::Result<()> {

@@ -128,8 +128,11 @@ async fn run(config: Config, path: &Path, logging: &Logging) -> u8 {
     };
     // It closes with a checkpoint, so that the next start need not replay.
     drop(daemon);
-    if !store::closed(store_folder, store_patience).await {
-        tracing::warn!("the store was still in use; the next start replays its journal");
+    tokio::select! {
+        is_closed = store::closed(&store_folder, store_patience) => if !is_closed {
+            tracing::warn!("the store did not close in time; the next start replays its journal");
+        },
+        () = signals.stop_again() => {}
     }
     ending
 }

@@ -229,7 +229,9 @@ const ONE_CLICK_NEEDS: &str = "it needs List-Unsubscribe with an https address a
 fn one_click(counted: Counted) -> (Stand, String) {
     let (of, with) = match counted {
         Counted::Apart { marketing, one_click, .. } => (marketing, one_click),
-        Counted::Hidden | Counted::Together => (0, 0),
+        Counted::Hidden | Counted::Together => {
+            return (Stand::UpToSender, format!("for each marketing message {ONE_CLICK_NEEDS}"));
+        }
     };
     let told =
         format!("{with} of {of} marketing messages of the domain within a day can be unsubscribed from with one click");

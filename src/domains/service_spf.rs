@@ -57,9 +57,9 @@ pub fn service_spf(name: &Domain, vips: &[Vip]) -> ServiceSpf {
     }
     let is_left = |address: &&IpAddr| rest.iter().any(|network| network.contains(*address));
     let left_out = addresses.iter().filter(is_left).count();
-    let mut records = vec![record(name.to_string(), &includes)];
-    records.extend(parts);
-    ServiceSpf { records, addresses, left_out }
+    // In the order to publish them: a part that is named before it is there is an error to receivers.
+    parts.push(record(name.to_string(), &includes));
+    ServiceSpf { records: parts, addresses, left_out }
 }
 
 /// As many of the networks as there is room for in a record of that name, and the others.
@@ -152,12 +152,12 @@ mod tests {
         let all: Vec<IpAddr> = (0..100).map(|number| Ipv4Addr::new(203, 0, 113, number * 2).into()).collect();
         let service = service_spf(&name(), &vips(&all));
         assert_eq!(
-            service.records[0].value,
+            service.records.last().unwrap().value,
             "v=spf1 include:p1.spf.mx.example.com include:p2.spf.mx.example.com \
              include:p3.spf.mx.example.com include:p4.spf.mx.example.com include:p5.spf.mx.example.com ~all"
         );
         assert_eq!((service.records.len(), service.left_out), (6, 0));
-        let long = service.records[1].zone_line();
+        let long = service.records[0].zone_line();
         assert!(long.matches('"').count() == 4 && long.split('"').all(|string| string.len() <= 255), "{long}");
         let too_many: Vec<IpAddr> =
             (0..=u8::MAX).flat_map(|net| [0, 2].map(|host| IpAddr::from(Ipv4Addr::new(203, 0, net, host)))).collect();

@@ -170,10 +170,11 @@ impl Sent {
             let parameters = without_value(rest, "ENVID=");
             return if by_return { Self::MailReturn(parameters) } else { Self::Mail(parameters) };
         }
-        if let Some(path) = line.strip_prefix("RCPT TO:<") {
+        if let Some(path) = line.strip_prefix("RCPT TO:") {
             let address = named.recipients.get(*rcpt).map(ToString::to_string).unwrap_or_default();
             *rcpt = rcpt.saturating_add(1);
-            if let Some(rest) = path.strip_prefix(&address).and_then(|rest| rest.strip_prefix('>')) {
+            let bare = path.strip_prefix('<').and_then(|path| path.strip_prefix(&address));
+            if let Some(rest) = bare.and_then(|rest| rest.strip_prefix('>')) {
                 return Self::Rcpt(own_orcpt(rest, &address));
             }
             // It was cut, or it is not who is thought to be meant: nobody is named then.
@@ -276,16 +277,25 @@ pub fn reached(host: &str, address: &str) -> String {
     format!("{host} {address}")
 }
 
-/// At most so many octets of `text`, printable but for its line ends, with a mark where more was cut off.
+/// At most so many octets of `text`, printable but for its line ends, with a mark where more was cut off. No word is
+/// cut in two: of half an address nobody could tell any more that it is one.
 pub fn cut(text: &str, octets_max: usize) -> String {
-    let is_whole = text.len() <= octets_max;
-    let room = if is_whole { octets_max } else { octets_max.saturating_sub(CUT.len()) };
-    let end = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    let mut kept = printable_lines(text.get(..end).unwrap_or_default());
-    if !is_whole {
-        kept.push_str(CUT);
+    if text.len() <= octets_max {
+        return printable_lines(text);
     }
-    kept
+    let room = octets_max.saturating_sub(CUT.len());
+    let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let kept = text.get(..end).unwrap_or_default();
+    let whole = kept.rfind(is_between_words).map_or("", |last| kept.get(..last).unwrap_or_default());
+    // A local part in quotes may have blanks (RFC 5321 s4.1.2).
+    let is_quoted = whole.matches('"').count() % 2 == 1;
+    let whole = whole.rsplit_once('"').filter(|_| is_quoted).map_or(whole, |(before, _)| before);
+    format!("{}{CUT}", printable_lines(whole))
+}
+
+/// Whether no address goes on over it, but for blanks in quotes.
+fn is_between_words(character: char) -> bool {
+    character.is_whitespace() || matches!(character, '<' | '>' | '(' | ')' | '[' | ']' | ':' | ';' | ',')
 }
 
 /// `parameters` with dots for the value of the one that begins with `name`.

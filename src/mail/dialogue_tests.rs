@@ -175,3 +175,20 @@ proptest::proptest! {
         let _ = Dialogue::from_bytes(&bytes);
     }
 }
+
+proptest::proptest! {
+    /// Half an address is nothing that [`Masks`] would know.
+    #[test]
+    fn what_is_cut_has_no_half_of_an_address(
+        before in "[a-z ]{0,40}",
+        quoted in proptest::prop_oneof![proptest::strategy::Just("<ann.smith@shop.example>"), proptest::strategy::Just("\"ann b. smith\"@shop.example,"), proptest::strategy::Just("(ann.smith@shop.example)")],
+        after in "[a-z ]{0,40}",
+        room in 0_usize..120,
+    ) {
+        let text = format!("{before} {quoted} {after}");
+        let kept = cut(&text, room);
+        proptest::prop_assert!(kept.len() <= room.max(CUT.len()));
+        let is_there = kept.contains("ann.smith@shop.example") || kept.contains("smith\"@shop.example");
+        proptest::prop_assert!(is_there || !(kept.contains("ann") && !before.contains("ann") && !after.contains("ann")), "{kept}");
+    }
+}

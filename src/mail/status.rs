@@ -117,6 +117,17 @@ impl Reply {
         }
     }
 
+    /// The same with `[...]` wherever one of these secrets stands in its text.
+    #[must_use]
+    pub fn hiding(mut self, secrets: &[&str]) -> Self {
+        for line in &mut self.text {
+            for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+                *line = line.replace(secret, "[...]");
+            }
+        }
+        self
+    }
+
     /// The reply on one line, for where there is room for no more.
     pub fn one_line(&self) -> String {
         let text = self.text.join(" ");

@@ -18,7 +18,7 @@ use crate::mail::Domain;
 /// A local part that nobody's record is likely to name.
 const NOBODY: &str = "no-such-sender";
 /// A judgement takes no longer than this.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A question: may `address` send as everybody of `sender`'s domain, greeting as `helo`?
 #[derive(Clone, Copy, Debug)]

@@ -121,7 +121,6 @@ impl Queue {
             recipients,
             labels: history.labels.clone().without_metadata(),
             returns: None,
-            signed: None,
             ..history
         };
         let mut batch = Batch::new();

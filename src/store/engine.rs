@@ -7,7 +7,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -43,6 +43,8 @@ use super::{
 };
 use crate::mail::{Body, BodyId};
 
+/// The file in the store's folder that whoever has it open has locked.
+const LOCK: &str = "lock";
 /// One permit of the waiting room stands for this many bytes.
 const PERMIT_BYTES: usize = 1024;
 /// Bytes read from a spill file at a time.
@@ -184,7 +186,7 @@ fn make_folder(folder: &Path) -> Result<(), OpenError> {
 /// Holds the folder for this process alone until the file is dropped.
 pub fn lock_folder(folder: &Path) -> Result<File, OpenError> {
     make_folder(folder)?;
-    let path = folder.join("lock");
+    let path = folder.join(LOCK);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(OpenError::Files)?;
     // A child between fork and exec holds our locks for a moment: ask a few times.
     for _ in 0..LOCK_TRIES {
@@ -198,17 +200,27 @@ pub fn lock_folder(folder: &Path) -> Result<File, OpenError> {
 }
 
 /// Waits until nobody has the store in `folder` open any more, `patience` at most; whether that came true. A store
-/// closes when the last who holds it lets go of it, which may be somebody who was just reading.
-pub async fn closed(folder: PathBuf, patience: Duration) -> bool {
-    let until = Instant::now() + patience;
+/// closes when the last who holds it lets go of it, which may be somebody who was just reading. Makes and writes
+/// nothing: the disk may be why the store ends.
+pub async fn closed(folder: &Path, patience: Duration) -> bool {
+    let (until, path) = (Instant::now() + patience, folder.join(LOCK));
     let wait = move || {
-        let mut held = lock_folder(&folder);
-        while matches!(held, Err(OpenError::InUse(_))) && Instant::now() < until {
-            held = lock_folder(&folder);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
+        };
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return true,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+                Err(_) => return false,
+            }
         }
-        held.is_ok()
     };
-    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
+    // A disk that hangs keeps the thread, and not whoever waits here.
+    tokio::time::timeout(patience + LOCK_PAUSE, tokio::task::spawn_blocking(wait))
+        .await
+        .is_ok_and(|held| held.unwrap_or(false))
 }
 
 impl SledStore {

@@ -45,6 +45,7 @@ impl Script {
     /// was named yet. `None` if nothing was. What follows is over the same connection.
     pub fn take(&self) -> Option<(Vec<u16>, Dialogue)> {
         let mut draft = self.draft();
+        draft.end(Instant::now());
         let next = Draft { dialogue: Dialogue { over: Over::Reused, ..Dialogue::default() }, ..Draft::default() };
         let Draft { dialogue, recipients, .. } = std::mem::replace(&mut *draft, next);
         (!dialogue.steps.is_empty() || dialogue.left_out > 0).then_some((recipients, dialogue))
@@ -75,6 +76,8 @@ impl Script {
     pub fn failed(&self, reason: &str) {
         let mut draft = self.draft();
         if !draft.waiting.is_empty() {
+            // What came instead of a reply to a login may repeat it.
+            let reason = if draft.is_at_login() { "no reply to the login" } else { reason };
             draft.came(Heard::Failed(cut(reason, STEP_OCTETS_MAX)), Instant::now());
             draft.waiting.clear();
         }
@@ -127,13 +130,29 @@ impl Draft {
         let room = most_for(&step.sent).saturating_sub(self.octets);
         let line = if let Sent::Line(line) = &step.sent { line.as_str() } else { "" };
         // What is said to a login may repeat it.
-        if line.starts_with("AUTH") || line == SECRET {
+        if is_of_login(line) {
             return self.came(Heard::Reply(reply.code.0, reply.status, String::new()), now);
         }
         if line.starts_with("EHLO") && reply.is_completion() {
             self.forget_first_hello();
         }
         self.came(Heard::reply(reply, room), now);
+    }
+
+    fn is_at_login(&self) -> bool {
+        let step = self.waiting.front().copied().flatten().and_then(|place| self.dialogue.steps.get(place));
+        step.is_some_and(|step| matches!(&step.sent, Sent::Line(line) if is_of_login(line)))
+    }
+
+    /// Nothing more comes: what is waited for has taken until now.
+    fn end(&mut self, now: Instant) {
+        let place = self.waiting.front().copied().flatten();
+        if let (false, Some(lap)) = (self.waiting.is_empty(), self.lap) {
+            self.dialogue.took_ms = self.began.map_or(0, |began| millis(began, now));
+            if let Some(step) = place.and_then(|place| self.dialogue.steps.get_mut(place)) {
+                step.took_ms = millis(lap, now);
+            }
+        }
     }
 
     /// What the peer offered before TLS counts no more (RFC 3207 s4.2): its first line is kept.
@@ -161,6 +180,11 @@ impl Draft {
         }
         step.heard = heard;
     }
+}
+
+/// Whether such a line logs in.
+fn is_of_login(line: &str) -> bool {
+    line.starts_with("AUTH") || line == SECRET
 }
 
 /// Whether it comes after the recipients.

@@ -137,3 +137,24 @@ fn of_what_was_offered_before_tls_the_first_line_is_kept() {
     });
     assert_eq!(texts.collect::<Vec<_>>(), ["mx.example\n[...]", "mx.example\nSIZE 9\nDSN"]);
 }
+
+#[test]
+fn what_came_instead_of_a_reply_to_a_login_is_not_kept() {
+    let script = Script::new();
+    script.begin(Over::New);
+    script.line(format!("AUTH PLAIN {SECRET}"));
+    script.failed("the peer's reply is not SMTP: AG1lAHNlY3JldA==");
+    let (_, said) = script.take().unwrap();
+    assert_eq!(said.steps[0].heard, Heard::Failed("no reply to the login".to_owned()));
+}
+
+#[test]
+fn a_step_that_nothing_came_of_has_taken_until_the_end() {
+    let script = Script::new();
+    script.begin(Over::New);
+    script.line("MAIL FROM:<a@b.example>".to_owned());
+    std::thread::sleep(Duration::from_millis(20));
+    let (_, said) = script.take().unwrap();
+    assert_eq!(said.steps[0].heard, Heard::Nothing);
+    assert!(said.steps[0].took_ms >= 20 && said.took_ms >= 20, "{said:?}");
+}

@@ -101,7 +101,7 @@ impl Stage {
         daemon.stop().await;
         drop(daemon);
         // Its store writes when it closes, which is when nobody holds it any more; a reader on its way may.
-        if !store::closed(store_folder, STORE_PATIENCE).await {
+        if !store::closed(&store_folder, STORE_PATIENCE).await {
             eprintln!("postern try: the store is still open after {} s", STORE_PATIENCE.as_secs());
         }
         if let Err(error) = folder.close() {

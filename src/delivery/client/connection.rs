@@ -341,7 +341,13 @@ impl Connection {
         }
         let is_list = |reply: &Reply| phase == Phase::Hello && reply.is_completion();
         let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
-        result.map_err(|trouble| self.failure(phase, trouble))
+        result.map_err(|trouble| match trouble {
+            // What is no reply may repeat the login.
+            Trouble::Malformed(_) if phase == Phase::Login => {
+                self.failure(phase, Trouble::Malformed("what the peer said to the login is not SMTP".to_owned()))
+            }
+            trouble => self.failure(phase, trouble),
+        })
     }
 
     fn parse(&mut self) -> Result<Option<Reply>, Trouble> {
@@ -532,9 +538,11 @@ impl Connection {
             return Err(self.failure(Phase::Login, trouble));
         }
         let (patience, progress) = (tools.settings.timeouts.login, tools.progress);
+        let plain = Zeroizing::new(format!("\0{}\0{}", login.user, *login.password));
+        let [plain, password] =
+            [&plain, &login.password].map(|secret| Zeroizing::new(BASE64.encode(secret.as_bytes())));
         let reply = if self.extensions.offers_mechanism("PLAIN") {
-            let plain = Zeroizing::new(format!("\0{}\0{}", login.user, *login.password));
-            let line = Zeroizing::new(format!("AUTH PLAIN {}", *Zeroizing::new(BASE64.encode(plain.as_bytes()))));
+            let line = Zeroizing::new(format!("AUTH PLAIN {}", *plain));
             self.ask(line.as_bytes(), Phase::Login, patience, progress).await?
         } else if self.extensions.offers_mechanism("LOGIN") {
             let mut reply = self.ask(b"AUTH LOGIN", Phase::Login, patience, progress).await?;
@@ -554,6 +562,8 @@ impl Connection {
         if reply.is_completion() {
             return Ok(());
         }
+        // Some quote what they refuse.
+        let reply = reply.hiding(&[&plain, &password, &login.password]);
         Err(self.failure(Phase::Login, Trouble::Refused(reply)))
     }
 

@@ -226,6 +226,7 @@ impl<const LEAF_FANOUT: usize> ObjectCache<LEAF_FANOUT> {
         Ok((pc, indices, was_recovered))
     }
 
+    // postern: see `Tree::resident_bytes`
     pub fn resident_bytes(&self) -> usize {
         let bytes = |node: Object<LEAF_FANOUT>| {
             let held = node.inner.read();

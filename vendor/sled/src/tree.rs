@@ -319,15 +319,11 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
                 continue;
             }
 
+            // postern: upstream marks the access here, and may then wait for
+            // a leaf that whoever is here has locked for a batch.
             if &*leaf.lo > key {
-                let size = leaf.in_memory_size;
                 drop(write);
                 log::trace!("key undershoot in page_in");
-                self.cache.mark_access_and_evict(
-                    node.object_id,
-                    size,
-                    flush_epoch,
-                )?;
 
                 hint::spin_loop();
 
@@ -336,14 +332,8 @@ impl<const LEAF_FANOUT: usize> Tree<LEAF_FANOUT> {
 
             if let Some(ref hi) = leaf.hi {
                 if &**hi <= key {
-                    let size = leaf.in_memory_size;
                     drop(write);
                     log::trace!("key overshoot in page_in");
-                    self.cache.mark_access_and_evict(
-                        node.object_id,
-                        size,
-                        flush_epoch,
-                    )?;
 
                     hint::spin_loop();
 
