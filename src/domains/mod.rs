@@ -25,7 +25,7 @@ pub use readiness::{AddressNames, Counted, Item, Rule, Stand, ToGmail, Traffic};
 pub use record::{INSTANCE, Key, KeyPair, Published, Retired, SendingDomain, Standing, State, Subdomains, Trust};
 pub use resealing::reseal;
 pub use return_path::{Expectations, Expected, RecordState, ReturnPath, USUAL_LABEL};
-pub use service_spf::{SPF_NAME_OCTETS_MAX, SPF_OCTETS_MAX, SPF_PARTS_MAX, ServiceSpf, service_spf};
+pub use service_spf::{SPF_NAME_OCTETS_MAX, SPF_PARTS_MAX, ServiceSpf, service_spf};
 pub use verbs::{Verification, make_instance_key};
 pub use verification::{Finding, Findings, Turn};
 

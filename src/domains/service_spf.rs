@@ -9,10 +9,9 @@ use ipnet::IpNet;
 
 use super::advice::{DnsRecord, Need, public_addresses};
 use crate::mail::Domain;
+use crate::net::SPF_OCTETS_MAX;
 use crate::vips::Vip;
 
-/// Octets of a record with its name, at most, so that the answer fits where it must (RFC 7208 s3.4).
-pub const SPF_OCTETS_MAX: usize = 450;
 /// Names that the record of the service includes, at most. With the service's own that is seven of the ten questions,
 /// and three are left for what else a tenant's record asks.
 pub const SPF_PARTS_MAX: usize = 6;

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::mail::Domain;
-use crate::net::{Resolver, Spf, SpfQuestion};
+use crate::net::{Resolver, Spf, spf_of};
 
 /// Why nobody can evaluate a record, for people (RFC 7208 s4.6).
 pub(super) const UNREADABLE: &str = "it cannot be evaluated (permerror): it includes itself, asks more than 10 \
@@ -17,8 +17,7 @@ pub(super) const UNREADABLE: &str = "it cannot be evaluated (permerror): it incl
 /// # Errors
 /// If DNS did not answer.
 pub(super) async fn judge(resolver: &dyn Resolver, domain: &Domain, address: IpAddr) -> Result<Spf, String> {
-    let sender = format!("postmaster@{domain}");
-    match resolver.spf(&SpfQuestion { address, sender: &sender, helo: domain }).await.result {
+    match spf_of(resolver, domain, address).await {
         Spf::TemporaryError => Err(format!("a record that {domain} or one it includes asks for")),
         said => Ok(said),
     }

@@ -243,7 +243,7 @@ impl Resolver for SystemResolver {
         for name in read {
             let Ok(domain) = Domain::parse(name.trim_end_matches('.')) else { continue };
             match self.txt(&domain).await {
-                Ok(texts) if texts.iter().filter(|text| spf::is_record(text)).count() > 1 => {
+                Ok(texts) if texts.iter().filter(|text| spf::is_spf_record(text)).count() > 1 => {
                     return SpfAnswer { result: Spf::PermanentError, good_until: None };
                 }
                 Ok(_) => {}

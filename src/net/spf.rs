@@ -13,6 +13,7 @@ use hickory_resolver::TokioResolver;
 use mail_auth::spf::verify::SpfParameters;
 use mail_auth::{MessageAuthenticator, Parameters, ResolverCache, SpfResult, Txt};
 
+use super::Resolver;
 use crate::mail::Domain;
 
 /// A local part that nobody's record is likely to name.
@@ -74,8 +75,17 @@ pub struct SpfAnswer {
     pub good_until: Option<Instant>,
 }
 
+/// Octets of a record with its name, at most, so that the answer fits where it must (RFC 7208 s3.4).
+pub const SPF_OCTETS_MAX: usize = 450;
+
+/// What the record of `domain` says of `address`, whoever of the domain sends.
+pub async fn spf_of(resolver: &dyn Resolver, domain: &Domain, address: IpAddr) -> Spf {
+    let sender = format!("postmaster@{domain}");
+    resolver.spf(&SpfQuestion { address, sender: &sender, helo: domain }).await.result
+}
+
 /// Whether a TXT record is an SPF record (RFC 7208 s4.5).
-pub(super) fn is_record(text: &str) -> bool {
+pub fn is_spf_record(text: &str) -> bool {
     text.split(' ').next().is_some_and(|word| word.eq_ignore_ascii_case("v=spf1"))
 }
 
@@ -196,7 +206,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
-    use crate::net::{DnsSettings, Resolver as _, SystemResolver, Trouble, Zone, ZoneServer};
+    use crate::net::{DnsSettings, SystemResolver, Trouble, Zone, ZoneServer};
 
     async fn resolver(zone: Zone) -> (ZoneServer, SystemResolver) {
         let server = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();

@@ -189,14 +189,23 @@ pub fn lock_folder(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join(LOCK);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(OpenError::Files)?;
     // A child between fork and exec holds our locks for a moment: ask a few times.
-    for _ in 0..LOCK_TRIES {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+    match lock_by(&file, Instant::now() + LOCK_TRIES * LOCK_PAUSE) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(OpenError::InUse(folder.to_owned())),
+        Err(error) => Err(OpenError::Files(error)),
+    }
+}
+
+/// Whether the lock could be had until then. Blocks.
+fn lock_by(file: &File, until: Instant) -> std::io::Result<bool> {
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= until => return Ok(false),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
-            Err(errno) => return Err(OpenError::Files(errno.into())),
+            Err(errno) => return Err(errno.into()),
         }
     }
-    Err(OpenError::InUse(folder.to_owned()))
 }
 
 /// Waits until nobody has the store in `folder` open any more, `patience` at most; whether that came true. A store
@@ -204,18 +213,9 @@ pub fn lock_folder(folder: &Path) -> Result<File, OpenError> {
 /// nothing: the disk may be why the store ends.
 pub async fn closed(folder: &Path, patience: Duration) -> bool {
     let (until, path) = (Instant::now() + patience, folder.join(LOCK));
-    let wait = move || {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
-        };
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return true,
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
-                Err(_) => return false,
-            }
-        }
+    let wait = move || match File::open(path) {
+        Ok(file) => lock_by(&file, until).unwrap_or(false),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
     // A disk that hangs keeps the thread, and not whoever waits here.
     tokio::time::timeout(patience + LOCK_PAUSE, tokio::task::spawn_blocking(wait))

@@ -386,7 +386,7 @@ impl Records {
     }
 
     fn break_down(&self, db: Db, why: String) -> StoreError {
-        // Dropping a broken one would flush, and abort the process if that fails: leak it.
+        // Dropping a broken one would flush once more: leak it.
         std::mem::forget(db);
         let _ = self.broken.set(why.clone());
         tracing::error!(why, "the record engine broke; no commit is accepted until restart");

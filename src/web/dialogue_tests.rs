@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::tests::{call, parts_over};
+use super::tests::{add_shop_and_rival, call, parts_over};
 use super::{Parts, Settings, router};
 use crate::access::{Actor, Narrowing, Role};
 use crate::events::{Peer, Why};
@@ -29,16 +29,7 @@ async fn bench() -> Bench {
     let parts: Parts = parts_over(Arc::new(MemoryStore::new())).await;
     let (queue, accounts) = (parts.queue.clone(), parts.accounts.clone());
     let api = router(parts, &Settings::default());
-    for (method, path, body) in [
-        ("POST", "/tenants", json!({"name": "shop"})),
-        ("POST", "/tenants", json!({"name": "rival"})),
-        ("POST", "/vips", json!({"ipv4": "192.0.2.9", "ehlo": "mx.shop.example.com", "tenant": "shop"})),
-        ("POST", "/tenants/shop/domains", json!({"domain": "shop.example.com"})),
-        ("PATCH", "/tenants/shop/domains/shop.example.com", json!({"trusted": true})),
-    ] {
-        let (status, answer) = call(&api, method, path, body).await;
-        assert!(status.is_success(), "{path}: {answer}");
-    }
+    add_shop_and_rival(&api).await;
     let id = |name| accounts.tenant_named(name).unwrap().id;
     Bench { queue, tenant: id("shop"), rival: id("rival"), api }
 }

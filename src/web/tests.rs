@@ -288,6 +288,20 @@ async fn ask(api: &Router, request: Request<Body>) -> (StatusCode, Value) {
     (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
+/// A shop that may send as shop.example.com from an address of its own, and a rival.
+pub(super) async fn add_shop_and_rival(api: &Router) {
+    for (method, path, body) in [
+        ("POST", "/tenants", json!({"name": "shop"})),
+        ("POST", "/tenants", json!({"name": "rival"})),
+        ("POST", "/vips", json!({"ipv4": "192.0.2.9", "ehlo": "mx.shop.example.com", "tenant": "shop"})),
+        ("POST", "/tenants/shop/domains", json!({"domain": "shop.example.com"})),
+        ("PATCH", "/tenants/shop/domains/shop.example.com", json!({"trusted": true})),
+    ] {
+        let (status, answer) = call(api, method, path, body).await;
+        assert!(status.is_success(), "{path}: {answer}");
+    }
+}
+
 pub(super) async fn call(api: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
     ask(api, request(method, path, (!body.is_null()).then_some(body))).await
 }

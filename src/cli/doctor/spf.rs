@@ -7,12 +7,10 @@ use std::net::IpAddr;
 
 use super::Finding;
 use crate::mail::Domain;
-use crate::net::{LookupError, Resolver, Spf, SpfQuestion};
+use crate::net::{LookupError, Resolver, SPF_OCTETS_MAX, Spf, is_spf_record, spf_of};
 use crate::web::ServiceSpfJson;
 
 const REMEDY: &str = "publish exactly what this prints: postern vip spf";
-/// Octets of a record with its name beyond which the answer may not fit (RFC 7208 s3.4).
-const SPF_OCTETS_MAX: usize = 450;
 /// Addresses named in a line, at most.
 const NAMED_MAX: usize = 8;
 
@@ -29,10 +27,9 @@ pub(super) struct Judged {
 
 /// Whether the record at `name` permits these addresses.
 pub(super) async fn judge(resolver: &dyn Resolver, name: &Domain, addresses: &[IpAddr]) -> Judged {
-    let sender = format!("postmaster@{name}");
     let mut judged = Judged::default();
     for address in addresses {
-        match resolver.spf(&SpfQuestion { address: *address, sender: &sender, helo: name }).await.result {
+        match spf_of(resolver, name, *address).await {
             Spf::Pass => {}
             Spf::TemporaryError => judged.unanswered.push(*address),
             Spf::PermanentError => {
@@ -54,8 +51,7 @@ pub(super) async fn check_service(resolver: &dyn Resolver, service: &ServiceSpfJ
         Err(LookupError::NoRecord | LookupError::NoSuchName) => Vec::new(),
         Err(error) => return Some(Finding::warn(check, error.to_string(), "try again")),
     };
-    let is_spf = |text: &&String| text.split(' ').next().is_some_and(|word| word.eq_ignore_ascii_case("v=spf1"));
-    let records: Vec<&String> = texts.iter().filter(is_spf).collect();
+    let records: Vec<&String> = texts.iter().filter(|text| is_spf_record(text)).collect();
     let [only] = records.as_slice() else {
         let text = match records.len() {
             0 => "there is none, and tenants include it".to_owned(),

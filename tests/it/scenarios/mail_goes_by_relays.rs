@@ -318,3 +318,29 @@ async fn what_is_wrong_with_a_relay_makes_mail_wait_is_told_and_is_mended_in_pla
     world.postern(&["route", "remove", &route]);
     world.running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_says_to_a_login_repeats_it_nowhere() {
+    let login = "AUTH PLAIN AG1LAHNLY3JLDA==";
+    let (script, first) = Script::polite().with_tls("all.relay.test");
+    let refuses = Act::Say("535 5.7.8 AG1lAHNlY3JldA== is wrong: secret");
+    let refuses = relay("127.0.1.91", script.offering(&["AUTH PLAIN", "STARTTLS"]).always(login, refuses)).await;
+    let (script, second) = Script::polite().with_tls("own.relay.test");
+    let garbles = Act::Say("AG1lAHNlY3JldA== what?");
+    let garbles = relay("127.0.1.92", script.offering(&["AUTH PLAIN", "STARTTLS"]).always(login, garbles)).await;
+    let world = World::open(zone(), vec![first, second]).await;
+    let made = world.postern(&["route", "add", "all.relay.test", "--all", "--port", &port(&refuses), "--user", "me"]);
+    let route = made["id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+    for (host, peer, wanted) in [
+        ("all.relay.test", &refuses, "535 5.7.8 [...] is wrong: [...]"),
+        ("own.relay.test", &garbles, "what the peer said to the login is not SMTP"),
+    ] {
+        world.postern(&["route", "set", &route, "--host", host, "--port", &port(peer)]);
+        let id = world.submit("ann@a.test").await;
+        let (_, told) = world.waits(id).await;
+        assert!(told.contains(wanted), "{told}");
+        assert!(!world.said(id).await.contains("AG1l"));
+    }
+    world.nothing_kept_has_the_password();
+    world.running.stop().await;
+}
