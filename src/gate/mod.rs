@@ -55,12 +55,18 @@ pub struct Gate {
     settings: Settings,
     probe: Box<dyn Probe>,
     state: Mutex<State>,
+    /// When free memory is given back next.
+    relief_due: Mutex<Instant>,
 }
 
 /// How old an answer of the system may be.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How old it may be where somebody would be refused for what was begun since.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How often free memory is given back to the system while none is short.
+const RELIEVE_EVERY: Duration = Duration::from_secs(60);
+/// When it is done first: what the start took and freed.
+const RELIEVE_FIRST: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 struct State {
@@ -87,7 +93,8 @@ impl Gate {
 
     /// A gate that watches what `probe` says.
     pub fn with_probe(settings: Settings, probe: Box<dyn Probe>) -> Self {
-        Self { settings, probe, state: Mutex::default() }
+        let relief_due = Mutex::new(Instant::now() + RELIEVE_FIRST);
+        Self { settings, probe, state: Mutex::default(), relief_due }
     }
 
     /// Whether `work` may begin now. A session or delivery that is admitted opens a descriptor.
@@ -143,12 +150,20 @@ impl Gate {
         metrics::counter!(crate::metrics::SHED, "work" => work.name(), "shortage" => shortage.name()).increment(1);
     }
 
-    /// Looks by itself, and while memory runs short gives free pages back to the system. To be called
-    /// every second or so, off the async workers.
-    pub fn relieve(&self) {
-        if self.load().shortage == Some(Shortage::Memory) {
-            relief::give_back();
+    /// Looks by itself, and gives free pages back to the system: each time while memory runs short, else soon
+    /// after the start and once a minute, because an allocator with an area for each thread keeps the most that
+    /// each of them ever took. To be called every second or so, off the async workers. Says whether it gave back.
+    pub fn relieve(&self) -> bool {
+        let is_short = self.load().shortage == Some(Shortage::Memory);
+        let now = Instant::now();
+        let mut due = self.relief_due.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_short && now < *due {
+            return false;
         }
+        *due = now + RELIEVE_EVERY;
+        drop(due);
+        relief::give_back();
+        true
     }
 
     /// How full the process is.
@@ -308,6 +323,21 @@ mod tests {
         told.memory.store(0, Ordering::SeqCst);
         after_a_look(&gate);
         assert_eq!(gate.shortage_of(Work::Administration), None, "what ended since is not counted any more");
+    }
+
+    #[test]
+    fn free_memory_is_given_back_once_a_minute_and_all_the_time_while_it_is_short() {
+        let (gate, told) = gate();
+        assert!(!gate.relieve(), "the start is not over");
+        *gate.relief_due.lock().unwrap() = Instant::now();
+        assert!(gate.relieve());
+        assert!(!gate.relieve(), "not again within the minute");
+        told.memory.store(800, Ordering::SeqCst);
+        after_a_look(&gate);
+        assert!(gate.relieve() && gate.relieve());
+        told.memory.store(0, Ordering::SeqCst);
+        after_a_look(&gate);
+        assert!(!gate.relieve());
     }
 
     #[test]
