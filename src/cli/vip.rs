@@ -6,7 +6,12 @@ use super::arguments::{Vip, VipAdd, VipSet};
 use super::client::{Fault, encoded};
 use super::output::{Table, or_dash};
 use super::{Session, rows};
+use crate::net::seen_from_outside;
 use crate::web::{NewVipJson, ServiceSpfJson, VipChangeJson, VipJson};
+
+/// What is said of a virtual IP's address that receivers do not see, and what to do.
+pub(super) const HIDDEN: &str = "is not of the public Internet, and what receivers see instead is not known here";
+pub(super) const HIDDEN_REMEDY: &str = "postern vip set EHLO-NAME --public ADDRESS";
 
 /// Carries out one of them.
 pub async fn run(session: &Session, command: &Vip) -> Result<(), Fault> {
@@ -82,9 +87,7 @@ fn shown(session: &Session, vip: &VipJson, how: &str) -> String {
         text.push_str(&format!("{}\n", session.colour.yellow(&warning)));
     }
     text.push_str("DNS records it needs:\n");
-    let public =
-        (vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4).into_iter()).chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6));
-    for address in public {
+    for address in seen_from_outside(vip.public_addresses()) {
         let kind = if address.is_ipv4() { "A" } else { "AAAA" };
         text.push_str(&format!("  {}. {kind} {address}\n", vip.ehlo));
         text.push_str(&format!("  PTR of {address}: {}. (set where you rent the address)\n", vip.ehlo));
@@ -98,6 +101,12 @@ fn spf(_: &Session, service: ServiceSpfJson) -> String {
         return "domains.spf_include is not set: tenants are told to name each address\n".to_owned();
     };
     let mut text = format!("; {} addresses; tenants publish include:{name}\n", service.addresses.len());
+    if service.records.len() > 1 {
+        text.push_str(
+            "; publish the names that are new first, then the last line; what was there before may go once that \
+             line's TTL is over\n",
+        );
+    }
     for record in &service.records {
         text.push_str(&format!("{}\n", record.zone_line));
     }
@@ -107,6 +116,9 @@ fn spf(_: &Session, service: ServiceSpfJson) -> String {
              as ip4:203.0.113.0/24; postern doctor judges whatever is there\n",
             service.left_out
         ));
+    }
+    for address in &service.hidden {
+        text.push_str(&format!("; {address} {HIDDEN}: {HIDDEN_REMEDY}\n"));
     }
     text
 }

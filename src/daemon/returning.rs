@@ -73,13 +73,8 @@ fn expected(all: &[Vip], tenant: crate::mail::TenantId, hostname: &Domain) -> Ex
     let mut names: Vec<Domain> = own().map(|vip| vip.ehlo.clone()).collect();
     names.push(hostname.clone());
     names.dedup();
-    let addresses = own().flat_map(|vip| {
-        let ipv4 = vip.public_ipv4.or(vip.ipv4).map(std::net::IpAddr::V4);
-        let ipv6 = vip.public_ipv6.or(vip.ipv6).map(std::net::IpAddr::V6);
-        ipv4.into_iter().chain(ipv6)
-    });
     // What cannot be seen from outside, SPF need not name.
-    let addresses = addresses.filter(|address| net::is_public(*address)).collect();
+    let addresses = own().flat_map(Vip::public_addresses).filter(|address| net::is_public(*address)).collect();
     Expected { names, addresses, ..Expected::default() }
 }
 

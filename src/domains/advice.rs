@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::record::{KeyPair, SendingDomain};
 use crate::mail::Domain;
+use crate::net::{is_public, seen_from_outside};
 use crate::vips::Vip;
 
 /// Octets in one string of a TXT record (RFC 1035 s3.3.14).
@@ -156,7 +157,11 @@ pub(super) fn mechanism(address: &IpAddr) -> String {
 
 /// What the world sees of a virtual IP.
 pub(super) fn public_addresses(vip: &Vip) -> Vec<IpAddr> {
-    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
-    let ipv6 = vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6);
-    ipv4.into_iter().chain(ipv6).filter(|address| !address.is_loopback()).collect()
+    let seen = seen_from_outside(vip.public_addresses());
+    seen.into_iter().filter(|address| !address.is_loopback()).collect()
+}
+
+/// Addresses that no receiver sees, with no word of what it sees instead.
+pub(super) fn hidden_addresses(vip: &Vip) -> Vec<IpAddr> {
+    vip.public_addresses().filter(|address| !is_public(*address) && !address.is_loopback()).collect()
 }

@@ -14,7 +14,7 @@ use super::spf::{UNREADABLE, judge};
 use super::{Domains, missing};
 use crate::access::{Actor, Permission, Resource};
 use crate::mail::{Domain, TenantId, printable};
-use crate::net::{LookupError, Resolver, Spf};
+use crate::net::{LookupError, Resolver, is_spf_record};
 use crate::records::AdminError;
 use crate::vips::Vip;
 
@@ -214,7 +214,7 @@ async fn spf(resolver: &dyn Resolver, domain: &Domain, (addresses, include): (&[
         Ok(texts) => texts,
         Err(why) => return unknown(why),
     };
-    let records: Vec<String> = texts.into_iter().filter(|text| begins(text, "v=spf1")).collect();
+    let records: Vec<String> = texts.into_iter().filter(|text| is_spf_record(text)).collect();
     let found = shown(&records);
     if records.is_empty() {
         return (found, Verdict::Missing, Some("publish it".to_owned()));
@@ -236,28 +236,14 @@ async fn wanting(
     domain: &Domain,
     (addresses, include): (&[IpAddr], Option<&Domain>),
 ) -> Result<Option<String>, String> {
-    let (mut wanting, mut is_readable) = (Vec::new(), true);
-    for address in addresses {
-        match judge(resolver, domain, *address).await? {
-            Spf::Pass => continue,
-            said => is_readable &= said != Spf::PermanentError,
-        }
-        wanting.push(*address);
+    let judged = judge(resolver, domain, (addresses, include)).await?;
+    if judged.refused.is_empty() || judged.of_service.is_some() {
+        return Ok(judged.of_service);
     }
-    let Some(first) = wanting.first() else { return Ok(None) };
-    // Whatever the domain has published: without that of the service its include permits nothing.
-    let include = include.filter(|include| *include != domain);
-    if let Some(service) = include
-        && judge(resolver, service, *first).await? != Spf::Pass
-    {
-        return Ok(Some(format!(
-            "the record of this service at {service} does not permit {first}: whoever runs the service publishes \
-             what `postern vip spf` prints"
-        )));
-    }
-    if !is_readable {
+    if judged.is_unreadable() {
         return Ok(Some(UNREADABLE.to_owned()));
     }
+    let wanting: Vec<IpAddr> = judged.refused.iter().map(|(address, _)| *address).collect();
     Ok(Some(format!("it does not permit every address; add {}", spf_terms(domain, &wanting, include))))
 }
 
@@ -329,8 +315,7 @@ async fn returning(resolver: &dyn Resolver, (purpose, record): (Purpose, &DnsRec
     } else {
         let (texts, state) =
             tokio::join!(texts(resolver, name.as_str()), return_path::look_spf(resolver, &name, expected));
-        let records: Vec<String> =
-            texts.unwrap_or_default().into_iter().filter(|text| begins(text, "v=spf1")).collect();
+        let records: Vec<String> = texts.unwrap_or_default().into_iter().filter(|text| is_spf_record(text)).collect();
         (shown(&records), state)
     };
     match state {

@@ -364,25 +364,22 @@ pub(super) async fn look_mx(resolver: &dyn Resolver, name: &Domain, expected: &E
 }
 
 pub(super) async fn look_spf(resolver: &dyn Resolver, name: &Domain, expected: &Expected) -> RecordState {
-    // Without a public address there must be a record all the same.
-    let addresses = match expected.addresses.as_slice() {
-        [] => vec![IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)],
-        some => some.to_vec(),
+    // Without a public address there must be a record all the same, whatever it permits.
+    let (addresses, include) = match expected.addresses.as_slice() {
+        [] => (vec![IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)], None),
+        some => (some.to_vec(), expected.include.as_ref()),
     };
-    for address in addresses {
-        match spf::judge(resolver, name, address).await {
-            Ok(Spf::None) => return RecordState::Wrong(format!("{name} has no SPF record")),
-            Ok(Spf::PermanentError) => {
-                return RecordState::Wrong(format!("the SPF record of {name}: {}", spf::UNREADABLE));
-            }
-            Ok(said) if said != Spf::Pass && !expected.addresses.is_empty() => {
-                return RecordState::Wrong(format!("the SPF record of {name} does not permit {address}"));
-            }
-            Ok(_) => {}
-            Err(_) => return RecordState::Unknown,
+    let Ok(judged) = spf::judge(resolver, name, (&addresses, include)).await else { return RecordState::Unknown };
+    match (judged.refused.first(), judged.of_service) {
+        (None, _) => RecordState::Found,
+        (Some((_, Spf::None)), _) => RecordState::Wrong(format!("{name} has no SPF record")),
+        (_, Some(of_service)) => RecordState::Wrong(of_service),
+        (Some((_, Spf::PermanentError)), None) => {
+            RecordState::Wrong(format!("the SPF record of {name}: {}", spf::UNREADABLE))
         }
+        (Some(_), None) if expected.addresses.is_empty() => RecordState::Found,
+        (Some((address, _)), None) => RecordState::Wrong(format!("the SPF record of {name} does not permit {address}")),
     }
-    RecordState::Found
 }
 
 /// Where it is stored.

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ext::Timestamp;
 use crate::mail::VipId;
-use crate::net::{LookupError, Mx, Spf, SpfAnswer, SpfQuestion};
+use crate::net::{LookupError, Mx, Spf, SpfAnswer, SpfQuestion, is_spf_record};
 use crate::store::{CommitError, MemoryStore};
 
 const START: Timestamp = Timestamp(1_800_000_000_000);
@@ -48,7 +48,7 @@ impl Resolver for MapResolver {
     async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
         let (_, name) = asked.sender.rsplit_once('@').unwrap();
         let texts = self.txt(&domain(name)).await;
-        let result = match texts.as_ref().map(|all| all.iter().find(|text| text.starts_with("v=spf1"))) {
+        let result = match texts.as_ref().map(|all| all.iter().find(|text| is_spf_record(text))) {
             Err(LookupError::Temporary(_) | LookupError::Bogus(_)) => Spf::TemporaryError,
             Err(_) | Ok(None) => Spf::None,
             Ok(Some(record)) => {
@@ -640,6 +640,13 @@ async fn each_record_is_shown_as_it_should_be_and_as_it_is() {
         assert_eq!(verdict(&seen, purpose), Some(Verdict::Found), "{purpose:?}");
     }
     assert_eq!(verdict(&seen, Purpose::Bimi), Some(Verdict::Unknown), "no answer proves nothing");
+    // RFC 7208 s4.5: the version ends at a space or with the record.
+    for text in ["v=spf10 ip4:192.0.2.7 -all", " v=spf1 ip4:192.0.2.7 -all"] {
+        room.answer("shop.example", Ok(vec![text.into()]));
+        assert_eq!(verdict(&look().await, Purpose::Spf), Some(Verdict::Missing), "{text}");
+    }
+    room.answer("shop.example", Ok(vec!["v=spf10 -all".into(), "v=spf1 ip4:192.0.2.7 -all".into()]));
+    assert_eq!(verdict(&look().await, Purpose::Spf), Some(Verdict::Found));
     room.answer("shop.example", Ok(vec!["v=spf1 ip4:198.51.100.1 -all".into()]));
     room.answer("_dmarc.shop.example", Ok(vec!["v=DMARC1; p=none".into(), "v=DMARC1; p=reject".into()]));
     room.answer(&record.key_name(&record.keys.rsa.selector), Ok(vec!["v=DKIM1; p=AAAA".into()]));
@@ -689,6 +696,31 @@ async fn the_records_of_a_return_path_are_shown_and_judged_beside_the_others() {
     {
         assert!(lines.contains(&line.to_owned()), "{line} is not in {lines:?}");
     }
+}
+
+#[tokio::test]
+async fn a_return_path_that_fails_by_the_services_record_blames_that_one() {
+    let room = Room::new();
+    let expected = Expected {
+        names: vec![domain("mx.example.com")],
+        addresses: vec!["192.0.2.7".parse().unwrap()],
+        include: Some(domain("spf.host.example")),
+    };
+    let name = domain("bounce.shop.example");
+    let why = async || match return_path::look_spf(&*room.dns, &name, &expected).await {
+        RecordState::Wrong(why) => why,
+        state => format!("{state:?}"),
+    };
+    assert_eq!(why().await, "bounce.shop.example has no SPF record");
+    room.answer("bounce.shop.example", Ok(vec!["v=spf1 include:spf.host.example -all".into()]));
+    let told = why().await;
+    assert!(told.contains("the record of this service at spf.host.example does not permit 192.0.2.7"), "{told}");
+    room.answer("spf.host.example", Err(temporary()));
+    assert_eq!(why().await, "Unknown", "whose it is cannot be told");
+    room.answer("spf.host.example", Ok(vec!["v=spf1 ip4:192.0.2.7 -all".into()]));
+    assert_eq!(why().await, "the SPF record of bounce.shop.example does not permit 192.0.2.7");
+    room.answer("bounce.shop.example", Ok(vec!["v=spf1 ip4:192.0.2.7 -all".into()]));
+    assert_eq!(why().await, "Found");
 }
 
 #[tokio::test]

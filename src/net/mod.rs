@@ -30,8 +30,8 @@ pub use dial::{BoundDialer, is_present};
 pub use dns::{DnsSettings, ResolverUnusable, SystemResolver};
 pub use fetch::{FetchError, FetchLimits, Fetched, Fetcher, Reach};
 pub use post::{Answer, Line, Outgoing, Post, PostError, Poster, TARGET_OCTETS_MAX, Target, TargetUnusable};
-pub use reach::is_public;
-pub use spf::{SPF_OCTETS_MAX, Spf, SpfAnswer, SpfQuestion, is_spf_record, spf_of};
+pub use reach::{is_public, seen_from_outside};
+pub use spf::{SPF_OCTETS_MAX, Spf, SpfAnswer, SpfQuestion, is_spf_record, spf_of, spf_of_each};
 pub use tls::{
     CertificateFault, ClientTls, HandshakeError, HandshakeFault, Proof, RootsUnreadable, Secured, Verify, is_tls_fault,
 };

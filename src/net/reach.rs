@@ -14,6 +14,13 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Of the addresses of one virtual IP, those that receivers may see: one that is not of the public Internet is left
+/// out beside one that is, and kept where there is no other, as in a network of one's own.
+pub fn seen_from_outside(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let (public, others): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(|one| is_public(*one));
+    if public.is_empty() { others } else { public }
+}
+
 fn is_public_ipv4(address: Ipv4Addr) -> bool {
     let [first, second, third, _] = address.octets();
     let is_special = matches!(
@@ -53,6 +60,18 @@ fn is_public_ipv6(address: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_private_address_is_seen_only_where_there_is_no_public_one() {
+        let seen = |texts: &[&str]| {
+            let all = texts.iter().map(|text| text.parse::<IpAddr>().unwrap());
+            seen_from_outside(all).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&["8.8.8.8", "fd12::1"]), ["8.8.8.8"]);
+        assert_eq!(seen(&["100.64.0.1", "2a00:1450::1"]), ["2a00:1450::1"]);
+        assert_eq!(seen(&["10.0.0.7", "fd12::1"]), ["10.0.0.7", "fd12::1"]);
+        assert!(seen(&[]).is_empty());
+    }
 
     #[test]
     fn only_public_addresses_are_public() {

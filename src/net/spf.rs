@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt as _, stream};
 use hickory_resolver::TokioResolver;
 use mail_auth::spf::verify::SpfParameters;
 use mail_auth::{MessageAuthenticator, Parameters, ResolverCache, SpfResult, Txt};
@@ -20,6 +21,8 @@ use crate::mail::Domain;
 const NOBODY: &str = "no-such-sender";
 /// A judgement takes no longer than this.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Addresses that are judged at a time.
+const AT_A_TIME: usize = 8;
 
 /// A question: may `address` send as everybody of `sender`'s domain, greeting as `helo`?
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +85,20 @@ pub const SPF_OCTETS_MAX: usize = 450;
 pub async fn spf_of(resolver: &dyn Resolver, domain: &Domain, address: IpAddr) -> Spf {
     let sender = format!("postmaster@{domain}");
     resolver.spf(&SpfQuestion { address, sender: &sender, helo: domain }).await.result
+}
+
+/// The same of each address, some at a time; those without an answer by `until` have a temporary error.
+pub async fn spf_of_each(
+    resolver: &dyn Resolver,
+    domain: &Domain,
+    addresses: &[IpAddr],
+    until: tokio::time::Instant,
+) -> Vec<(IpAddr, Spf)> {
+    let one = async |address: IpAddr| {
+        let said = tokio::time::timeout_at(until, spf_of(resolver, domain, address)).await;
+        (address, said.unwrap_or(Spf::TemporaryError))
+    };
+    stream::iter(addresses.iter().copied().map(one)).buffered(AT_A_TIME).collect().await
 }
 
 /// Whether a TXT record is an SPF record (RFC 7208 s4.5).
@@ -206,7 +223,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
-    use crate::net::{DnsSettings, SystemResolver, Trouble, Zone, ZoneServer};
+    use crate::net::{DnsSettings, LookupError, Mx, SystemResolver, Trouble, Zone, ZoneServer};
 
     async fn resolver(zone: Zone) -> (ZoneServer, SystemResolver) {
         let server = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
@@ -271,5 +288,47 @@ mod tests {
         let good_until = asked(&resolver, "b@pass.example", "192.0.2.9").await.good_until.unwrap();
         assert!(good_until > Instant::now());
         assert_eq!(asked(&resolver, "b@gone.example", "192.0.2.9").await.good_until, None);
+    }
+
+    /// Answers once [`AT_A_TIME`] have asked, and of one address never.
+    struct Slow(tokio::sync::Barrier);
+
+    #[async_trait::async_trait]
+    impl Resolver for Slow {
+        async fn mx(&self, _: &Domain) -> Result<Vec<Mx>, LookupError> {
+            Err(LookupError::NoRecord)
+        }
+        async fn ipv4(&self, _: &Domain) -> Result<Vec<Ipv4Addr>, LookupError> {
+            Err(LookupError::NoRecord)
+        }
+        async fn ipv6(&self, _: &Domain) -> Result<Vec<std::net::Ipv6Addr>, LookupError> {
+            Err(LookupError::NoRecord)
+        }
+        async fn txt(&self, _: &Domain) -> Result<Vec<String>, LookupError> {
+            Err(LookupError::NoRecord)
+        }
+        async fn ptr(&self, _: IpAddr) -> Result<Vec<Domain>, LookupError> {
+            Err(LookupError::NoRecord)
+        }
+        async fn spf(&self, asked: &SpfQuestion<'_>) -> SpfAnswer {
+            self.0.wait().await;
+            if asked.address == IpAddr::from([192, 0, 2, 3]) {
+                std::future::pending::<()>().await;
+            }
+            SpfAnswer { result: Spf::Pass, good_until: None }
+        }
+    }
+
+    #[tokio::test]
+    async fn many_addresses_are_judged_at_a_time_and_in_bounded_time() {
+        let slow = Slow(tokio::sync::Barrier::new(AT_A_TIME));
+        let shop = Domain::parse("shop.example").unwrap();
+        let all: Vec<IpAddr> = (10..18).map(|host| IpAddr::from([192, 0, 2, host])).collect();
+        let far = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let said = spf_of_each(&slow, &shop, &all, far).await;
+        assert_eq!(said, all.iter().map(|own| (*own, Spf::Pass)).collect::<Vec<_>>());
+        let silent = [IpAddr::from([192, 0, 2, 3])];
+        let said = spf_of_each(&slow, &shop, &silent, tokio::time::Instant::now()).await;
+        assert_eq!(said, [(silent[0], Spf::TemporaryError)]);
     }
 }

@@ -6,10 +6,12 @@
 use std::net::IpAddr;
 
 use futures_util::{StreamExt as _, stream};
+use tokio::time::Instant;
 
-use super::{Finding, Grade, network, spf};
+use super::spf::Service;
+use super::{Finding, Grade, spf};
 use crate::mail::Domain;
-use crate::net::{LookupError, Resolver};
+use crate::net::{LookupError, Resolver, is_spf_record, seen_from_outside};
 use crate::web::{DomainJson, INSTANCE_NAME, RecordJson, VipJson};
 
 /// Domains looked up at a time.
@@ -31,16 +33,31 @@ pub(super) fn check_domains(domains: &[DomainJson]) -> Vec<Finding> {
 }
 
 /// What DNS says now about the records of each domain: a line per domain that names what is missing.
-pub(super) async fn check_records(resolver: &dyn Resolver, domains: &[DomainJson], vips: &[VipJson]) -> Vec<Finding> {
+pub(super) async fn check_records(
+    resolver: &dyn Resolver,
+    domains: &[DomainJson],
+    (vips, service): (&[VipJson], Option<&Service>),
+) -> Vec<Finding> {
     let of_tenants = domains.iter().filter(|domain| domain.tenant != INSTANCE_NAME);
-    stream::iter(of_tenants.map(|domain| records_of(resolver, domain, vips))).buffered(AT_A_TIME).collect().await
+    let asking = Asking { resolver, vips, service, until: Instant::now() + spf::PATIENCE };
+    stream::iter(of_tenants.map(|domain| records_of(&asking, domain))).buffered(AT_A_TIME).collect().await
 }
 
-async fn records_of(resolver: &dyn Resolver, domain: &DomainJson, vips: &[VipJson]) -> Finding {
+/// What the records of domains are judged by.
+struct Asking<'a> {
+    resolver: &'a dyn Resolver,
+    vips: &'a [VipJson],
+    /// The record that they include, if there is one and DNS answered.
+    service: Option<&'a Service>,
+    /// What SPF records come to is asked until then.
+    until: Instant,
+}
+
+async fn records_of(asking: &Asking<'_>, domain: &DomainJson) -> Finding {
     let (mut worst, mut missing, mut looked_for) = (Grade::Ok, Vec::new(), 0_usize);
     for record in domain.records.iter().filter(|record| record.kind == "TXT") {
         looked_for = looked_for.saturating_add(1);
-        if let Some((grade, what)) = lack(resolver, (domain, vips), record).await {
+        if let Some((grade, what)) = lack(asking, domain, record).await {
             worst = worst.max(grade);
             missing.push(what);
         }
@@ -55,13 +72,9 @@ async fn records_of(resolver: &dyn Resolver, domain: &DomainJson, vips: &[VipJso
 }
 
 /// What is wrong with one record, if something is.
-async fn lack(
-    resolver: &dyn Resolver,
-    (domain, vips): (&DomainJson, &[VipJson]),
-    record: &RecordJson,
-) -> Option<(Grade, String)> {
+async fn lack(asking: &Asking<'_>, domain: &DomainJson, record: &RecordJson) -> Option<(Grade, String)> {
     let name = Domain::parse(&record.name).ok()?;
-    let found = match resolver.txt(&name).await {
+    let found = match asking.resolver.txt(&name).await {
         Ok(found) => found,
         Err(LookupError::NoRecord | LookupError::NoSuchName) => Vec::new(),
         Err(error) => return Some((Grade::Warn, format!("{name}: {error}"))),
@@ -69,15 +82,15 @@ async fn lack(
     if record.name.contains("._domainkey.") {
         return key_lack(domain, record, &found);
     }
-    if record.value.starts_with("v=spf1") {
+    if is_spf_record(&record.value) {
         if let Some(lack) = spf_lack(&name, &record.value, &found) {
             return Some(lack);
         }
         let includes = record.value.split(' ').any(|term| term.starts_with("include:"));
-        return if includes { include_lack(resolver, &name, (domain, vips)).await } else { None };
+        return if includes { include_lack(asking, &name, domain).await } else { None };
     }
     let is_policy = |texts: &[String]| texts.iter().any(|text| text.trim_start().starts_with("v=DMARC1"));
-    if is_policy(&found) || inherits(resolver, domain, is_policy).await {
+    if is_policy(&found) || inherits(asking.resolver, domain, is_policy).await {
         return None;
     }
     Some((Grade::Warn, format!("no DMARC record at {name}: Gmail and others demand one of bulk senders")))
@@ -96,8 +109,7 @@ fn key_lack(domain: &DomainJson, record: &RecordJson, found: &[String]) -> Optio
 
 /// RFC 7208 s4.5: more than one record is an error to every receiver.
 fn spf_lack(name: &Domain, wanted: &str, found: &[String]) -> Option<(Grade, String)> {
-    let is_spf = |text: &&String| text.split(' ').next().is_some_and(|word| word.eq_ignore_ascii_case("v=spf1"));
-    let records: Vec<&String> = found.iter().filter(is_spf).collect();
+    let records: Vec<&String> = found.iter().filter(|text| is_spf_record(text)).collect();
     let [only] = records.as_slice() else {
         return Some(match records.len() {
             0 => (Grade::Warn, format!("no SPF record at {name}")),
@@ -121,15 +133,28 @@ fn spf_lack(name: &Domain, wanted: &str, found: &[String]) -> Option<(Grade, Str
     Some((Grade::Warn, format!("the SPF record at {name} does not name {}", lacking.join(" "))))
 }
 
-/// What a record that should include that of the service does not permit.
-async fn include_lack(
-    resolver: &dyn Resolver,
-    name: &Domain,
-    (domain, vips): (&DomainJson, &[VipJson]),
-) -> Option<(Grade, String)> {
-    let own = vips.iter().filter(|vip| vip.tenant.as_ref().is_none_or(|tenant| *tenant == domain.tenant));
-    let addresses: Vec<IpAddr> = own.flat_map(network::public).filter(|address| !address.is_loopback()).collect();
-    let judged = spf::judge(resolver, name, &addresses).await;
+/// What a record that should include that of the service does not permit, and whose record is at fault.
+async fn include_lack(asking: &Asking<'_>, name: &Domain, domain: &DomainJson) -> Option<(Grade, String)> {
+    let own = asking.vips.iter().filter(|vip| vip.tenant.as_ref().is_none_or(|tenant| *tenant == domain.tenant));
+    let addresses: Vec<IpAddr> = own
+        .flat_map(|vip| seen_from_outside(vip.public_addresses()))
+        .filter(|address| !address.is_loopback())
+        .collect();
+    let judged = spf::judge(asking.resolver, name, &addresses, asking.until).await;
+    // Whatever the domain has published: without that of the service its include permits nothing.
+    if let Some(service) = asking.service.filter(|service| service.name != *name) {
+        let of_service = |address: &IpAddr| service.judged.refused.contains(address);
+        let lacking: Vec<IpAddr> = judged.refused.iter().copied().filter(of_service).collect();
+        if !lacking.is_empty() {
+            let (at, lacking) = (&service.name, spf::some(&lacking));
+            return Some((
+                Grade::Warn,
+                format!(
+                    "SPF of {name}: the record of this service at {at}, not the domain's own, does not permit {lacking}"
+                ),
+            ));
+        }
+    }
     if judged.is_unreadable {
         return Some((Grade::Fail, format!("the SPF record at {name} cannot be evaluated (permerror)")));
     }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::net::{DnsSettings, SystemResolver, Trouble, Zone, ZoneServer};
+use crate::web::ServiceSpfJson;
 
 const KEY: &str = "v=DKIM1; k=rsa; p=AAAA";
 const SPF: &str = "v=spf1 ip4:203.0.113.7 ip6:2001:db8::7 ~all";
@@ -59,7 +60,7 @@ async fn line(zone: Zone) -> Finding {
     let server = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
     let settings = DnsSettings { servers: vec![server.address()], ..DnsSettings::default() };
     let resolver = SystemResolver::new(&settings).unwrap();
-    check_records(&resolver, &[domain("shop", "shop.example", "verified")], &[]).await.remove(0)
+    check_records(&resolver, &[domain("shop", "shop.example", "verified")], (&[], None)).await.remove(0)
 }
 
 #[tokio::test]
@@ -100,7 +101,7 @@ async fn a_policy_above_the_domain_counts_and_new_keys_may_wait() {
     let settings = DnsSettings { servers: vec![server.address()], ..DnsSettings::default() };
     let resolver = SystemResolver::new(&settings).unwrap();
     let below = DomainJson { rotating: true, ..domain("shop", "news.shop.example", "verified") };
-    let line = check_records(&resolver, &[below], &[]).await.remove(0);
+    let line = check_records(&resolver, &[below], (&[], None)).await.remove(0);
     assert_eq!(line.grade, Grade::Warn, "{line:?}");
     assert!(!line.found.contains("DMARC") && line.found.contains("no key"), "{line:?}");
 }
@@ -118,29 +119,49 @@ fn notices_that_would_leave_unsigned_are_named_with_the_remedy() {
     assert!(found[0].found.contains("instance's own key"));
 }
 
+/// The line about a domain that should include `spf.mx.example`, with what that and its own record say.
+async fn line_of_including(record: &str, of_service: &str) -> Finding {
+    let zone = Zone::new()
+        .txt("r1._domainkey.shop.example", KEY)
+        .txt("e1._domainkey.shop.example", "v=DKIM1; k=ed25519; p=BB")
+        .txt("_dmarc.shop.example", "v=DMARC1; p=none")
+        .txt("spf.mx.example", of_service)
+        .txt("shop.example", record);
+    let server = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
+    let settings = DnsSettings { servers: vec![server.address()], ..DnsSettings::default() };
+    let resolver = SystemResolver::new(&settings).unwrap();
+    let mut own = domain("shop", "shop.example", "verified");
+    own.records[2].value = "v=spf1 include:spf.mx.example ~all".to_owned();
+    let mut foreign = vip("other.example", Some("other"));
+    foreign.ipv4 = Some(Ipv4Addr::new(192, 0, 2, 200));
+    let vips = [vip("mx.example", Some("shop")), foreign];
+    let addresses = vips.iter().flat_map(VipJson::public_addresses).collect();
+    let name = Some("spf.mx.example".to_owned());
+    let service = ServiceSpfJson { name, addresses, ..ServiceSpfJson::default() };
+    let (_, service) = spf::check_service(&resolver, Some(&service)).await.unwrap();
+    check_records(&resolver, &[own], (&vips, service.as_ref())).await.remove(0)
+}
+
 #[tokio::test]
 async fn a_domain_that_should_include_the_record_of_the_service_is_judged_by_evaluation() {
     for (record, grade, found) in [
         ("v=spf1 include:spf.mx.example ~all", Grade::Ok, "4 of 4 are in DNS"),
         ("v=spf1 ip4:192.0.2.1 ~all", Grade::Ok, "4 of 4 are in DNS"),
         ("v=spf1 include:other.example ~all", Grade::Fail, "cannot be evaluated"),
-        ("v=spf1 ip4:192.0.2.9 ~all", Grade::Warn, "does not permit 192.0.2.1"),
+        ("v=spf1 ip4:192.0.2.9 ~all", Grade::Warn, "the SPF record at shop.example does not permit 192.0.2.1"),
     ] {
-        let zone = Zone::new()
-            .txt("r1._domainkey.shop.example", KEY)
-            .txt("e1._domainkey.shop.example", "v=DKIM1; k=ed25519; p=BB")
-            .txt("_dmarc.shop.example", "v=DMARC1; p=none")
-            .txt("spf.mx.example", "v=spf1 ip4:192.0.2.1 ~all")
-            .txt("shop.example", record);
-        let server = ZoneServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), zone).await.unwrap();
-        let settings = DnsSettings { servers: vec![server.address()], ..DnsSettings::default() };
-        let resolver = SystemResolver::new(&settings).unwrap();
-        let mut own = domain("shop", "shop.example", "verified");
-        own.records[2].value = "v=spf1 include:spf.mx.example ~all".to_owned();
-        let mut foreign = vip("other.example", Some("other"));
-        foreign.ipv4 = Some(Ipv4Addr::new(192, 0, 2, 200));
-        let vips = [vip("mx.example", Some("shop")), foreign];
-        let line = check_records(&resolver, &[own], &vips).await.remove(0);
+        let line = line_of_including(record, "v=spf1 ip4:192.0.2.1 ~all").await;
         assert!(line.grade == grade && line.found.contains(found), "{record}: {:?} {}", line.grade, line.found);
     }
+}
+
+#[tokio::test]
+async fn a_domain_is_not_blamed_for_what_the_record_of_the_service_lacks() {
+    let of_service = "the record of this service at spf.mx.example, not the domain's own, does not permit 192.0.2.1";
+    for broken in ["v=spf1 ip4:192.0.2.9 ~all", "v=spf1 include:spf.mx.example ~all", "some other text"] {
+        let line = line_of_including("v=spf1 include:spf.mx.example ~all", broken).await;
+        assert!(line.grade == Grade::Warn && line.found.contains(of_service), "{broken}: {line:?}");
+    }
+    let line = line_of_including("v=spf1 ip4:192.0.2.1 ~all", "v=spf1 -all").await;
+    assert_eq!(line.grade, Grade::Ok, "it names the address itself: {line:?}");
 }

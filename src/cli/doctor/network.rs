@@ -10,9 +10,13 @@ use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::super::vip::{HIDDEN, HIDDEN_REMEDY};
 use super::{Finding, Known, domains, spf};
 use crate::mail::{Domain, printable};
-use crate::net::{BoundDialer, DialError, Dialer, DnsSettings, LookupError, Resolver, SystemResolver, is_present};
+use crate::net::{
+    BoundDialer, DialError, Dialer, DnsSettings, LookupError, Resolver, SystemResolver, is_present, is_public,
+    seen_from_outside,
+};
 use crate::web::VipJson;
 
 /// How long port 25 of the probe may take to answer.
@@ -46,11 +50,14 @@ pub(super) async fn check(dns: &DnsSettings, known: Option<&Known>, probe: &str)
     let Some(host) = host else { return found };
     found.push(validation(resolver.validates().await));
     found.extend(world.port_25(&host, vips, relay).await);
+    found.extend(hidden(vips));
     found.extend(world.ways_back(vips).await);
-    if let Some(known) = known {
-        found.extend(spf::check_service(&resolver, &known.spf).await);
+    let mut service = None;
+    if let Some((finding, own)) = spf::check_service(&resolver, known.map(|known| &known.spf)).await {
+        found.push(finding);
+        service = own;
     }
-    found.extend(domains::check_records(&resolver, domains, vips).await);
+    found.extend(domains::check_records(&resolver, domains, (vips, service.as_ref())).await);
     found
 }
 
@@ -175,7 +182,8 @@ impl World<'_> {
 
     /// PTR and forward match of every address the world sees.
     pub(super) async fn ways_back(&self, vips: &[VipJson]) -> Vec<Finding> {
-        let all = vips.iter().flat_map(|vip| public(vip).map(move |address| (vip, address)));
+        let seen = |vip: &VipJson| seen_from_outside(vip.public_addresses());
+        let all = vips.iter().flat_map(|vip| seen(vip).into_iter().map(move |address| (vip, address)));
         let asked = all.map(|(vip, address)| way_back(self.resolver, vip, address));
         stream::iter(asked).buffered(AT_A_TIME).collect().await
     }
@@ -202,9 +210,15 @@ fn local(vip: &VipJson) -> impl Iterator<Item = IpAddr> {
     vip.ipv4.map(IpAddr::V4).into_iter().chain(vip.ipv6.map(IpAddr::V6))
 }
 
-pub(super) fn public(vip: &VipJson) -> impl Iterator<Item = IpAddr> + use<> {
-    let ipv4 = vip.public_ipv4.or(vip.ipv4).map(IpAddr::V4);
-    ipv4.into_iter().chain(vip.public_ipv6.or(vip.ipv6).map(IpAddr::V6))
+/// Addresses that no receiver sees: what it sees instead is in no record that is printed here.
+pub(super) fn hidden(vips: &[VipJson]) -> Vec<Finding> {
+    let all = vips.iter().flat_map(|vip| vip.public_addresses().map(move |address| (vip, address)));
+    let hidden = all.filter(|(_, address)| !is_public(*address) && !address.is_loopback());
+    let finding = |(vip, address): (&VipJson, IpAddr)| {
+        let remedy = HIDDEN_REMEDY.replace("EHLO-NAME", &vip.ehlo);
+        Finding::warn(format!("public address of {address}"), format!("{address} {HIDDEN}"), remedy)
+    };
+    hidden.map(finding).collect()
 }
 
 /// The address must lead to the name (PTR) and the name back to the address.

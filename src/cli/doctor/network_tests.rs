@@ -108,6 +108,16 @@ async fn port_25_is_tried_from_every_address_of_every_virtual_ip_in_its_family()
     assert_eq!(found[0].found, format!("{blocked}; all mail goes by the relay relay.example:587"));
 }
 
+#[test]
+fn an_address_that_receivers_do_not_see_is_named_with_the_command_that_tells_what_they_see() {
+    let mut told = vip(Some("10.0.0.8"), None);
+    told.public_ipv4 = Some(Ipv4Addr::new(8, 8, 4, 4));
+    let found = hidden(&[vip(Some("10.0.0.7"), Some("2a00:1450::7")), told, vip(Some("127.0.0.9"), Some("fd00::9"))]);
+    let checks: Vec<&str> = found.iter().map(|finding| finding.check.as_str()).collect();
+    assert_eq!(checks, ["public address of 10.0.0.7", "public address of fd00::9"]);
+    assert_eq!(found[0].remedy.as_deref(), Some("postern vip set mx.shop.example --public ADDRESS"));
+}
+
 #[tokio::test]
 async fn a_probe_that_refuses_hangs_up_or_has_no_such_address_is_told_as_that() {
     let (resolver, _server) = resolver(Zone::new().ipv4("probe.example", "192.0.2.25".parse().unwrap())).await;

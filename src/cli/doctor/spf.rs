@@ -4,15 +4,21 @@
 //! same. Easy to get wrong: a question that DNS did not answer is no mistake of the record.
 
 use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Finding;
 use crate::mail::Domain;
-use crate::net::{LookupError, Resolver, SPF_OCTETS_MAX, Spf, is_spf_record, spf_of};
+use crate::net::{LookupError, Resolver, SPF_OCTETS_MAX, Spf, is_spf_record, spf_of_each};
 use crate::web::ServiceSpfJson;
 
 const REMEDY: &str = "publish exactly what this prints: postern vip spf";
 /// Addresses named in a line, at most.
 const NAMED_MAX: usize = 8;
+
+/// The addresses of one record are judged within this time; of those that are left DNS did not answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of asking for addresses.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,52 +31,68 @@ pub(super) struct Judged {
     pub(super) is_unreadable: bool,
 }
 
-/// Whether the record at `name` permits these addresses.
-pub(super) async fn judge(resolver: &dyn Resolver, name: &Domain, addresses: &[IpAddr]) -> Judged {
+/// The service's record, and what it says of the virtual IPs' addresses.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) name: Domain,
+    pub(super) judged: Judged,
+}
+
+/// Whether the record at `name` permits these addresses, as far as DNS says so by `until`.
+pub(super) async fn judge(resolver: &dyn Resolver, name: &Domain, addresses: &[IpAddr], until: Instant) -> Judged {
     let mut judged = Judged::default();
-    for address in addresses {
-        match spf_of(resolver, name, *address).await {
+    for (address, said) in spf_of_each(resolver, name, addresses, until).await {
+        match said {
             Spf::Pass => {}
-            Spf::TemporaryError => judged.unanswered.push(*address),
+            Spf::TemporaryError => judged.unanswered.push(address),
             Spf::PermanentError => {
                 judged.is_unreadable = true;
-                judged.refused.push(*address);
+                judged.refused.push(address);
             }
-            Spf::Fail | Spf::SoftFail | Spf::Neutral | Spf::None => judged.refused.push(*address),
+            Spf::Fail | Spf::SoftFail | Spf::Neutral | Spf::None => judged.refused.push(address),
         }
     }
     judged
 }
 
 /// The record of the service against the virtual IPs; nothing if tenants name each address.
-pub(super) async fn check_service(resolver: &dyn Resolver, service: &ServiceSpfJson) -> Option<Finding> {
+pub(super) async fn check_service(
+    resolver: &dyn Resolver,
+    service: Option<&ServiceSpfJson>,
+) -> Option<(Finding, Option<Service>)> {
+    let service = service?;
     let name = Domain::parse(service.name.as_deref()?).ok()?;
     let check = format!("SPF of the service at {name}");
     let texts = match resolver.txt(&name).await {
         Ok(texts) => texts,
         Err(LookupError::NoRecord | LookupError::NoSuchName) => Vec::new(),
-        Err(error) => return Some(Finding::warn(check, error.to_string(), "try again")),
+        Err(error) => return Some((Finding::warn(check, error.to_string(), "try again"), None)),
     };
+    let judged = judge(resolver, &name, &service.addresses, Instant::now() + PATIENCE).await;
+    let finding = finding(check, (&name, &texts), &judged, service.addresses.len());
+    Some((finding, Some(Service { name, judged })))
+}
+
+fn finding(check: String, (name, texts): (&Domain, &[String]), judged: &Judged, asked: usize) -> Finding {
     let records: Vec<&String> = texts.iter().filter(|text| is_spf_record(text)).collect();
     let [only] = records.as_slice() else {
         let text = match records.len() {
             0 => "there is none, and tenants include it".to_owned(),
             more => format!("{more} SPF records: receivers take that for an error (RFC 7208 s4.5)"),
         };
-        return Some(Finding::fail(check, text, REMEDY));
+        return Finding::fail(check, text, REMEDY);
     };
-    let judged = judge(resolver, &name, &service.addresses).await;
     if judged.is_unreadable {
         let why = "it cannot be evaluated (permerror): it or a name it includes includes itself, asks more than 10 \
                    questions, has no record or several, or a term is misspelt";
-        return Some(Finding::fail(check, why, REMEDY));
+        return Finding::fail(check, why, REMEDY);
     }
     if !judged.refused.is_empty() {
-        return Some(Finding::fail(check, format!("it does not permit {}", some(&judged.refused)), REMEDY));
+        return Finding::fail(check, format!("it does not permit {}", some(&judged.refused)), REMEDY);
     }
     if !judged.unanswered.is_empty() {
         let text = format!("DNS did not answer about {}", some(&judged.unanswered));
-        return Some(Finding::warn(check, text, "try again"));
+        return Finding::warn(check, text, "try again");
     }
     let octets = only.len().saturating_add(name.as_str().len());
     if octets > SPF_OCTETS_MAX {
@@ -78,9 +100,9 @@ pub(super) async fn check_service(resolver: &dyn Resolver, service: &ServiceSpfJ
             "it permits all, but has {octets} octets with its name: beyond {SPF_OCTETS_MAX} the answer may not reach \
              every receiver (RFC 7208 s3.4)"
         );
-        return Some(Finding::warn(check, text, REMEDY));
+        return Finding::warn(check, text, REMEDY);
     }
-    Some(Finding::ok(check, format!("permits all {} addresses", service.addresses.len())))
+    Finding::ok(check, format!("permits all {asked} addresses"))
 }
 
 /// The first of them, and how many more there are.
@@ -106,8 +128,8 @@ mod tests {
             SystemResolver::new(&DnsSettings { servers: vec![server.address()], ..DnsSettings::default() }).unwrap();
         let addresses = ["203.0.113.7", "203.0.113.8", "2001:db8::7"].map(|text| text.parse().unwrap()).to_vec();
         let name = Some("spf.mx.example".to_owned());
-        let service = ServiceSpfJson { name, records: Vec::new(), addresses, left_out: 0 };
-        let found = check_service(&resolver, &service).await.unwrap();
+        let service = ServiceSpfJson { name, records: Vec::new(), addresses, left_out: 0, hidden: Vec::new() };
+        let (found, _) = check_service(&resolver, Some(&service)).await.unwrap();
         assert_eq!(found.remedy.is_some(), found.grade != Grade::Ok);
         (found.grade, found.found)
     }
@@ -148,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn without_a_name_there_is_nothing_to_check() {
         let resolver = SystemResolver::new(&DnsSettings::default()).unwrap();
-        assert!(check_service(&resolver, &ServiceSpfJson::default()).await.is_none());
+        assert!(check_service(&resolver, Some(&ServiceSpfJson::default())).await.is_none());
         let many: Vec<IpAddr> = (0..10).map(|host| IpAddr::from(Ipv4Addr::new(192, 0, 2, host))).collect();
         assert!(some(&many).ends_with("192.0.2.7 and 2 more"));
     }

@@ -50,6 +50,14 @@ pub struct VipJson {
     pub missing: Vec<IpAddr>,
 }
 
+impl VipJson {
+    /// The addresses as the world sees them.
+    pub fn public_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv4 = self.public_ipv4.or(self.ipv4).map(IpAddr::V4);
+        ipv4.into_iter().chain(self.public_ipv6.or(self.ipv6).map(IpAddr::V6))
+    }
+}
+
 /// A virtual IP to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -100,13 +108,17 @@ pub struct VipChangeJson {
 pub struct ServiceSpfJson {
     /// The name tenants include; absent if they name each address.
     pub name: Option<String>,
-    /// The record tenants include first, then those it includes.
+    /// In the order to publish them: the one that tenants include is last.
     pub records: Vec<RecordJson>,
     /// The public addresses of all virtual IPs.
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// How many of them the records have no room for.
     pub left_out: usize,
+    /// Addresses of virtual IPs that are not of the public Internet, without word of what receivers see instead (NAT).
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub hidden: Vec<IpAddr>,
 }
 
 fn json(parts: &Parts, vip: &Vip) -> VipJson {
@@ -162,6 +174,7 @@ pub(super) async fn spf(State(parts): State<Shared>, Extension(actor): Extension
         records: service.records.iter().map(|record| RecordJson::of(record, None)).collect(),
         addresses: service.addresses,
         left_out: service.left_out,
+        hidden: service.hidden,
     }))
 }
 
