@@ -9,7 +9,7 @@ mod script;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -166,7 +166,8 @@ impl Tracer {
     /// A session's hand.
     pub fn tap(self: &Arc<Self>, facts: Facts) -> Tap {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-        Tap { tracer: Arc::clone(self), session, facts: Arc::new(facts), script: None }
+        let is_after_login = AtomicBool::new(false);
+        Tap { tracer: Arc::clone(self), session, facts: Arc::new(facts), script: None, is_after_login }
     }
 
     fn kept(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Follower>)> {
@@ -282,6 +283,8 @@ pub struct Tap {
     facts: Arc<Facts>,
     /// Where it is kept for the record, of sessions in which we deliver.
     script: Option<Script>,
+    /// The last command logs in: what is said to it, or after it without being asked, may repeat it.
+    is_after_login: AtomicBool,
 }
 
 impl Tap {
@@ -304,6 +307,7 @@ impl Tap {
 
     /// Commands of whoever is the client; what logs in is masked, and so is what is no command.
     pub fn commands(&self, side: Side, octets: &[u8]) {
+        self.is_after_login.store(is_login(octets), Ordering::Relaxed);
         if self.tracer.is_followed() {
             lines(octets).for_each(|line| self.tell(side, masked(line)));
         }
@@ -317,6 +321,7 @@ impl Tap {
 
     /// A line that logs in.
     pub fn secret(&self, side: Side) {
+        self.is_after_login.store(true, Ordering::Relaxed);
         if self.tracer.is_followed() {
             self.tell(side, SECRET.to_owned());
         }
@@ -332,10 +337,14 @@ impl Tap {
         }
     }
 
-    /// One reply of the peer.
+    /// One reply of the peer; of what is said to a login only the codes are shown.
     pub fn reply(&self, reply: &Reply) {
         if self.tracer.is_followed() {
-            self.replies(Side::Theirs, reply.one_line().as_bytes());
+            let line = match self.is_after_login.load(Ordering::Relaxed) {
+                true => Reply { text: vec![UNSHOWN.to_owned()], ..reply.clone() }.one_line(),
+                false => reply.one_line(),
+            };
+            self.replies(Side::Theirs, line.as_bytes());
         }
         if let Some(script) = &self.script {
             script.reply(reply);
@@ -381,11 +390,17 @@ const MECHANISMS: [&str; 8] =
     ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL"];
 /// Stands for what logs somebody in.
 const SECRET: &str = "(a secret)";
+/// Stands for what is said to it.
+const UNSHOWN: &str = "(not shown)";
+
+fn is_login(octets: &[u8]) -> bool {
+    octets.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH"))
+}
 
 /// A line that logs in as far as it may be copied: a password is wiped where it is held, and is held nowhere else.
 fn without_secret(octets: &[u8]) -> Option<String> {
-    let is_login = octets.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH"));
-    let words: Vec<&[u8]> = is_login.then(|| octets.trim_ascii_end().splitn(3, |octet| *octet == b' ').collect())?;
+    let words: Vec<&[u8]> =
+        is_login(octets).then(|| octets.trim_ascii_end().splitn(3, |octet| *octet == b' ').collect())?;
     let open = words.iter().take(2).map(|word| String::from_utf8_lossy(word).into_owned());
     let more = words.get(2).map(|_| SECRET.to_owned());
     Some(open.chain(more).collect::<Vec<_>>().join(" "))
@@ -451,6 +466,24 @@ mod tests {
         assert_eq!(heard[1], "AUTH plain (a secret)");
         assert_eq!(heard[3..6], ["AUTH LOGIN", "(a secret)", "(no command, 8 octets)"]);
         assert_eq!(heard.last().unwrap(), "RCPT TO:<b@c.example>");
+    }
+
+    #[tokio::test]
+    async fn what_a_relay_says_to_a_login_or_unasked_after_it_is_shown_by_its_codes_alone() {
+        let tracer = Arc::new(Tracer::new());
+        let number = tracer.follow(TraceFilter::default()).unwrap();
+        let tap = tracer.tap(facts(Direction::Out));
+        tap.commands(Side::Ours, b"AUTH LOGIN\r\n");
+        tap.reply(&Reply::new(334, None, "VXNlcm5hbWU6"));
+        tap.secret(Side::Ours);
+        tap.reply(&Reply::enhanced(535, 7, 8, "what is hunter2?"));
+        tap.reply(&Reply::enhanced(421, 7, 0, "goodbye, hunter2"));
+        tap.commands(Side::Ours, b"RSET\r\n");
+        tap.reply(&Reply::new(250, None, "ok"));
+        let heard = heard(&tracer, number).await;
+        assert_eq!(heard[1], "334 (not shown)");
+        assert_eq!(heard[3..5], ["535 5.7.8 (not shown)", "421 4.7.0 (not shown)"]);
+        assert_eq!(heard[6], "250 ok");
     }
 
     #[test]

@@ -267,7 +267,7 @@ impl Held {
 
     /// What was said until now belongs to it, and is recorded with its outcomes. Before these are known: what was
     /// said before a recipient was named is about all who have none.
-    pub fn hear(&mut self) {
+    pub fn note_dialogue(&mut self) {
         let Some((named, dialogue)) = self.script.take() else { return };
         self.note_said(named, dialogue);
     }
@@ -278,14 +278,14 @@ impl Held {
             false => named,
         };
         if let Some(claim) = &mut self.claim {
-            claim.heard(Conversation { recipients, dialogue });
+            claim.note(Conversation { recipients, dialogue });
         }
     }
 
     /// The watchdog ended its attempt, which is one like others: the pause grows, it may be the last, and behind
     /// the final dot nobody knows what became of it (RFC 5321 s4.5.4.1).
     fn end_stalled(&mut self) {
-        self.hear();
+        self.note_dialogue();
         let undecided: Vec<u16> = self.undecided().into_iter().map(|(_, number)| number).collect();
         let Some(claim) = &self.claim else { return };
         let phase = self.progress.phase();
@@ -583,7 +583,7 @@ pub struct Report {
     /// Connections at whose other end somebody spoke.
     pub dialled: usize,
     /// What the peer said about our pace or address.
-    pub heard: Vec<Signal>,
+    pub signals: Vec<Signal>,
     /// An open connection to keep.
     pub idle: Option<Connection>,
     /// What was said where none could be opened.

@@ -46,7 +46,8 @@ pub struct Dialogue {
     pub over: Over,
     /// In the order they were taken; RCPTs in the order of the recipients they are recorded with.
     pub steps: Vec<Step>,
-    /// Steps that were left out for want of room.
+    /// Steps that were left out for want of room: with hosts between the first and the last, and RCPTs behind the
+    /// first ones. Where no step is left, of all that was said in one or several transactions.
     pub left_out: u16,
     /// From the first step to the end of the last one, in milliseconds.
     pub took_ms: u32,
@@ -126,7 +127,8 @@ impl Heard {
         matches!(self, Self::Reply(_, _, text) | Self::Failed(text) if text.contains('@'))
     }
 
-    fn octets(&self) -> usize {
+    /// Octets of its text.
+    pub fn octets(&self) -> usize {
         match self {
             Self::Reply(_, _, text) | Self::Failed(text) => text.len(),
             Self::Nothing | Self::Done | Self::Outcome => 0,
@@ -217,6 +219,18 @@ impl Dialogue {
     /// Whether somebody's address may stand in a reply.
     pub fn may_quote(&self) -> bool {
         self.steps.iter().any(|step| step.heard.may_quote())
+    }
+
+    /// Keeps how many steps there were, and none of them.
+    pub fn leave_out(&mut self) {
+        let count = u16::try_from(self.steps.len()).unwrap_or(u16::MAX);
+        self.left_out = self.left_out.saturating_add(count);
+        self.steps.clear();
+    }
+
+    /// Whether no step of it is kept.
+    pub fn is_left_out(&self) -> bool {
+        self.steps.is_empty() && self.left_out > 0
     }
 
     /// Octets of its lines and replies.

@@ -20,7 +20,7 @@ use crate::store::Batch;
 /// Recipients in one lane record, at most.
 pub const LANE_RECIPIENTS_MAX: usize = 100;
 
-/// Octets of dialogues that are recorded with one settlement, at most: those of further transactions are not kept.
+/// Octets of dialogues that are recorded with one settlement, at most: of further transactions the number of steps is kept.
 pub const SAID_OCTETS_MAX: usize = 32 * 1024;
 
 /// Milliseconds on the queue's own clock: grows with the monotonic clock while the daemon runs,
@@ -227,12 +227,24 @@ pub struct Conversation {
 }
 
 impl Claim {
-    /// This was said; it is recorded with the outcomes. Beyond [`SAID_OCTETS_MAX`] the last is not kept.
-    pub fn heard(&mut self, conversation: Conversation) {
+    /// This was said; it is recorded with the outcomes. Beyond [`SAID_OCTETS_MAX`] how much it was is kept alone,
+    /// in one for all that comes then.
+    pub fn note(&mut self, conversation: Conversation) {
         let kept: usize = self.said.iter().map(|said| said.dialogue.octets()).sum();
-        if kept.saturating_add(conversation.dialogue.octets()) <= SAID_OCTETS_MAX {
-            self.said.push(conversation);
+        let over = self.said.last_mut().filter(|last| last.dialogue.is_left_out());
+        if over.is_none() && kept.saturating_add(conversation.dialogue.octets()) <= SAID_OCTETS_MAX {
+            return self.said.push(conversation);
         }
+        let Conversation { recipients, mut dialogue } = conversation;
+        dialogue.leave_out();
+        let Some(last) = over else { return self.said.push(Conversation { recipients, dialogue }) };
+        for number in recipients {
+            if !last.recipients.contains(&number) {
+                last.recipients.push(number);
+            }
+        }
+        last.dialogue.left_out = last.dialogue.left_out.saturating_add(dialogue.left_out);
+        last.dialogue.took_ms = last.dialogue.took_ms.saturating_add(dialogue.took_ms);
     }
 }
 

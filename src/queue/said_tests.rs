@@ -60,7 +60,7 @@ async fn claimed(bench: &Bench) -> Claim {
 async fn it_is_recorded_once_before_its_outcomes_and_without_what_they_say() {
     let bench = Bench::new().await;
     let mut claim = claimed(&bench).await;
-    claim.heard(said(&[1, 0]));
+    claim.note(said(&[1, 0]));
     bench.queue.settle(claim, vec![(0, delivered()), (1, deferred())], WALL).await.unwrap();
     assert_eq!(kinds(&bench), [("attempted", vec![1, 0]), ("delivered", vec![0]), ("deferred", vec![1])]);
     let dialogue = told(&bench).remove(0).2.unwrap();
@@ -80,10 +80,10 @@ async fn it_is_recorded_once_before_its_outcomes_and_without_what_they_say() {
 async fn a_part_that_is_recorded_early_takes_it_along_and_it_is_not_told_again() {
     let bench = Bench::new().await;
     let mut claim = claimed(&bench).await;
-    claim.heard(said(&[0]));
+    claim.note(said(&[0]));
     let (mut claim, left) = bench.queue.settle_part(claim, vec![(0, delivered())], WALL).await.unwrap().unwrap();
     assert!(claim.said.is_empty() && left.is_empty());
-    claim.heard(said(&[1]));
+    claim.note(said(&[1]));
     // Nothing is final of this one: it is recorded with the others.
     let (claim, left) = bench.queue.settle_part(claim, vec![(1, deferred())], WALL).await.unwrap().unwrap();
     assert_eq!((claim.said.len(), kinds(&bench).len()), (1, 2));
@@ -96,11 +96,11 @@ async fn a_part_that_is_recorded_early_takes_it_along_and_it_is_not_told_again()
 async fn what_was_given_back_untouched_forgets_it_and_what_is_repeated_tells_it_once() {
     let bench = Bench::new().await;
     let mut claim = claimed(&bench).await;
-    claim.heard(said(&[0, 1]));
+    claim.note(said(&[0, 1]));
     bench.queue.release(claim, Duration::ZERO);
     let mut claim = bench.claim_all().remove(0);
     assert!(claim.said.is_empty());
-    claim.heard(said(&[0, 1]));
+    claim.note(said(&[0, 1]));
     // As of an attempt that was aborted: the chores record it.
     let outcomes = all(&claim, &delivered());
     bench.queue.settle_later((claim, outcomes), WALL, bench.queue.now());
@@ -111,18 +111,25 @@ async fn what_was_given_back_untouched_forgets_it_and_what_is_repeated_tells_it_
 }
 
 #[tokio::test]
-async fn of_very_many_transactions_the_first_are_kept() {
+async fn of_very_many_transactions_the_first_are_kept_and_of_the_others_how_much_it_was() {
     let bench = Bench::new().await;
     let mut claim = claimed(&bench).await;
     let one = said(&[0]).dialogue.octets();
-    for _ in 0..2 * SAID_OCTETS_MAX / one {
-        claim.heard(said(&[0]));
+    let count = 2 * SAID_OCTETS_MAX / one;
+    for _ in 0..count {
+        claim.note(said(&[0]));
     }
+    claim.note(said(&[1]));
     let kept: usize = claim.said.iter().map(|said| said.dialogue.octets()).sum();
     assert!(kept <= SAID_OCTETS_MAX && kept > SAID_OCTETS_MAX - one, "{kept}");
     let outcomes = all(&claim, &bounced());
+    let (steps, whole) = (said(&[0]).dialogue.steps.len(), claim.said.len() - 1);
     bench.queue.settle(claim, outcomes, WALL).await.unwrap();
     assert_eq!(kinds(&bench).last().unwrap(), &("bounced", vec![0, 1]));
+    let (_, recipients, rest) = told(&bench).into_iter().rfind(|(kind, ..)| *kind == "attempted").unwrap();
+    let rest = rest.unwrap();
+    assert_eq!((recipients, rest.steps.len()), (vec![0, 1], 0));
+    assert_eq!(usize::from(rest.left_out), (count - whole + 1) * steps, "{rest:?}");
 }
 
 #[tokio::test]
@@ -130,7 +137,7 @@ async fn nothing_of_it_names_anybody_once_the_message_is_erased() {
     let bench = Bench::new().await;
     let mut claim = claimed(&bench).await;
     let id = claim.queue_id;
-    claim.heard(said(&[0, 1]));
+    claim.note(said(&[0, 1]));
     let outcomes = all(&claim, &delivered());
     bench.queue.settle(claim, outcomes, WALL).await.unwrap();
     assert!(!bench.queue.history(id).unwrap().unwrap().is_erased());

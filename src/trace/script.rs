@@ -94,6 +94,11 @@ struct Draft {
     began: Option<Instant>,
     /// When something came of a step last, or one was begun while nothing was waited for.
     lap: Option<Instant>,
+    /// A step with the host that is spoken to was left out: so are all of its kind, since the RCPTs that are kept are
+    /// the first ones.
+    is_full: bool,
+    /// What was sent last logs in.
+    is_after_login: bool,
 }
 
 impl Draft {
@@ -102,41 +107,76 @@ impl Draft {
         if self.waiting.is_empty() {
             self.lap = Some(now);
         }
-        let texts = match &sent {
-            Sent::Connecting(text) => text.len(),
-            Sent::Line(line) => without_address(line).len(),
-            _ => 0,
-        };
+        let is_login = matches!(&sent, Sent::Line(line) if is_of_login(line));
+        self.is_after_login = is_login || (self.is_after_login && sent == Sent::Nothing);
+        self.is_full &= !matches!(sent, Sent::Connecting(_));
         let (is_ending, most) = (is_ending(&sent), most_for(&sent));
-        let octets = self.octets.saturating_add(texts).saturating_add(STEP_OCTETS);
-        // Once something was left out, so is all of its kind: the RCPTs that are kept are the first ones.
-        if octets > most || (self.dialogue.left_out > 0 && !is_ending) {
-            self.dialogue.left_out = self.dialogue.left_out.saturating_add(1);
+        let octets = octets_of(&sent);
+        if self.octets.saturating_add(octets) > most && !is_ending {
+            self.forget_hosts(&sent);
+        }
+        if self.octets.saturating_add(octets) > most || (self.is_full && !is_ending) {
+            (self.is_full, self.dialogue.left_out) = (true, self.dialogue.left_out.saturating_add(1));
             return self.waiting.push_back(None);
         }
-        self.octets = octets;
+        self.octets = self.octets.saturating_add(octets);
         self.waiting.push_back(Some(self.dialogue.steps.len()));
         self.dialogue.steps.push(Step { sent, heard: Heard::Nothing, took_ms: 0 });
+    }
+
+    /// Makes room for what is said with the host that is spoken to, or connected to now: it decides. Of the hosts
+    /// before it the first is kept, and of what was said with that one, where there is much, how it began and ended.
+    fn forget_hosts(&mut self, sent: &Sent) {
+        let steps = &self.dialogue.steps;
+        let is_connecting = |step: &Step| matches!(step.sent, Sent::Connecting(_));
+        let own = match sent {
+            Sent::Connecting(_) => Some(steps.len()),
+            _ => steps.iter().rposition(is_connecting),
+        };
+        let Some(own) = own.filter(|own| self.waiting.iter().flatten().all(|place| place >= own)) else { return };
+        let before = steps.get(..own).unwrap_or_default();
+        let second = before.iter().enumerate().skip(1).find(|(_, step)| is_connecting(step)).map(|(place, _)| place);
+        let forgotten = match second {
+            Some(second) => second..own,
+            None => 1..own.saturating_sub(1),
+        };
+        if forgotten.is_empty() {
+            return;
+        }
+        let count = forgotten.len();
+        let gone = self.dialogue.steps.drain(forgotten);
+        let octets = gone.map(|step| octets_of(&step.sent).saturating_add(step.heard.octets())).sum();
+        self.octets = self.octets.saturating_sub(octets);
+        let left_out = self.dialogue.left_out.saturating_add(u16::try_from(count).unwrap_or(u16::MAX));
+        self.dialogue.left_out = left_out;
+        self.waiting.iter_mut().flatten().for_each(|place| *place = place.saturating_sub(count));
     }
 
     fn reply(&mut self, reply: &Reply, now: Instant) {
         if self.waiting.is_empty() {
             self.sent(Sent::Nothing, now);
         }
-        let place = self.waiting.front().copied().flatten();
-        let Some(step) = place.and_then(|place| self.dialogue.steps.get(place)) else {
-            return self.came(Heard::Nothing, now);
+        let room = |draft: &Self| {
+            let place = draft.waiting.front().copied().flatten();
+            let step = place.and_then(|place| draft.dialogue.steps.get(place))?;
+            Some((step.sent.clone(), most_for(&step.sent).saturating_sub(draft.octets)))
         };
-        let room = most_for(&step.sent).saturating_sub(self.octets);
-        let line = if let Sent::Line(line) = &step.sent { line.as_str() } else { "" };
-        // What is said to a login may repeat it.
-        if is_of_login(line) {
+        let Some((sent, mut left)) = room(self) else { return self.came(Heard::Nothing, now) };
+        // What is said to a login, or after it without being asked, may repeat it.
+        let is_unasked_after_login = sent == Sent::Nothing && self.is_after_login;
+        let line = if let Sent::Line(line) = &sent { line.as_str() } else { "" };
+        if is_of_login(line) || is_unasked_after_login {
             return self.came(Heard::Reply(reply.code.0, reply.status, String::new()), now);
         }
         if line.starts_with("EHLO") && reply.is_completion() {
             self.forget_first_hello();
         }
-        self.came(Heard::reply(reply, room), now);
+        let wanted = reply.text.iter().map(|line| line.len().saturating_add(1)).sum::<usize>().min(STEP_OCTETS_MAX);
+        if left < wanted && !is_ending(&sent) {
+            self.forget_hosts(&sent);
+        }
+        left = room(self).map_or(left, |(_, left)| left);
+        self.came(Heard::reply(reply, left), now);
     }
 
     fn is_at_login(&self) -> bool {
@@ -194,6 +234,16 @@ fn is_ending(sent: &Sent) -> bool {
         Sent::Line(line) => line == "DATA",
         _ => false,
     }
+}
+
+/// Octets that a step costs without what came of it.
+fn octets_of(sent: &Sent) -> usize {
+    let text = match sent {
+        Sent::Connecting(text) => text.len(),
+        Sent::Line(line) => without_address(line).len(),
+        _ => 0,
+    };
+    text.saturating_add(STEP_OCTETS)
 }
 
 /// Octets of the whole up to which there is room for such a step and its reply.

@@ -125,6 +125,91 @@ fn a_peer_that_says_very_much_leaves_room_for_the_end_of_it() {
 }
 
 #[test]
+fn of_many_talkative_hosts_the_first_and_the_last_are_kept() {
+    let (mut draft, now) = draft();
+    let much = "very much to say ".repeat(40);
+    let connect = |draft: &mut Draft, host: usize| {
+        draft.sent(Sent::Connecting(format!("mx{host}.y.example 192.0.2.{host}:25")), now);
+        draft.came(Heard::Done, now);
+        draft.sent(Sent::Greeting, now);
+        draft.reply(&reply(220, &much), now);
+        draft.sent(line("EHLO out.example"), now);
+    };
+    for host in 1..=4 {
+        connect(&mut draft, host);
+        draft.reply(&reply(550, &format!("host {host}: {much}")), now);
+    }
+    connect(&mut draft, 5);
+    draft.reply(&reply(250, "mx5.y.example"), now);
+    let asked = ["MAIL FROM:<a@x>", "RCPT TO:<b@y.example>", "RCPT TO:<c@y.example>"];
+    asked.iter().for_each(|sent| draft.sent(line(sent), now));
+    draft.reply(&reply(250, &format!("from {much}")), now);
+    draft.reply(&reply(550, &format!("no b {much}")), now);
+    draft.reply(&reply(451, "later c"), now);
+    let dialogue = &draft.dialogue;
+    let places = |text: &str| {
+        let has = |step: &Step| format!("{:?}", step.sent).contains(text);
+        dialogue.steps.iter().filter(|step| has(step)).collect::<Vec<_>>()
+    };
+    assert_eq!([1, 2, 3, 4, 5].map(|host| places(&format!("mx{host}.y")).len()), [1, 0, 0, 0, 1], "{dialogue:?}");
+    assert!(dialogue.left_out >= 9, "{}", dialogue.left_out);
+    let begun = |sent: &str, code: u16, text: &str| {
+        let [step] = places(sent)[..] else { panic!("{sent}: {dialogue:?}") };
+        assert!(
+            matches!(&step.heard, Heard::Reply(own, _, said) if *own == code && said.starts_with(text)),
+            "{step:?}"
+        );
+    };
+    begun("MAIL FROM", 250, "from very much");
+    begun("RCPT TO:<b", 550, "no b very much");
+    begun("RCPT TO:<c", 451, "later c");
+    assert!(dialogue.octets() <= DIALOGUE_OCTETS_MAX);
+}
+
+#[test]
+fn of_a_first_host_that_said_too_much_how_it_began_and_ended_is_kept() {
+    let (mut draft, now) = draft();
+    let much = "very much to say ".repeat(40);
+    draft.sent(Sent::Connecting("mx1.y.example 192.0.2.1:25".to_owned()), now);
+    draft.came(Heard::Done, now);
+    for _ in 0..5 {
+        draft.sent(line("NOOP"), now);
+        draft.reply(&reply(250, &much), now);
+    }
+    draft.sent(line("STARTTLS"), now);
+    draft.reply(&reply(454, "not now"), now);
+    draft.sent(Sent::Connecting("mx2.y.example 192.0.2.2:25".to_owned()), now);
+    draft.came(Heard::Done, now);
+    draft.sent(line("EHLO out.example"), now);
+    draft.reply(&reply(250, &much), now);
+    draft.sent(line("MAIL FROM:<a@x>"), now);
+    draft.reply(&reply(250, "ok"), now);
+    let sent: Vec<String> = draft.dialogue.steps.iter().map(|step| format!("{:?}", step.sent)).collect();
+    assert_eq!(sent.len(), 5, "{sent:?}");
+    assert!(sent[0].contains("mx1") && sent[1].contains("STARTTLS") && sent[2].contains("mx2"), "{sent:?}");
+    assert_eq!(draft.dialogue.left_out, 5);
+    assert_eq!(draft.dialogue.steps[4].heard, Heard::Reply(250, None, "ok".to_owned()));
+}
+
+#[test]
+fn of_what_is_said_unasked_after_a_login_the_codes_are_kept() {
+    let script = Script::new();
+    script.begin(Over::New);
+    script.line(format!("AUTH PLAIN {SECRET}"));
+    script.reply(&reply(235, "hello AG1lAHNlY3JldA=="));
+    script.reply(&reply(421, "goodbye AG1lAHNlY3JldA=="));
+    script.reply(&reply(421, "AG1lAHNlY3JldA=="));
+    script.line("MAIL FROM:<a@b.example>".to_owned());
+    script.reply(&reply(250, "ok"));
+    script.reply(&reply(421, "too slow"));
+    let (_, said) = script.take().unwrap();
+    let heard: Vec<&Heard> = said.steps.iter().map(|step| &step.heard).collect();
+    let codes = |code: u16| Heard::Reply(code, None, String::new());
+    let told = |code: u16, text: &str| Heard::Reply(code, None, text.to_owned());
+    assert_eq!(heard, [&codes(235), &codes(421), &codes(421), &told(250, "ok"), &told(421, "too slow")]);
+}
+
+#[test]
 fn of_what_was_offered_before_tls_the_first_line_is_kept() {
     let (mut draft, now) = draft();
     for said in ["mx.example\nSIZE 9\nSTARTTLS", "mx.example\nSIZE 9\nDSN"] {

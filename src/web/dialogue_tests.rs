@@ -69,7 +69,7 @@ impl Bench {
             step(Sent::Dot, Heard::reply(&ok, 500), 20),
         ];
         let dialogue = Dialogue { over: Over::New, steps, left_out: 0, took_ms: 40 };
-        claim.heard(Conversation { recipients: vec![1, 0], dialogue });
+        claim.note(Conversation { recipients: vec![1, 0], dialogue });
         let outcomes = vec![
             (0, Outcome::Delivered { peer: peer.clone(), reply: ok, onward: Onward::Ourselves }),
             (1, Outcome::Deferred { why: Why::TryLater, detail: later.whole(), peer: Some(peer) }),

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Need;
-use super::opening::{dial, lack_of};
+use super::opening::{TlsSaid, dial, lack_of};
 use super::stream::Stream;
 use crate::delivery::Settings;
 use crate::delivery::mx::TlsMemory;
@@ -136,7 +136,9 @@ pub struct Connection {
     pub(super) return_path: ReturnAddress,
     pub(super) tap: Tap,
     /// What the peer said about our pace or address since it was last taken.
-    pub(super) heard: Vec<Signal>,
+    pub(super) signals: Vec<Signal>,
+    /// What was sent to log in, in every form, until the peer has replied to what came next: some quote it.
+    secrets: Vec<Zeroizing<String>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -164,13 +166,6 @@ impl Call<'_> {
             None => Trouble::Tls(reason),
         }
     }
-}
-
-/// What a peer's TLS said before the connection broke.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    Nothing,
-    Refusal,
 }
 
 pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) -> Result<Connection, Failure> {
@@ -215,7 +210,8 @@ pub(super) async fn open_once(call: &Call<'_>, tools: &Tools<'_>, tls: &TlsUse) 
         rules: Arc::clone(&tools.settings.replies),
         provider: call.provider.cloned(),
         return_path: Arc::clone(tools.return_path),
-        heard: Vec::new(),
+        signals: Vec::new(),
+        secrets: Vec::new(),
     };
     if *tls == TlsUse::Implicit {
         connection = connection.secure(call, tools, &Verify::Required).await?;
@@ -248,8 +244,8 @@ impl Connection {
     /// The outcome for recipients whom `reply` concerns, by the rules for this peer.
     pub(super) fn outcome(&mut self, reply: &Reply, phase: Phase) -> Outcome {
         let judged = self.rules.judge(reply, phase, self.provider.as_deref());
-        if self.heard.len() < HEARD_MAX {
-            self.heard.extend(judged.signal(reply));
+        if self.signals.len() < HEARD_MAX {
+            self.signals.extend(judged.signal(reply));
         }
         passed_on(of_verdict(judged.verdict, reply, phase, &self.peer), &self.extensions)
     }
@@ -339,15 +335,12 @@ impl Connection {
         if let Ok(reply) = &result {
             self.tap.reply(reply);
         }
+        if phase != Phase::Login {
+            self.secrets.clear();
+        }
         let is_list = |reply: &Reply| phase == Phase::Hello && reply.is_completion();
         let result = result.map(|reply| if is_list(&reply) { reply } else { shortened(reply) });
-        result.map_err(|trouble| match trouble {
-            // What is no reply may repeat the login.
-            Trouble::Malformed(_) if phase == Phase::Login => {
-                self.failure(phase, Trouble::Malformed("what the peer said to the login is not SMTP".to_owned()))
-            }
-            trouble => self.failure(phase, trouble),
-        })
+        result.map_err(|trouble| self.failure(phase, trouble))
     }
 
     fn parse(&mut self) -> Result<Option<Reply>, Trouble> {
@@ -356,7 +349,15 @@ impl Connection {
         let parsed = self.parser.parse(&mut unread);
         let taken = before.saturating_sub(unread.len());
         self.inbox.advance(taken);
-        parsed.map_err(|error| Trouble::Malformed(error.to_string()))
+        match parsed {
+            Ok(Some(reply)) => {
+                let secrets: Vec<&str> = self.secrets.iter().map(|secret| secret.as_str()).collect();
+                Ok(Some(reply.hiding(&secrets)))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if self.secrets.is_empty() => Err(Trouble::Malformed(error.to_string())),
+            Err(_) => Err(Trouble::Malformed("what the peer said to the login is not SMTP".to_owned())),
+        }
     }
 
     async fn read_reply(&mut self) -> Result<Reply, Trouble> {
@@ -456,7 +457,7 @@ impl Connection {
         let patience = tools.settings.timeouts.starttls;
         let asked = self.ask(b"STARTTLS", Phase::StartTls, patience, tools.progress).await;
         // Something on the way that lets nobody encrypt swallows the command or cuts the connection.
-        let reply = asked.map_err(|failure| call.without_tls(failure, Said::Nothing))?;
+        let reply = asked.map_err(|failure| call.without_tls(failure, TlsSaid::Nothing))?;
         if reply.code.0 != 220 {
             if reply.code.0 == 421 {
                 return Err(self.failure(Phase::StartTls, Trouble::Refused(reply)));
@@ -482,7 +483,7 @@ impl Connection {
             Ok(reply) => reply,
             Err(failure) if failure.trouble == Trouble::TimedOut => return Err(failure),
             Err(failure) => {
-                let said = if secured.tls_faulted { Said::Refusal } else { Said::Nothing };
+                let said = if secured.tls_faulted { TlsSaid::Refusal } else { TlsSaid::Nothing };
                 return Err(call.without_tls(failure, said));
             }
         };
@@ -541,6 +542,7 @@ impl Connection {
         let plain = Zeroizing::new(format!("\0{}\0{}", login.user, *login.password));
         let [plain, password] =
             [&plain, &login.password].map(|secret| Zeroizing::new(BASE64.encode(secret.as_bytes())));
+        self.secrets = vec![plain.clone(), password, login.password.clone()];
         let reply = if self.extensions.offers_mechanism("PLAIN") {
             let line = Zeroizing::new(format!("AUTH PLAIN {}", *plain));
             self.ask(line.as_bytes(), Phase::Login, patience, progress).await?
@@ -562,8 +564,6 @@ impl Connection {
         if reply.is_completion() {
             return Ok(());
         }
-        // Some quote what they refuse.
-        let reply = reply.hiding(&[&plain, &password, &login.password]);
         Err(self.failure(Phase::Login, Trouble::Refused(reply)))
     }
 

@@ -96,7 +96,7 @@ fn ordered(hosts: &[Host]) -> Vec<&Host> {
 }
 
 /// What one claim's transactions came to.
-enum Sent {
+enum CameTo {
     /// Settled, or its rest back in the hand; the connection may go on.
     Done,
     /// Settled, and the conversation is over.
@@ -159,9 +159,9 @@ impl Client {
             let most = at_most(job.permit.quota.messages).saturating_sub(report.transactions);
             let sent = deliver(&mut open, held, &mut job, &mut buffer, (is_kept, most)).await;
             report.transactions = report.transactions.saturating_add(open.uses.saturating_sub(before));
-            report.heard.append(&mut open.heard);
+            report.signals.append(&mut open.signals);
             match sent {
-                Sent::Done => {
+                CameTo::Done => {
                     report.messages = report.messages.saturating_add(1);
                     (is_kept, broken) = (false, 0);
                     if open.is_fresh(&job.settings, Instant::now()) {
@@ -170,10 +170,10 @@ impl Client {
                         open.quit(job.settings.timeouts.quit).await;
                     }
                 }
-                Sent::Again => is_kept = false,
-                Sent::Broken(failure) => {
+                CameTo::Again => is_kept = false,
+                CameTo::Broken(failure) => {
                     is_kept = false;
-                    report.heard.extend(signal(&job, &failure));
+                    report.signals.extend(signal(&job, &failure));
                     // What is wrong with our own disk says nothing about the site.
                     let is_ours = matches!(failure.trouble, Trouble::Damaged(_) | Trouble::Stored(_));
                     broken = broken.saturating_add(usize::from(!is_ours));
@@ -220,7 +220,7 @@ impl Client {
             return Err(Ending::TurnOver);
         }
         self.connect((job, need), report).await.map_err(|failure| {
-            report.heard.extend(signal(job, &failure));
+            report.signals.extend(signal(job, &failure));
             match failure.trouble {
                 Trouble::SourceMissing(address) => Ending::SourceMissing(address),
                 Trouble::Policy(_) | Trouble::RequireTls(_) => {
@@ -406,7 +406,7 @@ fn is_over(job: &Job, report: &Report) -> Option<Ending> {
     let is_used_up = report.transactions >= at_most(job.permit.quota.messages);
     let is_turn_over = report.messages >= job.settings.messages_per_turn_max;
     // Once something was said about our pace, that is looked at before anything more is sent.
-    let is_told = !report.heard.is_empty();
+    let is_told = !report.signals.is_empty();
     let yields = report.messages > 0 && job.yields.swap(false, Ordering::AcqRel);
     (is_used_up || is_turn_over || is_told || yields).then_some(Ending::TurnOver)
 }
@@ -429,8 +429,8 @@ async fn deliver(
     job: &mut Job,
     buffer: &mut Vec<u8>,
     (is_kept, most): (bool, usize),
-) -> Sent {
-    let Some(claim) = held.claim() else { return Sent::Done };
+) -> CameTo {
+    let Some(claim) = held.claim() else { return CameTo::Done };
     let (body, size_bytes) = (claim.record.body, claim.message.size_bytes);
     let opener = job.hand.opener();
     let mut loaded = match body::load(body, size_bytes, &opener, buffer).await {
@@ -439,7 +439,7 @@ async fn deliver(
     };
     if let Some(obstacle) = held.claim().and_then(|claim| transaction::obstacle(open, claim)) {
         settle_alike(job, held, &obstacle).await;
-        return Sent::Done;
+        return CameTo::Done;
     }
     let mut round = Round::new(held, at_most(job.permit.recipients_per_transaction));
     let mut begun = 0_usize;
@@ -452,20 +452,20 @@ async fn deliver(
         let sending = transaction::send(open, &mut round, &mut text, &job.settings.timeouts, &job.progress);
         let sent = tokio::time::timeout(job.settings.timeouts.transaction, sending).await;
         let result = sent.unwrap_or_else(|_| Err(open.failure(job.progress.phase(), Trouble::TimedOut)));
-        round.held.hear();
+        round.held.note_dialogue();
         if let Err(failure) = result {
             return broken(job, round, failure, is_kept && begun == 1).await;
         }
         let is_whole = matches!(text, Text::Whole(_));
         if round.pending.is_empty() {
             job.hand.settle(round.held, Vec::new()).await;
-            return Sent::Done;
+            return CameTo::Done;
         }
         let Round { held, pending, limit } = round;
-        let Some(held) = job.hand.record(held).await else { return Sent::Done };
+        let Some(held) = job.hand.record(held).await else { return CameTo::Done };
         if begun >= most || must_end(open, job) {
             give_back_rest(job, held).await;
-            return Sent::Done;
+            return CameTo::Done;
         }
         round = Round { held, pending, limit };
         // A streamed text has been read, and begins anew.
@@ -480,7 +480,7 @@ async fn deliver(
 /// Whether a claim may have no further transaction over this connection, or not now.
 fn must_end(open: &Connection, job: &Job) -> bool {
     // What was said about our pace is looked at before anything more is sent.
-    let is_told = !open.heard.is_empty();
+    let is_told = !open.signals.is_empty();
     job.stop.is_cancelled() || is_told || !open.is_fresh(&job.settings, Instant::now())
 }
 
@@ -495,7 +495,7 @@ async fn give_back_rest(job: &mut Job, held: Held) {
 }
 
 /// The stored message cannot be read.
-async fn unreadable(job: &mut Job, held: Held, error: StoreError) -> Sent {
+async fn unreadable(job: &mut Job, held: Held, error: StoreError) -> CameTo {
     match error {
         StoreError::Damaged(how) => set_aside(job, held, &how).await,
         StoreError::Failed(reason) => {
@@ -503,7 +503,7 @@ async fn unreadable(job: &mut Job, held: Held, error: StoreError) -> Sent {
             settle_alike(job, held, &failure.outcome()).await;
         }
     }
-    Sent::Done
+    CameTo::Done
 }
 
 /// Sets a claim aside; who is done is done all the same.
@@ -514,25 +514,25 @@ async fn set_aside(job: &Job, held: Held, how: &str) {
 }
 
 /// A transaction did not end as it should. `is_first`: it was the first over a kept connection.
-async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: bool) -> Sent {
+async fn broken(job: &mut Job, mut round: Round, failure: Failure, is_first: bool) -> CameTo {
     if let Trouble::Damaged(how) = &failure.trouble {
         // Found at the end of a streamed text: nobody was sent it whole. Trying again would end alike.
         set_aside(job, round.held, how).await;
-        return Sent::Broken(failure);
+        return CameTo::Broken(failure);
     }
     let is_harmless = is_first && !round.held.has_verdicts() && failure.phase < Phase::Body;
     if is_harmless && matches!(failure.trouble, Trouble::Lost(_) | Trouble::Refused(_)) {
         job.hand.put_back(round.held);
-        return Sent::Again;
+        return CameTo::Again;
     }
     round.decide_rest(&failure);
     job.hand.settle(round.held, Vec::new()).await;
-    Sent::Broken(failure)
+    CameTo::Broken(failure)
 }
 
 /// The same outcome for everybody who has none yet.
 async fn settle_alike(job: &Job, mut held: Held, outcome: &Outcome) {
-    held.hear();
+    held.note_dialogue();
     let outcomes = held.undecided().into_iter().map(|(_, number)| (number, outcome.clone())).collect();
     job.hand.settle(held, outcomes).await;
 }

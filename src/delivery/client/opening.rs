@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use tokio::net::TcpStream;
 
 use super::Need;
-use super::connection::{Call, Connection, Said, Tools, open_once};
+use super::connection::{Call, Connection, Tools, open_once};
 use super::stream::Stream;
 use crate::delivery::mx::{Spoken, TlsLevel, TlsMemory};
 use crate::delivery::outcome::{Failure, Phase, Trouble};
@@ -23,6 +23,13 @@ use crate::tlsrpt::{Lack, LackKind, Protection, Session, TlsReports};
 
 /// Domains one connection is counted for, at most.
 const COUNTED_FOR_MAX: usize = 64;
+
+/// What a peer's TLS said before the connection broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TlsSaid {
+    Nothing,
+    Refusal,
+}
 
 /// Opens a connection; with opportunistic TLS, once more without TLS if TLS is what failed.
 pub(super) async fn open(call: &Call<'_>, tools: &Tools<'_>) -> Result<Connection, Failure> {
@@ -104,16 +111,16 @@ pub(super) fn lack_of(error: &HandshakeError) -> LackKind {
 impl Call<'_> {
     /// A conversation that came to its end where TLS was to begin: TLS failed, as in a handshake. Only a message that
     /// asks for TLS all the way waits where the peer said nothing, instead of coming back for a broken connection.
-    pub(super) fn without_tls(&self, failure: Failure, said: Said) -> Failure {
+    pub(super) fn without_tls(&self, failure: Failure, said: TlsSaid) -> Failure {
         if !matches!(failure.trouble, Trouble::Lost(_) | Trouble::TimedOut) {
             return failure;
         }
         let reason = failure.describe();
         self.lacks(LackKind::Other, reason.clone());
         let trouble = match (said, &self.key.tls) {
-            (Said::Nothing, TlsUse::Opportunistic) => Trouble::TlsLost(reason),
-            (Said::Refusal, TlsUse::Opportunistic) => Trouble::Tls(reason),
-            (Said::Nothing, _) if self.need == Need::TlsAllTheWay => failure.trouble,
+            (TlsSaid::Nothing, TlsUse::Opportunistic) => Trouble::TlsLost(reason),
+            (TlsSaid::Refusal, TlsUse::Opportunistic) => Trouble::Tls(reason),
+            (TlsSaid::Nothing, _) if self.need == Need::TlsAllTheWay => failure.trouble,
             _ => self.lacking("4.7.5", reason),
         };
         Failure { phase: Phase::StartTls, trouble, peer: failure.peer }

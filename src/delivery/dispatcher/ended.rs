@@ -74,15 +74,15 @@ impl Dispatcher {
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let used = Quota { messages: small(report.transactions), connections: small(report.dialled) };
         self.wiring.pacing.finished(pace, permit, used, now);
-        let served = report.messages.saturating_sub(report.heard.len());
-        for signal in &report.heard {
+        let served = report.messages.saturating_sub(report.signals.len());
+        for signal in &report.signals {
             self.wiring.pacing.hear(pace, signal.clone(), now);
         }
         if served > 0 {
             self.wiring.pacing.hear(pace, Signal::Served(small(served)), now);
         }
         match &report.ending {
-            Ending::Unreachable(reason, _) | Ending::Failed(reason) if report.heard.is_empty() && served == 0 => {
+            Ending::Unreachable(reason, _) | Ending::Failed(reason) if report.signals.is_empty() && served == 0 => {
                 // What a peer said begins with its code (RFC 5321 s4.2.1): 421 is a connection it does not serve.
                 let is_sent_away = reason.starts_with("421");
                 let signal = if is_sent_away { Signal::SentAway } else { Signal::Failed };
@@ -105,7 +105,7 @@ impl Dispatcher {
         }
         let is_served = report.messages > 0 || !report.reached.is_empty();
         // Whoever speaks of our pace is there; what follows from that is the pace's.
-        let is_told = !report.heard.is_empty();
+        let is_told = !report.signals.is_empty();
         let said = report.said;
         match report.ending {
             Ending::Unreachable(_, outcome) if is_told => {

@@ -276,17 +276,17 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Answer<MessageJson> {
     let id = queue::read_id(&id)?;
-    let own = parts.queue.clone();
-    let (shown, why) = off_workers(move || {
+    // The page is made there too: it may decode many dialogues.
+    let page = off_workers(move || {
         // Whose it is stands in its record; until that was read nobody is told anything.
         let reader = Actor::system("a message's page");
-        let shown = own.show(&reader, id)?;
+        let shown = parts.queue.show(&reader, id)?;
         require(&actor, &shown, id)?;
-        let why = own.why(&reader, id)?;
-        Ok((shown, why))
+        let why = parts.queue.why(&reader, id)?;
+        Ok(json(&parts, shown, why))
     })
     .await?;
-    Ok(Json(json(&parts, shown, why)))
+    Ok(Json(page))
 }
 
 /// Whether the actor may see the message.

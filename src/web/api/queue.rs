@@ -230,9 +230,11 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Answer<QueuedJson> {
     let id = read_id(&id)?;
-    let queue = parts.queue.clone();
-    let (shown, why) = off_workers(move || Ok((queue.show(&actor, id)?, queue.why(&actor, id)?))).await?;
-    Ok(Json(json(&parts, shown, why)))
+    let shown = off_workers(move || {
+        let queue = &parts.queue;
+        Ok(json(&parts, queue.show(&actor, id)?, queue.why(&actor, id)?))
+    });
+    Ok(Json(shown.await?))
 }
 
 /// Everything known of a message.

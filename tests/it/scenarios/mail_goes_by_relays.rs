@@ -328,10 +328,15 @@ async fn what_a_relay_says_to_a_login_repeats_it_nowhere() {
     let (script, second) = Script::polite().with_tls("own.relay.test");
     let garbles = Act::Say("AG1lAHNlY3JldA== what?");
     let garbles = relay("127.0.1.92", script.offering(&["AUTH PLAIN", "STARTTLS"]).always(login, garbles)).await;
-    let world = World::open(zone(), vec![first, second]).await;
+    // A goodbye that nobody asked for.
+    let (script, third) = Script::polite().with_tls("good.relay.test");
+    let leaves = Act::Say("235 2.7.0 hello\r\n421 4.7.0 goodbye AG1lAHNlY3JldA== (secret)");
+    let leaves = relay("127.0.1.94", script.offering(&["AUTH PLAIN", "STARTTLS"]).always(login, leaves)).await;
+    let world = World::open(zone(), vec![first, second, third]).await;
     let made = world.postern(&["route", "add", "all.relay.test", "--all", "--port", &port(&refuses), "--user", "me"]);
     let route = made["id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
     for (host, peer, wanted) in [
+        ("good.relay.test", &leaves, "421 4.7.0 goodbye [...] ([...])"),
         ("all.relay.test", &refuses, "535 5.7.8 [...] is wrong: [...]"),
         ("own.relay.test", &garbles, "what the peer said to the login is not SMTP"),
     ] {
