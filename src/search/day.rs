@@ -97,6 +97,10 @@ pub enum DayError {
     /// The disk or the library failed; later it may work.
     #[error("the index of {0}: {1}")]
     Failed(String, String),
+    /// What was changed could not be made durable: nobody can tell what the disk has of it, and a later sync says that
+    /// all is well.
+    #[error("the index of {0} could not be made durable: {1}")]
+    Unsynced(String, String),
 }
 
 /// Found messages, newest first.
@@ -124,6 +128,9 @@ pub struct Day {
     index: Index,
     reader: IndexReader,
     fields: Fields,
+    /// What makes the next commit fail, as a disk does.
+    #[cfg(test)]
+    pub is_to_fail: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Day {
@@ -147,7 +154,14 @@ impl Day {
             return Err(DayError::Damaged(name.to_owned(), "it is of another form".to_owned()));
         }
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().map_err(damaged)?;
-        Ok(Self { name: name.to_owned(), index, reader, fields })
+        Ok(Self {
+            name: name.to_owned(),
+            index,
+            reader,
+            fields,
+            #[cfg(test)]
+            is_to_fail: std::sync::Arc::default(),
+        })
     }
 
     /// Reads all of its files and compares their checksums.
@@ -182,7 +196,13 @@ impl Day {
             .memory_budget_per_thread(GATHER_BYTES)
             .build();
         let inner = self.index.writer_with_options(options).map_err(|error| self.failed(&error))?;
-        Ok(Writer { inner, fields: self.fields, name: self.name.clone() })
+        Ok(Writer {
+            inner,
+            fields: self.fields,
+            name: self.name.clone(),
+            #[cfg(test)]
+            is_to_fail: std::sync::Arc::clone(&self.is_to_fail),
+        })
     }
 
     /// Sees what was committed.
@@ -334,6 +354,8 @@ pub struct Writer {
     inner: IndexWriter,
     fields: Fields,
     name: String,
+    #[cfg(test)]
+    is_to_fail: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Writer {
@@ -391,7 +413,11 @@ impl Writer {
     /// If the disk fails.
     pub fn commit(&mut self) -> Result<(), DayError> {
         let committed = self.inner.commit();
-        committed.map(|_| ()).map_err(|error| DayError::Failed(self.name.clone(), error.to_string()))
+        #[cfg(test)]
+        if self.is_to_fail.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            return Err(DayError::Unsynced(self.name.clone(), "a test says so".to_owned()));
+        }
+        committed.map(|_| ()).map_err(|error| DayError::Unsynced(self.name.clone(), error.to_string()))
     }
 
     /// Rewrites the files in which something was taken out, so that it is gone from the disk. Whether all of it

@@ -132,9 +132,10 @@ impl Search {
                     retry = RETRY_FIRST;
                     pause
                 }
-                Err(Failure::Day(error @ DayError::Damaged(..))) => {
+                Err(Failure::Day(error)) if self.is_lost(&error) => {
                     tracing::warn!(%error, "the search index is made anew from the event log");
                     self.is_to_rebuild.store(true, Ordering::Release);
+                    retry = retry.saturating_mul(2).min(RETRY_MAX);
                     retry
                 }
                 Err(error) => {
@@ -147,12 +148,27 @@ impl Search {
             if shutdown.is_cancelled() {
                 if let Err(error) = self.write(&mut work) {
                     tracing::warn!(%error, "the search index is written at the next start");
+                    if matches!(&error, Failure::Day(error) if self.is_lost(error))
+                        && let Err(error) = self.wipe()
+                    {
+                        tracing::error!(%error, "the search index may lack messages: postern messages rebuild");
+                    }
                 }
                 return;
             }
             if !pause.is_zero() {
                 handle.block_on(wait(pause, &mut rings, shutdown));
             }
+        }
+    }
+
+    /// Whether what is there is not to be relied on any more. Where there is no room that is the likely reason why
+    /// something could not be written, and it heals by itself.
+    fn is_lost(&self, error: &DayError) -> bool {
+        match error {
+            DayError::Damaged(..) => true,
+            DayError::Unsynced(..) => self.has_room(),
+            DayError::Failed(..) => false,
         }
     }
 

@@ -366,6 +366,25 @@ async fn an_index_that_is_missing_damaged_or_of_another_form_is_made_again_and_i
     }
 }
 
+#[tokio::test]
+async fn an_index_that_could_not_be_made_durable_is_made_again_and_not_written_on() {
+    let bench = Bench::new();
+    let first = bench.accept(&Mail::plain(NOON)).await;
+    bench.catch_up().await;
+    let own = bench.folder.path().join(FORM);
+    let name = fs::read_dir(&own).unwrap().map(|entry| entry.unwrap()).find(|entry| entry.path().is_dir()).unwrap();
+    let marker = name.path().join("of-before");
+    fs::write(&marker, b"").unwrap();
+    let day = bench.search.known_day(name.file_name().to_str().unwrap()).unwrap();
+    day.is_to_fail.store(true, std::sync::atomic::Ordering::Relaxed);
+    drop(day);
+
+    let second = bench.accept(&Mail::plain(NOON + 1)).await;
+    bench.catch_up().await;
+    assert_eq!(bench.find(Criteria::default()), [second, first]);
+    assert!(!marker.exists(), "nothing of it is left");
+}
+
 /// In the middle of the largest file of some day.
 fn garble_one_octet(folder: &Path) {
     let days = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
