@@ -177,7 +177,7 @@ impl Statistics {
                 return Err(AdminError::Invalid("that is too much to count at once; ask for a shorter period".into()));
             }
             let Some((bucket, labels)) = rows::read(&key) else { return Ok(()) };
-            if labels.face == face && question.narrow.fits(&labels) && is_seen(&labels) {
+            if question.narrow.fits(&labels) && is_seen(&labels) {
                 let counts = Counts::from_bytes(&bytes)?;
                 let number = if question.step == Step::Total { 0 } else { bucket.number };
                 question.sort_in(&mut sums, (number, bucket, labels), counts);
@@ -187,34 +187,45 @@ impl Statistics {
         match tenant {
             Some(tenant) => (first..=last).try_for_each(|number| {
                 let all = Bucket { span, number, tenant }.key();
-                self.each(&all, &after_prefix(&all), &mut take)
+                self.each((&all, &after_prefix(&all)), face, &mut take)
             })?,
             None => {
-                self.each(&rows::from_number(span, first), &rows::from_number(span, last.saturating_add(1)), &mut take)?
+                let (from, to) = (rows::from_number(span, first), rows::from_number(span, last.saturating_add(1)));
+                self.each((&from, &to), face, &mut take)?
             }
         }
         Ok(question.answer((span, first, last), sums))
     }
 
-    fn each(
+    /// Every row of a face, passing over those of the others.
+    pub(super) fn each(
         &self,
-        from: &[u8],
-        to: &[u8],
+        (from, to): (&[u8], &[u8]),
+        face: Face,
         take: &mut impl FnMut(Key, Vec<u8>) -> Result<(), AdminError>,
     ) -> Result<(), AdminError> {
         let mut from = from.to_vec();
-        loop {
+        while *from < *to {
             let page = self.store.range(&from, to, PAGE).map_err(|error: StoreError| AdminError::from(error))?;
             let is_last = page.len() < PAGE;
-            if let Some((last, _)) = page.last() {
-                from.clone_from(last);
-                from.push(0);
+            for (key, bytes) in page {
+                if key < from {
+                    continue;
+                }
+                match rows::next_of_face(&key, face) {
+                    Some(next) => from = next,
+                    None => {
+                        from.clone_from(&key);
+                        from.push(0);
+                        take(key, bytes)?;
+                    }
+                }
             }
-            page.into_iter().try_for_each(|(key, bytes)| take(key, bytes))?;
             if is_last {
                 return Ok(());
             }
         }
+        Ok(())
     }
 }
 

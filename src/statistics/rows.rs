@@ -4,10 +4,14 @@
 //! the SMTP account and the virtual IP. Easy to get wrong: what is counted in one face is counted in the others
 //! too, so a sum takes one of them; and a message with two tags is in two rows, so the sum of tags is no total.
 
+use std::cmp::Ordering;
+
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId, VipId};
-use crate::store::{Key, prefix};
+use crate::store::{Key, after_prefix, prefix};
 
+/// Octets of what the keys of a bucket begin with: prefix, span, number, tenant.
+const BUCKET_OCTETS: usize = 14;
 const HOUR_MILLIS: u64 = 3_600_000;
 const DAY_MILLIS: u64 = 24 * HOUR_MILLIS;
 /// Stands for what has no row of its own; neither a domain nor a tag can be it.
@@ -132,6 +136,16 @@ impl Bucket {
     }
 }
 
+/// Where rows of `face` go on behind the row of this key, if that is of another one.
+pub fn next_of_face(key: &[u8], face: Face) -> Option<Key> {
+    let (head, rest) = key.split_at_checked(BUCKET_OCTETS)?;
+    match rest.first()?.cmp(&face.byte()) {
+        Ordering::Less => Some([head, &[face.byte()]].concat()),
+        Ordering::Equal => None,
+        Ordering::Greater => Some(after_prefix(head)),
+    }
+}
+
 /// What a key is the row of; `None` if it is none.
 pub fn read(key: &[u8]) -> Option<(Bucket, Labels)> {
     let (head, rest) = key.split_first_chunk::<2>()?;
@@ -193,5 +207,22 @@ mod tests {
         let begins = |span: Span| span.begins(span.number(at)).rfc3339();
         assert!(begins(Span::Hour).starts_with("2026-11-29T23:00:00"), "{}", begins(Span::Hour));
         assert!(begins(Span::Day).starts_with("2026-11-29T00:00:00"), "{}", begins(Span::Day));
+    }
+
+    #[test]
+    fn from_a_row_of_another_face_the_way_leads_to_the_next_one_of_the_face_that_is_asked() {
+        let bucket = |tenant| Bucket { span: Span::Hour, number: 7, tenant: TenantId(tenant) };
+        let row = |tenant, face| {
+            let value = "x".to_owned();
+            bucket(tenant).row(&Labels { face, account: None, vip: VipId(9), provider: String::new(), value })
+        };
+        let [destination, sender, tag] = [Face::Destination, Face::SendingDomain, Face::Tag].map(|face| row(5, face));
+        assert!(destination < sender && sender < tag);
+        let next = next_of_face(&destination, Face::SendingDomain).unwrap();
+        assert!(destination < next && next <= sender, "{next:?}");
+        assert_eq!(next_of_face(&sender, Face::SendingDomain), None);
+        let next = next_of_face(&tag, Face::SendingDomain).unwrap();
+        assert!(tag < next && next <= row(6, Face::Destination), "{next:?}");
+        assert_eq!(next_of_face(b"short", Face::Tag), None);
     }
 }

@@ -35,6 +35,37 @@ fn room(store: &Arc<MemoryStore>) -> Arc<Statistics> {
     }))
 }
 
+/// Whoever asks of one face pays for the rows of that one.
+#[tokio::test]
+async fn rows_of_other_faces_are_passed_over() {
+    let store = Arc::new(MemoryStore::new());
+    let room = room(&store);
+    let mut batch = Batch::new();
+    let faces = [Face::Destination, Face::SendingDomain, Face::Tag];
+    for (tenant, number) in [(1, 7), (2, 7), (1, 8), (2, 8)] {
+        let bucket = super::rows::Bucket { span: Span::Hour, number, tenant: TenantId(tenant) };
+        for (face, count) in faces.into_iter().zip([3, 3000, 2500]) {
+            for value in 0..count {
+                let (provider, value) = (String::new(), format!("{value}"));
+                let labels = super::rows::Labels { face, account: None, vip: VipId(3), provider, value };
+                batch.set(bucket.row(&labels), Vec::new());
+            }
+        }
+    }
+    store.commit(batch).await.unwrap();
+    for (face, count) in faces.into_iter().zip([3, 3000, 2500]) {
+        let (mut rows, mut others) = (0, 0);
+        let (from, to) = (super::rows::from_number(Span::Hour, 7), super::rows::from_number(Span::Hour, 9));
+        let mut take = |key: crate::store::Key, _| {
+            let (_, labels) = super::rows::read(&key).unwrap();
+            *(if labels.face == face { &mut rows } else { &mut others }) += 1;
+            Ok(())
+        };
+        room.each((&from, &to), face, &mut take).unwrap();
+        assert_eq!((rows, others), (4 * count, 0), "{face:?}");
+    }
+}
+
 struct Mail {
     tenant: TenantId,
     account: u64,
