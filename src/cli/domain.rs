@@ -1,7 +1,7 @@
 //! `postern domain`. Records are printed twice: in fields to paste into a provider's form, and as
 //! lines of a zone file.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::arguments::{Cover, DomainCommand};
 use super::client::{Fault, encoded};
@@ -149,8 +149,9 @@ async fn all(session: &Session, tenant: Option<&str>) -> Result<Vec<Value>, Faul
 }
 
 async fn list(session: &Session, tenant: Option<&str>) -> Result<(), Fault> {
-    let found = Value::from(all(session, tenant).await?);
-    session.show(&found, |session, domains: Vec<DomainJson>| {
+    let found = json!({ "rows": all(session, tenant).await?, "next": null });
+    session.show(&found, |session, found: Value| {
+        let domains: Vec<DomainJson> = rows(&found).unwrap_or_default();
         let mut table = Table::new(&["DOMAIN", "TENANT", "STATE", "SUBDOMAINS", "LAST CHECK"]);
         for domain in domains {
             table.row([

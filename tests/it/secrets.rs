@@ -520,7 +520,7 @@ fn is_in_its_own_segment_only(of_mail: &Secrets, data: &Path) {
 fn signing(world: &World) -> (TenantId, Vec<String>) {
     let tenant = world.json_tool(&["tenant", "show", "shop"]);
     let domains = world.json_tool(&["domain", "list", "shop"]);
-    let records = domains[0]["records"].as_array().unwrap_or_else(|| panic!("{domains}"));
+    let records = domains["rows"][0]["records"].as_array().unwrap_or_else(|| panic!("{domains}"));
     let names = records.iter().map(|record| text(&record["name"]).trim_end_matches('.').to_owned());
     let names: Vec<_> = names.filter(|name| name.contains("._domainkey.")).collect();
     assert_eq!(names.len(), 2, "{domains}");
