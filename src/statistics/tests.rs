@@ -11,7 +11,7 @@ use crate::mail::{
     Address, Class, Domain, Labels, QueueId, Reply, ReversePath, Signed, SmtpAccountId, TenantId, VipId,
 };
 use crate::records::AdminError;
-use crate::store::{MemoryStore, after_prefix, codec, prefix};
+use crate::store::{Key, MemoryStore, after_prefix, codec, prefix};
 
 const NOON: u64 = 1_795_348_800_000;
 const HOUR: u64 = 3_600_000;
@@ -43,11 +43,11 @@ async fn rows_of_other_faces_are_passed_over() {
     let mut batch = Batch::new();
     let faces = [Face::Destination, Face::SendingDomain, Face::Tag];
     for (tenant, number) in [(1, 7), (2, 7), (1, 8), (2, 8)] {
-        let bucket = super::rows::Bucket { span: Span::Hour, number, tenant: TenantId(tenant) };
+        let bucket = rows::Bucket { span: Span::Hour, number, tenant: TenantId(tenant) };
         for (face, count) in faces.into_iter().zip([3, 3000, 2500]) {
             for value in 0..count {
                 let (provider, value) = (String::new(), format!("{value}"));
-                let labels = super::rows::Labels { face, account: None, vip: VipId(3), provider, value };
+                let labels = rows::Labels { face, account: None, vip: VipId(3), provider, value };
                 batch.set(bucket.row(&labels), Vec::new());
             }
         }
@@ -55,9 +55,9 @@ async fn rows_of_other_faces_are_passed_over() {
     store.commit(batch).await.unwrap();
     for (face, count) in faces.into_iter().zip([3, 3000, 2500]) {
         let (mut rows, mut others) = (0, 0);
-        let (from, to) = (super::rows::from_number(Span::Hour, 7), super::rows::from_number(Span::Hour, 9));
-        let mut take = |key: crate::store::Key, _| {
-            let (_, labels) = super::rows::read(&key).unwrap();
+        let (from, to) = (rows::from_number(Span::Hour, 7), rows::from_number(Span::Hour, 9));
+        let mut take = |key: Key, _| {
+            let (_, labels) = rows::read(&key).unwrap();
             *(if labels.face == face { &mut rows } else { &mut others }) += 1;
             Ok(())
         };
