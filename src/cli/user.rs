@@ -45,7 +45,7 @@ pub async fn run(session: &Session, command: &User) -> Result<(), Fault> {
         }
         User::ResetFactor { id } => {
             let answer = session.client.delete(&format!("{}/second-factor", path(id))).await?;
-            session.done(&answer, "his second factor is gone, and his sessions ended")
+            session.done(&answer, "his second factors are gone, and his sessions ended")
         }
         User::EndSessions { id } => {
             let answer = session.client.delete(&format!("{}/sessions", path(id))).await?;
@@ -172,19 +172,28 @@ fn facts(session: &Session, user: UserJson) -> String {
         || "as the role says".to_owned(),
         |own| own.iter().map(|(login, action)| format!("{login} ({action})")).collect::<Vec<_>>().join(", "),
     );
+    let factors = factors(user.second_factor, user.passkeys, user.recovery_codes);
     let networks = if user.allowed_from.is_empty() { "anywhere".to_owned() } else { user.allowed_from.join(", ") };
     format!(
         "Id             {}\nTenant         {}\nAddress        {}\nName           {}\nRole           {}\nState          {}\n\
-         Second factor  {}\nFrom           {networks}\nSMTP accounts  {accounts}\nLast login     {}\n",
+         Second factor  {factors}\nFrom           {networks}\nSMTP accounts  {accounts}\nLast login     {}\n",
         user.id,
         user.tenant,
         user.email,
         user.name,
         user.role,
         user.state,
-        if user.second_factor { format!("yes, {} recovery codes left", user.recovery_codes) } else { "no".to_owned() },
         user.last_login.map_or_else(|| "never".to_owned(), |at| when(&at, session.now)),
     )
+}
+
+fn factors(has_one: bool, passkeys: usize, recovery_codes: usize) -> String {
+    let passkeys = match passkeys {
+        0 => String::new(),
+        1 => ", 1 passkey".to_owned(),
+        more => format!(", {more} passkeys"),
+    };
+    if has_one { format!("yes{passkeys}, {recovery_codes} recovery codes left") } else { "no".to_owned() }
 }
 
 fn table(session: &Session, list: Value) -> String {

@@ -14,7 +14,7 @@ use crate::net::{DnsSettings, Reach, Validation};
 use crate::pipeline::ClientAddress;
 use crate::smtp::BareLineEnds;
 use crate::{
-    accounts, breaker, delivery, domains, feedback, gate, pipeline, queue, smtp, store, submission, tlsrpt, web,
+    accounts, breaker, delivery, domains, feedback, gate, people, pipeline, queue, smtp, store, submission, tlsrpt, web,
 };
 
 /// Checks a file's text; `path` is named in problems.
@@ -81,14 +81,7 @@ fn build(path: &Path, file: &File) -> Config {
         breaker: breaker(file),
         gate: gate(file),
         dns: dns(file),
-        web: web::Settings {
-            socket: file.path("admin.socket"),
-            group: file.text("admin.group"),
-            listen: file.addresses("admin.listen"),
-            requests_per_minute_max: file.count("admin.requests_per_minute_max"),
-            connections_max: file.size("admin.connections_max"),
-            ..Default::default()
-        },
+        web: admin(file),
         monitor: file.addresses("monitor.listen").first().copied(),
         log: Log {
             format: if file.text("log.format") == "json" { LogFormat::Json } else { LogFormat::Text },
@@ -275,6 +268,34 @@ fn rules(file: &File, config: &Config) {
     times(file, config);
     places(file, config);
     names(file, config);
+    if file.is_sound("admin.origin")
+        && file.is_sound("hostname")
+        && let Err(wrong) = site(file)
+    {
+        file.refuse("admin.origin", wrong);
+    }
+}
+
+fn admin(file: &File) -> web::Settings {
+    web::Settings {
+        socket: file.path("admin.socket"),
+        group: file.text("admin.group"),
+        listen: file.addresses("admin.listen"),
+        site: site(file).ok(),
+        requests_per_minute_max: file.count("admin.requests_per_minute_max"),
+        connections_max: file.size("admin.connections_max"),
+        ..Default::default()
+    }
+}
+
+/// Where browsers reach the admin API; unless it is said, this machine's name and the first port.
+fn site(file: &File) -> Result<people::Site, String> {
+    let text = file.text("admin.origin");
+    if !text.is_empty() {
+        return people::Site::parse(&text);
+    }
+    let port = file.addresses("admin.listen").first().map_or(443, std::net::SocketAddr::port);
+    people::Site::parse(&format!("https://{}:{port}", file.name("hostname")))
 }
 
 /// The record has names below it, and the name of this machine may be a tenant's or have a record of its own.

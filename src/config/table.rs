@@ -335,6 +335,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting!("admin.listen", Addresses => "[\"127.0.0.1:8443\"]", Shown AtStart,
         "Where the admin API is served over TLS with this machine's certificate; an empty list for the local socket only.",
         "Whoever administers from elsewhere, or runs two instances on one machine."),
+    setting!("admin.origin", Line(300) => "\"\"", Shown AtStart,
+        "Where people's browsers reach the admin API, as they see it: https://HOST or https://HOST:PORT; empty for \
+         `hostname` and the first port of `admin.listen`. Passkeys are bound to its host: those of another host are no \
+         longer good after a change.",
+        "Whoever lets people log in with passkeys by another name, or behind a proxy."),
     setting!("admin.connections_max", Count(8, 100_000) => "256", Rare AtStart,
         "Connections to `admin.listen` at one moment, and never more than an eighth of the limit of open files. When all \
          places are taken, the connection that has been idle longest ends for a new one; if none is idle, the new one \

@@ -48,7 +48,8 @@ fn the_documented_defaults_are_those_of_the_rooms() {
     assert_eq!(config.delivery, delivery::Settings::default());
     assert_eq!(config.pipeline, pipeline::Settings::default());
     assert_eq!(config.store, store::Settings::default());
-    assert_eq!(config.web, web::Settings::default());
+    let site = crate::people::Site::parse("https://mx.example.com:8443").ok();
+    assert_eq!(config.web, web::Settings { site, ..Default::default() });
     assert_eq!(config.dns, DnsSettings::default());
 }
 

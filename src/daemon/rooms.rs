@@ -130,7 +130,7 @@ impl Rooms {
             suppression,
             operations,
             routes,
-            people: Arc::new(people),
+            people: Arc::new(people.reached_at(config.web.site.clone())),
             queue,
             backup,
             delivery,

@@ -269,6 +269,8 @@ pub enum InstanceEvent {
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps
 /// addresses of messages elsewhere, in memory too, drops them when it reads one.
 pub const ERASE_ACT: &str = "queue.erase";
+/// The act in the audit event of a passkey that came with an older counter than before.
+pub const PASSKEY_COPIED_ACT: &str = "second-factor.passkey-copied";
 /// The act in the audit event of a recovery code that was used in the place of a second factor.
 pub const RECOVERY_USED_ACT: &str = "second-factor.recovery-used";
 /// The act in the audit event of a session that ended for too many wrong confirmations.

@@ -49,6 +49,13 @@ pub(super) fn heard_of(told: &AuditEvent) -> Option<Heard> {
             "your second factor was taken away by {}: your password alone lets you in until you set up another one",
             told.actor
         ),
+        "second-factor.passkey-add" => "a passkey was set up for you: it opens what your password does not".to_owned(),
+        "second-factor.passkey-remove" => "one of your passkeys was taken away".to_owned(),
+        events::PASSKEY_COPIED_ACT => {
+            "one of your passkeys was refused: it counted less than before, so somebody may have a copy; see which it is \
+             and take it away"
+                .to_owned()
+        }
         "second-factor.recovery-codes" => "new recovery codes were made; the old ones are worth nothing".to_owned(),
         events::RECOVERY_USED_ACT => "a recovery code was used in the place of your second factor".to_owned(),
         "user.password" => "your password was changed, and your other sessions ended".to_owned(),

@@ -58,6 +58,9 @@ async fn each_act_on_somebodys_way_in_is_told_in_words_and_others_are_not() {
     let told_acts = [
         (me.as_str(), "second-factor.add", "a second factor was set up"),
         (&me, "second-factor.remove", "you took"),
+        (&me, "second-factor.passkey-add", "a passkey was set up"),
+        (&me, "second-factor.passkey-remove", "one of your passkeys was taken away"),
+        ("system: a passkey's counter", events::PASSKEY_COPIED_ACT, "somebody may have a copy"),
         (&me, "second-factor.recovery-codes", "new recovery codes"),
         (&me, events::RECOVERY_USED_ACT, "a recovery code was used"),
         (&me, "user.password", "your password was changed"),
@@ -68,8 +71,15 @@ async fn each_act_on_somebodys_way_in_is_told_in_words_and_others_are_not() {
         room.consume(&[event(actor, act, OWNER, minutes(number as u64))]).await.unwrap();
         assert!(told(&room, &owner, Which::All)[0].contains(words), "{act}");
     }
-    for act in ["session.begin", "session.confirm", "session.end", "user.change", "second-factor.offer", "user.invite"]
-    {
+    for act in [
+        "session.begin",
+        "session.confirm",
+        "session.end",
+        "user.change",
+        "second-factor.offer",
+        "second-factor.passkey-rename",
+        "user.invite",
+    ] {
         room.consume(&[event("uid 0 by local socket", act, OWNER, minutes(90))]).await.unwrap();
     }
     let of_key =

@@ -1,21 +1,20 @@
-//! The second factor of a person: set up by himself, taken away by an admin, and ten recovery codes.
+//! The second factors of a person: TOTP, set up by himself, all of them taken away by an admin, and ten recovery
+//! codes that stand for any of them. Passkeys are in `passkeys`.
 //!
 //! Easy to get wrong: a secret that was shown is asked for only after one code has proved that the
 //! person has it; a code, of either kind, is spent in the batch that lets the person in; and whoever
 //! sets up a factor confirms with it alone from then on, so that setting it up needs a fresh proof itself.
 
-use std::sync::Arc;
-
 use zeroize::Zeroizing;
 
 use super::users::act_on;
-use super::{People, Totp, TotpState, User, digest, is_same, is_self, totp, user_key};
+use super::{People, Totp, TotpState, User, digest, is_same, is_self, stored, totp};
 use crate::access::{Action, Actor};
 use crate::events;
 use crate::ext::{self, Timestamp};
 use crate::mail::UserId;
 use crate::records::{self, AdminError};
-use crate::store::{Batch, codec};
+use crate::store::Batch;
 
 /// Recovery codes made at a time.
 pub const RECOVERY_CODES: usize = 10;
@@ -35,11 +34,24 @@ pub struct Enrolment {
 pub(super) enum Spent {
     /// A code of its device.
     Code,
+    /// A passkey.
+    Passkey,
     /// A recovery code; so many are left.
     Recovery {
         /// How many.
         left: usize,
     },
+}
+
+/// What came of a second factor that was given.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is right, and spent in the person that the caller stores.
+    Right(Spent),
+    /// It is wrong.
+    Wrong,
+    /// It is a passkey of which somebody may have a copy; marked so in the person.
+    Copied,
 }
 
 impl Spent {
@@ -89,14 +101,14 @@ impl People {
         let code = code.map_err(|error| AdminError::Invalid(format!("the QR code cannot be made: {error}")))?;
         let qr_svg = Zeroizing::new(code.render::<qrcode::render::svg::Color<'_>>().min_dimensions(240, 240).build());
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        stored::replace(&mut batch, &user, &changed);
         records::record(&mut batch, actor, act_on("second-factor.offer", &changed), now);
         self.remember(turn, batch, changed).await?;
         Ok(Enrolment { secret: Zeroizing::new(totp::written(secret.as_slice())), address, qr_svg })
     }
 
     /// Ends setting up with a first code: from now on codes are asked for. The recovery codes are
-    /// shown this once; all other sessions of the person end.
+    /// shown this once, if it is the first second factor; all other sessions of the person end.
     ///
     /// # Errors
     /// If the proof is old, nothing was offered, or the code is wrong.
@@ -118,19 +130,15 @@ impl People {
             .ok_or_else(|| AdminError::field("code", "this code is wrong; is the device's clock right?".to_owned()))?;
         totp.last_step = step;
         totp.state = TotpState::Proved;
-        let codes = new_codes();
-        changed.recovery = codes.iter().map(|code| digest(&folded(code))).collect();
+        let codes = if user.has_factor() { Vec::new() } else { new_codes() };
+        if !user.has_factor() {
+            changed.recovery = recovery_digests(&codes);
+        }
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        stored::replace(&mut batch, &user, &changed);
         let ended = self.end_in(&mut batch, id, keep);
         records::record(&mut batch, actor, act_on("second-factor.add", &changed), now);
-        let memory = Arc::clone(&self.memory);
-        turn.commit(batch, move || {
-            let mut known = records::write(&memory.records);
-            ended.iter().for_each(|session| drop(known.sessions.remove(session)));
-            known.users.insert(changed.id, Arc::new(changed));
-        })
-        .await?;
+        self.remember_without(turn, batch, changed, ended).await?;
         Ok(codes)
     }
 
@@ -147,59 +155,81 @@ impl People {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let user = self.own(actor, id)?;
-        if !user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) {
+        if !user.has_factor() {
             return Err(AdminError::Invalid("there is no second factor to recover".to_owned()));
         }
         let codes = new_codes();
         let mut changed = user.clone();
-        changed.recovery = codes.iter().map(|code| digest(&folded(code))).collect();
+        changed.recovery = recovery_digests(&codes);
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
+        stored::replace(&mut batch, &user, &changed);
         records::record(&mut batch, actor, act_on("second-factor.recovery-codes", &changed), now);
         self.remember(turn, batch, changed).await?;
         Ok(codes)
     }
 
-    /// Takes a second factor away: one's own after a fresh proof, or a person's by whoever manages
-    /// it. Its sessions end, so that it logs in anew.
+    /// Takes one's own TOTP away after a fresh proof, and the recovery codes with the last second factor. The
+    /// person's sessions end, so that it logs in anew.
     ///
     /// # Errors
-    /// If the actor may not, or there is none.
+    /// If it is somebody else's, the proof is old, or there is none.
     pub async fn remove_totp(&self, actor: &Actor, id: UserId, now: Timestamp) -> Result<(), AdminError> {
+        actor.require_fresh(now)?;
+        let turn = self.desk.turn().await;
+        let user = self.own(actor, id)?;
+        if user.totp.is_none() {
+            return Err(AdminError::Missing("second factor".to_owned()));
+        }
+        let mut changed = User { totp: None, ..user.clone() };
+        if !changed.has_factor() {
+            changed.recovery.clear();
+        }
+        self.take_away(turn, actor, (&user, changed), now).await
+    }
+
+    /// Takes all second factors of a person away: TOTP, passkeys and recovery codes, by whoever manages it or by
+    /// itself. Its sessions end, so that it logs in anew.
+    ///
+    /// # Errors
+    /// If the actor may not, the proof is old, or there is none.
+    pub async fn reset_factors(&self, actor: &Actor, id: UserId, now: Timestamp) -> Result<(), AdminError> {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
         let user = if is_self(actor, id) { self.own(actor, id)? } else { self.user_for(actor, id, Action::Write)? };
         if !is_self(actor, id) {
             actor.may_give(user.role)?;
         }
-        if user.totp.is_none() {
+        if user.totp.is_none() && user.passkeys.is_empty() {
             return Err(AdminError::Missing("second factor".to_owned()));
         }
-        let mut changed = user.clone();
-        changed.totp = None;
-        changed.recovery.clear();
+        let changed = User { totp: None, passkeys: Vec::new(), recovery: Vec::new(), ..user.clone() };
+        self.take_away(turn, actor, (&user, changed), now).await
+    }
+
+    async fn take_away(
+        &self,
+        turn: records::Turn,
+        actor: &Actor,
+        (user, changed): (&User, User),
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&user)).set(user_key(id), codec::encode(&changed));
-        let ended = self.end_in(&mut batch, id, None);
+        stored::replace(&mut batch, user, &changed);
+        let ended = self.end_in(&mut batch, user.id, None);
         records::record(&mut batch, actor, act_on("second-factor.remove", &changed), now);
-        let memory = Arc::clone(&self.memory);
-        turn.commit(batch, move || {
-            let mut known = records::write(&memory.records);
-            ended.iter().for_each(|session| drop(known.sessions.remove(session)));
-            known.users.insert(changed.id, Arc::new(changed));
-        })
-        .await?;
-        Ok(())
+        self.remember_without(turn, batch, changed, ended).await
     }
 
     /// Spends a code of either kind in `user`, which the caller stores. `None`: it is wrong.
     pub(super) fn spend_code(&self, user: &mut User, code: &str, now: Timestamp) -> Result<Option<Spent>, AdminError> {
         let id = user.id;
-        let Some(totp) = user.totp.as_mut() else { return Ok(None) };
-        let secret = self.opened(id, totp)?;
-        if let Some(step) = totp::accepts(&secret, code, totp.last_step, now) {
-            totp.last_step = step;
-            return Ok(Some(Spent::Code));
+        // One that is still being set up proves nothing, whatever else the person has.
+        if let Some(totp) = user.totp.as_mut().filter(|totp| totp.state == TotpState::Proved) {
+            let secret = self.opened(id, totp)?;
+            if let Some(step) = totp::accepts(&secret, code, totp.last_step, now) {
+                totp.last_step = step;
+                return Ok(Some(Spent::Code));
+            }
         }
         let typed = digest(&folded(code));
         let mut found = None;
@@ -214,13 +244,6 @@ impl People {
         }))
     }
 
-    fn own(&self, actor: &Actor, id: UserId) -> Result<User, AdminError> {
-        if !is_self(actor, id) {
-            return Err(AdminError::Invalid("a second factor is set up by the person itself".to_owned()));
-        }
-        self.user_for(actor, id, Action::Read)
-    }
-
     fn opened(&self, id: UserId, totp: &Totp) -> Result<Zeroizing<Vec<u8>>, AdminError> {
         self.key.open(&purpose(id), &totp.sealed).map_err(|error| {
             AdminError::Invalid(format!("the second factor cannot be read: {error}; an admin can take it away"))
@@ -229,11 +252,16 @@ impl People {
 }
 
 /// 80 random bits each, in groups that can be read out loud.
-fn new_codes() -> Vec<Zeroizing<String>> {
+pub(super) fn new_codes() -> Vec<Zeroizing<String>> {
     let code = |_| {
         let text = ext::base32(&ext::random_bytes::<10>());
         let groups: Vec<&str> = (0..4).filter_map(|at| text.get(at * 4..at * 4 + 4)).collect();
         Zeroizing::new(groups.join("-"))
     };
     (0..RECOVERY_CODES).map(code).collect()
+}
+
+/// As they are kept.
+pub(super) fn recovery_digests(codes: &[Zeroizing<String>]) -> Vec<[u8; 32]> {
+    codes.iter().map(|code| digest(&folded(code))).collect()
 }

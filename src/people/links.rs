@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::users::{self, folded};
-use super::{People, User, UserState, digest, email_key, is_self, name_of, password, user_key};
+use super::{People, User, UserState, digest, email_key, is_self, name_of, password, stored, user_key};
 use crate::access::{Action, Actor, Role};
 use crate::ext::{self, Timestamp};
 use crate::mail::UserId;
@@ -111,7 +111,7 @@ impl People {
             Purpose::Activate(id) | Purpose::Reset(id) => {
                 // What changed while the password was hashed stays changed.
                 let current = self.user(id).ok_or_else(unknown)?;
-                batch.if_equals(user_key(id), codec::encode(&*current));
+                batch.if_equals(user_key(id), stored::user_bytes(&current));
                 user = User::clone(&current);
             }
         }
@@ -119,7 +119,7 @@ impl People {
         if user.state == UserState::Invited {
             user.state = UserState::Active;
         }
-        batch.set(user_key(user.id), codec::encode(&user));
+        batch.set(user_key(user.id), stored::user_bytes(&user));
         // Whoever else has a link for a new password shall not choose another one.
         for key in self.links_for(|purpose| purpose == Purpose::Reset(user.id))? {
             batch.remove(key);
@@ -168,7 +168,7 @@ impl People {
         }
         let changed = User { password: Some(hash), ..current.clone() };
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&current)).set(user_key(id), codec::encode(&changed));
+        stored::replace(&mut batch, &current, &changed);
         for key in self.links_for(|purpose| purpose == Purpose::Reset(id))? {
             batch.remove(key);
         }

@@ -1,4 +1,4 @@
-//! Logging in: address and password, and a code where there is a second factor.
+//! Logging in: address and password, and a code or passkey where there is a second factor.
 //!
 //! Failures slow down the (address, network) they come from, and the network as a whole; nothing a
 //! stranger does on another network keeps a person out. A try counts as failed while it is looked at,
@@ -14,15 +14,16 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::factors::Spent;
+use super::ceremonies::Occasion;
+use super::factors::{Spent, Taken};
 use super::links::{self, OneTimeLink, Purpose, RESET_LASTS};
-use super::{People, Session, TotpState, User, UserState, is_allowed, password, sessions, user_key};
+use super::{People, Session, User, UserState, is_allowed, password, sessions, stored};
 use crate::access::{Actor, Proof};
 use crate::accounts::{Failed, Failures, Network};
 use crate::events::{self, Event, EventKind, InstanceEvent};
 use crate::ext::Timestamp;
 use crate::mail::{TenantId, UserId, printable};
-use crate::records::{self, AdminError};
+use crate::records::{self, AdminError, Turn};
 use crate::store::{Batch, codec};
 
 /// Wrong codes of one person within [`CODE_MEMORY`] after which codes are refused for its rest.
@@ -51,6 +52,8 @@ pub struct Credentials<'a> {
     pub password: &'a str,
     /// A code of the second factor, or a recovery code.
     pub code: Option<&'a str>,
+    /// What the browser made with a passkey, as JSON; not looked at beside a code.
+    pub passkey: Option<&'a [u8]>,
     /// Where it comes from.
     pub from: IpAddr,
     /// What the browser calls itself.
@@ -72,8 +75,9 @@ pub struct LoggedIn {
 pub enum Refused {
     /// Address, password or code is wrong; answer after this delay.
     Wrong(Duration),
-    /// The password is right and a code is needed.
-    NeedsCode,
+    /// The password is right and a second factor is needed: a code, or a passkey, for which the browser needs this
+    /// JSON if the person has any.
+    NeedsFactor(Option<String>),
     /// Too many failures; come back after this long.
     Slowed(Duration),
     /// Our own failure.
@@ -182,10 +186,6 @@ fn may_come(user: &User, from: IpAddr) -> bool {
     user.state == UserState::Active && is_allowed(&user.allowed_from, Some(from))
 }
 
-fn has_factor(user: &User) -> bool {
-    user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved)
-}
-
 impl People {
     /// Logs somebody in, with a new session.
     ///
@@ -208,19 +208,14 @@ impl People {
         if attempt.is_slowed && !records::lock(&self.memory.tries).is_known(current.id, attempt.network) {
             return Err(Refused::Slowed(SLOWED_FOR));
         }
-        let (mut changed, mut spent) = (User::clone(&current), None);
-        if has_factor(&current) {
-            spent = self.take_code(&mut changed, &given, now).inspect_err(|_| self.excuse(attempt))?;
-            if spent.is_none() {
-                drop(turn);
-                return Err(self.failed(attempt).await);
-            }
-        }
+        let mut changed = User::clone(&current);
+        let taken = self.take_factor((turn, &current, &mut changed), &given, Occasion::Login, now).await;
+        let Some((turn, spent)) = taken.inspect_err(|_| self.excuse(attempt))? else {
+            return Err(self.failed(attempt).await);
+        };
         let mut batch = Batch::new();
         changed.last_login = Some(now);
-        batch
-            .if_equals(user_key(current.id), codec::encode(&*current))
-            .set(user_key(current.id), codec::encode(&changed));
+        stored::replace(&mut batch, &current, &changed);
         let (secret, session, ended) = self.begin_in(&mut batch, current.id, (given.from, given.agent), now);
         let actor = Actor { from: Some(given.from), ..Actor::of(super::name_of(current.id), current.role) };
         records::record(&mut batch, &actor, sessions::began(&changed), now);
@@ -261,20 +256,46 @@ impl People {
         records::lock(&self.memory.tries).failures.excused(&counted(attempt.given), attempt.network);
     }
 
-    /// Spends the code that was given; `None` if it is wrong.
-    fn take_code(&self, user: &mut User, given: &Credentials<'_>, now: Timestamp) -> Result<Option<Spent>, Refused> {
-        let Some(code) = given.code else { return Err(Refused::NeedsCode) };
+    /// Takes the second factor that was given, where there is one, into `changed`, which the caller stores in the
+    /// turn that comes back; `None` if it is wrong.
+    async fn take_factor(
+        &self,
+        (turn, current, changed): (Turn, &User, &mut User),
+        given: &Credentials<'_>,
+        occasion: Occasion,
+        now: Timestamp,
+    ) -> Result<Option<(Turn, Option<Spent>)>, Refused> {
+        if !current.has_factor() {
+            return Ok(Some((turn, None)));
+        }
+        let taken = match (given.code, given.passkey) {
+            (Some(code), _) => self.take_code(changed, code, now)?,
+            (None, Some(answer)) => self.take_passkey(changed, occasion, answer, now),
+            (None, None) => return Err(Refused::NeedsFactor(self.ask_for_passkey(current, occasion, now))),
+        };
+        match taken {
+            Taken::Right(spent) => Ok(Some((turn, Some(spent)))),
+            Taken::Wrong => Ok(None),
+            Taken::Copied => {
+                let actor = Actor { from: Some(given.from), ..Actor::system("a passkey's counter") };
+                self.suspect(turn, (current, changed.clone()), &actor, now).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn take_code(&self, user: &mut User, code: &str, now: Timestamp) -> Result<Taken, Refused> {
         if records::lock(&self.memory.tries).too_many_codes(user.id, now) {
             return Err(Refused::Slowed(CODE_MEMORY));
         }
-        let spent = self.spend_code(user, code, now)?;
-        if spent.is_none() {
+        let Some(spent) = self.spend_code(user, code, now)? else {
             records::lock(&self.memory.tries).wrong_code(user.id, now);
-        }
-        Ok(spent)
+            return Ok(Taken::Wrong);
+        };
+        Ok(Taken::Right(spent))
     }
 
-    /// A fresh proof for a session: a code where there is a second factor, else the password. The
+    /// A fresh proof for a session: a code or passkey where there is a second factor, else the password. The
     /// session gets a new secret; the old one is worth nothing. After [`WRONG_CONFIRMATIONS_MAX`] wrong
     /// ones it ends.
     ///
@@ -282,8 +303,8 @@ impl People {
     /// As [`People::log_in`].
     pub async fn confirm(&self, old: &Session, given: Credentials<'_>, now: Timestamp) -> Result<LoggedIn, Refused> {
         let user = self.user(old.user).ok_or(Refused::Wrong(Duration::ZERO))?;
-        if has_factor(&user) && given.code.is_none() {
-            return Err(Refused::NeedsCode);
+        if user.has_factor() && given.code.is_none() && given.passkey.is_none() {
+            return Err(Refused::NeedsFactor(self.ask_for_passkey(&user, Occasion::Confirm(old.digest), now)));
         }
         let given = Credentials { email: &user.email, ..given };
         if !records::lock(&self.memory.tries).confirms(old.digest) {
@@ -309,7 +330,7 @@ impl People {
         now: Timestamp,
     ) -> Result<LoggedIn, Refused> {
         let wrong = || Refused::Wrong(Duration::ZERO);
-        let had_factor = has_factor(user);
+        let had_factor = user.has_factor();
         if !had_factor {
             let typed = Zeroizing::new(given.password.to_owned());
             if !self.hashes.matches(user.password.clone(), typed).await? {
@@ -319,14 +340,13 @@ impl People {
         let turn = self.desk.turn().await;
         let is_open = records::read(&self.memory.records).sessions.contains_key(&old.digest);
         // A factor that was taken away meanwhile leaves nothing that was proved.
-        let current = self.still(user, given.from).filter(|current| is_open && (has_factor(current) || !had_factor));
+        let current = self.still(user, given.from).filter(|current| is_open && (current.has_factor() || !had_factor));
         let current = current.ok_or_else(wrong)?;
-        let (mut changed, mut spent) = (User::clone(&current), None);
-        if has_factor(&current) {
-            spent = Some(self.take_code(&mut changed, given, now)?.ok_or_else(wrong)?);
-        }
+        let mut changed = User::clone(&current);
+        let taken = self.take_factor((turn, &current, &mut changed), given, Occasion::Confirm(old.digest), now).await?;
+        let (turn, spent) = taken.ok_or_else(wrong)?;
         let mut batch = Batch::new();
-        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&changed));
+        stored::replace(&mut batch, &current, &changed);
         let (secret, mut session, mut ended) = self.begin_in(&mut batch, user.id, (given.from, given.agent), now);
         session.began = old.began;
         batch.set(super::session_key(&session.digest), codec::encode(&session));
@@ -474,7 +494,7 @@ impl People {
         let mut renewed = User::clone(&current);
         renewed.password = Some(hash);
         let mut batch = Batch::new();
-        batch.if_equals(user_key(user.id), codec::encode(&*current)).set(user_key(user.id), codec::encode(&renewed));
+        stored::replace(&mut batch, &current, &renewed);
         if let Err(error) = self.remember(turn, batch, renewed).await {
             tracing::warn!(%error, "a password hash could not be renewed");
         }

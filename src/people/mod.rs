@@ -6,13 +6,16 @@
 //! shown once and kept as digests. Easy to get wrong: an unknown user, a wrong password and a locked
 //! user look and last the same; and nobody may lock somebody else out by failing on purpose.
 
+mod ceremonies;
 mod factors;
 mod keys;
 mod links;
 mod login;
+mod passkeys;
 mod password;
 mod resealing;
 mod sessions;
+mod stored;
 mod totp;
 mod users;
 
@@ -35,10 +38,12 @@ use crate::records::{self, AdminError, Damage, Desk};
 use crate::seal::MasterKey;
 use crate::store::{Key, Store, StoreError, prefix};
 
+pub use ceremonies::{CHALLENGE_LASTS, Site};
 pub use factors::{Enrolment, RECOVERY_CODES};
 pub use keys::{KeyChange, MadeKey, NewKey, OVERLAP_DEFAULT, OVERLAP_MAX, SCOPES_MAX};
 pub use links::{ACTIVATION_LASTS, OneTimeLink, RESET_LASTS, SET_UP_LASTS};
 pub use login::{Credentials, LINK_MAILED_EVERY, LoggedIn, Refused, WRONG_CONFIRMATIONS_MAX};
+pub use passkeys::{PASSKEYS_MAX, Passkey};
 pub use password::CHARACTERS_MIN as PASSWORD_CHARACTERS_MIN;
 pub use sessions::{SESSION_IDLE_MAX, SESSION_LASTS, csrf_token};
 pub use totp::code_at as totp_code_at;
@@ -71,6 +76,15 @@ pub struct User {
     pub created: Timestamp,
     /// When it last logged in.
     pub last_login: Option<Timestamp>,
+    /// Passkeys, each a second factor.
+    pub passkeys: Vec<Passkey>,
+}
+
+impl User {
+    /// Whether something is asked of it beside the password.
+    pub fn has_factor(&self) -> bool {
+        self.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved) || !self.passkeys.is_empty()
+    }
 }
 
 /// Whether a person may log in.
@@ -183,6 +197,7 @@ pub struct People {
     key: Arc<MasterKey>,
     settings: accounts::Settings,
     hashes: password::Hashes,
+    site: Option<Site>,
     memory: Arc<Memory>,
     damaged: Vec<Damage>,
 }
@@ -191,6 +206,7 @@ pub struct People {
 struct Memory {
     records: RwLock<Records>,
     tries: Mutex<login::Tries>,
+    ceremonies: Mutex<ceremonies::Ceremonies>,
 }
 
 #[derive(Default)]
@@ -209,7 +225,7 @@ impl People {
     /// # Errors
     /// If the store cannot be read.
     pub fn open(store: Arc<dyn Store>, key: Arc<MasterKey>, settings: accounts::Settings) -> Result<Self, StoreError> {
-        let (users, mut damaged) = records::load::<User>(&*store, &[prefix::USER, b'r'])?;
+        let (users, mut damaged) = records::load_with(&*store, &[prefix::USER, b'r'], stored::read_user)?;
         let (policies, more) = records::load::<(Option<TenantId>, FactorPolicy)>(&*store, &[prefix::USER, b'p'])?;
         damaged.extend(more);
         let (keys, more) = records::load::<ApiKey>(&*store, &[prefix::API_KEY, b'r'])?;
@@ -226,8 +242,9 @@ impl People {
             sessions: sessions.into_iter().map(|(_, session)| (session.digest, session)).collect(),
             policies: policies.into_iter().map(|(_, policy)| policy).collect(),
         };
-        let memory = Arc::new(Memory { records: RwLock::new(known), tries: Mutex::default() });
-        Ok(Self { desk: Desk::new(store), key, settings, hashes: password::Hashes::default(), memory, damaged })
+        let memory = Arc::new(Memory { records: RwLock::new(known), ..Memory::default() });
+        let (desk, hashes) = (Desk::new(store), password::Hashes::default());
+        Ok(Self { desk, key, settings, hashes, site: None, memory, damaged })
     }
 
     /// Records that could not be read at open.
@@ -300,5 +317,8 @@ fn is_self(actor: &Actor, user: UserId) -> bool {
     actor.name == name_of(user)
 }
 
+#[cfg(test)]
+#[path = "tests/authenticator.rs"]
+pub(crate) mod authenticator;
 #[cfg(test)]
 mod tests;

@@ -3,20 +3,20 @@
 //! Easy to get wrong: one that opens under neither master key is left as it is and named; an admin can
 //! take it away.
 
-use super::User;
 use super::factors::purpose;
+use super::stored::{read_user, replace};
 use crate::records::{self, AdminError};
 use crate::seal::MasterKey;
-use crate::store::{Batch, Store, codec, prefix};
+use crate::store::{Batch, Store, prefix};
 
 /// Seals every second factor that `new` alone does not open under `new`; `both` opens what either sealed.
 /// How many were sealed anew, and which open under neither.
 pub async fn reseal(store: &dyn Store, new: &MasterKey, both: &MasterKey) -> Result<(u64, Vec<String>), AdminError> {
-    let (users, damaged) = records::load::<User>(store, &[prefix::USER, b'r'])?;
+    let (users, damaged) = records::load_with(store, &[prefix::USER, b'r'], read_user)?;
     let mut unopened: Vec<String> = damaged.into_iter().map(|damage| damage.key).collect();
     let mut values = 0;
-    for (own, mut user) in users {
-        let before = codec::encode(&user);
+    for (_, mut user) in users {
+        let before = user.clone();
         let purpose = purpose(user.id);
         let Some(totp) = &mut user.totp else { continue };
         if new.open(&purpose, &totp.sealed).is_ok() {
@@ -28,7 +28,7 @@ pub async fn reseal(store: &dyn Store, new: &MasterKey, both: &MasterKey) -> Res
         };
         totp.sealed = new.seal(&purpose, &plain);
         let mut batch = Batch::new();
-        batch.if_equals(own.clone(), before).set(own, codec::encode(&user));
+        replace(&mut batch, &before, &user);
         store.commit(batch).await?;
         values += 1;
     }

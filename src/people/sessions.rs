@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{People, Session, TotpState, User, UserState, digest, is_allowed, is_self, name_of, session_key};
+use super::{People, Session, User, UserState, digest, is_allowed, is_self, name_of, session_key};
 use crate::access::{Action, Actor, Narrowing, Proof};
 use crate::ext::{self, Timestamp};
 use crate::mail::{UserId, printable};
@@ -58,8 +58,7 @@ impl People {
 
     /// Whether the person must set up a second factor before anything else.
     pub fn must_enrol(&self, user: &User) -> bool {
-        let has_factor = user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved);
-        !has_factor && self.policy(user.role.tenant()).required_of.iter().any(|word| word == user.role.word())
+        !user.has_factor() && self.policy(user.role.tenant()).required_of.iter().any(|word| word == user.role.word())
     }
 
     /// A new session for a person who gave every factor; `old` ends. Its secret is shown this once.

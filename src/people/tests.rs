@@ -1,5 +1,6 @@
 //! People and keys over a store in memory: links, logins, second factors, sessions, keys.
 
+mod passkeys;
 mod proofs;
 
 use std::net::IpAddr;
@@ -50,7 +51,7 @@ async fn person(people: &People, email: &str, role: Role) -> User {
 }
 
 fn given<'a>(email: &'a str, password: &'a str, code: Option<&'a str>, from: IpAddr) -> Credentials<'a> {
-    Credentials { email, tenant: None, password, code, from, agent: "test" }
+    Credentials { email, tenant: None, password, code, passkey: None, from, agent: "test" }
 }
 
 async fn enter(people: &People, email: &str, code: Option<&str>, now: Timestamp) -> Result<LoggedIn, Refused> {
@@ -170,7 +171,7 @@ async fn a_code_is_good_once_and_so_is_a_recovery_code() {
     let user = person(&people, "anna@example.com", Role::TenantOwner(SHOP)).await;
     let (totp, recovery) = enrol(&people, &user, NOW).await;
     assert_eq!(recovery.len(), RECOVERY_CODES);
-    assert_eq!(refusal(enter(&people, "anna@example.com", None, NOW).await), Refused::NeedsCode);
+    assert_eq!(refusal(enter(&people, "anna@example.com", None, NOW).await), Refused::NeedsFactor(None));
     let spent = totp_code_at(&totp, NOW);
     let again = refusal(enter(&people, "anna@example.com", Some(&spent), NOW).await);
     assert!(matches!(again, Refused::Wrong(_)), "the code that proved it is spent: {again:?}");
@@ -211,11 +212,11 @@ async fn an_admin_takes_a_second_factor_away_and_a_role_can_be_made_to_have_one(
     let user = person(&people, "anna@example.com", Role::Developer(SHOP)).await;
     enrol(&people, &user, NOW).await;
     let peer = Actor::of("user x", Role::Developer(SHOP));
-    assert!(people.remove_totp(&peer, user.id, NOW).await.is_err());
+    assert!(people.reset_factors(&peer, user.id, NOW).await.is_err());
     let owner = Actor { proof: crate::access::Proof::At(NOW), ..Actor::of("user y", Role::TenantOwner(SHOP)) };
-    let stale = people.remove_totp(&owner, user.id, later(700)).await.unwrap_err();
+    let stale = people.reset_factors(&owner, user.id, later(700)).await.unwrap_err();
     assert!(matches!(stale, AdminError::Forbidden(ref refused) if refused.sight == Sight::ProofIsOld), "{stale:?}");
-    people.remove_totp(&owner, user.id, NOW).await.unwrap();
+    people.reset_factors(&owner, user.id, NOW).await.unwrap();
     assert!(enter(&people, "anna@example.com", None, NOW).await.is_ok());
     assert!(!people.must_enrol(&user));
     let policy = FactorPolicy { required_of: vec!["developer".to_owned()] };
@@ -467,7 +468,7 @@ async fn a_key_with_one_scope_makes_and_opens_nobody_who_may_do_more() {
         refused_as_more(people.invite(&key, new(role), NOW).await);
     }
     refused_as_more(people.reset_link(&key, anna.id, NOW).await);
-    refused_as_more(people.remove_totp(&key, anna.id, NOW).await);
+    refused_as_more(people.reset_factors(&key, anna.id, NOW).await);
     let up = UserChange { role: Some(Role::Developer(SHOP)), ..UserChange::default() };
     refused_as_more(people.change_user(&key, anna.id, up, NOW).await);
     let more = UserChange { accounts: Some(None), ..UserChange::default() };
@@ -502,7 +503,7 @@ async fn a_person_bound_to_some_smtp_accounts_does_not_get_to_the_others() {
         refused_as_more(people.invite(&actor, new, NOW).await);
     }
     refused_as_more(people.reset_link(&actor, bert.id, NOW).await);
-    refused_as_more(people.remove_totp(&actor, bert.id, NOW).await);
+    refused_as_more(people.reset_factors(&actor, bert.id, NOW).await);
     let key = people.add_key(&admin(), (new_key(Some(SHOP), &["queue:read"]), None), NOW).await.unwrap().key;
     refused_as_more(people.rotate_key(&actor, (key.id, None), Duration::ZERO, NOW).await);
     let endless = KeyChange { expires: Some(None), ..KeyChange::default() };

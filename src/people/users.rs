@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::links::{self, ACTIVATION_LASTS, OneTimeLink, Purpose, RESET_LASTS};
 use super::{
-    FactorPolicy, People, User, UserState, check_networks, email_key, is_allowed, is_self, policy_key, user_key,
+    FactorPolicy, People, User, UserState, check_networks, email_key, is_allowed, is_self, policy_key, stored, user_key,
 };
 use crate::access::{Action, Actor, Permission, ROLES, Resource, Role};
 use crate::ext::Timestamp;
@@ -70,6 +70,7 @@ pub(super) fn new_user(email: String, name: String, role: Role, now: Timestamp) 
         recovery: Vec::new(),
         created: now,
         last_login: None,
+        passkeys: Vec::new(),
     }
 }
 
@@ -124,7 +125,7 @@ impl People {
         let mut batch = Batch::new();
         let name = email_key(tenant, &user.email);
         batch.if_absent(name.clone()).set(name, codec::encode(&user.id));
-        batch.if_absent(user_key(user.id)).set(user_key(user.id), codec::encode(&user));
+        batch.if_absent(user_key(user.id)).set(user_key(user.id), stored::user_bytes(&user));
         let link = links::make(&mut batch, Purpose::Activate(user.id), ACTIVATION_LASTS, now);
         let act = act_on("user.invite", &user).changed("role", None, Some(user.role.word().to_owned()));
         records::record(&mut batch, actor, act, now);
@@ -259,7 +260,7 @@ impl People {
             return Err(AdminError::Invalid("nobody removes himself".to_owned()));
         }
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&user)).remove(user_key(id));
+        batch.if_equals(user_key(id), stored::user_bytes(&user)).remove(user_key(id));
         batch.remove(email_key(user.role.tenant(), &user.email));
         let ended = self.end_in(&mut batch, id, None);
         records::record(&mut batch, actor, act_on("user.remove", &user), now);
@@ -372,7 +373,7 @@ impl People {
         let mut user = before.clone();
         change(&mut user)?;
         let mut batch = Batch::new();
-        batch.if_equals(user_key(id), codec::encode(&before)).set(user_key(id), codec::encode(&user));
+        stored::replace(&mut batch, &before, &user);
         records::record(&mut batch, actor, act_on(act, &user).changes(facts(&before), facts(&user)), now);
         let ended = if user.state == UserState::Locked || user.role != before.role {
             self.end_in(&mut batch, id, None)

@@ -14,7 +14,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("invalid_api_key", "The key is wrong, has ended, or may not come from this network."),
     ("no_session", "There is no session. Log in."),
     ("wrong_credentials", "The login failed; the answer is the same for every reason."),
-    ("second_factor_required", "Send the code of the second factor, too."),
+    (
+        "second_factor_required",
+        "Send the code of the second factor, too, or what a passkey made of the problem's `passkey`.",
+    ),
     ("second_factor_enrolment", "The role must have a second factor: set one up first."),
     ("confirm_identity", "This act wants a fresh proof: POST /session/confirm, then the same again."),
     ("csrf", "The session's token is missing or wrong, or a page of another site asked."),

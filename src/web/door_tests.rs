@@ -25,6 +25,10 @@ impl Sent {
         self
     }
 
+    pub(super) fn without(&self, name: &str) -> Self {
+        Self { headers: self.headers.iter().filter(|(known, _)| *known != name).cloned().collect() }
+    }
+
     pub(super) fn key(text: &Value) -> Self {
         Self::default().with("authorization", format!("Bearer {}", text.as_str().unwrap()))
     }

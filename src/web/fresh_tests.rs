@@ -85,6 +85,7 @@ async fn things(api: &Router, store: &MemoryStore) -> Vec<(&'static str, String)
         ("letter", "0".repeat(20)),
         ("sweep", "0".to_owned()),
         ("trace", "0".to_owned()),
+        ("passkey", "0".repeat(16)),
         ("rule", "0".to_owned()),
     ]
 }
@@ -97,6 +98,8 @@ fn body(method: &str, path: &str) -> Value {
         ("put", "/second-factor-policy") => json!({"required_of": ["owner"]}),
         ("post", "/session/password") => json!({"password": "another horse entirely"}),
         ("post", "/session/second-factor/prove") => json!({"code": "123456"}),
+        ("post", "/session/passkeys") => json!({"name": "key", "credential": {}}),
+        ("patch", "/session/passkeys/{passkey}") => json!({"name": "another"}),
         ("post", "/keys") => json!({"tenant": "shop", "scopes": ["queue:read"]}),
         ("patch", "/keys/{key}") => json!({"name": "another"}),
         ("post", "/smtp-accounts") => json!({"tenant": "shop"}),

@@ -100,7 +100,8 @@ fn presented(parts: &Parts, request: &Request, from: IpAddr, now: Timestamp) -> 
     }
     let path = request.uri().path().strip_prefix("/api/v1").unwrap_or_default();
     if parts.people.must_enrol(&user) && !path.starts_with(BEFORE_ENROLMENT) {
-        let detail = "your role must have a second factor: set one up first (POST /api/v1/session/second-factor)";
+        let detail = "your role must have a second factor: set one up first (POST /api/v1/session/second-factor or \
+                      /api/v1/session/passkeys/offer)";
         return Err(Problem::new(StatusCode::FORBIDDEN, "second_factor_enrolment", detail));
     }
     Ok(Some((actor, Some(Stay { user, session, csrf }))))

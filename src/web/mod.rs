@@ -64,23 +64,23 @@ pub use api::{
     BreakerJson, BreakerLimitsJson, BreakerOverrideJson, CodeJson, ConfirmJson, CountsJson, DeletionJson,
     DestinationRuleJson, DialogueJson, DialogueStepJson, DifferenceJson, DomainChangeJson, DomainJson, EnrolmentJson,
     EventJson, FactorPolicyJson, FoundJson, FoundMessageJson, INSTANCE_NAME, InspectedJson, InspectionJson,
-    KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadeWebhookJson,
-    MessageAttemptJson, MessageJson, NewDeletionJson, NewDestinationRuleJson, NewDomainJson, NewKeyJson,
-    NewMessageJson, NewPasswordJson, NewPauseJson, NewQueueSweepJson, NewReturnPathJson, NewRouteJson,
-    NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson, NewTraceJson,
-    NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationMailJson,
-    NotificationsReadJson, OperationJson, PauseJson, QueueActJson, QueueChangeJson, QueueFilterJson, QueueMoveJson,
-    QueueRowJson, QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, QueuedJson,
-    ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson, RecoveryCodesJson, RedeemJson,
-    ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson, SaidJson, SearchJson,
-    SeenTlsJson, SentJson, SentRecipientJson, ServerJson, ServiceSpfJson, SessionJson, SiteActJson, SiteControllerJson,
-    SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson, SiteScopeJson, SmtpAccountChangeJson,
-    SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson, StsPolicyJson, SuppressionChangesJson,
-    SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson, SuppressionsChangedJson, SuspensionJson,
-    SweepActJson, TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson, TlsReportJson, TlsReportRowJson,
-    TlsRuleJson, TopJson, TopProviderJson, TraceJson, TracedJson, TracedLineJson, UserChangeJson, UserJson,
-    VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson, WebhookJson,
-    WebhookProgressJson, WebhookWindowJson,
+    KeyChangeJson, KeyJson, LetterJson, LimitsJson, LinkJson, LoginJson, LoginSeenJson, MadeKeyJson, MadePasskeyJson,
+    MadeWebhookJson, MessageAttemptJson, MessageJson, NewDeletionJson, NewDestinationRuleJson, NewDomainJson,
+    NewKeyJson, NewMessageJson, NewPasskeyJson, NewPasswordJson, NewPauseJson, NewQueueSweepJson, NewReturnPathJson,
+    NewRouteJson, NewSmtpAccountJson, NewSuppressionJson, NewSuspensionJson, NewTenantJson, NewTlsRuleJson,
+    NewTraceJson, NewUserJson, NewVipJson, NewWaiverJson, NewWebhookJson, NotificationJson, NotificationMailJson,
+    NotificationsReadJson, OperationJson, PasskeyJson, PasskeyNameJson, PasskeyOfferJson, PauseJson, QueueActJson,
+    QueueChangeJson, QueueFilterJson, QueueMoveJson, QueueRowJson, QueueShapeJson, QueueShapeRowJson, QueueSweepJson,
+    QueueTotalsJson, QueuedJson, ReadNotificationsJson, ReadinessJson, ReadinessRuleJson, RecipientJson, RecordJson,
+    RecoveryCodesJson, RedeemJson, ResumedJson, RetiredJson, ReturnPathJson, RotationJson, RouteChangeJson, RouteJson,
+    SaidJson, SearchJson, SeenTlsJson, SentJson, SentRecipientJson, ServerJson, ServiceSpfJson, SessionJson,
+    SiteActJson, SiteControllerJson, SiteDoneJson, SiteJson, SiteLimitJson, SiteLimitsJson, SiteOverrideJson,
+    SiteScopeJson, SmtpAccountChangeJson, SmtpAccountJson, StatisticsJson, StatisticsRowJson, StatusJson, StayJson,
+    StsPolicyJson, SuppressionChangesJson, SuppressionJson, SuppressionRulesChangeJson, SuppressionRulesJson,
+    SuppressionsChangedJson, SuspensionJson, SweepActJson, TenantChangeJson, TenantJson, TlsFailingJson, TlsPolicyJson,
+    TlsReportJson, TlsReportRowJson, TlsRuleJson, TopJson, TopProviderJson, TraceJson, TracedJson, TracedLineJson,
+    UserChangeJson, UserJson, VerificationJson, VipChangeJson, VipJson, WaiverJson, WarmUpJson, WebhookChangeJson,
+    WebhookJson, WebhookProgressJson, WebhookWindowJson,
 };
 pub use door::{NetworkPeer, SHORT_CONNECTIONS_MAX, TlsNow};
 pub use guard::PeerUser;
@@ -269,6 +269,8 @@ mod fresh_tests;
 mod leaving_tests;
 #[cfg(test)]
 mod narrow_tests;
+#[cfg(test)]
+mod passkey_tests;
 #[cfg(test)]
 mod replay_tests;
 #[cfg(test)]

@@ -39,6 +39,11 @@ pub struct ProblemJson {
     /// Where this daemon says what the code means and what to do.
     #[serde(default)]
     pub doc: String,
+    /// With `second_factor_required`, if the person has passkeys: what the browser needs to prove one
+    /// (`PublicKeyCredential.parseRequestOptionsFromJSON`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub passkey: Option<serde_json::Value>,
 }
 
 /// One field that is wrong.
@@ -61,16 +66,26 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldJson>,
     /// For the log only.
-    cause: Option<String>,
+    cause: Option<Box<str>>,
     /// Seconds after which trying again may help.
     retry_after: Option<u64>,
+    /// What a browser needs to prove a passkey.
+    passkey: Option<Box<serde_json::Value>>,
 }
 
 impl Problem {
     /// A problem with a sentence for people.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let code = Cow::Borrowed(code);
-        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, retry_after: None }
+        let (errors, detail) = (Vec::new(), detail.into());
+        Self { status, code, detail, errors, cause: None, retry_after: None, passkey: None }
+    }
+
+    /// With what a browser needs to prove a passkey, as JSON.
+    #[must_use]
+    pub fn with_passkey(mut self, options: Option<&str>) -> Self {
+        self.passkey = options.and_then(|options| serde_json::from_str(options).ok().map(Box::new));
+        self
     }
 
     /// Trying again may help after `seconds`.
@@ -136,7 +151,7 @@ impl Problem {
         detail: impl Into<String>,
         cause: impl std::fmt::Display,
     ) -> Self {
-        Self { cause: Some(cause.to_string()), ..Self::new(status, code, detail) }
+        Self { cause: Some(cause.to_string().into_boxed_str()), ..Self::new(status, code, detail) }
     }
 
     /// The body for `request_id`; logs the cause, if there is one.
@@ -153,6 +168,7 @@ impl Problem {
             detail: self.detail,
             errors: self.errors,
             request_id: request_id.to_owned(),
+            passkey: self.passkey.map(|options| *options),
         }
     }
 

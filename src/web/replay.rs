@@ -43,7 +43,8 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 pub const SECRET_FIELDS: &[&str] =
     &["password", "text", "token", "secret", "signing_secret", "csrf_token", "qr_svg", "codes", "recovery_codes"];
 /// Where in such an answer the id is of what was made.
-const ID_POINTERS: &[&str] = &["/id", "/key/id", "/user/id", "/account/login", "/account/id", "/webhook/id"];
+const ID_POINTERS: &[&str] =
+    &["/id", "/key/id", "/user/id", "/passkey/id", "/account/login", "/account/id", "/webhook/id"];
 /// Routes that know by the id reserved for them what was done before a crash, and may be carried out again.
 const REPEATABLE: &[&str] = &["/messages", "/messages/batch"];
 

@@ -26,6 +26,7 @@ use super::guard::{self, Guard, PeerUser};
 use super::problem::Problem;
 use crate::background::{Shutdown, Tasks};
 use crate::ext;
+use crate::people::Site;
 
 /// Where the admin API listens, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Settings {
     pub request_patience: Duration,
     /// Where the API is served over TLS; empty for the local socket only.
     pub listen: Vec<std::net::SocketAddr>,
+    /// Where people's browsers reach it; without it there are no passkeys.
+    pub site: Option<Site>,
     /// Requests a minute of one person or key over the network; twice that of one network (600).
     pub requests_per_minute_max: u64,
     /// Connections over TLS at the same time, at most (256), and an eighth of the file descriptors; the local socket
@@ -56,6 +59,7 @@ impl Default for Settings {
             body_bytes_max: 1024 * 1024,
             request_patience: Duration::from_secs(60),
             listen: vec![std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 8443))],
+            site: None,
             requests_per_minute_max: 600,
             connections_max: 256,
         }

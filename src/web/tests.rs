@@ -214,7 +214,7 @@ pub(super) async fn parts_over(store: Arc<MemoryStore>) -> Parts {
     let breaker = Arc::new(Breaker::open(store.clone(), accounts.clone(), Default::default()).unwrap());
     let delivery = Delivery::open(store.clone()).unwrap();
     let people = People::open(store.clone(), Arc::new(MasterKey::from_bytes([7; 32])), Default::default()).unwrap();
-    let people = Arc::new(people);
+    let people = Arc::new(people.reached_at(crate::people::Site::parse("https://mx.example.com").ok()));
     let hooks = Arc::new(Webhooks::open(webhooks(store.clone(), key.clone())).unwrap());
     let people_and_means = (&accounts, &domains, &vips, &people);
     let rest = (&routes, &hooks, &suppression, &operations);

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use postern::access::{Action, RESOURCES, Scope};
+use postern::access::{Action, RESOURCES, Role, Scope};
 use postern::daemon::{Daemon, Overrides};
 use postern::ext::Timestamp;
 use postern::net::{Zone, ZoneServer};
-use postern::people::NewKey;
+use postern::people::{NewKey, NewUser, Site};
 use postern::vips::Owner;
+use zeroize::Zeroizing;
 
 use crate::harness::apart::{kept_folder, run};
 use crate::harness::daemon::{Running, config, new_folder, operator};
@@ -19,6 +20,9 @@ use crate::harness::not_run;
 /// Versions that were tried.
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 const CLIENT_MAKER: &str = "openapi-python-client==0.29.1";
+const AUTHENTICATOR: &str = "soft-webauthn==0.1.4";
+/// Where people's browsers would reach the API.
+const ORIGIN: &str = "https://mx.example.com";
 /// Requests made up for one operation: some five hundred in all, in less than a minute.
 const EXAMPLES_MAX: &str = "3";
 /// What is left out: a copy of the whole folder as an answer; logins, which are slowed when they fail; and what
@@ -48,6 +52,7 @@ async fn served() -> (Running, String, String) {
     let mut config = config(folder.path(), &zone, 9);
     config.web.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
     config.web.requests_per_minute_max = 1_000_000;
+    config.web.site = Site::parse(ORIGIN).ok();
     let daemon = Daemon::start(config, Overrides::default()).await.unwrap();
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let running = Running { daemon, folder, zone, tls: nowhere, starttls: nowhere };
@@ -128,5 +133,27 @@ async fn a_python_client_made_of_the_document_does_its_work() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("used: by-client shop-"), "{}", said(&output));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authenticator_of_others_sets_up_a_passkey_and_logs_in_with_it() {
+    let name = "api_clients::an_authenticator_of_others_sets_up_a_passkey_and_logs_in_with_it";
+    let folder = match environment(AUTHENTICATOR) {
+        Ok(folder) => folder,
+        Err(reason) => return not_run(name, &reason),
+    };
+    let (running, address, _) = served().await;
+    let (people, email, password) = (&running.daemon.people, "anna@shop.example.com", "correct horse battery");
+    let (now, name, role) = (Timestamp::now(), "Anna".to_owned(), Role::InstanceAdmin);
+    let new = NewUser { email: email.to_owned(), name, role, accounts: None };
+    let (_, link) = people.invite(&operator(), new, now).await.unwrap();
+    people.redeem(&link.token, Zeroizing::new(password.to_owned()), None, now).await.unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/api-client/passkey.py");
+    let mut command = Command::new(folder.join("bin/python"));
+    command.arg(script).args([&address, email, password, ORIGIN]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("passkey used 3 times"), "{}", said(&output));
     running.stop().await;
 }

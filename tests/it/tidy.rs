@@ -153,6 +153,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aes_gcm", &["seal"]),
     ("argon2", &["people"]),
     ("qrcode", &["people"]),
+    ("webauthn_rp", &["people"]),
     ("utoipa", &["web"]),
     ("utoipa_axum", &["web"]),
     ("clap", &["cli"]),

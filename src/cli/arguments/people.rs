@@ -69,7 +69,7 @@ pub enum User {
         /// The person's id
         id: String,
     },
-    /// Take his second factor away, when the device is lost; his sessions end
+    /// Take his second factors away, passkeys too, when the device is lost; his sessions end
     ResetFactor {
         /// The person's id
         id: String,

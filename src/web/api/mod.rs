@@ -16,6 +16,7 @@ mod mailbox;
 mod messages;
 mod notifications;
 mod operations;
+mod passkeys;
 mod queue;
 mod readiness;
 mod return_paths;
@@ -70,6 +71,7 @@ pub use messages::{
 };
 pub use notifications::{NotificationJson, NotificationMailJson, NotificationsReadJson, ReadNotificationsJson};
 pub use operations::OperationJson;
+pub use passkeys::{MadePasskeyJson, NewPasskeyJson, PasskeyJson, PasskeyNameJson, PasskeyOfferJson};
 pub use queue::{
     EventJson, NewQueueSweepJson, QueueActJson, QueueChangeJson, QueueFilterJson, QueueMoveJson, QueueRowJson,
     QueueShapeJson, QueueShapeRowJson, QueueSweepJson, QueueTotalsJson, QueuedJson, RecipientJson, SweepActJson,
@@ -197,6 +199,9 @@ fn people_routes() -> OpenApiRouter<Shared> {
         .routes(routes!(session::prove_factor))
         .routes(routes!(session::change_password))
         .routes(routes!(session::new_codes))
+        .routes(routes!(passkeys::list, passkeys::add))
+        .routes(routes!(passkeys::offer))
+        .routes(routes!(passkeys::rename, passkeys::remove))
         .routes(routes!(users::list, users::invite))
         .routes(routes!(users::show, users::change, users::remove))
         .routes(routes!(users::reset))

@@ -1,4 +1,4 @@
-//! `/session`: logging in and out, one-time links, and one's own second factor.
+//! `/session`: logging in and out, one-time links, and one's own second factor. Passkeys are in `passkeys`.
 //!
 //! Easy to get wrong: the secret of a session is in the cookie only, never in a body, so that no
 //! script can read it; the token against forged requests is in the body only.
@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
@@ -38,9 +39,13 @@ pub struct LoginJson {
     /// The code of the second factor, or a recovery code.
     #[serde(default)]
     pub code: Option<String>,
+    /// What the browser made with a passkey (`PublicKeyCredential.toJSON()`), in the place of a code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub passkey: Option<Value>,
 }
 
-/// A fresh proof: the code where there is a second factor, else the password.
+/// A fresh proof: a code or a passkey where there is a second factor, else the password.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfirmJson {
@@ -48,6 +53,10 @@ pub struct ConfirmJson {
     pub password: Option<String>,
     /// The code of the second factor, or a recovery code.
     pub code: Option<String>,
+    /// What the browser made with a passkey (`PublicKeyCredential.toJSON()`), in the place of a code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub passkey: Option<Value>,
 }
 
 /// A session.
@@ -116,7 +125,8 @@ pub struct PasswordJson {
     pub password: String,
 }
 
-/// Codes that each replace one code of the second factor; shown this once.
+/// Codes that each replace a second factor once; shown this once. None where another second factor was there
+/// before: its codes stay.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct RecoveryCodesJson {
     /// Keep them where the device is not.
@@ -150,8 +160,12 @@ async fn refused(refused: Refused) -> Problem {
             let detail = "address, password or code is wrong, or the account is locked or not from here";
             Problem::new(StatusCode::UNAUTHORIZED, "wrong_credentials", detail)
         }
-        Refused::NeedsCode => {
-            Problem::new(StatusCode::UNAUTHORIZED, "second_factor_required", "give the code of your second factor too")
+        Refused::NeedsFactor(passkey) => {
+            let detail = match passkey {
+                Some(_) => "prove a passkey, or give a code of your second factor too",
+                None => "give the code of your second factor too",
+            };
+            Problem::new(StatusCode::UNAUTHORIZED, "second_factor_required", detail).with_passkey(passkey.as_deref())
         }
         Refused::Slowed(wait) => {
             let detail = format!("too many failed logins; again in {} s", wait.as_secs());
@@ -159,6 +173,11 @@ async fn refused(refused: Refused) -> Problem {
         }
         Refused::Failed(error) => error.into(),
     }
+}
+
+/// What a browser made, as the room reads it.
+pub(super) fn octets(made: Option<&Value>) -> Option<Vec<u8>> {
+    made.map(|made| made.to_string().into_bytes())
 }
 
 fn agent(headers: &HeaderMap) -> &str {
@@ -169,7 +188,7 @@ fn no_session() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "no_session", "this is for people who are logged in (POST /api/v1/session)")
 }
 
-fn stay(stay: Option<Extension<Stay>>) -> Result<Stay, Problem> {
+pub(super) fn stay(stay: Option<Extension<Stay>>) -> Result<Stay, Problem> {
     stay.map(|Extension(stay)| stay).ok_or_else(no_session)
 }
 
@@ -191,8 +210,9 @@ pub(super) async fn log_in(
     identity::check_origin(&headers)?;
     let password = Zeroizing::new(asked.password);
     let tenant = named(&parts, asked.tenant.as_deref());
-    let (email, code) = (asked.email.as_str(), asked.code.as_deref());
-    let given = Credentials { email, tenant, password: &password, code, from, agent: agent(&headers) };
+    let (email, code, passkey) = (asked.email.as_str(), asked.code.as_deref(), octets(asked.passkey.as_ref()));
+    let (passkey, agent) = (passkey.as_deref(), agent(&headers));
+    let given = Credentials { email, tenant, password: &password, code, passkey, from, agent };
     match parts.people.log_in(given, Timestamp::now()).await {
         Ok(done) => entered(&parts, done, StatusCode::CREATED),
         Err(why) => Err(refused(why).await),
@@ -262,8 +282,9 @@ pub(super) async fn confirm(
 ) -> WithCookie<SessionJson> {
     let own = stay(own)?;
     let password = Zeroizing::new(asked.password.unwrap_or_default());
-    let (email, code) = (own.user.email.as_str(), asked.code.as_deref());
-    let given = Credentials { email, tenant: None, password: &password, code, from, agent: agent(&headers) };
+    let (email, code, passkey) = (own.user.email.as_str(), asked.code.as_deref(), octets(asked.passkey.as_ref()));
+    let (passkey, agent) = (passkey.as_deref(), agent(&headers));
+    let given = Credentials { email, tenant: None, password: &password, code, passkey, from, agent };
     match parts.people.confirm(&own.session, given, Timestamp::now()).await {
         Ok(done) => entered(&parts, done, StatusCode::OK),
         Err(why) => Err(refused(why).await),

@@ -15,7 +15,7 @@ use super::{Answer, INSTANCE_NAME, Shared, tenant_called, tenant_name};
 use crate::access::{Action, Actor, Role};
 use crate::ext::Timestamp;
 use crate::mail::{SmtpAccountId, TenantId, UserId};
-use crate::people::{FactorPolicy, NewUser, OneTimeLink, TotpState, User, UserChange, UserState};
+use crate::people::{FactorPolicy, NewUser, OneTimeLink, User, UserChange, UserState};
 use crate::web::Parts;
 use crate::web::body::JsonBody;
 use crate::web::paging::{PageJson, Paging};
@@ -42,6 +42,8 @@ pub struct UserJson {
     pub smtp_accounts: Option<BTreeMap<String, String>>,
     /// Whether it has a second factor.
     pub second_factor: bool,
+    /// Passkeys among its second factors.
+    pub passkeys: usize,
     /// Recovery codes that were not used.
     pub recovery_codes: usize,
     /// When it was made.
@@ -144,7 +146,8 @@ pub(super) fn json(parts: &Parts, user: &User) -> UserJson {
         allowed_from: user.allowed_from.iter().map(ToString::to_string).collect(),
         smtp_accounts: accounts
             .map(|own| own.iter().map(|(id, action)| (login(id), action.word().to_owned())).collect()),
-        second_factor: user.totp.as_ref().is_some_and(|totp| totp.state == TotpState::Proved),
+        second_factor: user.has_factor(),
+        passkeys: user.passkeys.len(),
         recovery_codes: user.recovery.len(),
         created: user.created.rfc3339(),
         last_login: user.last_login.map(Timestamp::rfc3339),
@@ -364,7 +367,7 @@ pub(super) async fn remove_factor(
     Extension(actor): Extension<Actor>,
     Path(user): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    parts.people.remove_totp(&actor, read_id(&user)?, Timestamp::now()).await?;
+    parts.people.reset_factors(&actor, read_id(&user)?, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -16,6 +16,9 @@ pub const FRESH: &[(&str, &str, &str)] = &[
     ("post", "/session/second-factor", "set up a second factor"),
     ("post", "/session/second-factor/prove", "put a second factor to work"),
     ("delete", "/session/second-factor", "remove one's own second factor"),
+    ("post", "/session/passkeys/offer", "set up a passkey"),
+    ("post", "/session/passkeys", "put a passkey to work"),
+    ("delete", "/session/passkeys/{passkey}", "remove one of one's own passkeys"),
     ("post", "/session/recovery-codes", "make new recovery codes"),
     ("post", "/keys", "make an API key"),
     ("patch", "/keys/{key}", "change an API key"),
@@ -66,7 +69,7 @@ mod tests {
         let minutes = PROOF_FRESH.as_secs() / 60;
         let mut page = format!(
             "# What asks for a fresh proof\n\nMade from the code by a test; do not edit.\n\n\
-             A person who does one of these must have given its password, or the code of its second factor, within the \
+             A person who does one of these must have given its password, or proved a second factor, within the \
              last {minutes} minutes: at the login, or by `POST /session/confirm`.\nElse the answer is 403 with the code \
              `confirm_identity`, and nothing was done: confirm, then send the same again.\nA confirmation gives the session \
              a new cookie and a new token; {WRONG_CONFIRMATIONS_MAX} wrong ones end it.\nAPI keys and the local socket \

@@ -147,7 +147,8 @@ async fn furnish(running: &Running, folder: &Path, login: &str) {
     let (_, link) = daemon.people.invite(&actor, new, now).await.unwrap();
     daemon.people.redeem(&link.token, Zeroizing::new(PASSWORD.to_owned()), None, now).await.unwrap();
     let from = IpAddr::V4(LOCALHOST);
-    let given = Credentials { email: EMAIL, tenant: None, password: PASSWORD, code: None, from, agent: "a browser" };
+    let (email, password, agent) = (EMAIL, PASSWORD, "a browser");
+    let given = Credentials { email, tenant: None, password, code: None, passkey: None, from, agent };
     assert!(daemon.people.log_in(given, now).await.is_ok());
     let new = NewWebhook {
         name: "shop".to_owned(),

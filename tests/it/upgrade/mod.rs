@@ -231,7 +231,8 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     assert!(one.len().max(two.len()) > LARGE_BYTES, "{name}");
     if let Some(email) = facts["email"].as_str() {
         let (password, from) = (fact("email_password"), LOCALHOST.into());
-        let given = Credentials { email, tenant: None, password: &password, code: None, from, agent: "a browser" };
+        let (password, agent) = (password.as_str(), "a browser");
+        let given = Credentials { email, tenant: None, password, code: None, passkey: None, from, agent };
         assert!(daemon.people.log_in(given, Timestamp::now()).await.is_ok(), "{name}");
         assert_eq!(daemon.webhooks.list(&operator(), tenant).unwrap().len(), 1, "{name}");
         assert_eq!(daemon.people.keys(&operator(), Some(tenant)).unwrap().len(), 1, "{name}");
