@@ -120,4 +120,22 @@ mod tests {
         assert_eq!(read_user(&bytes).unwrap(), user);
         assert!(codec::decode::<FirstUser>(&bytes).is_err(), "it would let the password in alone");
     }
+
+    /// What is stored does not change with the shape of a field: this is to be read for ever.
+    #[test]
+    fn a_person_with_a_passkey_is_read_from_the_octets_of_the_first_release() {
+        let bytes = b"\x02\xe6\xbc\x8f\x8d\xf5\x88\xdb\xb5\xa5\x01\x10anna@example.com\x04Anna\x00\x00\x00\x00\
+            \x00\x00\x00\x07\x00\x01\x03key\x10\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
+            \x01\x01\x01$\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\
+            \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x03\x03\x03\x03\x03\
+            \x03\x03\x01\x08\x00\x01\t";
+        let read = read_user(bytes).unwrap();
+        let passkey = &read.passkeys[0];
+        assert_eq!(
+            (read.email.as_str(), read.role, read.created),
+            ("anna@example.com", Role::InstanceAdmin, Timestamp(7))
+        );
+        assert_eq!((passkey.name.as_str(), passkey.state, passkey.copied), ("key", [3; 7], Some(Timestamp(9))));
+        assert_eq!(user_bytes(&read), bytes);
+    }
 }
