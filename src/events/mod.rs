@@ -269,6 +269,10 @@ pub enum InstanceEvent {
 /// The act in the audit event of a message's erasure; its subject is the queue id. Whoever keeps
 /// addresses of messages elsewhere, in memory too, drops them when it reads one.
 pub const ERASE_ACT: &str = "queue.erase";
+/// The act in the audit event of a passkey that was taken away while another second factor is left.
+pub const PASSKEY_REMOVED_ACT: &str = "second-factor.passkey-remove";
+/// The act in the audit event of the last second factor, a passkey, that was taken away.
+pub const LAST_PASSKEY_REMOVED_ACT: &str = "second-factor.passkey-remove-last";
 /// The act in the audit event of a passkey that came with an older counter than before.
 pub const PASSKEY_COPIED_ACT: &str = "second-factor.passkey-copied";
 /// The act in the audit event of a recovery code that was used in the place of a second factor.

@@ -50,7 +50,11 @@ pub(super) fn heard_of(told: &AuditEvent) -> Option<Heard> {
             told.actor
         ),
         "second-factor.passkey-add" => "a passkey was set up for you: it opens what your password does not".to_owned(),
-        "second-factor.passkey-remove" => "one of your passkeys was taken away".to_owned(),
+        events::PASSKEY_REMOVED_ACT => "one of your passkeys was taken away".to_owned(),
+        events::LAST_PASSKEY_REMOVED_ACT => {
+            "your last passkey was taken away: your password alone lets you in until you set up another second factor"
+                .to_owned()
+        }
         events::PASSKEY_COPIED_ACT => {
             "one of your passkeys was refused: it counted less than before, so somebody may have a copy; see which it is \
              and take it away"

@@ -60,6 +60,7 @@ async fn each_act_on_somebodys_way_in_is_told_in_words_and_others_are_not() {
         (&me, "second-factor.remove", "you took"),
         (&me, "second-factor.passkey-add", "a passkey was set up"),
         (&me, "second-factor.passkey-remove", "one of your passkeys was taken away"),
+        (&me, "second-factor.passkey-remove-last", "your last passkey was taken away: your password alone lets you in"),
         ("system: a passkey's counter", events::PASSKEY_COPIED_ACT, "somebody may have a copy"),
         (&me, "second-factor.recovery-codes", "new recovery codes"),
         (&me, events::RECOVERY_USED_ACT, "a recovery code was used"),

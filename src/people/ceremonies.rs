@@ -25,14 +25,20 @@ use webauthn_rp::{
 };
 
 use super::{Passkey, User};
+use crate::accounts::Network;
 use crate::ext::Timestamp;
-use crate::mail::{Domain, UserId};
+use crate::mail::{Domain, UserId, cut};
 use crate::records;
 
 /// How long a challenge may be answered; the library counts as long.
 pub const CHALLENGE_LASTS: Duration = Duration::from_secs(300);
-/// Challenges of one person that wait for an answer; the oldest ends when one more begins.
+/// Challenges of one person on one occasion that wait for an answer, for logins from one network; the oldest ends
+/// when one more begins. Whoever has only the password must not end those of the person itself.
 const OPEN_MAX: usize = 8;
+/// Challenges of one person in all.
+const OPEN_ALL_MAX: usize = 64;
+/// Octets of what the log and a problem say of a wrong answer, which may quote it.
+const WHY_OCTETS_MAX: usize = 200;
 /// Octets of an answer of a browser, at most.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Octets of what a person is called towards authenticators: its id, which says nothing about it.
@@ -61,9 +67,15 @@ impl Site {
         if host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[') {
             return Err("names an address; browsers bind passkeys to a host's name".to_owned());
         }
-        let is_name = host == "localhost" || Domain::parse(&host).is_ok();
+        // The name as browsers have it: a dot at its end would make another one of it.
+        let is_name = host == "localhost" || Domain::parse(&host).is_ok_and(|parsed| parsed.as_str() == host);
         let domain = AsciiDomain::try_from(host.clone()).ok().filter(|_| is_name);
-        let domain = domain.ok_or("must be https://HOST or https://HOST:PORT, without a path")?;
+        let domain = domain.ok_or(
+            "must be https://HOST or https://HOST:PORT, the host in ASCII (xn--), without a path or a dot at its end",
+        )?;
+        if port.is_some_and(|port| !port.bytes().all(|octet| octet.is_ascii_digit())) {
+            return Err("names a port that cannot be".to_owned());
+        }
         let origin = match port.map(str::parse::<u16>) {
             None | Some(Ok(443)) => format!("https://{host}"),
             Some(Ok(port)) if port != 0 => format!("https://{host}:{port}"),
@@ -76,12 +88,18 @@ impl Site {
 /// What a challenge was given out for; an answer to it is taken for nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Occasion {
-    /// A login, after the password was right.
-    Login,
+    /// A login from this network, after the password was right. It may be answered from another one.
+    Login(Network),
     /// A confirmation of this session.
     Confirm([u8; 32]),
     /// A passkey that is set up in this session.
     Register([u8; 32]),
+}
+
+impl Occasion {
+    fn takes(self, answered: Self) -> bool {
+        matches!((self, answered), (Self::Login(_), Self::Login(_))) || self == answered
+    }
 }
 
 /// Why an answer is not taken.
@@ -94,7 +112,7 @@ pub(super) enum Refusal {
 }
 
 fn wrong(why: impl std::fmt::Display) -> Refusal {
-    Refusal::Wrong(why.to_string())
+    Refusal::Wrong(cut(&why.to_string(), WHY_OCTETS_MAX))
 }
 
 enum Waiting {
@@ -162,20 +180,32 @@ impl Ceremonies {
 
     fn open(&mut self, challenge: u128, open: Open) {
         self.0.retain(|_, known| open.began.apart(known.began) < CHALLENGE_LASTS);
-        let own = self.0.iter().filter(|(_, known)| known.user == open.user);
-        let own: Vec<(Timestamp, u128)> = own.map(|(challenge, known)| (known.began, *challenge)).collect();
-        if own.len() >= OPEN_MAX
-            && let Some((_, oldest)) = own.iter().min()
+        self.end_oldest(OPEN_MAX, |known| known.user == open.user && known.occasion == open.occasion);
+        self.end_oldest(OPEN_ALL_MAX, |known| known.user == open.user);
+        self.0.insert(challenge, open);
+    }
+
+    /// Makes room for one more of those `among` if there are as many as may be.
+    fn end_oldest(&mut self, most: usize, among: impl Fn(&Open) -> bool) {
+        let found = self.0.iter().filter(|(_, known)| among(known));
+        let found: Vec<(Timestamp, u128)> = found.map(|(challenge, known)| (known.began, *challenge)).collect();
+        if found.len() >= most
+            && let Some((_, oldest)) = found.iter().min()
         {
             self.0.remove(oldest);
         }
-        self.0.insert(challenge, open);
+    }
+
+    /// A session has another secret: what is set up in it goes on.
+    pub(super) fn session_became(&mut self, old: [u8; 32], new: [u8; 32]) {
+        let registers = self.0.values_mut().filter(|open| open.occasion == Occasion::Register(old));
+        registers.for_each(|open| open.occasion = Occasion::Register(new));
     }
 
     /// Takes a challenge away; what waited for its answer, if that was for this person on this occasion.
     fn take(&mut self, challenge: u128, (user, occasion): (UserId, Occasion), now: Timestamp) -> Option<Waiting> {
         let open = self.0.remove(&challenge)?;
-        let is_meant = open.user == user && open.occasion == occasion && now.apart(open.began) < CHALLENGE_LASTS;
+        let is_meant = open.user == user && open.occasion.takes(occasion) && now.apart(open.began) < CHALLENGE_LASTS;
         is_meant.then_some(open.waiting)
     }
 }

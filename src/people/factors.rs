@@ -121,7 +121,10 @@ impl People {
     ) -> Result<Vec<Zeroizing<String>>, AdminError> {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
-        let user = self.own(actor, id)?;
+        let user = match keep {
+            Some(session) => self.own_within(actor, (id, session))?,
+            None => self.own(actor, id)?,
+        };
         let mut changed = user.clone();
         let nothing = || AdminError::Invalid("no second factor is being set up".to_owned());
         let totp = changed.totp.as_mut().filter(|totp| totp.state == TotpState::Offered).ok_or_else(nothing)?;

@@ -209,7 +209,8 @@ impl People {
             return Err(Refused::Slowed(SLOWED_FOR));
         }
         let mut changed = User::clone(&current);
-        let taken = self.take_factor((turn, &current, &mut changed), &given, Occasion::Login, now).await;
+        let taken =
+            self.take_factor((turn, &current, &mut changed), &given, Occasion::Login(attempt.network), now).await;
         let Some((turn, spent)) = taken.inspect_err(|_| self.excuse(attempt))? else {
             return Err(self.failed(attempt).await);
         };
@@ -232,7 +233,7 @@ impl People {
         .await
         .inspect_err(|_| self.excuse(attempt))
         .map_err(AdminError::from)?;
-        self.succeeded(&changed, attempt);
+        self.succeeded(&changed, attempt, spent);
         self.renew_hash(&changed, given.password).await;
         Ok(LoggedIn { user: changed, session, secret })
     }
@@ -352,6 +353,7 @@ impl People {
         batch.set(super::session_key(&session.digest), codec::encode(&session));
         batch.remove(super::session_key(&old.digest));
         ended.push(old.digest);
+        let replaced = old.digest;
         let actor =
             Actor { from: Some(given.from), proof: Proof::At(now), ..Actor::of(super::name_of(user.id), user.role) };
         records::record(&mut batch, &actor, super::users::act_on("session.confirm", &changed), now);
@@ -363,6 +365,7 @@ impl People {
             let mut known = records::write(&memory.records);
             ended.iter().for_each(|digest| drop(known.sessions.remove(digest)));
             known.users.insert(kept.id, Arc::new(kept));
+            records::lock(&memory.ceremonies).session_became(replaced, begun.digest);
             known.sessions.insert(begun.digest, begun);
         })
         .await
@@ -431,10 +434,13 @@ impl People {
         }
     }
 
-    fn succeeded(&self, user: &User, attempt: Try<'_>) {
+    /// A passkey says nothing about codes: wrong ones go on to be counted.
+    fn succeeded(&self, user: &User, attempt: Try<'_>, spent: Option<Spent>) {
         let mut tries = records::lock(&self.memory.tries);
         tries.failures.succeeded(&counted(attempt.given), attempt.network);
-        tries.wrong_codes.remove(&user.id);
+        if spent != Some(Spent::Passkey) {
+            tries.wrong_codes.remove(&user.id);
+        }
         tries.know(user.id, attempt.network);
     }
 

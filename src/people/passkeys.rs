@@ -101,7 +101,7 @@ impl People {
         actor.require_fresh(now)?;
         let name = named(name)?;
         let turn = self.desk.turn().await;
-        let user = self.own(actor, id)?;
+        let user = self.own_within(actor, (id, session))?;
         check_count(&user)?;
         let site = self.site()?;
         let made = ceremonies::register(&self.memory.ceremonies, site, (id, session, name), answer, now);
@@ -175,7 +175,7 @@ impl People {
     ) -> Result<(), AdminError> {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
-        let user = self.own(actor, id)?;
+        let user = self.own_within(actor, (id, session))?;
         let mut changed = user.clone();
         changed.passkeys.retain(|known| known.id() != passkey);
         if changed.passkeys.len() == user.passkeys.len() {
@@ -187,7 +187,8 @@ impl People {
         let mut batch = Batch::new();
         stored::replace(&mut batch, &user, &changed);
         let ended = self.end_in(&mut batch, id, Some(session));
-        let act = act_on("second-factor.passkey-remove", &changed).changed("passkey", Some(passkey.to_owned()), None);
+        let name = if changed.has_factor() { events::PASSKEY_REMOVED_ACT } else { events::LAST_PASSKEY_REMOVED_ACT };
+        let act = act_on(name, &changed).changed("passkey", Some(passkey.to_owned()), None);
         records::record(&mut batch, actor, act, now);
         self.remember_without(turn, batch, changed, ended).await
     }
@@ -238,6 +239,13 @@ impl People {
             return Err(AdminError::Invalid("a second factor is set up by the person itself".to_owned()));
         }
         self.user_for(actor, id, Action::Read)
+    }
+
+    /// The same under the turn, while the session it is done in is still open: whoever ended it meanwhile, by a new
+    /// password or by hand, has ended what was under way in it.
+    pub(super) fn own_within(&self, actor: &Actor, (id, session): (UserId, [u8; 32])) -> Result<User, AdminError> {
+        let is_open = records::read(&self.memory.records).sessions.contains_key(&session);
+        if is_open { self.own(actor, id) } else { Err(AdminError::Missing("session".to_owned())) }
     }
 
     /// Commits a change of one person and remembers it; the sessions `ended` are forgotten.

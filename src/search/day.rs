@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::ops::Bound;
 use std::path::Path;
 
+use rustix::io::Errno;
 use tantivy::collector::{Collector, SegmentCollector};
 use tantivy::columnar::Column;
 use tantivy::indexer::IndexWriterOptions;
@@ -29,6 +30,15 @@ use crate::events::History;
 use crate::mail::{QueueId, TenantId};
 use crate::statistics::{STATUSES, Status};
 use crate::store::codec;
+
+/// Whether the process or the disk was short of something that comes back: what is there stays as it was, and a new
+/// writer puts what is missing into files of its own.
+fn is_shortage(error: &TantivyError) -> bool {
+    let TantivyError::IoError(error) = error else { return false };
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::NOSPC, Errno::DQUOT];
+    errno.is_some_and(|errno| passing.contains(&errno))
+}
 
 /// Rounds of rewriting, should a merge of the library's own come between.
 const PURGE_ROUNDS_MAX: usize = 5;
@@ -417,7 +427,13 @@ impl Writer {
         if self.is_to_fail.swap(false, std::sync::atomic::Ordering::Relaxed) {
             return Err(DayError::Unsynced(self.name.clone(), "a test says so".to_owned()));
         }
-        committed.map(|_| ()).map_err(|error| DayError::Unsynced(self.name.clone(), error.to_string()))
+        committed.map(|_| ()).map_err(|error| {
+            if is_shortage(&error) {
+                self.failed(&error)
+            } else {
+                DayError::Unsynced(self.name.clone(), error.to_string())
+            }
+        })
     }
 
     /// Rewrites the files in which something was taken out, so that it is gone from the disk. Whether all of it

@@ -146,19 +146,25 @@ impl Search {
                 }
             };
             if shutdown.is_cancelled() {
-                if let Err(error) = self.write(&mut work) {
-                    tracing::warn!(%error, "the search index is written at the next start");
-                    if matches!(&error, Failure::Day(error) if self.is_lost(error))
-                        && let Err(error) = self.wipe()
-                    {
-                        tracing::error!(%error, "the search index may lack messages: postern messages rebuild");
-                    }
-                }
+                self.end(&mut work);
                 return;
             }
             if !pause.is_zero() {
                 handle.block_on(wait(pause, &mut rings, shutdown));
             }
+        }
+    }
+
+    /// Writes what was gathered for the last time. An index that is to be made anew is wiped instead, for nothing
+    /// else remembers that until the next start.
+    fn end(&self, work: &mut Work) {
+        let is_lost = self.is_to_rebuild.load(Ordering::Acquire)
+            || self.write(work).is_err_and(|error| {
+                tracing::warn!(%error, "the search index is written at the next start");
+                matches!(&error, Failure::Day(error) if self.is_lost(error))
+            });
+        if is_lost && let Err(error) = self.wipe() {
+            tracing::error!(%error, "the search index may lack messages: postern messages rebuild");
         }
     }
 

@@ -112,9 +112,7 @@ impl Draft {
         self.is_full &= !matches!(sent, Sent::Connecting(_));
         let (is_ending, most) = (is_ending(&sent), most_for(&sent));
         let octets = octets_of(&sent);
-        if self.octets.saturating_add(octets) > most && !is_ending {
-            self.forget_hosts(&sent);
-        }
+        while self.octets.saturating_add(octets) > most && !is_ending && self.forget_hosts(&sent) {}
         if self.octets.saturating_add(octets) > most || (self.is_full && !is_ending) {
             (self.is_full, self.dialogue.left_out) = (true, self.dialogue.left_out.saturating_add(1));
             return self.waiting.push_back(None);
@@ -125,15 +123,16 @@ impl Draft {
     }
 
     /// Makes room for what is said with the host that is spoken to, or connected to now: it decides. Of the hosts
-    /// before it the first is kept, and of what was said with that one, where there is much, how it began and ended.
-    fn forget_hosts(&mut self, sent: &Sent) {
+    /// before it the first is kept, and of what was said with that one, where there is much, how it began and ended:
+    /// by a second call, if the first was not enough. Whether anything was forgotten.
+    fn forget_hosts(&mut self, sent: &Sent) -> bool {
         let steps = &self.dialogue.steps;
         let is_connecting = |step: &Step| matches!(step.sent, Sent::Connecting(_));
         let own = match sent {
             Sent::Connecting(_) => Some(steps.len()),
             _ => steps.iter().rposition(is_connecting),
         };
-        let Some(own) = own.filter(|own| self.waiting.iter().flatten().all(|place| place >= own)) else { return };
+        let Some(own) = own.filter(|own| self.waiting.iter().flatten().all(|place| place >= own)) else { return false };
         let before = steps.get(..own).unwrap_or_default();
         let second = before.iter().enumerate().skip(1).find(|(_, step)| is_connecting(step)).map(|(place, _)| place);
         let forgotten = match second {
@@ -141,7 +140,7 @@ impl Draft {
             None => 1..own.saturating_sub(1),
         };
         if forgotten.is_empty() {
-            return;
+            return false;
         }
         let count = forgotten.len();
         let gone = self.dialogue.steps.drain(forgotten);
@@ -150,6 +149,7 @@ impl Draft {
         let left_out = self.dialogue.left_out.saturating_add(u16::try_from(count).unwrap_or(u16::MAX));
         self.dialogue.left_out = left_out;
         self.waiting.iter_mut().flatten().for_each(|place| *place = place.saturating_sub(count));
+        true
     }
 
     fn reply(&mut self, reply: &Reply, now: Instant) {
@@ -172,10 +172,9 @@ impl Draft {
             self.forget_first_hello();
         }
         let wanted = reply.text.iter().map(|line| line.len().saturating_add(1)).sum::<usize>().min(STEP_OCTETS_MAX);
-        if left < wanted && !is_ending(&sent) {
-            self.forget_hosts(&sent);
+        while left < wanted && !is_ending(&sent) && self.forget_hosts(&sent) {
+            left = room(self).map_or(left, |(_, left)| left);
         }
-        left = room(self).map_or(left, |(_, left)| left);
         self.came(Heard::reply(reply, left), now);
     }
 

@@ -243,3 +243,28 @@ fn a_step_that_nothing_came_of_has_taken_until_the_end() {
     assert_eq!(said.steps[0].heard, Heard::Nothing);
     assert!(said.steps[0].took_ms >= 20 && said.took_ms >= 20, "{said:?}");
 }
+
+#[test]
+fn a_small_host_between_a_large_one_and_the_last_is_not_all_that_is_forgotten() {
+    let (mut draft, now) = draft();
+    let much = "very much to say ".repeat(40);
+    draft.sent(Sent::Connecting("mx1.y.example 192.0.2.1:25".to_owned()), now);
+    draft.came(Heard::Done, now);
+    for _ in 0..4 {
+        draft.sent(line("NOOP"), now);
+        draft.reply(&reply(250, &much), now);
+    }
+    draft.sent(Sent::Connecting("mx2.y.example 192.0.2.2:25".to_owned()), now);
+    draft.came(Heard::Failed("refused".to_owned()), now);
+    draft.sent(Sent::Connecting("mx3.y.example 192.0.2.3:25".to_owned()), now);
+    draft.came(Heard::Done, now);
+    for _ in 0..4 {
+        draft.sent(line("MAIL FROM:<a@x>"), now);
+        draft.reply(&reply(550, &much), now);
+    }
+    let steps = &draft.dialogue.steps;
+    let of_the_last = steps.iter().position(|step| format!("{:?}", step.sent).contains("mx3")).unwrap();
+    assert_eq!(steps.len() - of_the_last, 5, "{steps:?}");
+    let is_whole = |step: &Step| matches!(&step.heard, Heard::Reply(550, _, text) if text.len() > 400);
+    assert!(steps[of_the_last + 1..].iter().all(is_whole), "{steps:?}");
+}

@@ -3,11 +3,15 @@
 use serde_json::Value;
 
 use super::*;
+use crate::accounts::Network;
 use crate::people::authenticator::{Authenticator, ORIGIN, tampered};
 use crate::people::ceremonies::{self, Occasion, Refusal};
 use crate::records::Audit;
 
 const ANNA: &str = "anna@example.com";
+
+/// A network nobody has logged in from.
+const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 9));
 
 fn people_at(origin: &str) -> (Arc<MemoryStore>, People) {
     let (store, people) = people();
@@ -34,6 +38,11 @@ impl Person {
         let user = person(people, email, Role::TenantOwner(SHOP)).await;
         let entered = enter(people, email, None, NOW).await.unwrap();
         let (actor, _, session) = people.session_actor(&entered.secret, Some(HOME), NOW).unwrap();
+        Self { user, actor, session }
+    }
+
+    fn entered(people: &People, entered: &LoggedIn) -> Self {
+        let (actor, user, session) = people.session_actor(&entered.secret, Some(HOME), NOW).unwrap();
         Self { user, actor, session }
     }
 
@@ -213,9 +222,9 @@ async fn no_octet_of_an_answer_can_be_changed() {
     let (site, waiting) = (people.site.as_ref().unwrap(), &people.memory.ceremonies);
     let mut user = User::clone(&people.user(anna.user.id).unwrap());
     let mut prove = |change: &mut dyn FnMut(&Value) -> Value| {
-        let asked = records::lock(waiting).ask(site, &user, Occasion::Login, NOW).unwrap();
+        let asked = records::lock(waiting).ask(site, &user, Occasion::Login(Network::of(HOME)), NOW).unwrap();
         let answer = octets(&change(&device.prove(&read(&asked))));
-        ceremonies::prove(waiting, site, (&mut user, Occasion::Login), &answer, NOW)
+        ceremonies::prove(waiting, site, (&mut user, Occasion::Login(Network::of(ELSEWHERE))), &answer, NOW)
     };
     assert_eq!(prove(&mut Value::clone), Ok(()));
     let mut count = 0;
@@ -290,17 +299,17 @@ async fn a_passkey_is_one_factor_of_several_and_codes_come_with_the_first_and_go
     assert_eq!(codes.len(), RECOVERY_CODES);
     let (totp, more) = enrol(&people, &anna.user, NOW).await;
     assert!(more.is_empty(), "those that are there stay");
-    let anna = {
-        let entered = enter(&people, ANNA, Some(&codes[0]), NOW).await.unwrap();
-        let (actor, user, session) = people.session_actor(&entered.secret, Some(HOME), NOW).unwrap();
-        Person { user, actor, session }
-    };
+    let anna = Person::entered(&people, &enter(&people, ANNA, Some(&codes[0]), NOW).await.unwrap());
     let code = totp_code_at(&totp, later(60));
     assert!(enter(&people, ANNA, Some(&code), later(60)).await.is_ok());
     assert!(enter_with(&people, ANNA, &device.prove(&asked(&people, ANNA, NOW).await), NOW).await.is_ok());
     let (second, passkey2, none) = anna.enrolled(&people).await;
     assert!(none.is_empty() && second.credential != device.credential && passkey2.id() != passkey.id());
     people.remove_totp(&anna.actor, anna.user.id, NOW).await.unwrap();
+    let ended = people.remove_passkey(&anna.actor, anna.place(), &passkey.id(), NOW).await;
+    assert!(matches!(ended, Err(AdminError::Missing(_))), "its sessions ended");
+    let answer = device.prove(&asked(&people, ANNA, NOW).await);
+    let anna = Person::entered(&people, &enter_with(&people, ANNA, &answer, NOW).await.unwrap());
     assert_eq!(people.user(anna.user.id).unwrap().recovery.len(), RECOVERY_CODES - 1);
     let options = asked(&people, ANNA, NOW).await;
     assert_eq!(options["allowCredentials"].as_array().unwrap().len(), 2);
@@ -405,6 +414,42 @@ async fn challenges_of_one_person_do_not_pile_up() {
 }
 
 #[tokio::test]
+async fn whoever_has_only_the_password_ends_no_challenge_of_the_person_itself() {
+    let (_, people) = people_at(ORIGIN);
+    let anna = Person::of(&people, ANNA).await;
+    let (mut device, ..) = anna.enrolled(&people).await;
+    let login = asked(&people, ANNA, NOW).await;
+    let confirm = people.confirm(&anna.session, given("", "", None, HOME), NOW).await;
+    let Refused::NeedsFactor(Some(confirm)) = refusal(confirm) else { panic!() };
+    for second in 1..20 {
+        let asks = people.log_in(given(ANNA, PASSWORD, None, ELSEWHERE), later(second)).await;
+        assert!(matches!(refusal(asks), Refused::NeedsFactor(Some(_))));
+    }
+    assert!(enter_with(&people, ANNA, &device.prove(&login), later(20)).await.is_ok());
+    let answer = octets(&device.prove(&read(&confirm)));
+    let proved = Credentials { passkey: Some(&answer), ..given("", "", None, HOME) };
+    assert!(people.confirm(&anna.session, proved, later(20)).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_set_up_ends_with_its_session_and_goes_on_when_it_is_confirmed() {
+    let (_, people) = people_at(ORIGIN);
+    let anna = Person::of(&people, ANNA).await;
+    let mut device = Authenticator::new();
+    let made = device.make(&anna.offer(&people, NOW));
+    let again = people.confirm(&anna.session, given("", PASSWORD, None, HOME), NOW).await.unwrap();
+    let late = people.add_passkey(&anna.actor, anna.place(), ("key", &octets(&made)), NOW).await;
+    assert!(matches!(late, Err(AdminError::Missing(_))), "the session has another secret");
+    let (actor, _, session) = people.session_actor(&again.secret, Some(HOME), NOW).unwrap();
+    let place = (anna.user.id, session.digest);
+    people.add_passkey(&actor, place, ("key", &octets(&made)), NOW).await.unwrap();
+    let made = Authenticator::new().make(&read(&people.offer_passkey(&actor, place, NOW).unwrap()));
+    people.end_session(&actor, anna.user.id, Some(session.digest), NOW).await.unwrap();
+    assert!(people.add_passkey(&actor, place, ("other", &octets(&made)), NOW).await.is_err());
+    assert_eq!(people.passkeys(&actor, anna.user.id).unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn without_a_place_to_be_bound_to_there_are_no_passkeys_and_codes_still_let_in() {
     let (store, people) = people_at(ORIGIN);
     let anna = Person::of(&people, ANNA).await;
@@ -431,6 +476,8 @@ fn a_place_is_a_name_with_tls_and_maybe_a_port() {
         "https://mx.example.com/",
         "https://mx.example.com:0",
         "https://mx.example.com:x",
+        "https://mx.example.com:+443",
+        "https://mx.example.com.",
         "https://a b.example",
     ] {
         assert!(site(wrong).is_err(), "{wrong}");

@@ -133,7 +133,7 @@ pub(super) async fn add(
 ) -> Result<(StatusCode, Json<MadePasskeyJson>), Problem> {
     let own = stay(own)?;
     let whose = (own.user.id, own.session.digest);
-    let credential = octets(Some(&asked.credential)).unwrap_or_default();
+    let credential = octets(&asked.credential);
     let added = parts.people.add_passkey(&actor, whose, (&asked.name, &credential), Timestamp::now()).await?;
     let recovery_codes = added.1.iter().map(|code| code.to_string()).collect();
     Ok((StatusCode::CREATED, Json(MadePasskeyJson { passkey: json(&added.0), recovery_codes })))

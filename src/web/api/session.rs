@@ -176,8 +176,8 @@ async fn refused(refused: Refused) -> Problem {
 }
 
 /// What a browser made, as the room reads it.
-pub(super) fn octets(made: Option<&Value>) -> Option<Vec<u8>> {
-    made.map(|made| made.to_string().into_bytes())
+pub(super) fn octets(made: &Value) -> Vec<u8> {
+    made.to_string().into_bytes()
 }
 
 fn agent(headers: &HeaderMap) -> &str {
@@ -210,7 +210,7 @@ pub(super) async fn log_in(
     identity::check_origin(&headers)?;
     let password = Zeroizing::new(asked.password);
     let tenant = named(&parts, asked.tenant.as_deref());
-    let (email, code, passkey) = (asked.email.as_str(), asked.code.as_deref(), octets(asked.passkey.as_ref()));
+    let (email, code, passkey) = (asked.email.as_str(), asked.code.as_deref(), asked.passkey.as_ref().map(octets));
     let (passkey, agent) = (passkey.as_deref(), agent(&headers));
     let given = Credentials { email, tenant, password: &password, code, passkey, from, agent };
     match parts.people.log_in(given, Timestamp::now()).await {
@@ -282,7 +282,7 @@ pub(super) async fn confirm(
 ) -> WithCookie<SessionJson> {
     let own = stay(own)?;
     let password = Zeroizing::new(asked.password.unwrap_or_default());
-    let (email, code, passkey) = (own.user.email.as_str(), asked.code.as_deref(), octets(asked.passkey.as_ref()));
+    let (email, code, passkey) = (own.user.email.as_str(), asked.code.as_deref(), asked.passkey.as_ref().map(octets));
     let (passkey, agent) = (passkey.as_deref(), agent(&headers));
     let given = Credentials { email, tenant: None, password: &password, code, passkey, from, agent };
     match parts.people.confirm(&own.session, given, Timestamp::now()).await {
