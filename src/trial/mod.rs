@@ -277,6 +277,9 @@ impl Trail {
                 self.line_at(at, "deferred", &format!("{detail}; next try in {due_in_secs} s"));
             }
             MailEvent::Bounced { detail, .. } => self.line_at(at, "bounced", detail),
+            // What was said, step by step, is for `postern messages show --dialogue`; the facts beside it say what it
+            // came to.
+            MailEvent::Attempted { .. } => {}
             other => self.line_at(at, "event", &format!("{other:?}")),
         }
     }

@@ -25,5 +25,6 @@ fn try_once_delivers_one_signed_message_and_says_so_in_its_last_line() {
         assert!(said.lines().any(|line| line.contains(&format!(" s  {step}"))), "no line about {step:?}:\n{said}");
     }
     let left: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!said.contains(" s  event "), "a fact that is shown as the program has it:\n{said}");
     assert!(left.is_empty(), "left behind: {left:?}\n{complained}");
 }
