@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use serde_json::Value;
 use webauthn_rp::bin::{Decode, Encode};
 use webauthn_rp::request::auth::{AllowedCredentials, AuthenticationVerificationOptions};
 use webauthn_rp::request::register::{
@@ -133,14 +134,14 @@ struct Open {
 pub(super) struct Ceremonies(HashMap<u128, Open>);
 
 impl Ceremonies {
-    /// What the browser needs to make a passkey of `user`, as JSON.
+    /// What the browser needs to make a passkey of `user`.
     pub(super) fn invite(
         &mut self,
         site: &Site,
         user: &User,
         session: [u8; 32],
         now: Timestamp,
-    ) -> Result<String, Refusal> {
+    ) -> Result<Value, Refusal> {
         let handle = handle_of(user.id);
         let fallback = || Username::try_from(user.id.to_string()).map_err(wrong);
         let name = Username::try_from(user.email.as_str()).or_else(|_| fallback())?;
@@ -155,17 +156,17 @@ impl Ceremonies {
         let (server, client) = options.start_ceremony().map_err(wrong)?;
         let (challenge, occasion) = (server.sent_challenge().0, Occasion::Register(session));
         self.open(challenge, Open { user: user.id, occasion, began: now, waiting: Waiting::Registration(server) });
-        serde_json::to_string(&client).map_err(wrong)
+        serde_json::to_value(&client).map_err(wrong)
     }
 
-    /// What the browser needs to prove one of the passkeys of `user`, as JSON.
+    /// What the browser needs to prove one of the passkeys of `user`.
     pub(super) fn ask(
         &mut self,
         site: &Site,
         user: &User,
         occasion: Occasion,
         now: Timestamp,
-    ) -> Result<String, Refusal> {
+    ) -> Result<Value, Refusal> {
         let mut allowed = AllowedCredentials::with_capacity(user.passkeys.len());
         for passkey in &user.passkeys {
             allowed.push(described(passkey)?.into());
@@ -175,7 +176,7 @@ impl Ceremonies {
         let (server, client) = options.start_ceremony().map_err(wrong)?;
         let challenge = server.sent_challenge().0;
         self.open(challenge, Open { user: user.id, occasion, began: now, waiting: Waiting::Assertion(server) });
-        serde_json::to_string(&client).map_err(wrong)
+        serde_json::to_value(&client).map_err(wrong)
     }
 
     fn open(&mut self, challenge: u128, open: Open) {

@@ -148,16 +148,16 @@ impl People {
     /// New recovery codes for oneself; the old ones are worth nothing. Shown this once.
     ///
     /// # Errors
-    /// If it is somebody else's, there is no second factor, or the proof is old.
+    /// If it is somebody else's, there is no second factor, the proof is old, or the session has ended.
     pub async fn new_recovery_codes(
         &self,
         actor: &Actor,
-        id: UserId,
+        (id, session): (UserId, [u8; 32]),
         now: Timestamp,
     ) -> Result<Vec<Zeroizing<String>>, AdminError> {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
-        let user = self.own(actor, id)?;
+        let user = self.own_within(actor, (id, session))?;
         if !user.has_factor() {
             return Err(AdminError::Invalid("there is no second factor to recover".to_owned()));
         }
@@ -175,11 +175,16 @@ impl People {
     /// person's sessions end, so that it logs in anew.
     ///
     /// # Errors
-    /// If it is somebody else's, the proof is old, or there is none.
-    pub async fn remove_totp(&self, actor: &Actor, id: UserId, now: Timestamp) -> Result<(), AdminError> {
+    /// If it is somebody else's, the proof is old, the session has ended, or there is none.
+    pub async fn remove_totp(
+        &self,
+        actor: &Actor,
+        (id, session): (UserId, [u8; 32]),
+        now: Timestamp,
+    ) -> Result<(), AdminError> {
         actor.require_fresh(now)?;
         let turn = self.desk.turn().await;
-        let user = self.own(actor, id)?;
+        let user = self.own_within(actor, (id, session))?;
         if user.totp.is_none() {
             return Err(AdminError::Missing("second factor".to_owned()));
         }

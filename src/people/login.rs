@@ -77,7 +77,7 @@ pub enum Refused {
     Wrong(Duration),
     /// The password is right and a second factor is needed: a code, or a passkey, for which the browser needs this
     /// JSON if the person has any.
-    NeedsFactor(Option<String>),
+    NeedsFactor(Option<serde_json::Value>),
     /// Too many failures; come back after this long.
     Slowed(Duration),
     /// Our own failure.

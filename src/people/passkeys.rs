@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -67,7 +68,7 @@ impl People {
         self.site.as_ref().ok_or_else(|| AdminError::Invalid("there is no place passkeys could be bound to".to_owned()))
     }
 
-    /// What the browser of a person needs to make a passkey, as JSON: for oneself only, within
+    /// What the browser of a person needs to make a passkey: for oneself only, within
     /// [`CHALLENGE_LASTS`](super::CHALLENGE_LASTS) and in this session.
     ///
     /// # Errors
@@ -77,7 +78,7 @@ impl People {
         actor: &Actor,
         (id, session): (UserId, [u8; 32]),
         now: Timestamp,
-    ) -> Result<String, AdminError> {
+    ) -> Result<Value, AdminError> {
         actor.require_fresh(now)?;
         let user = self.own(actor, id)?;
         check_count(&user)?;
@@ -194,7 +195,7 @@ impl People {
     }
 
     /// What the browser needs to prove a passkey, if the person has any.
-    pub(super) fn ask_for_passkey(&self, user: &User, occasion: Occasion, now: Timestamp) -> Option<String> {
+    pub(super) fn ask_for_passkey(&self, user: &User, occasion: Occasion, now: Timestamp) -> Option<Value> {
         let site = self.site.as_ref().filter(|_| !user.passkeys.is_empty())?;
         let asked = records::lock(&self.memory.ceremonies).ask(site, user, occasion, now);
         // Codes still let the person in.

@@ -81,10 +81,10 @@ impl Problem {
         Self { status, code, detail, errors, cause: None, retry_after: None, passkey: None }
     }
 
-    /// With what a browser needs to prove a passkey, as JSON.
+    /// With what a browser needs to prove a passkey.
     #[must_use]
-    pub fn with_passkey(mut self, options: Option<&str>) -> Self {
-        self.passkey = options.and_then(|options| serde_json::from_str(options).ok().map(Box::new));
+    pub fn with_passkey(mut self, options: Option<serde_json::Value>) -> Self {
+        self.passkey = options.map(Box::new);
         self
     }
 

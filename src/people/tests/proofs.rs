@@ -41,8 +41,8 @@ async fn a_session_that_was_left_open_sets_up_no_factor_to_confirm_itself_with()
     let confirmed = people.confirm(&session, given("", PASSWORD, None, HOME), later(700)).await.unwrap();
     let (proved, session) = actor_of(&people, &confirmed, later(701));
     people.prove_totp(&proved, (anna.id, Some(session.digest)), &code, later(701)).await.unwrap();
-    asks_for_a_proof(people.new_recovery_codes(&stale, anna.id, later(1400)).await);
-    asks_for_a_proof(people.remove_totp(&stale, anna.id, later(1400)).await);
+    asks_for_a_proof(people.new_recovery_codes(&stale, (anna.id, session.digest), later(1400)).await);
+    asks_for_a_proof(people.remove_totp(&stale, (anna.id, session.digest), later(1400)).await);
 }
 
 #[tokio::test]

@@ -112,8 +112,7 @@ pub(super) async fn offer(
 ) -> Answer<PasskeyOfferJson> {
     let own = stay(own)?;
     let whose = (own.user.id, own.session.digest);
-    let options = parts.people.offer_passkey(&actor, whose, Timestamp::now())?;
-    Ok(Json(PasskeyOfferJson { public_key: serde_json::from_str(&options).unwrap_or_default() }))
+    Ok(Json(PasskeyOfferJson { public_key: parts.people.offer_passkey(&actor, whose, Timestamp::now())? }))
 }
 
 #[utoipa::path(

@@ -165,7 +165,7 @@ async fn refused(refused: Refused) -> Problem {
                 Some(_) => "prove a passkey, or give a code of your second factor too",
                 None => "give the code of your second factor too",
             };
-            Problem::new(StatusCode::UNAUTHORIZED, "second_factor_required", detail).with_passkey(passkey.as_deref())
+            Problem::new(StatusCode::UNAUTHORIZED, "second_factor_required", detail).with_passkey(passkey)
         }
         Refused::Slowed(wait) => {
             let detail = format!("too many failed logins; again in {} s", wait.as_secs());
@@ -423,7 +423,7 @@ pub(super) async fn new_codes(
     own: Option<Extension<Stay>>,
 ) -> Answer<RecoveryCodesJson> {
     let own = stay(own)?;
-    Ok(codes(parts.people.new_recovery_codes(&actor, own.user.id, Timestamp::now()).await?))
+    Ok(codes(parts.people.new_recovery_codes(&actor, (own.user.id, own.session.digest), Timestamp::now()).await?))
 }
 
 #[utoipa::path(
@@ -441,6 +441,6 @@ pub(super) async fn remove_factor(
 ) -> Result<StatusCode, Problem> {
     let own = stay(own)?;
     let people = Arc::clone(&parts.people);
-    people.remove_totp(&actor, own.user.id, Timestamp::now()).await?;
+    people.remove_totp(&actor, (own.user.id, own.session.digest), Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
