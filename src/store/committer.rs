@@ -1,32 +1,34 @@
-//! The one thread that writes: it gathers what waits into a group, checks, writes, syncs, applies, answers.
+//! The one thread that writes: it gathers what waits into a group, checks, writes, and has it settled (see
+//! `settler`): synced, applied, answered. While more waits than it can write, the next group is checked and
+//! its frames are written during the sync of the one before.
 //!
 //! Order is everything: conditions in arrival order against the records and the group so far; one
 //! append and one sync; only then the records change, and only after that callers hear `Ok`.
-//! Easy to get wrong: whatever fails before the sync leaves no trace; a sync that fails stops it all.
+//! Easy to get wrong: whatever fails before the sync leaves no trace; a sync that fails stops it all; no
+//! seal is written before the group in front of it is durable.
 
-use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::batch::record_bytes;
-use super::census::Census;
-use super::chain::Heads;
+use super::checker::{self, Touched, Verdict};
 use super::durable;
 use super::frame::{self, DeadEntry, Kind};
-use super::layout::{Layout, group_synced, seal_bytes};
+use super::layout::{Layout, SealFrame, seal_bytes};
 use super::plan::Plan;
-use super::record::{self, Before, Location, Position};
+use super::record::{self, Location, Position};
 use super::scan;
 use super::segment::{DATA_START, InHand, Segment};
+use super::settler::{Sealed, Settler, Written};
 use super::shared::{Faults, Shared};
 use super::table::Chain;
-use super::{Batch, Change, CommitError, Condition, Key};
+use super::{Batch, CommitError};
 use crate::mail::{BodyId, QueueId};
 
 /// Batches in one group, at most.
@@ -36,6 +38,8 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the committer sleeps when nothing comes, before it looks whether to stop.
 const IDLE: Duration = Duration::from_millis(500);
 
+/// Why everything stops if the settling thread is not there.
+const SETTLER_GONE: &str = "the thread that settles groups is gone";
 /// How long the committer sleeps when the records are too far behind, before it looks again.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
 
@@ -95,61 +99,65 @@ pub struct MovedBody {
 }
 
 /// The committer's own state.
-pub struct Committer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) current: Option<Arc<Segment>>,
-    pub(super) chain: Chain,
-    pub(super) end: u64,
-    pub(super) group: u64,
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    current: Option<Arc<Segment>>,
+    chain: Chain,
+    end: u64,
+    group: u64,
     /// Since when commits wait because the records are too far behind.
-    pub(super) behind_since: Option<Instant>,
-    pub(super) commit: u64,
-    pub(super) census: Census,
-}
-
-/// What a freed body's place is known to be when it is freed.
-pub(super) type Freed = (BodyId, Option<Location>);
-
-/// What became of one piece of work after its conditions were checked.
-pub(super) enum Verdict {
-    Refused(CommitError),
-    Accepted { freed: Vec<Freed>, linked: Vec<(Key, Vec<u8>)> },
-    Moves(Vec<usize>),
-    Carried,
-}
-
-/// Bodies named in this group: where they lie after the work so far.
-#[derive(Clone, Copy)]
-enum Named {
-    InGroup,
-    At(Location),
-    Gone,
-}
-
-/// Counts that change once the group is durable.
-pub(super) enum Tally {
-    Gained(Location),
-    Lost(BodyId, Location),
+    behind_since: Option<Instant>,
+    commit: u64,
+    settler: Arc<Settler>,
+    to_settle: Sender<Written>,
+    settled: Receiver<()>,
+    /// What the group touches that is with the settling thread.
+    in_flight: Option<Touched>,
 }
 
 impl Committer {
+    /// One for an open folder whose last journal segment is in `chain`. `settling` are the settler, the way
+    /// to the thread that settles beside it, and where that thread says that it did.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        chain: Chain,
+        (settler, to_settle, settled): (Arc<Settler>, Sender<Written>, Receiver<()>),
+    ) -> Self {
+        Self {
+            shared,
+            current: None,
+            chain,
+            end: DATA_START,
+            group: 0,
+            behind_since: None,
+            commit: chain.commits,
+            settler,
+            to_settle,
+            settled,
+            in_flight: None,
+        }
+    }
+
     /// Works until told to close or every sender is gone.
-    pub fn run(mut self, inbox: &Receiver<Work>) {
-        let mut group = Vec::with_capacity(GROUP_BATCHES_MAX);
+    pub(super) fn run(mut self, inbox: &Receiver<Work>) {
+        let mut next = None;
         loop {
-            let wait = if self.census.is_done() { IDLE } else { Duration::ZERO };
-            match inbox.recv_timeout(wait) {
+            let wait = if self.settler.has_counted() { IDLE } else { Duration::ZERO };
+            let first = next.take().map_or_else(|| inbox.recv_timeout(wait), Ok);
+            match first {
                 Ok(Work::Close) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(work) => {
-                    let closing = gather(inbox, work, &mut group);
+                    let (group, closing) = gather(inbox, work);
                     // A checkpoint that is merely slow is no write that hangs.
                     match self.wait_for_room() {
                         Ok(()) => {
-                            self.note_writing(Some(Instant::now()));
-                            self.commit_group(&mut group);
-                            self.note_writing(None);
+                            let shared = Arc::clone(&self.shared);
+                            if let Some(written) = shared.while_writing(0, || self.write_group(group)) {
+                                next = inbox.try_recv().ok();
+                                self.settle(written, next.is_some());
+                            }
                         }
-                        Err(error) => answer_all(&mut group, &error),
+                        Err(error) => self.refuse_all(group, &error),
                     }
                     if closing {
                         return;
@@ -157,41 +165,65 @@ impl Committer {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if !self.census.is_done() {
-                self.census.count_some(&self.shared);
-            }
+            self.settler.count_some();
         }
     }
 
-    fn note_writing(&self, since: Option<Instant>) {
-        *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
-    }
-
-    fn commit_group(&mut self, group: &mut Vec<Work>) {
+    /// Checks a group and writes it, behind the one that is being settled. `None` if its callers have been
+    /// told why not.
+    fn write_group(&mut self, group: Vec<Work>) -> Option<Written> {
+        // What it asks about is read as it is when the group before is settled.
+        if self.in_flight.as_ref().is_some_and(|touched| touched.concerns(&group)) {
+            let _ = self.await_settled();
+        }
         if let Some(why) = self.shared.stop_reason() {
-            answer_all(group, &CommitError::Stopped(why));
-            return;
+            self.refuse_all(group, &CommitError::Stopped(why));
+            return None;
         }
         assert!(!self.shared.faults.committer_panics.swap(false, Ordering::AcqRel), "a test asked for this panic");
-        let verdicts = match self.check(group) {
+        let verdicts = match checker::check(&self.shared, &group) {
             Ok(verdicts) => verdicts,
             Err(error) => {
                 let error = self.shared.stop(format!("the records cannot be read: {error}"));
-                answer_all(group, &error);
-                return;
+                self.refuse_all(group, &error);
+                return None;
             }
         };
-        let outcome = if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Refused(_))) {
-            Ok(())
+        let sealed = if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Refused(_))) {
+            Ok(None)
         } else {
-            self.write_and_apply(group, &verdicts)
+            self.write(&group, &verdicts).map(Some)
         };
-        for (work, verdict) in group.drain(..).zip(verdicts) {
-            match (verdict, &outcome) {
-                (Verdict::Refused(error), _) => answer(work, Err(error)),
-                (_, outcome) => answer(work, outcome.clone()),
-            }
+        Some(Written { group, verdicts, sealed })
+    }
+
+    /// Has a group settled: by the thread beside this one if more waits to be written, else here, which
+    /// spares a change of threads.
+    fn settle(&mut self, written: Written, more_waits: bool) {
+        let _ = self.await_settled();
+        if !more_waits && !self.shared.faults.settles_beside.load(Ordering::Acquire) {
+            self.settler.settle(written);
+            return;
         }
+        let touched = Touched::by(&written.group);
+        match self.to_settle.send(written) {
+            Ok(()) => self.in_flight = Some(touched),
+            Err(_) => drop(self.shared.stop(SETTLER_GONE.to_owned())),
+        }
+    }
+
+    /// Waits until the group that is with the settling thread is settled. An error if everything has stopped.
+    fn await_settled(&mut self) -> Result<(), CommitError> {
+        if self.in_flight.take().is_some() && self.settled.recv().is_err() {
+            return Err(self.shared.stop(SETTLER_GONE.to_owned()));
+        }
+        self.shared.stop_reason().map_or(Ok(()), |why| Err(CommitError::Stopped(why)))
+    }
+
+    /// Answers a group that cannot be written, after those before it.
+    fn refuse_all(&mut self, group: Vec<Work>, error: &CommitError) {
+        let _ = self.await_settled();
+        group.into_iter().for_each(|work| answer(work, Err(error.clone())));
     }
 
     /// Waits while the records are so far behind that memory must not hold more of what they lack: not
@@ -219,77 +251,36 @@ impl Committer {
         Ok(())
     }
 
-    /// Checks every condition in arrival order, each against the work accepted before it.
-    fn check(&self, group: &[Work]) -> Result<Vec<Verdict>, super::StoreError> {
-        let is_alone = group.len() == 1;
-        let mut checker = Checker {
-            shared: &self.shared,
-            is_alone,
-            keys: HashMap::new(),
-            names: HashMap::new(),
-            heads: Heads::default(),
-        };
-        group
-            .iter()
-            .map(|work| match work {
-                Work::Commit(waiting) => checker.check_batch(waiting),
-                Work::Move(bodies, _) => checker.check_moves(bodies),
-                Work::Carry(..) | Work::Close => Ok(Verdict::Carried),
-            })
-            .collect()
-    }
-
-    fn write_and_apply(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<(), CommitError> {
+    /// Writes a group and its seal. The seal only once the group before is settled: a sealed group behind one
+    /// that is torn proves, at the next start, that the torn one had been acknowledged.
+    fn write(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<Sealed, CommitError> {
         let bound: usize = group.iter().zip(verdicts).map(|(work, verdict)| bytes_bound(work, verdict)).sum();
         let bound = bound as u64 + seal_bytes();
-        let segment = self.room_for(bound).map_err(|error| self.shared.refuse(&error))?;
-        let start = self.end;
+        let segment = self.room_for(bound)?;
         self.group += 1;
-        let mut tally = Vec::new();
-        let mut commit = self.commit;
-        let (written, end) = {
-            let mut plan = Plan::default();
-            let bodies = plan.place(group, verdicts, segment.header.number, start);
-            plan.encode(group, verdicts, &mut commit, &mut tally);
-            let mut layout = Layout::new(segment.header.salt, self.group, start);
-            for (body, location) in bodies.iter().zip(&plan.offsets) {
-                let offset = layout.body(*body);
-                debug_assert_eq!(offset, *location);
-            }
-            if !plan.settled.is_empty() {
-                layout.plain(Kind::Settled, &plan.settled);
-            }
-            if !plan.dead.is_empty() {
-                layout.plain(Kind::Dead, &plan.dead);
-            }
-            for payload in &plan.payloads {
-                layout.plain(Kind::Batch, payload);
-            }
-            let end = match self.write(layout, &segment) {
-                Ok(end) => end,
-                Err(error) => return Err(self.roll_back(&segment, bound, &error)),
-            };
-            ((plan.payloads, plan.before), end)
-        };
-        group_synced(group.len(), || self.sync(&segment))?;
-        self.end = end;
-        self.commit = commit;
-        segment.end.store(end, Ordering::Release);
-        segment.last_commit.store(commit, Ordering::Release);
-        self.apply(&written, &tally, Position { commit, segment: segment.header.number, offset: end })?;
-        let unflushed = self.shared.unflushed_bytes.fetch_add(end - start, Ordering::AcqRel) + (end - start);
-        if unflushed >= self.shared.settings.checkpoint_bytes {
-            self.shared.flush_bell.ring();
-        }
-        Ok(())
+        let framed = self.write_frames(group, verdicts, &segment);
+        // Also before what failed is made unreadable, and before this segment is left.
+        self.await_settled()?;
+        let sealed = framed.and_then(|(sealed, seal)| self.write_seal(&seal, &segment).map(|()| sealed));
+        let sealed = sealed.map_err(|error| self.roll_back(&segment, bound, &error))?;
+        self.end = sealed.position.offset;
+        self.commit = sealed.position.commit;
+        self.chain.previous_end = self.end;
+        Ok(sealed)
     }
 
-    fn room_for(&mut self, bytes: u64) -> io::Result<Arc<Segment>> {
+    fn room_for(&mut self, bytes: u64) -> Result<Arc<Segment>, CommitError> {
         if let Some(current) = &self.current
             && self.end.saturating_add(bytes) <= current.size
         {
             return Ok(Arc::clone(current));
         }
+        // The next one's header says where this one ends, and this one is not in hand any more.
+        self.await_settled()?;
+        self.begin_segment(bytes).map_err(|error| self.shared.refuse(&error))
+    }
+
+    fn begin_segment(&mut self, bytes: u64) -> io::Result<Arc<Segment>> {
         let spare = self.shared.segments.spare_for(bytes)?;
         let begun = self.shared.segments.begin_shared(spare, Chain { commits: self.commit, ..self.chain });
         // Its header says where this one ended, and may be on the disk: nothing may come behind that end.
@@ -306,15 +297,49 @@ impl Committer {
         Ok(begun)
     }
 
-    fn write(&self, layout: Layout<'_>, segment: &Segment) -> io::Result<u64> {
+    fn write_frames(
+        &self,
+        group: &[Work],
+        verdicts: &[Verdict],
+        segment: &Arc<Segment>,
+    ) -> io::Result<(Sealed, SealFrame)> {
+        let (mut tally, mut commit) = (Vec::new(), self.commit);
+        let mut plan = Plan::default();
+        let bodies = plan.place(group, verdicts, segment.header.number, self.end);
+        plan.encode(group, verdicts, &mut commit, &mut tally);
+        let mut layout = Layout::new(segment.header.salt, self.group, self.end);
+        for (body, location) in bodies.iter().zip(&plan.offsets) {
+            let offset = layout.body(*body);
+            debug_assert_eq!(offset, *location);
+        }
+        if !plan.settled.is_empty() {
+            layout.plain(Kind::Settled, &plan.settled);
+        }
+        if !plan.dead.is_empty() {
+            layout.plain(Kind::Dead, &plan.dead);
+        }
+        for payload in &plan.payloads {
+            layout.plain(Kind::Batch, payload);
+        }
         let faults = &self.shared.faults;
         let (is_full, fails) = (faults.disk_is_full.load(Ordering::Acquire), Faults::take(&faults.writes_fail));
-        let error = if is_full { rustix::io::Errno::NOSPC } else { rustix::io::Errno::IO };
         if is_full && !fails {
-            return Err(error.into());
+            return Err(asked_for(true));
         }
-        let end = layout.write(segment)?;
-        if fails { Err(error.into()) } else { Ok(end) }
+        let seal = layout.write(segment)?;
+        if fails {
+            return Err(asked_for(is_full));
+        }
+        let position = Position { commit, segment: segment.header.number, offset: seal.end };
+        let (segment, start) = (Arc::clone(segment), self.end);
+        let sealed = Sealed { segment, start, position, payloads: plan.payloads, before: plan.before, tally };
+        Ok((sealed, seal))
+    }
+
+    fn write_seal(&self, seal: &SealFrame, segment: &Segment) -> io::Result<()> {
+        let fails = Faults::take(&self.shared.faults.seals_fail);
+        seal.write(segment)?;
+        if fails { Err(asked_for(false)) } else { Ok(()) }
     }
 
     /// A write that failed: what arrived of it, `bound` octets at most, is made unreadable, and the next
@@ -344,50 +369,20 @@ impl Committer {
             left.in_hand.store(false, Ordering::Release);
         }
     }
-
-    fn sync(&self, segment: &Segment) -> Result<(), CommitError> {
-        durable::sync_data(&segment.file).map_err(|error| self.shared.refuse(&error))?;
-        // One of another file that failed meanwhile may have cost this one what the device held of it.
-        self.shared.stop_reason().map_or(Ok(()), |why| Err(CommitError::Stopped(why)))
-    }
-
-    fn apply(
-        &mut self,
-        (payloads, before): &(Vec<Vec<u8>>, Vec<Before>),
-        tally: &[Tally],
-        position: Position,
-    ) -> Result<(), CommitError> {
-        let lists = payloads.iter().map(|payload| record::operations(payload)).collect::<Option<Vec<_>>>();
-        let lists = lists.ok_or_else(|| self.shared.stop("a batch of our own cannot be read back".into()))?;
-        let operations = lists.into_iter().flat_map(|(_, operations)| operations).zip(before.iter().copied());
-        // Counts go up before a body can be found and down after it cannot, so that no segment
-        // with a body in it ever looks empty.
-        for change in tally {
-            if let Tally::Gained(location) = change
-                && let Some(segment) = self.shared.segments.get(location.segment)
-            {
-                segment.gained(location.frame_bytes());
-            }
-        }
-        let applied = self.shared.records.apply(operations, position);
-        applied.map_err(|error| self.shared.stop(format!("the records refused a synced batch: {error}")))?;
-        for change in tally {
-            if let Tally::Lost(id, location) = change {
-                self.census.lost(&self.shared, *id, location);
-            }
-        }
-        self.chain.previous_end = position.offset;
-        self.shared.applied.store(position.commit, Ordering::Release);
-        Ok(())
-    }
 }
 
-fn gather(inbox: &Receiver<Work>, first: Work, group: &mut Vec<Work>) -> bool {
+/// An error that a test asked for.
+fn asked_for(is_full: bool) -> io::Error {
+    if is_full { rustix::io::Errno::NOSPC.into() } else { rustix::io::Errno::IO.into() }
+}
+
+/// What waits, as much as goes into one group, and whether the store is closing.
+fn gather(inbox: &Receiver<Work>, first: Work) -> (Vec<Work>, bool) {
     let mut bytes = weight(&first);
-    group.push(first);
+    let mut group = vec![first];
     while group.len() < GROUP_BATCHES_MAX && bytes < GROUP_BYTES_MAX {
         match inbox.try_recv() {
-            Ok(Work::Close) => return true,
+            Ok(Work::Close) => return (group, true),
             Ok(work) => {
                 bytes += weight(&work);
                 group.push(work);
@@ -395,7 +390,7 @@ fn gather(inbox: &Receiver<Work>, first: Work, group: &mut Vec<Work>) -> bool {
             Err(_) => break,
         }
     }
-    false
+    (group, false)
 }
 
 fn weight(work: &Work) -> usize {
@@ -432,14 +427,8 @@ fn bytes_bound(work: &Work, verdict: &Verdict) -> usize {
     own + weight(work) + side_frames
 }
 
-fn answer_all(group: &mut Vec<Work>, error: &CommitError) {
-    for work in group.drain(..) {
-        answer(work, Err(error.clone()));
-    }
-}
-
 /// Answers; whoever stopped waiting is not missed.
-fn answer(work: Work, result: Result<(), CommitError>) {
+pub(super) fn answer(work: Work, result: Result<(), CommitError>) {
     match work {
         Work::Commit(waiting) => {
             let Waiting { batch, bodies, reply, permit } = *waiting;
@@ -450,87 +439,5 @@ fn answer(work: Work, result: Result<(), CommitError>) {
             let _ = reply.send(result);
         }
         Work::Close => {}
-    }
-}
-
-/// The records as the group so far will leave them.
-struct Checker<'a> {
-    shared: &'a Shared,
-    /// Nothing comes after the first piece of work: what it sets need not be remembered.
-    is_alone: bool,
-    keys: HashMap<&'a [u8], Option<&'a [u8]>>,
-    names: HashMap<BodyId, Named>,
-    /// Where chains stand after the group so far.
-    heads: Heads<'a>,
-}
-
-impl<'a> Checker<'a> {
-    fn check_batch(&mut self, waiting: &'a Waiting) -> Result<Verdict, super::StoreError> {
-        for condition in &waiting.batch.conditions {
-            let holds = match condition {
-                Condition::Absent(key) => self.value_is(key, None)?,
-                Condition::Equals(key, value) => self.value_is(key, Some(value))?,
-            };
-            if !holds {
-                return Ok(Verdict::Refused(CommitError::Conflict));
-            }
-        }
-        for (position, body) in waiting.bodies.iter().enumerate() {
-            // A name already used in this group would have two places in it.
-            let twice = waiting.bodies.iter().take(position).any(|earlier| earlier.id == body.id);
-            if twice || self.names.contains_key(&body.id) || self.shared.location(body.id)?.is_some() {
-                return Ok(Verdict::Refused(CommitError::Conflict));
-            }
-        }
-        for body in &waiting.bodies {
-            let named = body.own.as_ref().map_or(Named::InGroup, |(location, _)| Named::At(*location));
-            self.names.insert(body.id, named);
-        }
-        let mut freed = Vec::with_capacity(waiting.batch.freed.len());
-        for id in &waiting.batch.freed {
-            match self.place_of(*id)? {
-                Named::InGroup => freed.push((*id, None)),
-                Named::At(location) => freed.push((*id, Some(location))),
-                Named::Gone => continue,
-            }
-            self.names.insert(*id, Named::Gone);
-        }
-        if !self.is_alone {
-            for change in &waiting.batch.changes {
-                match change {
-                    Change::Set(key, value) | Change::Make(key, value) => self.keys.insert(key, Some(value)),
-                    Change::Remove(key) => self.keys.insert(key, None),
-                };
-            }
-        }
-        let records = &self.shared.records;
-        let linked = self.heads.link(&waiting.batch, |key| records.get(key))?;
-        Ok(Verdict::Accepted { freed, linked })
-    }
-
-    fn check_moves(&mut self, bodies: &[MovedBody]) -> Result<Verdict, super::StoreError> {
-        let mut still = Vec::with_capacity(bodies.len());
-        for (index, moved) in bodies.iter().enumerate() {
-            if matches!(self.place_of(moved.body.id)?, Named::At(location) if location == moved.from) {
-                self.names.insert(moved.body.id, Named::InGroup);
-                still.push(index);
-            }
-        }
-        Ok(if still.is_empty() { Verdict::Carried } else { Verdict::Moves(still) })
-    }
-
-    fn value_is(&self, key: &[u8], wanted: Option<&Vec<u8>>) -> Result<bool, super::StoreError> {
-        let wanted = wanted.map(Vec::as_slice);
-        match self.keys.get(key) {
-            Some(value) => Ok(*value == wanted),
-            None => Ok(self.shared.records.get(key)?.as_deref() == wanted),
-        }
-    }
-
-    fn place_of(&self, id: BodyId) -> Result<Named, super::StoreError> {
-        match self.names.get(&id) {
-            Some(named) => Ok(*named),
-            None => Ok(self.shared.location(id)?.map_or(Named::Gone, Named::At)),
-        }
     }
 }

@@ -4,12 +4,15 @@
 //! engine can keep does not belong here.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::lease;
-use super::{Batch, Blobs, CommitError, Key, MemoryStore, NewBody, Opened, Settings, Store, StoreError, after_prefix};
+use super::{
+    Batch, Blobs, CommitError, Faults, Key, MemoryStore, NewBody, Opened, Settings, Store, StoreError, after_prefix,
+};
 use crate::ext::{Timestamp, random_bytes};
 use crate::mail::{Body, BodyId, QueueId, Sealed};
 
@@ -40,11 +43,12 @@ impl Subject for InMemory {
 struct OnDisk {
     opened: Option<Opened>,
     settings: Settings,
+    faults: Arc<Faults>,
     _folder: tempfile::TempDir,
 }
 
 impl OnDisk {
-    fn new() -> Self {
+    fn new(settles_beside: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings {
             folder: folder.path().join("store"),
@@ -53,7 +57,11 @@ impl OnDisk {
             free_bytes_min: 0,
             ..Settings::default()
         };
-        Self { opened: Some(super::open(settings.clone()).unwrap()), settings, _folder: folder }
+        let faults = Arc::new(Faults::default());
+        faults.settles_beside.store(settles_beside, Ordering::Release);
+        let mut made = Self { opened: None, settings, faults, _folder: folder };
+        made.reopen();
+        made
     }
 }
 
@@ -68,11 +76,12 @@ impl Subject for OnDisk {
 
     fn reopen(&mut self) {
         self.opened = None;
-        self.opened = Some(super::open(self.settings.clone()).unwrap());
+        self.opened = Some(super::open_with(self.settings.clone(), Arc::clone(&self.faults)).unwrap());
     }
 }
 
-/// Runs one sentence of the suite against both engines.
+/// Runs one sentence of the suite against both engines, and against the one on disk with every group settled
+/// while the next is written.
 macro_rules! both {
     ($($name:ident)*) => {
         mod memory {
@@ -84,7 +93,13 @@ macro_rules! both {
         mod sled {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(&mut super::OnDisk::new()).await;
+                super::$name(&mut super::OnDisk::new(false)).await;
+            })*
+        }
+        mod sled_settled_beside {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(&mut super::OnDisk::new(true)).await;
             })*
         }
     };

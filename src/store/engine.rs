@@ -33,10 +33,11 @@ use super::rebuild::{self, OpenedRecords};
 use super::record::Location;
 use super::replay::{self, Replayed};
 use super::segment::{self, DATA_START};
+use super::settler::Settler;
 use super::shared::{Faults, Shared};
 use super::sled::{Records, panic_text};
 use super::space::Space;
-use super::table::Segments;
+use super::table::{Chain, Segments};
 use super::{
     Batch, Blobs, BlobsUsage, BodyReader, CommitError, Health, Key, NewBody, OpenError, Opened, Settings, Sharing,
     Store, StoreError, prefix,
@@ -97,7 +98,7 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         unflushed_bytes: AtomicU64::new(0),
         checkpoint_waits: AtomicBool::new(false),
         is_counted: AtomicBool::new(false),
-        writing_since: Mutex::new(None),
+        writing_since: [Mutex::new(None), Mutex::new(None)],
         at_work: [Mutex::new(()), Mutex::new(())],
         flush_bell: Bell::default(),
         house_bell: Bell::default(),
@@ -106,17 +107,8 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         stopped: OnceLock::new(),
         settings,
     });
-    let committer = Committer {
-        shared: Arc::clone(&shared),
-        current: None,
-        chain,
-        end: DATA_START,
-        group: 0,
-        behind_since: None,
-        commit: chain.commits,
-        census: Census::new(last_number.saturating_add(1)),
-    };
-    let store = Arc::new(SledStore::start(shared, committer, lock).map_err(OpenError::Files)?);
+    let census = Census::new(last_number.saturating_add(1));
+    let store = Arc::new(SledStore::start(shared, chain, census, lock).map_err(OpenError::Files)?);
     Ok(Opened { records: store.clone(), bodies: store.clone(), replayed_batches: batches, engine: store })
 }
 
@@ -224,8 +216,12 @@ pub async fn closed(folder: &Path, patience: Duration) -> bool {
 }
 
 impl SledStore {
-    fn start(shared: Arc<Shared>, committer: Committer, lock: File) -> std::io::Result<Self> {
+    fn start(shared: Arc<Shared>, chain: Chain, census: Census, lock: File) -> std::io::Result<Self> {
         let (inbox, work) = channel();
+        let (written, to_settle) = channel();
+        let (settled, has_settled) = channel();
+        let settler = Arc::new(Settler::new(Arc::clone(&shared), census));
+        let committer = Committer::new(Arc::clone(&shared), chain, (Arc::clone(&settler), written, has_settled));
         let room_permits = (shared.settings.waiting_bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let store = Self {
             shared: Arc::clone(&shared),
@@ -237,6 +233,7 @@ impl SledStore {
         };
         let (commit, flush, house) = (Arc::clone(&shared), Arc::clone(&shared), shared);
         store.spawn("store-commit", move || run_committer(&commit, committer, &work))?;
+        store.spawn("store-settle", move || settler.run(&to_settle, &settled))?;
         store.spawn("store-flush", move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| housekeeping::flush_loop(&flush))) {
                 flush.stop(format!("the flusher panicked: {}", panic_text(&*panic)));
@@ -476,7 +473,8 @@ impl Store for SledStore {
     }
 
     fn writing_since(&self) -> Option<Instant> {
-        *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner)
+        let both = &self.shared.writing_since;
+        both.iter().filter_map(|since| *since.lock().unwrap_or_else(PoisonError::into_inner)).min()
     }
 
     fn stop(&self, why: &str) {

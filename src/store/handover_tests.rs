@@ -3,7 +3,7 @@
 //! finds nothing, and whoever did not wait finds all of it or nothing.
 //!
 //! A model checker of threads (loom, shuttle) would need the hand-over apart from what the committer
-//! does; it is one channel of std, one oneshot and one semaphore of tokio, and no code of ours lies
+//! does; it is three channels of std, one oneshot and one semaphore of tokio, and no code of ours lies
 //! between them that could be checked alone. So the real thing is run often instead.
 
 use std::sync::Arc;
@@ -100,6 +100,13 @@ fn check(opened: &Opened, known: &Known) {
 
 #[test]
 fn whoever_heard_ok_finds_all_of_it_and_nobody_waits_for_ever() {
+    // Settled beside the committer when more waits, and always.
+    for settles_beside in [false, true] {
+        whoever_heard_ok_finds_all_of_it(settles_beside);
+    }
+}
+
+fn whoever_heard_ok_finds_all_of_it(settles_beside: bool) {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings {
         folder: folder.path().join("store"),
@@ -111,6 +118,7 @@ fn whoever_heard_ok_finds_all_of_it_and_nobody_waits_for_ever() {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
     let (faults, failed) = (Arc::new(Faults::default()), Arc::new(AtomicUsize::new(0)));
+    faults.settles_beside.store(settles_beside, Ordering::Release);
     let opened = Arc::new(open_with(settings.clone(), faults.clone()).unwrap());
     let known: Vec<Known> = runtime.block_on(async {
         let mut callers = JoinSet::new();

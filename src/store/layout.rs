@@ -1,8 +1,9 @@
 //! One group on its way into a segment: frames laid out one behind the other, sealed, and written
 //! with vectored writes, so that bodies are never copied.
 //!
-//! It decides nothing. Easy to get wrong: the offset of a frame is part of its checksum, so the
-//! layout begins only when the segment and the offset are known.
+//! It decides nothing. The seal is written apart: without it nothing of the group counts.
+//! Easy to get wrong: the offset of a frame is part of its checksum, so the layout begins only when the
+//! segment and the offset are known.
 
 use std::time::Instant;
 
@@ -102,17 +103,17 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Adds the seal and writes everything. Nothing is synced yet. Returns the group's end.
-    pub fn write(mut self, segment: &Segment) -> io::Result<u64> {
+    /// Writes everything but the seal, which gets its place behind it. Nothing is synced yet.
+    pub fn write(mut self, segment: &Segment) -> io::Result<SealFrame> {
         let seal = Seal { start: self.start, frames: self.frames, group_crc: self.group_crc }.to_bytes();
         let header = Header::plain(Kind::Seal, self.group, &seal);
-        let mut tail = header.to_bytes(&self.salt, self.at).to_vec();
-        tail.extend_from_slice(&seal);
-        self.small(&tail);
-        let end = self.at + header.frame_bytes();
-        // Up to the end of its page, so that no page is read from the disk to be written in part.
-        let page_end = end.next_multiple_of(PAGE_BYTES).min(segment.size.max(end));
-        self.small(&[0; PAGE_BYTES as usize][..usize::try_from(page_end - end).unwrap_or(0)]);
+        let mut bytes = header.to_bytes(&self.salt, self.at).to_vec();
+        bytes.extend_from_slice(&seal);
+        let frame = SealFrame { at: self.at, bytes, end: self.at + header.frame_bytes() };
+        // Zeros in the seal's place, and up to the end of its page, so that no page is read from the disk to be
+        // written in part.
+        let page_end = frame.end.next_multiple_of(PAGE_BYTES).min(segment.size.max(frame.end));
+        self.small(&[0; 2 * PAGE_BYTES as usize][..usize::try_from(page_end - self.at).unwrap_or(0)]);
         let arena = &self.arena;
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
@@ -122,7 +123,22 @@ impl<'a> Layout<'a> {
             }));
         }
         write_all(segment, &mut slices, self.start)?;
-        Ok(end)
+        Ok(frame)
+    }
+}
+
+/// The seal of a group whose frames are written: what makes them count.
+pub struct SealFrame {
+    at: u64,
+    bytes: Vec<u8>,
+    /// Where the group ends.
+    pub end: u64,
+}
+
+impl SealFrame {
+    /// Writes it. Nothing is synced yet.
+    pub fn write(&self, segment: &Segment) -> io::Result<()> {
+        write_all(segment, &mut [IoSlice::new(&self.bytes)], self.at)
     }
 }
 

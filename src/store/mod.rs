@@ -10,6 +10,7 @@ mod bell;
 mod blobs;
 mod census;
 mod chain;
+mod checker;
 pub mod codec;
 mod committer;
 mod copy;
@@ -31,6 +32,7 @@ mod replay;
 mod scan;
 mod segment;
 mod settings;
+mod settler;
 mod shared;
 mod sled;
 mod snapshot;
@@ -52,6 +54,8 @@ mod copy_tests;
 mod handover_tests;
 #[cfg(test)]
 mod room_tests;
+#[cfg(test)]
+mod settling_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 
 use super::batch::{appended_key, record_bytes};
-use super::committer::{Freed, MovedBody, ReadyBody, Tally, Verdict, Waiting, Work};
+use super::checker::{Freed, Verdict};
+use super::committer::{MovedBody, ReadyBody, Waiting, Work};
 use super::frame;
 use super::layout::BodyParts;
 use super::record::{Before, Location, Operations, location_key};
+use super::settler::Tally;
 use super::{Change, Key};
 use crate::mail::BodyId;
 

@@ -2,7 +2,8 @@
 //!
 //! From the position the records hold, every complete group is applied again in order. What was
 //! acknowledged and is damaged is reported and passed over, its whole batches applied alone.
-//! Easy to get wrong: the last group of all may be torn, and then it never was acknowledged: it is left out whole.
+//! Easy to get wrong: what is torn at the end never was acknowledged: it is left out whole. That may be two
+//! groups, the one that was being synced and one without a seal behind it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -89,7 +90,7 @@ pub fn replay(
             segment = segment.header.number,
             end = group.end,
             faults,
-            "an unfinished last group is left out"
+            "an unfinished group at the end is left out"
         );
     }
     let commits_before = shared.last().map_or(0, |last| last.header.commits_before);

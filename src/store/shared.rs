@@ -45,8 +45,8 @@ pub struct Shared {
     pub checkpoint_waits: AtomicBool,
     /// Whether every body that was here at open is counted.
     pub is_counted: AtomicBool,
-    /// Since when the committer has been writing a group.
-    pub writing_since: Mutex<Option<Instant>>,
+    /// Since when a group is being written, and since when one is being settled.
+    pub writing_since: [Mutex<Option<Instant>>; 2],
     /// Held during a checkpoint, and during a round of housekeeping.
     pub at_work: [Mutex<()>; 2],
     /// Wakes the flusher.
@@ -89,6 +89,19 @@ impl Shared {
         self.checkpoint_waits.load(Ordering::Acquire) || self.records.waits_for_room()
     }
 
+    /// Does `work` and lets it be known meanwhile, in that place of [`Shared::writing_since`], since when.
+    pub fn while_writing<T>(&self, place: usize, work: impl FnOnce() -> T) -> T {
+        let note = |since| {
+            if let Some(writing) = self.writing_since.get(place) {
+                *writing.lock().unwrap_or_else(PoisonError::into_inner) = since;
+            }
+        };
+        note(Some(Instant::now()));
+        let done = work();
+        note(None);
+        done
+    }
+
     /// Where a body lies.
     pub fn location(&self, id: BodyId) -> Result<Option<Location>, StoreError> {
         match self.records.get(&location_key(id))? {
@@ -114,6 +127,12 @@ impl Shared {
 pub struct Faults {
     /// This many group writes fail halfway.
     pub writes_fail: AtomicU32,
+    /// This many seals of groups cannot be written.
+    pub seals_fail: AtomicU32,
+    /// Every group is settled beside the committer, as if more waited.
+    pub settles_beside: AtomicBool,
+    /// A group that is synced waits here while somebody holds it.
+    pub sync_gate: Mutex<()>,
     /// Nothing is written, as if the disk were full; or what fails halfway, fails so.
     pub disk_is_full: AtomicBool,
     /// The committer panics at its next group.

@@ -94,7 +94,7 @@ pub(super) fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn segments(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(folder: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(folder.join("segments")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| fs::File::open(path).is_ok_and(|file| SegmentHeader::read(&file).unwrap().is_some()));
     files.sort_by_key(|path| SegmentHeader::read(&fs::File::open(path).unwrap()).unwrap().unwrap().number);
@@ -555,8 +555,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_store_agrees_with_a_model_through_crashes_and_reuse(steps in prop::collection::vec(step(), 30..120)) {
+    fn the_store_agrees_with_a_model_through_crashes_and_reuse(
+        steps in prop::collection::vec(step(), 30..120),
+        settles_beside: bool,
+    ) {
         let mut place = Place::new();
+        place.faults.settles_beside.store(settles_beside, Ordering::Release);
         let mut opened = place.open();
         let mut model: BTreeMap<BodyId, (Vec<u8>, BTreeSet<u16>)> = BTreeMap::new();
         for (number, step) in steps.into_iter().enumerate() {
