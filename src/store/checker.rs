@@ -135,8 +135,9 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// The keys, bodies and chains that a group may change, each as a hash: two that share one are taken for
-/// the same, which costs a wait.
+/// What a group may change of what others can ask about, each key, body and chain as a hash: two that share
+/// one are taken for the same, which costs a wait. Keys of appended facts and of entries of chains are not
+/// among them: nobody can name them before they are there.
 pub(super) struct Touched {
     hashes: HashSet<u64>,
     hasher: RandomState,

@@ -25,8 +25,8 @@ use super::plan::Plan;
 use super::record::{self, Location, Position};
 use super::scan;
 use super::segment::{DATA_START, InHand, Segment};
-use super::settler::{Sealed, Settler, Written};
-use super::shared::{Faults, Shared};
+use super::settler::{Journaled, Settler, Written};
+use super::shared::{Faults, Shared, Stage};
 use super::table::Chain;
 use super::{Batch, CommitError};
 use crate::mail::{BodyId, QueueId};
@@ -37,11 +37,10 @@ const GROUP_BATCHES_MAX: usize = 512;
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the committer sleeps when nothing comes, before it looks whether to stop.
 const IDLE: Duration = Duration::from_millis(500);
-
-/// Why everything stops if the settling thread is not there.
-const SETTLER_GONE: &str = "the thread that settles groups is gone";
 /// How long the committer sleeps when the records are too far behind, before it looks again.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
+/// Why everything stops if the thread that settles is not there.
+const SETTLER_GONE: &str = "the thread that settles groups is gone";
 
 /// A body ready to be laid out.
 pub struct ReadyBody {
@@ -108,21 +107,24 @@ pub(super) struct Committer {
     /// Since when commits wait because the records are too far behind.
     behind_since: Option<Instant>,
     commit: u64,
-    settler: Arc<Settler>,
-    to_settle: Sender<Written>,
-    settled: Receiver<()>,
-    /// What the group touches that is with the settling thread.
+    beside: Beside,
+    /// What the group that is with the settling thread may change.
     in_flight: Option<Touched>,
 }
 
+/// The settler, and the thread that settles beside the committer.
+pub(super) struct Beside {
+    /// Settles on whichever thread.
+    pub(super) settler: Arc<Settler>,
+    /// Takes groups to the thread.
+    pub(super) written: Sender<Written>,
+    /// Where it says of each that it is settled.
+    pub(super) settled: Receiver<()>,
+}
+
 impl Committer {
-    /// One for an open folder whose last journal segment is in `chain`. `settling` are the settler, the way
-    /// to the thread that settles beside it, and where that thread says that it did.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        chain: Chain,
-        (settler, to_settle, settled): (Arc<Settler>, Sender<Written>, Receiver<()>),
-    ) -> Self {
+    /// One for an open folder whose journal ends as `chain` says.
+    pub(super) fn new(shared: Arc<Shared>, chain: Chain, beside: Beside) -> Self {
         Self {
             shared,
             current: None,
@@ -131,9 +133,7 @@ impl Committer {
             group: 0,
             behind_since: None,
             commit: chain.commits,
-            settler,
-            to_settle,
-            settled,
+            beside,
             in_flight: None,
         }
     }
@@ -142,7 +142,7 @@ impl Committer {
     pub(super) fn run(mut self, inbox: &Receiver<Work>) {
         let mut next = None;
         loop {
-            let wait = if self.settler.has_counted() { IDLE } else { Duration::ZERO };
+            let wait = if self.beside.settler.has_counted() { IDLE } else { Duration::ZERO };
             let first = next.take().map_or_else(|| inbox.recv_timeout(wait), Ok);
             match first {
                 Ok(Work::Close) | Err(RecvTimeoutError::Disconnected) => return,
@@ -152,7 +152,7 @@ impl Committer {
                     match self.wait_for_room() {
                         Ok(()) => {
                             let shared = Arc::clone(&self.shared);
-                            if let Some(written) = shared.while_writing(0, || self.write_group(group)) {
+                            if let Some(written) = shared.while_at(Stage::Writing, || self.write_group(group)) {
                                 next = inbox.try_recv().ok();
                                 self.settle(written, next.is_some());
                             }
@@ -165,7 +165,7 @@ impl Committer {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.settler.count_some();
+            self.beside.settler.count_some();
         }
     }
 
@@ -189,12 +189,12 @@ impl Committer {
                 return None;
             }
         };
-        let sealed = if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Refused(_))) {
+        let journaled = if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Refused(_))) {
             Ok(None)
         } else {
             self.write(&group, &verdicts).map(Some)
         };
-        Some(Written { group, verdicts, sealed })
+        Some(Written { group, verdicts, journaled })
     }
 
     /// Has a group settled: by the thread beside this one if more waits to be written, else here, which
@@ -202,11 +202,11 @@ impl Committer {
     fn settle(&mut self, written: Written, more_waits: bool) {
         let _ = self.await_settled();
         if !more_waits && !self.shared.faults.settles_beside.load(Ordering::Acquire) {
-            self.settler.settle(written);
+            self.beside.settler.settle(written);
             return;
         }
         let touched = Touched::by(&written.group);
-        match self.to_settle.send(written) {
+        match self.beside.written.send(written) {
             Ok(()) => self.in_flight = Some(touched),
             Err(_) => drop(self.shared.stop(SETTLER_GONE.to_owned())),
         }
@@ -214,7 +214,7 @@ impl Committer {
 
     /// Waits until the group that is with the settling thread is settled. An error if everything has stopped.
     fn await_settled(&mut self) -> Result<(), CommitError> {
-        if self.in_flight.take().is_some() && self.settled.recv().is_err() {
+        if self.in_flight.take().is_some() && self.beside.settled.recv().is_err() {
             return Err(self.shared.stop(SETTLER_GONE.to_owned()));
         }
         self.shared.stop_reason().map_or(Ok(()), |why| Err(CommitError::Stopped(why)))
@@ -253,7 +253,7 @@ impl Committer {
 
     /// Writes a group and its seal. The seal only once the group before is settled: a sealed group behind one
     /// that is torn proves, at the next start, that the torn one had been acknowledged.
-    fn write(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<Sealed, CommitError> {
+    fn write(&mut self, group: &[Work], verdicts: &[Verdict]) -> Result<Journaled, CommitError> {
         let bound: usize = group.iter().zip(verdicts).map(|(work, verdict)| bytes_bound(work, verdict)).sum();
         let bound = bound as u64 + seal_bytes();
         let segment = self.room_for(bound)?;
@@ -261,12 +261,12 @@ impl Committer {
         let framed = self.write_frames(group, verdicts, &segment);
         // Also before what failed is made unreadable, and before this segment is left.
         self.await_settled()?;
-        let sealed = framed.and_then(|(sealed, seal)| self.write_seal(&seal, &segment).map(|()| sealed));
-        let sealed = sealed.map_err(|error| self.roll_back(&segment, bound, &error))?;
-        self.end = sealed.position.offset;
-        self.commit = sealed.position.commit;
+        let sealed = framed.and_then(|(journaled, seal)| self.write_seal(&seal, &segment).map(|()| journaled));
+        let journaled = sealed.map_err(|error| self.roll_back(&segment, bound, &error))?;
+        self.end = journaled.position.offset;
+        self.commit = journaled.position.commit;
         self.chain.previous_end = self.end;
-        Ok(sealed)
+        Ok(journaled)
     }
 
     fn room_for(&mut self, bytes: u64) -> Result<Arc<Segment>, CommitError> {
@@ -302,7 +302,7 @@ impl Committer {
         group: &[Work],
         verdicts: &[Verdict],
         segment: &Arc<Segment>,
-    ) -> io::Result<(Sealed, SealFrame)> {
+    ) -> io::Result<(Journaled, SealFrame)> {
         let (mut tally, mut commit) = (Vec::new(), self.commit);
         let mut plan = Plan::default();
         let bodies = plan.place(group, verdicts, segment.header.number, self.end);
@@ -328,18 +328,23 @@ impl Committer {
         }
         let seal = layout.write(segment)?;
         if fails {
+            // Nothing but what is done about the failure keeps it from being found.
+            seal.write(segment)?;
             return Err(asked_for(is_full));
         }
         let position = Position { commit, segment: segment.header.number, offset: seal.end };
         let (segment, start) = (Arc::clone(segment), self.end);
-        let sealed = Sealed { segment, start, position, payloads: plan.payloads, before: plan.before, tally };
-        Ok((sealed, seal))
+        let journaled = Journaled { segment, start, position, payloads: plan.payloads, before: plan.before, tally };
+        Ok((journaled, seal))
     }
 
     fn write_seal(&self, seal: &SealFrame, segment: &Segment) -> io::Result<()> {
-        let fails = Faults::take(&self.shared.faults.seals_fail);
+        let faults = &self.shared.faults;
         seal.write(segment)?;
-        if fails { Err(asked_for(false)) } else { Ok(()) }
+        match Faults::take(&faults.seals_fail) {
+            true => Err(asked_for(faults.disk_is_full.load(Ordering::Acquire))),
+            false => Ok(()),
+        }
     }
 
     /// A write that failed: what arrived of it, `bound` octets at most, is made unreadable, and the next

@@ -80,8 +80,8 @@ impl Subject for OnDisk {
     }
 }
 
-/// Runs one sentence of the suite against both engines, and against the one on disk with every group settled
-/// while the next is written.
+/// Runs one sentence of the suite against both engines, and against the one on disk with every group settled by
+/// the thread beside the committer.
 macro_rules! both {
     ($($name:ident)*) => {
         mod memory {

@@ -1,7 +1,7 @@
 //! The built-in engine: opens a folder, hands batches to the committer, reads for everybody.
 //!
-//! Order at open: lock, records, segments, replay, threads. Order at close: committer, housekeeping,
-//! flusher, a last checkpoint. Easy to get wrong: everything that blocks on the disk and is not the
+//! Order at open: lock, records, segments, replay, threads. Order at close: committer, settler, flusher,
+//! housekeeping, a last checkpoint. Easy to get wrong: everything that blocks on the disk and is not the
 //! committer runs on the blocking threads, never on an async worker.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -23,7 +23,7 @@ use super::batch::{check_shape, record_bytes};
 use super::bell::Bell;
 use super::blobs;
 use super::census::Census;
-use super::committer::{Committer, ReadyBody, Waiting, Work};
+use super::committer::{Beside, Committer, ReadyBody, Waiting, Work};
 use super::copy::RecordsCopy;
 use super::durable;
 use super::format;
@@ -98,7 +98,8 @@ pub fn open_with(settings: Settings, faults: Arc<Faults>) -> Result<Opened, Open
         unflushed_bytes: AtomicU64::new(0),
         checkpoint_waits: AtomicBool::new(false),
         is_counted: AtomicBool::new(false),
-        writing_since: [Mutex::new(None), Mutex::new(None)],
+        writing_since: Mutex::new(None),
+        settling_since: Mutex::new(None),
         at_work: [Mutex::new(()), Mutex::new(())],
         flush_bell: Bell::default(),
         house_bell: Bell::default(),
@@ -221,7 +222,11 @@ impl SledStore {
         let (written, to_settle) = channel();
         let (settled, has_settled) = channel();
         let settler = Arc::new(Settler::new(Arc::clone(&shared), census));
-        let committer = Committer::new(Arc::clone(&shared), chain, (Arc::clone(&settler), written, has_settled));
+        let committer = Committer::new(
+            Arc::clone(&shared),
+            chain,
+            Beside { settler: settler.clone(), written, settled: has_settled },
+        );
         let room_permits = (shared.settings.waiting_bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let store = Self {
             shared: Arc::clone(&shared),
@@ -473,8 +478,7 @@ impl Store for SledStore {
     }
 
     fn writing_since(&self) -> Option<Instant> {
-        let both = &self.shared.writing_since;
-        both.iter().filter_map(|since| *since.lock().unwrap_or_else(PoisonError::into_inner)).min()
+        self.shared.busy_since()
     }
 
     fn stop(&self, why: &str) {

@@ -1,4 +1,4 @@
-//! Two threads beside the committer: the one flusher, and the one that gives space back.
+//! Two threads beside those that write: the one flusher, and the one that gives space back.
 //!
 //! Flusher: makes the records and their copy durable every 5 seconds or every 64 MiB of journal; the
 //! journal before that is then no longer needed. Housekeeping: empty segments are given back, nearly empty ones

@@ -1,6 +1,6 @@
 //! What was committed since the last checkpoint, in memory above the record engine.
 //!
-//! The committer writes into the current layer; a checkpoint begins a new one and carries the old one
+//! The settler writes into the current layer; a checkpoint begins a new one and carries the old one
 //! down into the engine. A record that is made and removed between two checkpoints, as most of a message
 //! that is delivered at once is, never reaches the engine at all.
 //! Easy to get wrong: a removal is kept until it was carried down, because the engine may hold the key;

@@ -289,27 +289,42 @@ pub fn salvage(folder: &Path) -> Result<Salvage, OpenError> {
     for segment in used.values() {
         gathered.segment(segment).map_err(OpenError::Files)?;
     }
+    gathered.end().map_err(OpenError::Files)?;
     let Gathered { mut bodies, dead, settled, .. } = gathered;
     bodies.retain(|(segment, placed)| !dead.contains(&(placed.header.body, segment.header.number)));
     Ok(Salvage { _lock: lock, left: bodies.into_iter(), settled, damage })
 }
 
-/// What the segments say. What is said of bodies (moved, freed, settled) counts once its group is sealed or
-/// something follows it: the last group of all may be unfinished, and then nothing of that is true.
+/// What the segments say. What a group says of bodies (moved, freed, settled) counts once it is known to have
+/// been durable as a whole: a sealed group follows it, or another segment of the journal. Of the last sealed
+/// group every frame is looked at; behind it nothing is true, and there may be two groups without a seal.
 #[derive(Default)]
 struct Gathered {
     bodies: Vec<(Arc<Segment>, Placed)>,
     dead: HashSet<DeadEntry>,
     settled: HashMap<QueueId, BTreeSet<u16>>,
-    /// Segment and number of the group that is being read; numbers begin anew with each open.
-    group: Option<(u64, u64)>,
-    first: u64,
-    frames: u32,
-    said: Vec<(Kind, Vec<u8>)>,
+    /// Number of the group that is being read.
+    group: Option<u64>,
+    /// Its frames, and what it says.
+    frames: Vec<Placed>,
+    said: Words,
+    /// What groups before it say that have no seal.
+    unsealed: Words,
+    /// The last sealed group: where it lies, its frames, and what it says.
+    sealed: Option<(Arc<Segment>, Vec<Placed>, Words)>,
 }
+
+/// `Dead` and `Settled` frames.
+type Words = Vec<(Kind, Vec<u8>)>;
 
 impl Gathered {
     fn segment(&mut self, segment: &Arc<Segment>) -> std::io::Result<()> {
+        if segment.header.usage == Use::Shared {
+            // Its header was written when all that lies before it was durable.
+            self.set_out();
+            self.believe_all();
+            self.group = None;
+        }
         let mut frames = frames_of(segment);
         while let Some(found) = frames.next_found()? {
             let Found::Frame(placed) = found else { continue };
@@ -317,10 +332,8 @@ impl Gathered {
                 self.bodies.push((Arc::clone(segment), placed));
                 continue;
             }
-            let group = Some((segment.header.number, placed.header.group));
-            if self.group != group {
-                self.believe();
-                (self.group, self.first, self.frames) = (group, placed.offset, 0);
+            if self.group.replace(placed.header.group) != Some(placed.header.group) {
+                self.set_out();
             }
             match placed.header.kind {
                 Kind::Body => self.bodies.push((Arc::clone(segment), placed)),
@@ -328,21 +341,57 @@ impl Gathered {
                     self.said.push((kind, scan::payload(&segment.file, &placed)?.unwrap_or_default()));
                 }
                 Kind::Seal => {
-                    let seal = scan::payload(&segment.file, &placed)?.as_deref().and_then(Seal::from_bytes);
-                    if seal.is_some_and(|seal| seal.start == self.first && seal.frames == self.frames) {
-                        self.believe();
-                    }
-                    self.group = None;
+                    self.seal(segment, &placed)?;
+                    continue;
                 }
                 Kind::Batch => {}
             }
-            self.frames = self.frames.saturating_add(1);
+            self.frames.push(placed);
         }
         Ok(())
     }
 
-    fn believe(&mut self) {
-        for (kind, payload) in self.said.drain(..) {
+    /// Another group begins.
+    fn set_out(&mut self) {
+        self.frames.clear();
+        self.unsealed.append(&mut self.said);
+    }
+
+    fn seal(&mut self, segment: &Arc<Segment>, placed: &Placed) -> std::io::Result<()> {
+        let seal = scan::payload(&segment.file, placed)?.as_deref().and_then(Seal::from_bytes);
+        let start = self.frames.first().map_or(placed.offset, |first| first.offset);
+        if seal.is_some_and(|seal| seal.start == start && Ok(seal.frames) == u32::try_from(self.frames.len())) {
+            let (frames, said) = (std::mem::take(&mut self.frames), std::mem::take(&mut self.said));
+            self.believe_all();
+            self.sealed = Some((Arc::clone(segment), frames, said));
+        }
+        self.group = None;
+        Ok(())
+    }
+
+    /// Nothing follows: the last sealed group counts if all of it is there.
+    fn end(&mut self) -> std::io::Result<()> {
+        let Some((segment, frames, said)) = self.sealed.take() else { return Ok(()) };
+        for frame in &frames {
+            if !scan::payload_is_whole(&segment.file, frame)? {
+                return Ok(());
+            }
+        }
+        self.believe(said);
+        Ok(())
+    }
+
+    /// What was read so far, but for the group that is being read, was durable.
+    fn believe_all(&mut self) {
+        let unsealed = std::mem::take(&mut self.unsealed);
+        self.believe(unsealed);
+        if let Some((_, _, said)) = self.sealed.take() {
+            self.believe(said);
+        }
+    }
+
+    fn believe(&mut self, said: Words) {
+        for (kind, payload) in said {
             if kind == Kind::Dead {
                 self.dead.extend(frame::dead_entries(&payload));
                 continue;

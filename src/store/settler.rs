@@ -20,7 +20,7 @@ use super::durable;
 use super::layout::group_synced;
 use super::record::{self, Before, Location, Position};
 use super::segment::Segment;
-use super::shared::Shared;
+use super::shared::{Shared, Stage};
 use super::sled::panic_text;
 use crate::mail::BodyId;
 
@@ -37,11 +37,11 @@ pub(super) struct Written {
     /// What was decided about each piece.
     pub(super) verdicts: Vec<Verdict>,
     /// What lies in the journal, nothing if all was refused; or why it does not.
-    pub(super) sealed: Result<Option<Sealed>, CommitError>,
+    pub(super) journaled: Result<Option<Journaled>, CommitError>,
 }
 
 /// What a group is in the journal: whole, and not synced.
-pub(super) struct Sealed {
+pub(super) struct Journaled {
     pub(super) segment: Arc<Segment>,
     pub(super) start: u64,
     pub(super) position: Position,
@@ -77,9 +77,9 @@ impl Settler {
 
     /// Settles one group.
     pub(super) fn settle(&self, written: Written) {
-        let Written { group, verdicts, sealed } = written;
-        let outcome = match sealed {
-            Ok(Some(sealed)) => self.shared.while_writing(1, || self.make_durable(group.len(), &sealed)),
+        let Written { group, verdicts, journaled } = written;
+        let outcome = match journaled {
+            Ok(Some(journaled)) => self.shared.while_at(Stage::Settling, || self.make_durable(group.len(), &journaled)),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -91,13 +91,13 @@ impl Settler {
         }
     }
 
-    fn make_durable(&self, batches: usize, sealed: &Sealed) -> Result<(), CommitError> {
-        let (segment, position) = (&sealed.segment, sealed.position);
+    fn make_durable(&self, batches: usize, journaled: &Journaled) -> Result<(), CommitError> {
+        let (segment, position) = (&journaled.segment, journaled.position);
         group_synced(batches, || self.sync(segment))?;
         segment.end.store(position.offset, Ordering::Release);
         segment.last_commit.store(position.commit, Ordering::Release);
-        self.apply(sealed)?;
-        let bytes = position.offset - sealed.start;
+        self.apply(journaled)?;
+        let bytes = position.offset - journaled.start;
         let unflushed = self.shared.unflushed_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
         if unflushed >= self.shared.settings.checkpoint_bytes {
             self.shared.flush_bell.ring();
@@ -106,20 +106,22 @@ impl Settler {
     }
 
     fn sync(&self, segment: &Segment) -> Result<(), CommitError> {
-        drop(self.shared.faults.sync_gate.lock());
+        let faults = &self.shared.faults;
+        drop(faults.sync_gate.lock());
+        assert!(!faults.settler_panics.swap(false, Ordering::AcqRel), "a test asked for this panic");
         durable::sync_data(&segment.file).map_err(|error| self.shared.refuse(&error))?;
         // One that failed meanwhile, of another file or of the group before, may have cost this one what the
         // device held of it.
         self.shared.stop_reason().map_or(Ok(()), |why| Err(CommitError::Stopped(why)))
     }
 
-    fn apply(&self, sealed: &Sealed) -> Result<(), CommitError> {
-        let lists = sealed.payloads.iter().map(|payload| record::operations(payload)).collect::<Option<Vec<_>>>();
+    fn apply(&self, journaled: &Journaled) -> Result<(), CommitError> {
+        let lists = journaled.payloads.iter().map(|payload| record::operations(payload)).collect::<Option<Vec<_>>>();
         let lists = lists.ok_or_else(|| self.shared.stop("a batch of our own cannot be read back".into()))?;
-        let operations = lists.into_iter().flat_map(|(_, operations)| operations).zip(sealed.before.iter().copied());
+        let operations = lists.into_iter().flat_map(|(_, operations)| operations).zip(journaled.before.iter().copied());
         // Counts go up before a body can be found and down after it cannot, so that no segment
         // with a body in it ever looks empty.
-        for change in &sealed.tally {
+        for change in &journaled.tally {
             if let Tally::Gained(location) = change
                 && let Some(segment) = self.shared.segments.get(location.segment)
             {
@@ -128,14 +130,14 @@ impl Settler {
         }
         // What is counted and what goes meanwhile must not be counted twice, or never.
         let census = self.census();
-        let applied = self.shared.records.apply(operations, sealed.position);
+        let applied = self.shared.records.apply(operations, journaled.position);
         applied.map_err(|error| self.shared.stop(format!("the records refused a synced batch: {error}")))?;
-        for change in &sealed.tally {
+        for change in &journaled.tally {
             if let Tally::Lost(id, location) = change {
                 census.lost(&self.shared, *id, location);
             }
         }
-        self.shared.applied.store(sealed.position.commit, Ordering::Release);
+        self.shared.applied.store(journaled.position.commit, Ordering::Release);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What the committer, the flusher, housekeeping and the readers of one open folder share.
+//! What the committer, the settler, the flusher, housekeeping and the readers of one open folder share.
 //!
 //! It holds state and no threads. Easy to get wrong: `stopped` is set once and never cleared; only
 //! a new opening of the folder reads from disk what really arrived there.
@@ -20,6 +20,15 @@ use crate::mail::BodyId;
 
 /// Problems remembered for [`super::Opened::damage`]; later ones are only logged.
 const DAMAGE_MAX: usize = 1000;
+
+/// What a group may hang in, if the disk does.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage {
+    /// It is checked and written.
+    Writing,
+    /// It is synced and applied.
+    Settling,
+}
 
 /// The state of one open folder.
 pub struct Shared {
@@ -45,8 +54,10 @@ pub struct Shared {
     pub checkpoint_waits: AtomicBool,
     /// Whether every body that was here at open is counted.
     pub is_counted: AtomicBool,
-    /// Since when a group is being written, and since when one is being settled.
-    pub writing_since: [Mutex<Option<Instant>>; 2],
+    /// Since when a group is being written.
+    pub writing_since: Mutex<Option<Instant>>,
+    /// Since when one is being settled.
+    pub settling_since: Mutex<Option<Instant>>,
     /// Held during a checkpoint, and during a round of housekeeping.
     pub at_work: [Mutex<()>; 2],
     /// Wakes the flusher.
@@ -89,17 +100,23 @@ impl Shared {
         self.checkpoint_waits.load(Ordering::Acquire) || self.records.waits_for_room()
     }
 
-    /// Does `work` and lets it be known meanwhile, in that place of [`Shared::writing_since`], since when.
-    pub fn while_writing<T>(&self, place: usize, work: impl FnOnce() -> T) -> T {
-        let note = |since| {
-            if let Some(writing) = self.writing_since.get(place) {
-                *writing.lock().unwrap_or_else(PoisonError::into_inner) = since;
-            }
+    /// Does `work`, and lets it be known meanwhile since when.
+    pub fn while_at<T>(&self, stage: Stage, work: impl FnOnce() -> T) -> T {
+        let since = match stage {
+            Stage::Writing => &self.writing_since,
+            Stage::Settling => &self.settling_since,
         };
+        let note = |began| *since.lock().unwrap_or_else(PoisonError::into_inner) = began;
         note(Some(Instant::now()));
         let done = work();
         note(None);
         done
+    }
+
+    /// Since when somebody waits for the disk with a group, if so.
+    pub fn busy_since(&self) -> Option<Instant> {
+        let both = [&self.writing_since, &self.settling_since];
+        both.iter().filter_map(|since| *since.lock().unwrap_or_else(PoisonError::into_inner)).min()
     }
 
     /// Where a body lies.
@@ -127,7 +144,7 @@ impl Shared {
 pub struct Faults {
     /// This many group writes fail halfway.
     pub writes_fail: AtomicU32,
-    /// This many seals of groups cannot be written.
+    /// This many seals of groups fail when they are written.
     pub seals_fail: AtomicU32,
     /// Every group is settled beside the committer, as if more waited.
     pub settles_beside: AtomicBool,
@@ -135,6 +152,8 @@ pub struct Faults {
     pub sync_gate: Mutex<()>,
     /// Nothing is written, as if the disk were full; or what fails halfway, fails so.
     pub disk_is_full: AtomicBool,
+    /// The thread that settles groups panics at its next one.
+    pub settler_panics: AtomicBool,
     /// The committer panics at its next group.
     pub committer_panics: AtomicBool,
     /// Checkpoints are left out, so that everything is replayed at the next open of a copy.

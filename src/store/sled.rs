@@ -268,7 +268,7 @@ impl Records {
         }
     }
 
-    /// Does the operations in order, then notes the position. For the committer alone.
+    /// Does the operations in order, then notes the position. For the settler alone.
     pub fn apply<'a>(
         &self,
         operations: impl IntoIterator<Item = (Operation<'a>, Before)>,
