@@ -84,6 +84,11 @@ impl Site {
         };
         Ok(Self { host: RpId::Domain(domain), origin })
     }
+
+    /// Whether browsers use a passkey here.
+    pub(super) fn is_of(&self, passkey: &Passkey) -> bool {
+        self.host.as_ref() == passkey.host
+    }
 }
 
 /// What a challenge was given out for; an answer to it is taken for nothing else.
@@ -159,7 +164,7 @@ impl Ceremonies {
         serde_json::to_value(&client).map_err(wrong)
     }
 
-    /// What the browser needs to prove one of the passkeys of `user`.
+    /// What the browser needs to prove one of the passkeys of `user` that were made for this site.
     pub(super) fn ask(
         &mut self,
         site: &Site,
@@ -168,7 +173,7 @@ impl Ceremonies {
         now: Timestamp,
     ) -> Result<Value, Refusal> {
         let mut allowed = AllowedCredentials::with_capacity(user.passkeys.len());
-        for passkey in &user.passkeys {
+        for passkey in user.passkeys.iter().filter(|passkey| site.is_of(passkey)) {
             allowed.push(described(passkey)?.into());
         }
         let mut options = NonDiscoverableCredentialRequestOptions::second_factor(&site.host, allowed).map_err(wrong)?;
@@ -234,7 +239,8 @@ pub(super) fn register(
     let made = server.verify(&site.host, &answer, &options).map_err(wrong)?;
     let (Ok(public_key), Ok(state)) = (made.static_state().encode(), made.dynamic_state().encode());
     let (Ok(credential), Ok(transports)) = (made.id().encode().map(<[u8]>::to_vec), made.transports().encode());
-    Ok(Passkey { name, credential, public_key, state, transports, created: now, last_used: None, copied: None })
+    let host = site.host.as_ref().to_owned();
+    Ok(Passkey { name, credential, public_key, state, transports, created: now, last_used: None, copied: None, host })
 }
 
 /// Whether `answer` proves one of the passkeys of `user`, whose counter and time of use move on.

@@ -46,6 +46,9 @@ pub struct Passkey {
     pub last_used: Option<Timestamp>,
     /// When it last came with an older counter than before: somebody may have a copy.
     pub copied: Option<Timestamp>,
+    /// The host it was made for. A browser uses it for no other: should `admin.origin` name another one, it counts
+    /// as a second factor, so that nobody gets in by the password alone, and is asked for no longer.
+    pub host: String,
 }
 
 impl Passkey {
@@ -196,7 +199,7 @@ impl People {
 
     /// What the browser needs to prove a passkey, if the person has any.
     pub(super) fn ask_for_passkey(&self, user: &User, occasion: Occasion, now: Timestamp) -> Option<Value> {
-        let site = self.site.as_ref().filter(|_| !user.passkeys.is_empty())?;
+        let site = self.site.as_ref().filter(|site| user.passkeys.iter().any(|passkey| site.is_of(passkey)))?;
         let asked = records::lock(&self.memory.ceremonies).ask(site, user, occasion, now);
         // Codes still let the person in.
         asked.inspect_err(|refusal| tracing::error!(user = %user.id, ?refusal, "passkeys cannot be asked for")).ok()

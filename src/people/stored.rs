@@ -114,6 +114,7 @@ mod tests {
             created: Timestamp(8),
             last_used: None,
             copied: Some(Timestamp(9)),
+            host: "mail.example".to_owned(),
         };
         let user = User { passkeys: vec![passkey], ..user() };
         let bytes = user_bytes(&user);
@@ -128,7 +129,7 @@ mod tests {
             \x00\x00\x00\x07\x00\x01\x03key\x10\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\
             \x01\x01\x01$\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\
             \x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x03\x03\x03\x03\x03\
-            \x03\x03\x01\x08\x00\x01\t";
+            \x03\x03\x01\x08\x00\x01\t\x0cmail.example";
         let read = read_user(bytes).unwrap();
         let passkey = &read.passkeys[0];
         assert_eq!(
@@ -136,6 +137,7 @@ mod tests {
             ("anna@example.com", Role::InstanceAdmin, Timestamp(7))
         );
         assert_eq!((passkey.name.as_str(), passkey.state, passkey.copied), ("key", [3; 7], Some(Timestamp(9))));
+        assert_eq!(passkey.host, "mail.example");
         assert_eq!(user_bytes(&read), bytes);
     }
 }

@@ -448,6 +448,26 @@ async fn what_is_set_up_ends_with_its_session_and_goes_on_when_it_is_confirmed()
 }
 
 #[tokio::test]
+async fn passkeys_of_another_host_are_not_asked_for_and_the_password_alone_lets_nobody_in() {
+    let (store, people) = people_at(ORIGIN);
+    let anna = Person::of(&people, ANNA).await;
+    let (_, old, codes) = anna.enrolled(&people).await;
+    let moved = over(&store).reached_at(Some(Site::parse("https://panel.example.net").unwrap()));
+    assert!(matches!(refusal(enter(&moved, ANNA, None, NOW).await), Refused::NeedsFactor(None)));
+    let entered = enter(&moved, ANNA, Some(codes[0].as_str()), NOW).await.unwrap();
+    let anna = Person::entered(&moved, &entered);
+    let mut device = Authenticator::new();
+    "https://panel.example.net".clone_into(&mut device.origin);
+    let (new, _) = anna.add(&moved, &device.make(&anna.offer(&moved, NOW))).await.unwrap();
+    let hosts: Vec<_> = moved.passkeys(&anna.actor, anna.user.id).unwrap().into_iter().map(|one| one.host).collect();
+    assert_eq!(hosts, [old.host, "panel.example.net".to_owned()]);
+    let options = asked(&moved, ANNA, NOW).await;
+    assert_eq!(options["allowCredentials"].as_array().unwrap().len(), 1, "{options}");
+    assert!(enter_with(&moved, ANNA, &device.prove(&options), NOW).await.is_ok());
+    assert_eq!(new.host, "panel.example.net");
+}
+
+#[tokio::test]
 async fn without_a_place_to_be_bound_to_there_are_no_passkeys_and_codes_still_let_in() {
     let (store, people) = people_at(ORIGIN);
     let anna = Person::of(&people, ANNA).await;

@@ -31,6 +31,8 @@ pub struct PasskeyJson {
     pub last_used: Option<String>,
     /// When it was last refused because it counted less than before: somebody may have a copy, so take it away.
     pub copied: Option<String>,
+    /// The host it was made for; if browsers reach the API by another one now, it cannot be used: take it away.
+    pub host: String,
 }
 
 /// What a browser needs to make a passkey; good for five minutes in this session.
@@ -77,6 +79,7 @@ fn json(passkey: &Passkey) -> PasskeyJson {
         created: passkey.created.rfc3339(),
         last_used: passkey.last_used.map(Timestamp::rfc3339),
         copied: passkey.copied.map(Timestamp::rfc3339),
+        host: passkey.host.clone(),
     }
 }
 
