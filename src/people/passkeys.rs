@@ -155,12 +155,13 @@ impl People {
         let mut changed = user.clone();
         let own = changed.passkeys.iter_mut().find(|known| known.id() == passkey);
         let own = own.ok_or_else(|| AdminError::Missing(format!("passkey {passkey}")))?;
-        own.name = name;
+        let before = std::mem::replace(&mut own.name, name);
         let renamed = own.clone();
         let mut batch = Batch::new();
         stored::replace(&mut batch, &user, &changed);
+        let said = |name: &str| Some(format!("{} {name}", renamed.id()));
         let act = act_on("second-factor.passkey-rename", &changed);
-        records::record(&mut batch, actor, act.changed("passkey", Some(renamed.id()), Some(renamed.id())), now);
+        records::record(&mut batch, actor, act.changed("passkey", said(&before), said(&renamed.name)), now);
         self.remember(turn, batch, changed).await?;
         Ok(renamed)
     }
