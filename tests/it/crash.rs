@@ -1,19 +1,22 @@
 //! The promise of 250 when the process dies: the daemon is killed while senders work; afterwards every
 //! acknowledged message is at the sink, and none whose delivery was recorded is there twice.
 //!
-//! `POSTERN_CRASH_ROUNDS` sets the number of rounds; a short run is part of every test run.
+//! `POSTERN_CRASH_ROUNDS` sets the number of rounds, `POSTERN_CRASH_SEED` their moments; a short run is part of
+//! every test run.
 
 use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::load::{SinkMood, TlsSession};
-use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds};
+use postern::cli::exit;
 
-const ROUNDS: u64 = 20;
-/// Senders by HTTP beside those of SMTP; each repeats what was not answered, with the same Idempotency-Key.
-const HTTP_SENDERS: usize = 3;
+use crate::harness::load::{SinkMood, TlsSession};
+use crate::harness::moments::pause;
+use crate::harness::not_run;
+use crate::harness::promise::{HTTP_SENDERS, Promise, is_quick, rounds};
+
+/// About 40 s: every fourth one lasts long enough for a checkpoint.
+const ROUNDS: u64 = 16;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
@@ -26,7 +29,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
     let rounds = rounds(ROUNDS);
     for round in 0..rounds {
         let senders = promise.senders();
-        thread::sleep(pause(round));
+        promise.work_until(round);
         promise.instance.kill();
         senders.stop();
         promise.note_recorded();
@@ -38,11 +41,11 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed_again_and_again() {
             promise.instance.kill();
             promise.note_recorded();
         }
-        promise.instance.start();
-        promise.instance.wait_for_door();
+        promise.start_for(round + 1);
     }
     let missing = promise.settle();
     promise.report("kill", rounds);
+    promise.rounds_met_everything(rounds);
     assert!(promise.ledger.len() as u64 > rounds, "senders did work: {} acknowledged", promise.ledger.len());
     let (by_http, repeated) = promise.ledger.by_http();
     println!("kill: {by_http} acknowledged by HTTP, {repeated} of them to a repeat with the same key");
@@ -101,7 +104,8 @@ fn a_daemon_killed_in_the_midst_of_a_backup_loses_nothing_and_the_next_backup_is
 fn an_orderly_stop_loses_nothing_and_sends_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let mut promise = Promise::make(folder.path(), &folder.path().join("data"), SinkMood::Takes);
-    for round in 0..3 {
+    let rounds = rounds(3);
+    for round in 0..rounds {
         let senders = promise.senders();
         thread::sleep(pause(round) + Duration::from_millis(300));
         assert!(promise.instance.stop().success(), "{}", promise.instance.log_tail());
@@ -111,9 +115,9 @@ fn an_orderly_stop_loses_nothing_and_sends_nothing_twice() {
         promise.instance.wait_for_door();
     }
     let missing = promise.settle();
-    promise.report("orderly stop", 3);
+    promise.report("orderly stop", rounds);
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
-    assert!(promise.ledger.len() > 3);
+    assert!(promise.ledger.len() as u64 > rounds);
     assert_eq!(promise.sink.arrivals.extra(), 0, "an orderly stop sends nothing twice");
 }
 
@@ -178,6 +182,7 @@ fn mail_is_salvaged_from_the_segments_when_the_records_and_their_copy_are_gone()
     let saved = folder.path().join("saved");
     // It says that records are missing, and ends so.
     let told = promise.instance.try_tool(&["store", "salvage", "--into", &saved.to_string_lossy()]);
+    assert_eq!(told.status.code(), Some(i32::from(exit::FAILED)), "not everything could be saved");
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("there is no copy of the records"), "{told}");
     promise.instance.use_data(&saved);

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::harness::disk::Disk;
 use crate::harness::load::{SinkMood, TlsSession, message, post};
+use crate::harness::moments::pause;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_long, pause};
+use crate::harness::promise::{Promise, is_long};
 
 /// The disk, and what the configuration of the tests keeps free of it.
 const DISK_MIB: u64 = 512;

@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use crate::harness::disk::Disk;
 use crate::harness::load::SinkMood;
+use crate::harness::moments::pause;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds, row};
+use crate::harness::promise::{HTTP_SENDERS, Promise, is_quick, rounds, row};
 
-/// About 75 s; a round is mostly mounting, checking and starting.
-const ROUNDS: u64 = 20;
+/// About 85 s; a round is mostly mounting, checking and starting, and every fourth one lasts long enough for a
+/// checkpoint.
+const ROUNDS: u64 = 16;
 /// The disk; a segment has 64 MiB, and two are kept in reserve.
 const DISK_MIB: u64 = 2048;
 /// Failed syncs, each with a cut after it.
@@ -63,13 +65,14 @@ fn the_disk_keeps_what_was_synced_forgets_the_rest_and_lets_no_sync_succeed_afte
 fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
     let folder = tempfile::tempdir().unwrap();
     let Some(mut disk) = disk("power-cut rounds", folder.path()) else { return };
-    let mut promise = Promise::make(folder.path(), &disk.mount.join("data"), SinkMood::DefersEvery(10));
+    let (data, mood) = (disk.mount.join("data"), SinkMood::DefersEvery(10));
+    let mut promise = Promise::make_with(folder.path(), &data, mood, HTTP_SENDERS);
     let rounds = rounds(ROUNDS);
     for round in 0..rounds {
         // In every second round nothing is delivered, so that the queue itself must survive.
         promise.sink.set_mood(if round % 2 == 0 { SinkMood::DefersEvery(10) } else { SinkMood::Shut });
         let senders = promise.senders();
-        thread::sleep(pause(round));
+        promise.work_until(round);
         disk.cut_power();
         // The daemon lives on for a while: a 250 that it says now is judged like any other.
         thread::sleep(AFTERLIFE * u32::try_from(round % 3).unwrap());
@@ -78,10 +81,13 @@ fn nothing_acknowledged_is_lost_when_the_power_is_cut_again_and_again() {
         promise.note_recorded();
         disk.restore_power();
         promise.verify();
-        promise.instance.start();
-        promise.instance.wait_for_door();
+        promise.start_for(round + 1);
     }
     judge(&mut promise, "power cut", rounds);
+    promise.rounds_met_everything(rounds);
+    let (by_http, repeated) = promise.ledger.by_http();
+    println!("power cut: {by_http} acknowledged by HTTP, {repeated} of them to a repeat with the same key");
+    assert!(by_http > rounds && repeated > 0, "senders by HTTP did work: {by_http}, repeated {repeated}");
 }
 
 /// Everything acknowledged arrives, the same bytes each time, and again only what was in flight.

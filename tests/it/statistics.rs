@@ -10,8 +10,9 @@ use postern::statistics::{Said, Status};
 use serde_json::Value;
 
 use crate::harness::load::SinkMood;
+use crate::harness::moments::pause;
 use crate::harness::not_run;
-use crate::harness::promise::{Promise, is_quick, pause, rounds};
+use crate::harness::promise::{Promise, is_quick, rounds};
 
 const ROUNDS: u64 = 6;
 /// Counts are stored every ten seconds.

@@ -11,7 +11,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use postern::cli::exit;
+
 use crate::harness::load::{SinkMood, TlsSession};
+use crate::harness::moments::{given_seed, seed, tell_seed};
 use crate::harness::not_run;
 use crate::harness::promise::{Promise, is_long, is_quick, row};
 
@@ -29,10 +32,20 @@ const MENDED_BY_THE_NEXT_START: [i32; 2] = [74, 1];
 const LIVES_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A generator whose numbers are the same in every run: a failure can be looked at again.
+/// What the short round harms: the same in every run.
+const SHORT_SEED: u64 = 0x005E_ED0F_DA7A;
+
+/// A generator whose numbers follow from its seed: a failure can be looked at again.
 struct Dice(u64);
 
 impl Dice {
+    /// From the environment; else a long round's is its own, and a short round's that of every other.
+    fn new() -> Self {
+        let seed = given_seed().unwrap_or_else(|| if is_long() { seed() } else { SHORT_SEED });
+        tell_seed(seed);
+        Self(seed.max(1))
+    }
+
     fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -164,8 +177,11 @@ impl Base {
         self.promise.instance.use_data(data);
         let told = self.promise.instance.try_tool(&["store", "salvage", "--json", "--into", &into.to_string_lossy()]);
         let words = String::from_utf8_lossy(&told.stdout).into_owned();
+        let code = told.status.code();
         let told: serde_json::Value = serde_json::from_str(&words).unwrap_or_else(|_| panic!("{what}: {words}"));
         assert_eq!(told["owed"], self.owed.len(), "{what}: {told}");
+        let is_all = told["failed"] == serde_json::json!([]);
+        assert_eq!(code, Some(if is_all { 0 } else { i32::from(exit::FAILED) }), "{what}: {told}");
         let is_of_copy = what.contains("store/copy");
         if !is_of_copy {
             assert_eq!(told["failed"], serde_json::json!([]), "{what}");
@@ -263,7 +279,7 @@ fn damage_in_any_file_stays_with_what_it_touched_and_everybody_and_all_other_mai
     let folder = tempfile::tempdir().unwrap();
     let mut base = Base::make(folder.path());
     let (flips, cuts) = if is_long() { LONG } else { SHORT };
-    let mut dice = Dice(0x005E_ED0F_DA7A);
+    let mut dice = Dice::new();
     let mut endings = Endings::default();
     for _ in 0..flips {
         one(&mut base, folder.path(), (Harm::Flip, &mut dice), &mut endings);
@@ -277,4 +293,57 @@ fn damage_in_any_file_stays_with_what_it_touched_and_everybody_and_all_other_mai
     let rounds = (flips + cuts).to_string();
     row(&[format!("damaged files: {told}"), rounds, base.owed.len().to_string()]);
     assert_eq!(base.promise.sink.arrivals.invented(&base.promise.load), Vec::<u64>::new(), "invented");
+}
+
+/// Flips a bit in the first line that says so in a segment.
+fn flip_in_segment(data: &Path, line: &str) {
+    let mut files = Vec::new();
+    written_files(&data.join("store/segments"), &mut files);
+    for (path, _) in files {
+        let bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(line.len()).position(|window| window == line.as_bytes()) {
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            return file.write_all_at(&[bytes[at] ^ 1], at as u64).unwrap();
+        }
+    }
+    panic!("no segment holds {line:?}");
+}
+
+#[test]
+fn what_verify_and_salvage_cannot_read_they_name_and_end_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut promise = Promise::make(folder.path(), &data, SinkMood::Shut);
+    let senders = promise.senders();
+    wait_until(|| promise.ledger.len() > 10);
+    senders.stop();
+    assert!(promise.instance.stop().success());
+    let tool = |arguments: &[&str]| {
+        let done = promise.instance.try_tool(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    let (code, told, _) = tool(&["store", "verify"]);
+    assert!(code == Some(0) && !told.contains("damaged"), "{code:?} {told}");
+    let (code, whole, _) = tool(&["store", "salvage", "--json"]);
+    let whole: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    assert!(code == Some(0) && whole["failed"] == serde_json::json!([]), "{whole}");
+    let bodies = whole["bodies"].as_u64().unwrap();
+
+    let harmed = *promise.ledger.serials().first().unwrap();
+    flip_in_segment(&data, &format!("X-Serial: {harmed}\r\n"));
+    let saved = folder.path().join("saved").to_string_lossy().into_owned();
+    for arguments in [&["store", "verify"][..], &["store", "salvage"], &["store", "salvage", "--into", &saved]] {
+        let (code, told, why) = tool(arguments);
+        assert_eq!(code, Some(i32::from(exit::FAILED)), "{arguments:?}: {told}{why}");
+        assert!(told.contains("\ndamaged: "), "{arguments:?}: {told}{why}");
+        assert!(
+            why.lines().count() == 1 && why.contains("damaged places") | why.contains("could not be saved"),
+            "{why}"
+        );
+    }
+    // Everything else is in the new folder, which is whole.
+    promise.instance.use_data(Path::new(&saved));
+    let report = promise.store_report().unwrap();
+    assert_eq!((report.bodies, report.damaged), (bodies - 1, Vec::new()));
 }

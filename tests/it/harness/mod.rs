@@ -6,6 +6,7 @@ pub mod disk;
 pub mod door;
 pub mod https;
 pub mod load;
+pub mod moments;
 pub mod outbound;
 pub mod peer;
 pub mod policy_host;

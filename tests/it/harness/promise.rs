@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use postern::store::{OpenError, VerifyReport};
 
 use super::load::{HttpLoad, Ledger, Load, RecordingSink, Senders, SinkMood};
+use super::moments::{self, Moment, Seen, Watch, lasts, moment, watch_until};
 use super::process::Instance;
 use super::zone::{SinkZone, zone_of_sink};
 
@@ -24,6 +25,8 @@ const DOMAINS: [&str; 3] = ["one.test", "two.test", "three.test"];
 const IN_FLIGHT_MAX: usize = 60;
 /// Senders at the same time.
 const SENDERS: usize = 8;
+/// Senders by HTTP beside those of SMTP; each repeats what was not answered, with the same Idempotency-Key.
+pub const HTTP_SENDERS: usize = 3;
 /// How long everything acknowledged may take to arrive after the last fault.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -40,6 +43,7 @@ pub struct Promise {
     in_flight: BTreeMap<u64, Vec<u64>>,
     faults: u64,
     log_read: u64,
+    seen: Seen,
     _zone: SinkZone,
 }
 
@@ -51,6 +55,7 @@ impl Promise {
 
     /// The same with so many senders who use the API beside those of SMTP.
     pub fn make_with(folder: &Path, data: &Path, mood: SinkMood, by_http: usize) -> Self {
+        moments::tell_seed(moments::seed());
         let sink = RecordingSink::start("127.0.0.1:0".parse().unwrap(), mood).unwrap();
         let zone = zone_of_sink(&DOMAINS);
         let mut instance = Instance::make(folder, data, zone.address, sink.address.port());
@@ -78,8 +83,8 @@ impl Promise {
             http,
         };
         let (ledger, next) = (Ledger::default(), Arc::default());
-        let (recorded, in_flight) = (BTreeMap::new(), BTreeMap::new());
-        Self { instance, sink, ledger, load, next, recorded, in_flight, faults: 0, log_read: 0, _zone: zone }
+        let (recorded, in_flight, seen) = (BTreeMap::new(), BTreeMap::new(), Seen::default());
+        Self { instance, sink, ledger, load, next, recorded, in_flight, faults: 0, log_read: 0, seen, _zone: zone }
     }
 
     /// Waits until the daemon has ended by itself, and says how.
@@ -96,6 +101,59 @@ impl Promise {
 
     pub fn senders(&self) -> Senders {
         Senders::start(&self.load, &self.ledger, &self.next)
+    }
+
+    /// Starts the daemon for a round; without a copy of its records, if it is to die while it makes one.
+    pub fn start_for(&mut self, round: u64) {
+        if moment(round) == Moment::InNewCopy {
+            match fs::remove_dir_all(self.instance.data.join("store").join("copy")) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+                _ => {}
+            }
+        }
+        self.instance.start();
+        self.instance.wait_for_door();
+    }
+
+    /// Lets the senders work until the daemon of this round is to die.
+    pub fn work_until(&mut self, round: u64) {
+        let mut watch = Watch::begin(&self.instance.data.join("store"));
+        let seen = &mut self.seen;
+        let look = Duration::from_millis(10);
+        let done = match moment(round) {
+            Moment::Early => watch_until(&mut watch, seen, look, |watch, _| watch.has_copy()),
+            Moment::Late => Ok(()),
+            // The first round's may have been made while the installation was furnished.
+            Moment::InNewCopy => watch_until(&mut watch, seen, Duration::from_millis(1), |watch, _| {
+                watch.has_copy() || watch.saw_new_copy()
+            }),
+        };
+        let until = Instant::now() + lasts(round);
+        while Instant::now() < until {
+            watch.look(seen);
+            thread::sleep(look.min(until.saturating_duration_since(Instant::now())));
+        }
+        // It is old enough for both; a slow machine gets the time it needs.
+        let done = done.and_then(|()| match moment(round) {
+            Moment::Late => watch_until(&mut watch, seen, look, |_, seen| seen.checkpoints > 0 && seen.given_back > 0),
+            _ => Ok(()),
+        });
+        assert!(
+            done.is_ok(),
+            "round {round}: no copy, checkpoint or free segment: {seen:?}\n{}",
+            self.instance.log_tail()
+        );
+    }
+
+    /// Daemons died with a copy of their records, beside checkpoints and reclaimed segments, and while they made
+    /// the copy anew.
+    pub fn rounds_met_everything(&self, rounds: u64) {
+        let seen = self.seen;
+        println!("{rounds} rounds: {seen:?}");
+        assert!(2 * seen.compared > rounds, "most deaths left records and a copy to compare: {seen:?}");
+        if (0..rounds).any(|round| moment(round) == Moment::Late) {
+            assert!(seen.checkpoints > 0 && seen.copies > 0 && seen.given_back > 0, "{seen:?}");
+        }
     }
 
     /// The number of the next message, for tests that send by hand.
@@ -171,10 +229,15 @@ impl Promise {
         }
     }
 
-    /// The store as the fault left it is sound. The daemon must not run.
-    pub fn verify(&self) {
+    /// The store as the fault left it is sound, and its records are those of their copy where there is one. The
+    /// daemon must not run.
+    pub fn verify(&mut self) {
         let report = self.store_report().unwrap();
         assert_eq!(report.damaged, Vec::<String>::new(), "{}", self.instance.log_tail());
+        match report.copied {
+            Some(_) => self.seen.compared += 1,
+            None => self.seen.without_copy += 1,
+        }
     }
 
     /// What `postern store verify` sees. The daemon must not run.
@@ -263,11 +326,6 @@ pub fn is_long() -> bool {
 pub fn rounds(usual: u64) -> u64 {
     let usual = if is_long() { 5 * usual } else { usual };
     std::env::var("POSTERN_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
-
-/// A pause that differs from round to round, so that faults fall everywhere.
-pub fn pause(round: u64) -> Duration {
-    Duration::from_millis(120 + (round * 7919) % 700)
 }
 
 /// Whether `tests/run --quick` left this out.
