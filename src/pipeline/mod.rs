@@ -273,6 +273,7 @@ impl Pipeline {
                 live: Arc::clone(&live),
                 name_signer: parts.name_signer,
                 signers: signers::Signers::new(processors),
+                large_signers: signers::Signers::new(processors.div_ceil(2)),
             }),
         ];
         Self { stages, uncount: parts.uncount, live }

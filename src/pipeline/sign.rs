@@ -3,7 +3,9 @@
 //! verified for the virtual IP's name, because its sender must be told.
 //!
 //! Easy to get wrong: an RSA signature takes longer than everything else here, so it must not hold
-//! up an async worker; one hop to a signing thread carries both signatures and the body's hash.
+//! up an async worker; one hop to a signing thread carries both signatures and the body's hash. To hash
+//! a large body takes as long as a hundred signatures, so small messages must not wait behind it: large
+//! ones have threads of their own.
 
 use std::sync::Arc;
 
@@ -20,7 +22,12 @@ pub struct Sign {
     pub(super) live: Lives,
     pub(super) name_signer: NameSignerLookup,
     pub(super) signers: Signers,
+    /// For bodies of [`LARGE_BYTES_MIN`] and more.
+    pub(super) large_signers: Signers,
 }
+
+/// To hash this takes a few times as long as to sign: a few milliseconds.
+const LARGE_BYTES_MIN: u64 = 1024 * 1024;
 
 #[async_trait]
 impl Stage for Sign {
@@ -38,7 +45,8 @@ impl Stage for Sign {
         let now = about.now;
         // The header block moves to the other thread and back; the body is shared.
         let mut moved = Draft { header: std::mem::take(&mut draft.header), body: draft.body.clone() };
-        let hop = self.signers.run(move || {
+        let signers = if moved.body.length() < LARGE_BYTES_MIN { &self.signers } else { &self.large_signers };
+        let hop = signers.run(move || {
             let sign_as = sign_as(&signer);
             let fields = dkim::sign(&moved, &sign_as, algorithms, now)?;
             for field in fields.into_iter().rev() {
@@ -79,11 +87,13 @@ fn unsigned(cause: impl std::fmt::Display) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::super::samples::{self, notice_about, smtp_about};
     use super::*;
 
     fn stage(name_signer: NameSignerLookup) -> Sign {
-        Sign { live: samples::live(), name_signer, signers: Signers::new(1) }
+        Sign { live: samples::live(), name_signer, signers: Signers::new(1), large_signers: Signers::new(1) }
     }
 
     #[tokio::test]
@@ -96,6 +106,32 @@ mod tests {
         assert_eq!(names[..3], ["DKIM-Signature", "DKIM-Signature", "From"]);
         assert!(draft.header.fields()[0].text().contains("rsa-sha256"));
         assert_eq!(about.signatures, ["r1._domainkey.shop.example", "e1._domainkey.shop.example"]);
+    }
+
+    /// A message with a body of so many octets, handed to the stage.
+    async fn sign_one(stage: &Sign, octets: usize) -> Vec<String> {
+        let mut about = smtp_about("a@shop.example", &["b@x.example"]);
+        about.signer = Some(samples::signer("shop.example"));
+        let body = "x".repeat(78) + "\r\n";
+        let text = format!("From: a@shop.example\r\n\r\n{}", body.repeat(octets / body.len() + 1));
+        stage.apply(&mut samples::draft(&text), &mut about).await.unwrap();
+        about.signatures
+    }
+
+    #[tokio::test]
+    async fn small_messages_do_not_wait_behind_large_ones() {
+        let stage = stage(Arc::new(|_, _| None));
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        // Whatever keeps the threads for large bodies.
+        let mut busy = Box::pin(stage.large_signers.run(move || gate.recv().unwrap()));
+        assert!((&mut busy).now_or_never().is_none());
+        let mut large = Box::pin(sign_one(&stage, 2 * 1024 * 1024));
+        assert!((&mut large).now_or_never().is_none());
+        assert_eq!(sign_one(&stage, 100).await.len(), 2);
+        assert!((&mut large).now_or_never().is_none(), "the large one was signed by another thread");
+        go.send(()).unwrap();
+        busy.await.unwrap();
+        assert_eq!(large.await.len(), 2);
     }
 
     #[tokio::test]

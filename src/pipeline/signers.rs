@@ -1,5 +1,4 @@
-//! The threads that sign: started when first needed, as many as there are processors, taking
-//! messages in the order they came.
+//! The threads that sign: started when first needed, taking messages in the order they came.
 //!
 //! Easy to get wrong: a signature takes a third of a millisecond, so a thread woken and put to sleep
 //! for each costs a good part of what it does. While messages wait, a thread here takes the next one
