@@ -5,6 +5,7 @@
 mod clock;
 mod dns;
 mod injection;
+mod latency;
 mod shortage;
 mod spoofing;
 mod tarpits;

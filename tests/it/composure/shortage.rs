@@ -6,11 +6,12 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::latency::{Bystander, COUNT, P99_MAX, send_small};
 use crate::harness::https::Https;
 use crate::harness::load::{RecordingSink, SinkMood, TlsSession};
 use crate::harness::not_run;
@@ -161,17 +162,28 @@ fn limit_of_files(pid: u32, limit: &str) {
 
 #[test]
 fn with_256_descriptors_the_rest_is_refused_and_mail_and_operator_go_on() {
-    let world = World::open(&["sh", "-c", "ulimit -n 256; exec \"$@\"", "sh"], "sessions_per_peer_max = 5000\n");
+    let wrapper = ["sh", "-c", "ulimit -n 256; exec \"$@\"", "sh"];
+    let more = "sessions_per_peer_max = 5000\n";
+    let (world, monitor) = World::open_with(&wrapper, more, |instance| instance.with_monitor());
     let pid = world.instance.pid();
     let mut inside = world.session().unwrap();
+    assert!(page(monitor, "/health/ready").starts_with("HTTP/1.1 200 "));
     let (strangers, [greeted, refused, dropped]) = flood(world.instance.starttls, 400);
     eprintln!("of 400 strangers {greeted} were greeted, {refused} refused with 421, {dropped} dropped");
     assert!(greeted > 50 && refused > 100 && dropped == 0, "{greeted} {refused} {dropped}");
     assert_eq!(world.status()["shortage"], "descriptors");
+    says_what_is_short(monitor, "descriptors", refused as u64);
     does_not_spin(pid, "new sessions are refused");
-    // Who was in before goes on, and so do deliveries.
+    // Who was in before goes on, and so do deliveries; nor does it wait for those who are refused.
     send(&mut inside, 1, 400_000).unwrap();
     world.arrives(1);
+    let mut bystander = Bystander::start();
+    beside_refused_ones(&world, || {
+        for serial in 20_000..20_000 + COUNT as u64 {
+            bystander.clock(|| send_small(&mut inside, "a@shop.test", serial)).unwrap();
+        }
+    });
+    bystander.nobody_waited("256 descriptors, all sessions taken and more strangers refused");
 
     // No descriptor is left at all: accepting fails, and does not spin.
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
@@ -181,8 +193,52 @@ fn with_256_descriptors_the_rest_is_refused_and_mail_and_operator_go_on() {
     limit_of_files(pid, "256:256");
     drop((strangers, waiting));
     world.recovers(2);
+    nothing_is_short(monitor);
     drop(inside);
     drained(world);
+}
+
+/// What `act` gives while strangers come and are refused all the while.
+fn beside_refused_ones<T>(world: &World, act: impl FnOnce() -> T) -> T {
+    let (door, is_done) = (world.instance.starttls, AtomicBool::new(false));
+    thread::scope(|scope| {
+        let refused = scope.spawn(|| {
+            let mut refused = 0;
+            while !is_done.load(Ordering::Acquire) {
+                refused += flood(door, 10).1[1];
+            }
+            refused
+        });
+        let result = act();
+        is_done.store(true, Ordering::Release);
+        assert!(refused.join().unwrap() > 0, "nobody was refused meanwhile");
+        result
+    })
+}
+
+/// Health and metrics say that sessions are refused for this shortage, and that so many were at least.
+fn says_what_is_short(monitor: SocketAddr, shortage: &str, sessions: u64) {
+    let ready = page(monitor, "/health/ready");
+    assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
+    assert!(ready.contains(&format!("\"short-of-{shortage}\"")), "{ready}");
+    assert!(page(monitor, "/health/live").starts_with("HTTP/1.1 200 "), "nobody is to restart it for being busy");
+    for other in ["memory", "descriptors"] {
+        let shedding = metric(monitor, &format!("postern_shedding{{shortage=\"{other}\"}}"));
+        assert_eq!(shedding, u64::from(other == shortage), "{other}");
+    }
+    assert_eq!(metric(monitor, "postern_ready"), 0);
+    let shed = format!("postern_work_shed_total{{work=\"session\",shortage=\"{shortage}\"}}");
+    assert!(metric(monitor, &shed) >= sessions, "{} of {sessions} sessions", metric(monitor, &shed));
+}
+
+/// Health and metrics say so, as soon as the last shortage has ended.
+fn nothing_is_short(monitor: SocketAddr) {
+    let is_shed = |shortage| metric(monitor, &format!("postern_shedding{{shortage=\"{shortage}\"}}")) != 0;
+    let began = Instant::now();
+    while !page(monitor, "/health/ready").starts_with("HTTP/1.1 200 ") || is_shed("memory") || is_shed("descriptors") {
+        assert!(began.elapsed() < PATIENCE, "{}", page(monitor, "/health/ready"));
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Connections to the admin port that say nothing.
@@ -190,12 +246,19 @@ fn silent(admin: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| TcpStream::connect_timeout(&admin, Duration::from_secs(10)).unwrap()).collect()
 }
 
-/// A metric of the daemon; 0 if nothing was counted yet.
-fn metric(monitor: SocketAddr, name: &str) -> u64 {
+/// What the monitor answers, head and body.
+fn page(monitor: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(monitor).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+/// A metric of the daemon; 0 if nothing was counted yet.
+fn metric(monitor: SocketAddr, name: &str) -> u64 {
+    let page = page(monitor, "/metrics");
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map_or(0, |number| number.trim().parse::<f64>().unwrap() as u64)
 }
@@ -358,8 +421,35 @@ fn raise_descriptors(enough: u64) -> Result<(), String> {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).map_err(|error| error.to_string())
 }
 
-/// `strangers` silent sessions before TLS, then `senders` that each hand in a message of `octets`.
-fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): (usize, usize)) {
+/// Sends small messages as long as `goes_on`; which were taken. While memory runs short a message is refused,
+/// politely and soon. Whoever was refused too often is let go, and knocks until there is room.
+fn answered_while(world: &World, bystander: &mut Bystander, goes_on: impl Fn() -> bool) -> Vec<u64> {
+    let (mut session, mut taken) = (world.session(), Vec::new());
+    let began = Instant::now();
+    while goes_on() || bystander.count() < COUNT {
+        assert!(began.elapsed() < PATIENCE, "{} messages\n{}", bystander.count(), world.instance.log_tail());
+        let serial = 3_000_000 + bystander.count() as u64;
+        let refused = match &mut session {
+            Ok(session) => bystander.clock(|| send_small(session, "a@shop.test", serial)).err(),
+            Err(_) => Some(io::Error::other("no session")),
+        };
+        let Some(refused) = refused.map(|error| error.to_string()) else {
+            taken.push(serial);
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        thread::sleep(Duration::from_millis(200));
+        if !refused.contains("\"452 4.3.1") {
+            assert!(refused.contains("no session") || refused.contains("\"421 4.7.0 Too many errors"), "{refused}");
+            session = world.session();
+        }
+    }
+    taken
+}
+
+/// `strangers` silent sessions before TLS, then `senders` that each hand in a message of `octets`; others are to be
+/// answered within `wait_max`.
+fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets, wait_max): (usize, usize, Duration)) {
     let ceiling = match raise_descriptors(strangers as u64 + 500).and_then(|()| Ceiling::make(bytes)) {
         Ok(ceiling) => ceiling,
         Err(reason) => return not_run(name, &reason),
@@ -368,15 +458,16 @@ fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): 
     let world = World::open(&["sh", "-c", &script, "sh"], "sessions_per_peer_max = 50000\nsessions_max = 50000\n");
     let limit = world.status()["memory_limit"].as_u64().unwrap();
     assert_eq!(limit, bytes, "the daemon knows its ceiling");
+    let mut bystander = Bystander::start();
     let (silent, [greeted, refused, dropped]) = flood(world.instance.starttls, strangers);
     let used = world.status()["memory_used"].as_u64().unwrap() / MIB;
     eprintln!("{strangers} silent sessions: {greeted} greeted, {refused} refused, {dropped} dropped; {used} MiB");
     assert_eq!(dropped, 0);
 
-    let tries = AtomicUsize::new(0);
-    thread::scope(|scope| {
+    let (tries, at_work) = (AtomicUsize::new(0), AtomicUsize::new(senders));
+    let taken = thread::scope(|scope| {
         for serial in 0..senders {
-            let (world, tries) = (&world, &tries);
+            let (world, tries, at_work) = (&world, &tries, &at_work);
             scope.spawn(move || {
                 let began = Instant::now();
                 while let Err(error) = world.session().and_then(|mut session| send(&mut session, serial as u64, octets))
@@ -385,10 +476,16 @@ fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): 
                     assert!(began.elapsed() < PATIENCE, "sender {serial}: {error}\n{}", world.instance.log_tail());
                     thread::sleep(Duration::from_millis(300));
                 }
+                at_work.fetch_sub(1, Ordering::Release);
             });
         }
+        answered_while(&world, &mut bystander, || at_work.load(Ordering::Acquire) > 0)
     });
     eprintln!("{senders} messages of {octets} octets: taken after {} refusals", tries.load(Ordering::Relaxed));
+    eprintln!("{} of {} messages of somebody else were taken, the rest refused", taken.len(), bystander.count());
+    let trouble = format!("{strangers} silent sessions and {senders} messages of {octets} octets");
+    bystander.nobody_waited_longer(wait_max, &trouble);
+    taken.iter().for_each(|serial| world.arrives(*serial));
     for serial in 0..senders {
         world.arrives(serial as u64);
     }
@@ -401,14 +498,18 @@ fn under_a_ceiling(name: &str, bytes: u64, strangers: usize, (senders, octets): 
 #[test]
 fn under_256_mib_10000_silent_sessions_and_large_messages_get_nobody_killed() {
     let name = "composure::shortage::under_256_mib_10000_silent_sessions_and_large_messages_get_nobody_killed";
-    under_a_ceiling(name, 256 * MIB, 10_000, (6, 25_000_000));
+    // What is not optimised takes twenty times as long for each octet, and holds one of a few threads meanwhile on
+    // which others are served.
+    let limit = if cfg!(debug_assertions) { 4 * P99_MAX } else { P99_MAX };
+    under_a_ceiling(name, 256 * MIB, 10_000, (6, 25_000_000, limit));
 }
 
 #[test]
 #[ignore = "writes 1.25 GB: by hand"]
 fn under_256_mib_10000_silent_sessions_and_50_senders_of_25_mb_get_nobody_killed() {
     let name = "composure::shortage::under_256_mib_10000_silent_sessions_and_50_senders_of_25_mb_get_nobody_killed";
-    under_a_ceiling(name, 256 * MIB, 10_000, (50, 25_000_000));
+    // Senders, daemon and receiver share the machine, and these take all of it: what was seen is in overload.md.
+    under_a_ceiling(name, 256 * MIB, 10_000, (50, 25_000_000, 4 * P99_MAX));
 }
 
 #[test]
@@ -419,13 +520,17 @@ fn under_a_ceiling_too_low_for_them_silent_sessions_are_refused_and_let_go() {
         Err(reason) => return not_run(name, &reason),
     };
     let script = format!("echo $$ > {} && exec \"$@\"", ceiling.procs());
-    let world = World::open(&["sh", "-c", &script, "sh"], "sessions_per_peer_max = 50000\nsessions_max = 50000\n");
+    let more = "sessions_per_peer_max = 50000\nsessions_max = 50000\n";
+    let prepare = |instance: &Instance| instance.with_monitor();
+    let (world, monitor) = World::open_with(&["sh", "-c", &script, "sh"], more, prepare);
     let (silent, [greeted, refused, dropped]) = flood(world.instance.starttls, 10_000);
     eprintln!("10000 silent sessions under 64 MiB: {greeted} greeted, {refused} refused, {dropped} dropped");
     assert!(greeted > 500 && refused > 500 && dropped == 0, "{greeted} {refused} {dropped}");
     assert_eq!(world.status()["shortage"], "memory");
+    says_what_is_short(monitor, "memory", refused as u64);
     // Nobody closes; the strangers' short patience makes room.
     world.recovers(1);
+    nothing_is_short(monitor);
     assert_eq!(ceiling.kills(), 0);
     drop(silent);
     drained(world);
