@@ -26,6 +26,9 @@ use crate::routing::{Lane, Routes, TransportName};
 use crate::store::{Batch, CommitError, Store};
 use once::{Keyed, Known};
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use once::Record as OnceRecord;
 pub use once::{KEY_CHARACTERS_MAX as ONCE_CHARACTERS_MAX, KEYS_TIME as ONCE_TIME};
 
 pub use crate::pipeline::{HttpFacts, SmtpFacts, Source, Way};

@@ -14,8 +14,10 @@ use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 use crate::{domains, feedback, people, routing, webhooks};
 
 /// Each key, sealed under the other.
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
 #[derive(Serialize, Deserialize)]
-struct Crossing {
+pub struct Crossing {
     new_by_old: Vec<u8>,
     old_by_new: Vec<u8>,
 }

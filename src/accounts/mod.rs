@@ -25,7 +25,14 @@ pub use secret::SECRETS_MAX;
 pub use seen::{LOGINS_SEEN_MAX, LoginSeen, LoginWay};
 pub use smtp_accounts::{ALLOWED_FROM_MAX, AccountChange, NewSmtpAccount};
 pub use tenants::{OVERFLOW_VIPS_MAX, REGION_CHARACTERS_MAX, RETENTION_DAYS_MAX, TenantChange};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use stored::{account_bytes, read_account, read_tenant, tenant_bytes};
 pub use trust::NETWORKS_PER_TENANT_MAX;
+#[doc(hidden)]
+pub use trust::SeenNetwork;
+#[doc(hidden)]
+pub use usage::Counts as UsageCounts;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -309,7 +316,7 @@ impl Accounts {
 
     /// Reads all records.
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Self, StoreError> {
-        let (tenants, mut damaged) = records::load_with(&*store, &[prefix::TENANT], stored::read_tenant)?;
+        let (tenants, mut damaged) = records::load_with(&*store, &[prefix::TENANT], read_tenant)?;
         let (accounts, more) = stored::load_accounts(&*store)?;
         damaged.extend(more);
         let mut known = Records::default();

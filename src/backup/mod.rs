@@ -14,6 +14,9 @@ mod take;
 
 use std::io;
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use entry::{Counts, Entry, Manifest, Place, fill, parse, put};
 pub use migrate::{Migrated, migrate};
 pub use read::{Contents, verify};
 pub use restore::{Mail, Restored, restore};

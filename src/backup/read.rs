@@ -66,7 +66,8 @@ impl<R: Read> Entries<R> {
             Entry::Set(..) | Entry::Remove(_) => self.seen.records += 1,
             Entry::Body(_, _, length) => {
                 self.seen.bodies += 1;
-                self.seen.body_bytes += length;
+                let body_bytes = self.seen.body_bytes.checked_add(*length);
+                self.seen.body_bytes = body_bytes.ok_or_else(|| strange("its messages are longer than any may be"))?;
             }
             Entry::File(..) => self.seen.files += 1,
             Entry::Unreadable(..) => self.seen.unreadable += 1,

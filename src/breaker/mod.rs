@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 pub use limits::{LimitScope, LimitSet, Limits, Override, Waiver};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use watch::Watch;
 pub use watch::{COMPLAINTS_MIN, Cause, Figures, USUAL_HOURS_MIN};
 
 use crate::access::{Action, Actor, Permission};
@@ -31,7 +34,6 @@ use crate::metrics::ACCOUNTS_TRIPPED;
 use crate::queue::Queue;
 use crate::records::{self, Act, AdminError, Damage, Desk};
 use crate::store::{Batch, Key, Store, StoreError, codec, prefix};
-use watch::Watch;
 
 /// Sets of limits, at most.
 pub const OVERRIDES_MAX: usize = 10_000;

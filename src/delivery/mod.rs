@@ -41,6 +41,8 @@ pub use mx::{
 #[doc(hidden)]
 pub use mx::announced_policy;
 pub use outcome::{Phase, Verdict, classify};
+#[doc(hidden)]
+pub use pacing::Record as SiteRecord;
 pub use pacing::{Complaints, OVERRIDES_MAX, Pacing, scope_words, words as limit_words};
 pub use pulse::{LastMinuteOf, OTHERS, Pulse, PulseLine};
 pub use replies::{Action, Judgement, ReplyClass, Rules as ReplyRules, read_reply};

@@ -42,7 +42,7 @@ const WRITTEN_MAX: usize = 500;
 
 /// As stored under `z s`: which site, and what became of it.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     site: String,
     vip: VipId,
     memory: Memory,

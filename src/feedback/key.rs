@@ -17,7 +17,7 @@ const PURPOSE: &str = "key of return-path tags";
 
 /// As stored.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     sealed: Vec<u8>,
 }
 

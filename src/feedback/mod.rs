@@ -30,8 +30,13 @@ use crate::store::Store;
 use crate::vips::{Owner, Vip, Vips};
 
 pub use arrival::Arrival;
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use key::Record as TagKeyRecord;
 pub use key::{KeyError, reseal};
 pub use mailbox::{Letter, LetterPage};
+#[doc(hidden)]
+pub use onward::Onward;
 pub use tag::{KEY_OCTETS, Purpose, TagError, Tagged, Tags};
 
 use mailbox::Mailbox;

@@ -37,7 +37,7 @@ const FORWARDED: &str = "X-Postern-Forwarded";
 
 /// A debt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Onward {
+pub enum Onward {
     /// A notice for a client.
     Notice(News),
     /// A letter for the operator.
@@ -51,7 +51,7 @@ pub(super) enum Onward {
 
 /// What came back about one recipient.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct News {
+pub struct News {
     pub(super) about: QueueId,
     pub(super) number: u16,
     pub(super) kind: NoticeKind,

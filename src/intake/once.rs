@@ -28,7 +28,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 
 /// As stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     at: Timestamp,
     id: QueueId,
     fingerprint: [u8; 16],

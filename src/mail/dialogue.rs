@@ -169,7 +169,7 @@ impl Sent {
         if line.starts_with("MAIL FROM:")
             && let Some((by_return, rest)) = named.after_mail(line)
         {
-            let parameters = without_value(rest, "ENVID=");
+            let parameters = unnamed(&without_value(rest, "ENVID="), masks);
             return if by_return { Self::MailReturn(parameters) } else { Self::Mail(parameters) };
         }
         if let Some(path) = line.strip_prefix("RCPT TO:") {
@@ -177,7 +177,7 @@ impl Sent {
             *rcpt = rcpt.saturating_add(1);
             let bare = path.strip_prefix('<').and_then(|path| path.strip_prefix(&address));
             if let Some(rest) = bare.and_then(|rest| rest.strip_prefix('>')) {
-                return Self::Rcpt(own_orcpt(rest, &address));
+                return Self::Rcpt(unnamed(&own_orcpt(rest, &address), masks));
             }
             // It was cut, or it is not who is thought to be meant: nobody is named then.
             return Self::Line(format!("RCPT TO:<{CUT}>"));
@@ -185,7 +185,7 @@ impl Sent {
         if line.starts_with("MAIL FROM:") {
             return Self::Line(format!("MAIL FROM:<{CUT}>"));
         }
-        Self::Line(without_addresses(&masks.apply(line)).into_owned())
+        Self::Line(unnamed(line, masks))
     }
 }
 
@@ -280,7 +280,10 @@ impl Dialogue {
     /// Reads [`Dialogue::to_bytes`]; `None` if it was made by a later release, or is damaged.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         match bytes.split_first() {
-            Some((&VERSION, rest)) => postcard::from_bytes(rest).ok(),
+            Some((&VERSION, rest)) => match postcard::take_from_bytes(rest) {
+                Ok((dialogue, [])) => Some(dialogue),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -310,6 +313,11 @@ pub fn cut(text: &str, octets_max: usize) -> String {
 /// Whether no address goes on over it, but for blanks in quotes.
 fn is_between_words(character: char) -> bool {
     character.is_whitespace() || matches!(character, '<' | '>' | '(' | ')' | '[' | ']' | ':' | ';' | ',')
+}
+
+/// `text` without anybody's address.
+fn unnamed(text: &str, masks: &Masks) -> String {
+    without_addresses(&masks.apply(text)).into_owned()
 }
 
 /// `parameters` with dots for the value of the one that begins with `name`.

@@ -60,10 +60,18 @@ fn what_is_the_clients_own_or_names_others_is_left_out() {
     let lines = [
         "MAIL FROM:<shop@shop.example> ENVID=order-for-bob",
         "RCPT TO:<ann+x@one.example> ORCPT=rfc822;bob@private.example",
+        // No parameter that we send has an address but ORCPT. If one had, it would not be kept either.
+        "MAIL FROM:<shop@shop.example> X=shop@shop.example",
+        "RCPT TO:<\"b > c\"@two.example> X=bob@private.example",
     ];
     assert_eq!(
-        shown(&kept(&lines, (None, &["ann+x@one.example"]))),
-        ["MAIL FROM:<shop@shop.example> ENVID=...", "RCPT TO:<ann+x@one.example> ORCPT=rfc822;..."]
+        shown(&kept(&lines, (None, &["ann+x@one.example", "\"b > c\"@two.example"]))),
+        [
+            "MAIL FROM:<shop@shop.example> ENVID=...",
+            "RCPT TO:<ann+x@one.example> ORCPT=rfc822;...",
+            "MAIL FROM:<shop@shop.example> X=<sender>",
+            "RCPT TO:<\"b > c\"@two.example> X=<address>"
+        ]
     );
 }
 
@@ -121,6 +129,7 @@ fn a_form_of_a_later_release_is_not_guessed() {
     let dialogue = said(vec![line("DATA")]);
     let mut bytes = dialogue.to_bytes();
     assert_eq!(Dialogue::from_bytes(&bytes), Some(dialogue));
+    assert_eq!(Dialogue::from_bytes(&[&bytes[..], &[0]].concat()), None, "octets behind it are damage");
     bytes[0] = 2;
     assert_eq!(Dialogue::from_bytes(&bytes), None);
     assert_eq!(Dialogue::from_bytes(&[]), None);

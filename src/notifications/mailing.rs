@@ -89,7 +89,7 @@ pub struct Post {
 
 /// What is owed to one person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Outbox {
+pub struct Outbox {
     user: UserId,
     /// Oldest first.
     waiting: Vec<Notification>,

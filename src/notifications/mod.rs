@@ -31,11 +31,15 @@ use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 pub use personal::PERSONAL_KEPT_MAX;
 pub use reset::NewPassword;
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use mailing::Outbox;
 pub use mailing::{Egress, EgressLookup, GATHERED_MAX, HandIn, MAILED_EVERY, Person, PersonLookup, Post, Wish};
+#[doc(hidden)]
+pub use overdue::Backups;
 pub use overdue::{BackupStanding, Settings};
 
 use mailing::Mailing;
-use overdue::Backups;
 use personal::Personal;
 
 /// Whose notifications those of the instance are. Random tenant ids never become this one in practice.

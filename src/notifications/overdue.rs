@@ -39,7 +39,7 @@ pub struct BackupStanding {
 
 /// What is stored of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Backups {
+pub struct Backups {
     /// The first start: from then on is counted until there was a backup.
     since: Timestamp,
     /// When the last one was finished.

@@ -8,6 +8,9 @@ use std::io::{self, BufRead, Read};
 
 /// Octets of one line, at most; a longer one is rejected.
 pub const LINE_OCTETS_MAX: usize = 4096;
+const TOO_LONG: &str = "the line is too long";
+/// Marks a file as UTF-8 (Unicode s23.8), at its beginning; files that were put together have it in between.
+const MARK: char = '\u{feff}';
 /// What a spreadsheet may take for the beginning of a formula.
 const FORMULA_STARTS: &[char] = &['=', '+', '-', '@', '\t', '\r', '\''];
 
@@ -35,15 +38,18 @@ pub fn next_line(input: &mut impl BufRead) -> io::Result<Option<(Line, u64)>> {
             let more = input.by_ref().take(most).read_until(b'\n', &mut rest)? as u64;
             read += more;
             if more == 0 || rest.last() == Some(&b'\n') {
-                return Ok(Some((Line::Unreadable("the line is too long"), read)));
+                return Ok(Some((Line::Unreadable(TOO_LONG), read)));
             }
         }
     }
     while matches!(octets.last(), Some(b'\n' | b'\r')) {
         octets.pop();
     }
+    if octets.len() > LINE_OCTETS_MAX {
+        return Ok(Some((Line::Unreadable(TOO_LONG), read)));
+    }
     let line = match String::from_utf8(octets) {
-        Ok(text) => Line::Text(text.trim_start_matches('\u{feff}').to_owned()),
+        Ok(text) => Line::Text(text.trim_start_matches(MARK).to_owned()),
         Err(_) => Line::Unreadable("the line is not UTF-8"),
     };
     Ok(Some((line, read)))
@@ -111,7 +117,7 @@ fn written(cell: &str) -> String {
     let plain: String =
         cell.chars().map(|character| if matches!(character, '\n' | '\r') { ' ' } else { character }).collect();
     let guarded = if plain.starts_with(FORMULA_STARTS) { format!("'{plain}") } else { plain };
-    if guarded.contains(['"', ',', ';', '\t', '\'']) || guarded != guarded.trim() {
+    if guarded.contains(['"', ',', ';', '\t', '\'', MARK]) || guarded != guarded.trim() {
         format!("\"{}\"", guarded.replace('"', "\"\""))
     } else {
         guarded
@@ -136,15 +142,38 @@ mod tests {
 
     #[test]
     fn no_cell_is_a_formula_and_all_are_read_back_as_they_were() {
-        for text in
-            ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "'=x", "'", "a,b", "a\"b", " x ", "plain", "ż;ó", "\tx"]
-        {
+        for text in [
+            "=cmd|' /C calc'!A0",
+            "+1",
+            "-1",
+            "@SUM(1)",
+            "'=x",
+            "'",
+            "a,b",
+            "a\"b",
+            " x ",
+            "plain",
+            "ż;ó",
+            "\tx",
+            "\u{feff}x",
+        ] {
             let line = write_line(&[text, "end"]);
             let first = line.trim_start_matches('"').chars().next().unwrap();
             assert!(!['=', '+', '-', '@', '\t'].contains(&first), "{line}");
-            assert_eq!(cells(line.trim_end(), ',').unwrap(), [text, "end"], "{line}");
+            let Some((Line::Text(read), _)) = next_line(&mut line.as_bytes()).unwrap() else { panic!("{line}") };
+            assert_eq!(cells(&read, ',').unwrap(), [text, "end"], "{line}");
         }
         assert_eq!(write_line(&["a\r\nb"]), "a  b\r\n");
+    }
+
+    #[test]
+    fn a_line_is_as_long_as_is_said_whatever_ends_it() {
+        for (octets, end) in [(4096, ""), (4096, "\n"), (4096, "\r\n"), (4097, ""), (4097, "\n"), (4097, "\r\n")] {
+            let file = format!("{}{end}", "x".repeat(octets));
+            let (line, read) = next_line(&mut file.as_bytes()).unwrap().unwrap();
+            assert_eq!(matches!(line, Line::Text(_)), octets == LINE_OCTETS_MAX, "{octets} and {end:?}");
+            assert_eq!(read, file.len() as u64);
+        }
     }
 
     #[test]

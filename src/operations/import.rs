@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +28,7 @@ use crate::suppression::{NewEntry, Place, Reason, Subject};
 /// Octets of a file, at most (256 MiB: some millions of lines).
 pub const IMPORT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Lines in one commit.
-const LINES_AT_ONCE: usize = 500;
+pub const LINES_AT_ONCE: usize = 500;
 
 /// A file on its way in; it is gone if it is not finished.
 pub struct Upload {
@@ -211,7 +211,7 @@ fn unwritten(error: &io::Error) -> AdminError {
 }
 
 /// Which cell of a line is what.
-struct Columns {
+pub struct Columns {
     separator: char,
     subject: usize,
     reason: Option<usize>,
@@ -221,7 +221,7 @@ struct Columns {
 
 impl Columns {
     /// By the names in the first line, if it has names; then it is passed over.
-    fn of(input: &mut BufReader<File>, operation: &mut Operation) -> io::Result<Self> {
+    pub fn of(input: &mut impl BufRead, operation: &mut Operation) -> io::Result<Self> {
         let plain = |separator| Self { separator, subject: 0, reason: Some(1), note: Some(2), expires: Some(3) };
         let Some((Line::Text(first), octets)) = csv::next_line(input)? else { return Ok(plain(',')) };
         let separator = csv::separator(&first);
@@ -261,17 +261,21 @@ impl Columns {
 }
 
 /// Some lines of a file.
-struct Lines {
-    octets: u64,
-    entries: Vec<NewEntry>,
-    refused: u64,
+pub struct Lines {
+    /// How long they are, line ends included.
+    pub octets: u64,
+    /// What goes on the list.
+    pub entries: Vec<NewEntry>,
+    /// How many cannot.
+    pub refused: u64,
     /// What goes to the file of rejected lines.
-    rejected: String,
+    pub rejected: String,
 }
 
 impl Lines {
-    fn read(
-        input: &mut BufReader<File>,
+    /// The next ones, at most as many as are committed at once.
+    pub fn read(
+        input: &mut impl BufRead,
         columns: &Columns,
         (operation, reason): (&Operation, Reason),
     ) -> io::Result<Self> {

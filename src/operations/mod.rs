@@ -30,6 +30,11 @@ use crate::store::{Batch, CommitError, Key, Store, StoreError, codec, prefix};
 use crate::suppression::{Place, Suppression};
 
 pub use csv::write_line as csv_line;
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use csv::{LINE_OCTETS_MAX, Line, cells, next_line, separator as csv_separator};
+#[doc(hidden)]
+pub use import::{Columns as ImportColumns, LINES_AT_ONCE, Lines as ImportLines};
 pub use import::{IMPORT_BYTES_MAX, Upload};
 pub use record::{Form, KIND_WORDS, Kind, Operation, OperationId, STATE_WORDS, State};
 pub use tenant::Lines;

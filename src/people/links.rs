@@ -36,7 +36,7 @@ pub struct OneTimeLink {
 
 /// What a link is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Purpose {
+pub enum Purpose {
     /// Choosing the first password.
     Activate(UserId),
     /// Choosing a new one.
@@ -45,8 +45,9 @@ pub(super) enum Purpose {
     SetUp,
 }
 
+/// What is stored of a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+pub struct Stored {
     purpose: Purpose,
     expires: Timestamp,
 }

@@ -41,11 +41,16 @@ use crate::store::{Key, Store, StoreError, prefix};
 pub use ceremonies::{CHALLENGE_LASTS, Site};
 pub use factors::{Enrolment, RECOVERY_CODES};
 pub use keys::{KeyChange, MadeKey, NewKey, OVERLAP_DEFAULT, OVERLAP_MAX, SCOPES_MAX};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use links::Stored as StoredLink;
 pub use links::{ACTIVATION_LASTS, OneTimeLink, RESET_LASTS, SET_UP_LASTS};
 pub use login::{Credentials, LINK_MAILED_EVERY, LoggedIn, Refused, WRONG_CONFIRMATIONS_MAX};
 pub use passkeys::{PASSKEYS_MAX, Passkey};
 pub use password::CHARACTERS_MIN as PASSWORD_CHARACTERS_MIN;
 pub use sessions::{SESSION_IDLE_MAX, SESSION_LASTS, csrf_token};
+#[doc(hidden)]
+pub use stored::{read_user, user_bytes};
 pub use totp::code_at as totp_code_at;
 pub use users::{NETWORKS_MAX, NewUser, UserChange};
 
@@ -225,7 +230,7 @@ impl People {
     /// # Errors
     /// If the store cannot be read.
     pub fn open(store: Arc<dyn Store>, key: Arc<MasterKey>, settings: accounts::Settings) -> Result<Self, StoreError> {
-        let (users, mut damaged) = records::load_with(&*store, &[prefix::USER, b'r'], stored::read_user)?;
+        let (users, mut damaged) = records::load_with(&*store, &[prefix::USER, b'r'], read_user)?;
         let (policies, more) = records::load::<(Option<TenantId>, FactorPolicy)>(&*store, &[prefix::USER, b'p'])?;
         damaged.extend(more);
         let (keys, more) = records::load::<ApiKey>(&*store, &[prefix::API_KEY, b'r'])?;

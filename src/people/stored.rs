@@ -71,12 +71,12 @@ impl From<User> for FirstUser {
 }
 
 /// A person as it is written.
-pub(super) fn user_bytes(user: &User) -> Vec<u8> {
+pub fn user_bytes(user: &User) -> Vec<u8> {
     if user.passkeys.is_empty() { codec::encode(&FirstUser::from(user.clone())) } else { codec::encode_second(user) }
 }
 
 /// A person in either shape.
-pub(super) fn read_user(bytes: &[u8]) -> Result<User, StoreError> {
+pub fn read_user(bytes: &[u8]) -> Result<User, StoreError> {
     codec::decode_second::<FirstUser, User>(bytes)
 }
 

@@ -20,7 +20,7 @@ pub(super) const DOWNTIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is stored each minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+pub struct Stored {
     queue: QueueTime,
     wall: Timestamp,
 }

@@ -29,7 +29,7 @@ const PAUSED_BY: &str = "its SMTP account is paused";
 
 /// What lies beside a body in its frame: everything needed to owe the message again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct BodyEnvelope {
+pub struct BodyEnvelope {
     pub(super) tenant: TenantId,
     pub(super) account: Option<SmtpAccountId>,
     pub(super) vip: VipId,
@@ -48,7 +48,7 @@ pub(super) struct BodyEnvelope {
 
 /// One recipient in a [`BodyEnvelope`], by number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct EnvelopeRecipient {
+pub struct EnvelopeRecipient {
     pub(super) address: Address,
     pub(super) notify: Notify,
     pub(super) orcpt: Option<String>,

@@ -42,6 +42,11 @@ use std::time::Duration;
 use tokio::sync::Notify as Nudge;
 
 pub use bulk::{BulkAct, Done, Sum};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use clock::Stored as StoredClock;
+#[doc(hidden)]
+pub use enqueue::BodyEnvelope;
 pub use filter::{Filter, SenderIs, Standing};
 pub use record::{
     Claim, Conversation, Ending, LANE_RECIPIENTS_MAX, LaneRecord, Needs8bit, NewMessage, NewRecipient, NoticeOwed,

@@ -19,43 +19,50 @@ use crate::store::{StoreError, codec};
 
 impl QueuedMessage {
     /// As it is stored.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    #[doc(hidden)]
+    pub fn to_bytes(&self) -> Vec<u8> {
         codec::encode_third(self)
     }
 
     /// Reads what this or an earlier release stored.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+    #[doc(hidden)]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_third::<FirstMessage, SecondMessage, Self>(bytes)
     }
 }
 
 impl BodyEnvelope {
     /// Reads what this or an earlier release wrote beside a body.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+    #[doc(hidden)]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_second::<FirstEnvelope, Self>(bytes)
     }
 }
 
 impl LaneRecord {
     /// As it is stored.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    #[doc(hidden)]
+    pub fn to_bytes(&self) -> Vec<u8> {
         codec::encode_second(self)
     }
 
     /// Reads what this or an earlier release stored.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+    #[doc(hidden)]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_second::<FirstLaneRecord, Self>(bytes)
     }
 }
 
 impl NoticeOwed {
     /// As it is stored.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    #[doc(hidden)]
+    pub fn to_bytes(&self) -> Vec<u8> {
         codec::encode_second(self)
     }
 
     /// Reads what this or an earlier release stored.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+    #[doc(hidden)]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_second::<FirstNoticeOwed, Self>(bytes)
     }
 }

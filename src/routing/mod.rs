@@ -5,6 +5,9 @@
 
 mod routes;
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use routes::Record;
 pub use routes::{LoginChange, NewRoute, RELAY_LOGIN_OCTETS_MAX, RouteChange, Routes, reseal};
 
 use serde::{Deserialize, Serialize};

@@ -72,7 +72,7 @@ pub struct Routes {
 
 /// As stored: `R i id`. Beside it `R s scope` -> id keeps a scope with one route.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     route: Route,
     added: Timestamp,
 }

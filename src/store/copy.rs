@@ -30,7 +30,8 @@ const PARTIAL: &str = "new";
 /// Where it lies in the store's folder.
 pub const FOLDER: &str = "copy";
 const MAGIC: &[u8; 8] = b"PSTNCPY1";
-const FORMAT: u32 = 1;
+/// The form of the files, and the highest that is read.
+pub const FORMAT: u32 = 1;
 const HEAD_BYTES: u64 = 64;
 /// Records read at a time for a base.
 const PAGE: usize = 256;
@@ -366,13 +367,7 @@ impl CopyFile {
         let _ = fs::remove_file(path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         let salt = Salt(ext::random_bytes());
-        let mut head = [0; HEAD_BYTES as usize];
-        head[..8].copy_from_slice(MAGIC);
-        head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        head[12..36].copy_from_slice(&salt.0);
-        let crc = crc32c::crc32c(&head[..60]);
-        head[60..].copy_from_slice(&crc.to_le_bytes());
-        file.write_all_at(&head, 0)?;
+        file.write_all_at(&head(salt, FORMAT), 0)?;
         sync_folder(folder)?;
         Ok((file, salt))
     }
@@ -451,11 +446,12 @@ struct Sealed {
     end: u64,
     number: u64,
     frames: Vec<Placed>,
+    seal: Placed,
 }
 
 impl Sealed {
     fn is_whole(&self, file: &File) -> io::Result<bool> {
-        for frame in &self.frames {
+        for frame in self.frames.iter().chain([&self.seal]) {
             if !scan::payload_is_whole(file, frame)? {
                 return Ok(false);
             }
@@ -474,7 +470,8 @@ fn last_group(file: &File, salt: Salt, length: u64) -> io::Result<Option<(u64, S
             Kind::Batch => in_group.push(placed),
             Kind::Seal => {
                 let (end, number) = (frames.position(), placed.header.group);
-                before = last.replace(Sealed { end, number, frames: std::mem::take(&mut in_group) });
+                let frames = std::mem::take(&mut in_group);
+                before = last.replace(Sealed { end, number, frames, seal: placed });
                 base_end = if base_end == 0 { end } else { base_end };
             }
             _ => return Err(damaged("a frame of another kind")),
@@ -506,6 +503,17 @@ fn names(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn number_of(path: &Path) -> u64 {
     path.file_stem().and_then(|stem| u64::from_str_radix(stem.to_str()?, 16).ok()).unwrap_or(0)
+}
+
+/// The first bytes of a file of a copy.
+pub fn head(salt: Salt, format: u32) -> [u8; HEAD_BYTES as usize] {
+    let mut head = [0; HEAD_BYTES as usize];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&format.to_le_bytes());
+    head[12..36].copy_from_slice(&salt.0);
+    let crc = crc32c::crc32c(&head[..60]);
+    head[60..].copy_from_slice(&crc.to_le_bytes());
+    head
 }
 
 fn read_head(file: &File, path: &Path) -> io::Result<Salt> {

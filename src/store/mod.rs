@@ -49,6 +49,8 @@ mod bench;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod copy_format_tests;
+#[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
 mod handover_tests;
@@ -65,12 +67,17 @@ mod tests;
 
 pub use batch::{APPENDS_MAX, BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX, KEY_BYTES_MAX};
 pub use chain::{Head, Link, Walk, head as chain_head, newest as chain_newest, walk as chain_walk};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use copy::{CopyFile, FOLDER as COPY_FOLDER, FORMAT as COPY_FORMAT, head as copy_head, is_copied};
+#[doc(hidden)]
+pub use copy_group::{Group as CopyGroup, Writer as CopyWriter};
 pub use durable::settle;
 #[doc(hidden)]
 pub use engine::open_with;
 pub use engine::{SledStore, closed, open};
-// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 pub use format::FORMAT;
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 #[doc(hidden)]
 pub use frame::{
     HEADER_BYTES as FRAME_HEADER_BYTES, Header as FrameHeader, Kind as FrameKind, NO_BODY, Salt as FrameSalt,
@@ -80,12 +87,14 @@ pub use memory::MemoryStore;
 pub use offline::{Salvage, Salvaged, VerifyReport, create_at, salvage, verify};
 pub use rebuild::{FoundRecords, salvage_records};
 #[doc(hidden)]
-pub use record::{Operation, Operations, operations};
+pub use record::{Location, Operation, Operations, Position, operations};
 #[doc(hidden)]
 pub use scan::{Frames, Group, Placed, next_group};
 pub use settings::{OpenError, Opened, Settings};
 #[doc(hidden)]
 pub use shared::Faults;
+#[doc(hidden)]
+pub use sled::Extent;
 pub use snapshot::{Piece, Snapshots, Taker};
 
 use std::time::Instant;

@@ -51,6 +51,7 @@ pub struct OpenedRecords {
 pub fn open_records(settings: &Settings) -> Result<OpenedRecords, OpenError> {
     let folder = &settings.folder;
     let (place, whole, note) = (folder.join(RECORDS), folder.join(WHOLE), folder.join(NOTE));
+    refuse_newer(folder)?;
     let mut is_there = is_there(&place)?;
     if !is_there && self::is_there(&whole)? {
         // Cut off between the last two steps of a rebuild.
@@ -84,6 +85,13 @@ pub fn open_records(settings: &Settings) -> Result<OpenedRecords, OpenError> {
         Err(Broken::Damaged(why)) => rebuild(settings, &why),
         Err(Broken::Failed(why)) => Err(OpenError::Records(why)),
     }
+}
+
+/// Refuses a copy that a later release wrote, before anything is touched: what is made without it would lack what
+/// that release put there. Whatever else is wrong with a copy is found out when it is used.
+fn refuse_newer(folder: &Path) -> Result<(), OpenError> {
+    let looked = CopyFile::look(&folder.join(copy::FOLDER)).map_err(format::files);
+    looked.map(drop).or_else(|error| if matches!(error, OpenError::Newer(_)) { Err(error) } else { Ok(()) })
 }
 
 /// Whether every record can be read. A panic of the engine may have been its own fault, and records made

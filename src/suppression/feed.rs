@@ -48,7 +48,7 @@ pub struct Feed {
 
 /// Hard bounces of one address so far: the messages, so that none counts twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Hits {
+pub struct Hits {
     messages: Vec<QueueId>,
 }
 

@@ -22,6 +22,9 @@ use crate::mail::{Address, Domain, SmtpAccountId, TenantId, printable};
 use crate::records::{self, Act, AdminError, Desk};
 use crate::store::{Batch, Key, Store, StoreError, after_prefix, codec, prefix};
 
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use feed::Hits;
 pub use feed::{Failure, Feed, Suppresses};
 pub use place::{Colour, Place};
 pub use rules::{DAYS_MAX, HARD_BOUNCES_MAX, Rules, Scope};

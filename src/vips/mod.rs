@@ -96,8 +96,10 @@ struct Memory {
 }
 
 /// As stored: `V i id`. Beside it `V a address` -> id keeps an address with one virtual IP.
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     vip: Vip,
     added: Timestamp,
 }

@@ -87,6 +87,9 @@ pub use guard::PeerUser;
 pub use health::{Monitor, Readiness, Remark, serve as serve_monitor};
 pub use paging::{LIMIT_DEFAULT, LIMIT_MAX, PageJson};
 pub use problem::{FieldJson, ProblemJson};
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
+#[doc(hidden)]
+pub use replay::Record as ReplayRecord;
 pub use server::{SOCKET_CONNECTIONS_MAX, Settings, Socket};
 
 /// The rooms behind the API.

@@ -29,7 +29,7 @@ use crate::mail::QueueId;
 #[cfg(test)]
 pub use kept::KEYS_PER_ACTOR_MAX;
 use kept::{Begun, Kept, Mark, Name, Turn};
-pub use kept::{KEYS_TIME, Replays};
+pub use kept::{KEYS_TIME, Record, Replays};
 
 /// What a client gives a request it may have to repeat.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");

@@ -34,11 +34,13 @@ use crate::records::{self, Damage, Desk};
 use crate::seal::MasterKey;
 use crate::store::{Batch, CommitError, Key, StoreError, after_prefix};
 use feed::Feed;
-use record::{Pending, Replay};
 
 pub use kind::{KINDS, Kind};
 pub use payload::TEST;
+// For tests/fuzz only, see docs/how-to/fuzz.md; not part of the face.
 pub use record::{After, Attempt, Ending, Progress, Standing, Webhook, attempt_name};
+#[doc(hidden)]
+pub use record::{Pending, Replay};
 pub use resealing::reseal;
 pub use verbs::{Doing, Made, NewLogin, NewWebhook, OVERLAP_DEFAULT, OVERLAP_MAX, WebhookChange};
 

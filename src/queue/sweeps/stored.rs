@@ -10,12 +10,14 @@ use crate::store::{StoreError, codec};
 
 impl Sweep {
     /// As it is stored.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    #[doc(hidden)]
+    pub fn to_bytes(&self) -> Vec<u8> {
         codec::encode_second(self)
     }
 
     /// Reads what this or an earlier release stored.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+    #[doc(hidden)]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         codec::decode_second::<FirstSweep, Self>(bytes)
     }
 }

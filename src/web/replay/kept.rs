@@ -104,7 +104,7 @@ pub enum Kept {
 
 /// As stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     mark: Mark,
     /// `None` while it is under way, or after a crash.
     kept: Option<Kept>,

@@ -4,9 +4,14 @@
 //! corpus and over mutated input, and `tests/fuzz` runs one of them under libFuzzer by hand.
 //! A target asserts properties (round trips, bounds, equality with a model), never only "no panic".
 
+mod backups;
+mod copy;
+mod dialogue;
 mod disk;
 mod door;
 mod feed;
+pub mod kinds;
+mod lists;
 mod message;
 mod mime;
 mod peer;
@@ -47,15 +52,21 @@ pub const TARGETS: &[Target] = &[
     Target { name: "reply", run: peer::reply, rounds: 6_000 },
     Target { name: "ehlo", run: peer::ehlo, rounds: 6_000 },
     Target { name: "judged", run: published::judged, rounds: 2_000 },
+    Target { name: "dialogue", run: dialogue::dialogue, rounds: 4_000 },
     Target { name: "tlsrpt_record", run: published::tlsrpt_record, rounds: 8_000 },
     Target { name: "mta_sts", run: published::mta_sts, rounds: 6_000 },
     Target { name: "returned", run: returned::returned, rounds: 2_000 },
     Target { name: "tags", run: returned::tags, rounds: 4_000 },
+    Target { name: "csv", run: lists::csv, rounds: 1_500 },
+    Target { name: "import", run: lists::import, rounds: 1_500 },
     Target { name: "stored", run: records::stored, rounds: 6_000 },
     Target { name: "routes", run: records::routes, rounds: 3_000 },
     Target { name: "sealed", run: records::sealed, rounds: 3_000 },
     Target { name: "operations", run: disk::operations, rounds: 6_000 },
     Target { name: "journal", run: disk::journal, rounds: 1_500 },
+    Target { name: "copy", run: copy::copy, rounds: 800 },
+    Target { name: "sealed_stream", run: backups::sealed_stream, rounds: 60 },
+    Target { name: "backup", run: backups::backup, rounds: 800 },
     Target { name: "archive", run: disk::archive, rounds: 400 },
     Target { name: "config", run: disk::config, rounds: 600 },
     Target { name: "certificates", run: disk::certificates, rounds: 150 },

@@ -1,58 +1,28 @@
 //! Records as they are stored, routes, sealed secrets.
 
-use postern::accounts::{SmtpAccount, Tenant};
-use postern::domains::SendingDomain;
-use postern::events::{Event, History};
 use postern::mail::{Class, Domain, TenantId, VipId};
-use postern::queue::{LaneRecord, NoticeOwed, QueuedMessage};
 use postern::routing::{RelayTls, Route, RouteScope, RouteTable, TransportName};
 use postern::seal::MasterKey;
-use postern::store::codec;
-use postern::suppression;
-use postern::vips::Vip;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::feed::Feed;
+use super::kinds::KINDS;
 
-/// Any bytes under any key: damage is an error, and what is read is written as it was read.
+/// Any bytes as any kind of record: damage is an error, and what is read is written as it was read.
 pub fn stored(input: &[u8]) {
-    let Some((kind, bytes)) = input.split_first() else { return };
-    match kind % 11 {
-        0 => record::<QueuedMessage>(bytes),
-        1 => record::<LaneRecord>(bytes),
-        2 => record::<NoticeOwed>(bytes),
-        3 => record::<Event>(bytes),
-        4 => history(bytes),
-        5 => entry(bytes),
-        6 => record::<Vip>(bytes),
-        7 => record::<Tenant>(bytes),
-        8 => record::<SmtpAccount>(bytes),
-        9 => record::<SendingDomain>(bytes),
-        _ => record::<Route>(bytes),
+    let Some((number, bytes)) = input.split_first() else { return };
+    let kind = &KINDS[usize::from(*number) % KINDS.len()];
+    let Some(written) = (kind.again)(bytes) else { return };
+    let under = char::from(kind.prefix);
+    assert_eq!((kind.again)(&written).as_ref(), Some(&written), "under {under:?}: what was read is written and read");
+    if kind.newest == 0 {
+        return;
     }
-}
-
-fn record<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
-    let Ok(read) = codec::decode::<T>(bytes) else { return };
-    let written = codec::encode(&read);
-    let again = codec::decode::<T>(&written).expect("what was read can be written and read");
-    assert_eq!(codec::encode(&again), written);
-    let mut longer = written.clone();
-    longer.push(0);
-    assert!(codec::decode::<T>(&longer).is_err(), "trailing bytes are damage");
-    let newer = [&[2], &written[1..]].concat();
-    assert!(codec::decode::<T>(&newer).is_err(), "a newer version is never guessed");
-}
-
-fn entry(bytes: &[u8]) {
-    let Ok(read) = suppression::Entry::from_bytes(bytes) else { return };
-    assert_eq!(suppression::Entry::from_bytes(&read.to_bytes()).expect("what was read can be read"), read);
-}
-
-fn history(bytes: &[u8]) {
-    let Ok(read) = History::from_bytes(bytes) else { return };
-    assert_eq!(History::from_bytes(&read.to_bytes()).expect("what was read can be written and read"), read);
+    let longer = [&written[..], &[0]].concat();
+    assert_eq!((kind.again)(&longer), None, "under {under:?}: trailing bytes are damage");
+    for version in [0, kind.newest + 1, u8::MAX] {
+        let strange = [&[version], &written[1..]].concat();
+        assert_eq!((kind.again)(&strange), None, "under {under:?}: version {version} is not known");
+    }
 }
 
 const DOMAINS: [&str; 6] = ["example", "a.example", "b.a.example", "xa.example", "a.example.net", "net"];
