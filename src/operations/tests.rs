@@ -220,10 +220,10 @@ async fn of_a_million_lines_one_is_held_at_a_time() {
     drop(out);
     let mut input = io::BufReader::new(fs::File::open(&path).unwrap());
     let (mut lines, mut longest) = (0_u32, 0);
-    while let Some((line, octets)) = csv::next_line(&mut input).unwrap() {
-        let csv::Line::Text(text) = line else { panic!("unreadable") };
+    while let Some((line, octets)) = next_line(&mut input).unwrap() {
+        let Line::Text(text) = line else { panic!("unreadable") };
         longest = longest.max(octets);
-        assert_eq!(csv::cells(&text, ',').unwrap().len(), 3);
+        assert_eq!(cells(&text, ',').unwrap().len(), 3);
         lines += 1;
     }
     assert_eq!(lines, 1_000_000);
