@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postern::ext::Timestamp;
 use postern::mail::Address;
@@ -34,8 +34,8 @@ const LARGE_BYTES: usize = 5 * 1024 * 1024;
 const STOPPED: &str = "stopped.tar.zst";
 /// A store whose records are behind its journal.
 const CRASHED: &str = "crashed.tar.zst";
-/// How long a daemon may take for what it does by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Kinds of record that are there for moments only: notices that are owed, a change of the master key under way.
+const PASSING: &[&str] = &["NOTICE", "KEYRING"];
 
 /// The SHA-256 before each entry of a chain, and what its head is made of: a number and such a hash.
 const CHAIN_LINK_OCTETS: usize = 32;
@@ -93,28 +93,6 @@ async fn tool(folder: &Path, arguments: &[&str]) -> String {
     let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{arguments:?}: {said}");
     said
-}
-
-/// Waits until nobody holds the store in `folder`: closing it writes the copy of its records.
-async fn closed(folder: &Path) {
-    let lock = fs::File::open(folder.join("data/store/lock")).unwrap();
-    let closed = tokio::task::spawn_blocking(move || lock.lock());
-    closed.await.unwrap().unwrap();
-}
-
-/// The notice about what failed, if it is due; it is once the fixture is older than ten minutes. Else it stays owed.
-async fn owed_notice(running: &Running, sink: Sink, failed: Option<&str>, name: &str) -> (Sink, u64) {
-    let due_in = running.daemon.queue.next_notice_due();
-    let Some(failed) = failed else {
-        assert_eq!(due_in, None, "{name}");
-        return (sink, 0);
-    };
-    if due_in.is_some_and(|due| !due.is_zero()) {
-        return (sink, 0);
-    }
-    let (sink, notice) = received(sink).await;
-    assert!(notice.contains("multipart/report") && notice.contains(failed), "{name}: {notice}");
-    (sink, 1)
 }
 
 /// Where a fixture is to be made, if somebody asks for one.
@@ -181,7 +159,7 @@ async fn a_record_in_a_new_form_or_of_a_new_kind_asks_for_a_new_format_and_its_f
     assert_eq!(shown(new), shown(known), "raise FORMAT and make its fixture: docs/how-to/README.md, a stored format");
     let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/mod.rs")).unwrap();
     let declared = source.lines().filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(": u8 = b'"));
-    let declared: Vec<_> = declared.collect();
+    let declared: Vec<_> = declared.filter(|(name, _)| !PASSING.contains(name)).collect();
     assert!(declared.len() > 30, "{declared:?}");
     for (name, prefix) in declared {
         let first = prefix.as_bytes()[0];
@@ -210,55 +188,23 @@ async fn stores_of_every_format_so_far_are_served_with_all_that_is_in_them() {
     }
 }
 
-/// The folder and its backup are read by the tools.
-async fn tools_read(path: &Path, queued: u64, name: &str) {
-    let said = tool(path, &["store", "verify"]).await;
-    assert!(!said.contains("damaged"), "{name}: {said}");
-    let file = path.join("backup.postern").display().to_string();
-    tool(path, &["backup", "verify", &file]).await;
-    let key = path.join("backup.key").display().to_string();
-    let into = path.join("into").display().to_string();
-    let said = tool(path, &["restore", &file, "--key", &key, "--into", &into, "--with-queue"]).await;
-    assert!(said.contains(&format!("{queued} messages of")), "{name}: {said}");
-}
-
-/// What is owed is there: a notice that is due leaves, and what is held leaves once it is released.
-async fn released(running: &Running, sink: Sink, (queued, failed): (u64, Option<&str>), name: &str) -> Sink {
-    let daemon = &running.daemon;
-    let (sink, paid) = owed_notice(running, sink, failed, name).await;
-    let list = || daemon.queue.list(&operator(), &Filter::default(), None, 10).unwrap().messages;
-    let began = Instant::now();
-    // The notice itself is settled a moment after it arrived.
-    while list().len() as u64 > queued - paid {
-        assert!(began.elapsed() < PATIENCE, "{name}: {:?}", list());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let listed = list();
-    assert_eq!(listed.len() as u64, queued - paid, "{name}");
-    let held: Vec<_> = listed.iter().filter(|listed| listed.held == 1).collect();
-    assert_eq!(held.len(), 2, "{name}");
-    for listed in held {
-        daemon.queue.release_hold(&operator(), listed.id, &[], Timestamp::now()).await.unwrap();
-    }
-    let (sink, one) = received(sink).await;
-    let (sink, two) = received(sink).await;
-    for subject in ["Subject: Small", "Subject: Large"] {
-        assert_eq!([&one, &two].iter().filter(|text| text.contains(subject)).count(), 1, "{name}: {subject}");
-    }
-    assert!(one.len().max(two.len()) > LARGE_BYTES, "{name}");
-    sink
-}
-
 async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     let (name, path) = (fixture.display(), folder.path().to_owned());
     fs::write(path.join("postern.toml"), config_text(&path, "")).unwrap();
     let facts: serde_json::Value = serde_json::from_slice(&fs::read(path.join("facts.json")).unwrap()).unwrap();
     let queued = facts["queued"].as_u64().unwrap_or(2);
-    tools_read(&path, queued, &name.to_string()).await;
+    let said = tool(&path, &["store", "verify"]).await;
+    assert!(!said.contains("damaged"), "{name}: {said}");
+    let file = path.join("backup.postern").display().to_string();
+    tool(&path, &["backup", "verify", &file]).await;
+    let key = path.join("backup.key").display().to_string();
+    let into = path.join("into").display().to_string();
+    let said = tool(&path, &["restore", &file, "--key", &key, "--into", &into, "--with-queue"]).await;
+    assert!(said.contains(&format!("{queued} messages of")), "{name}: {said}");
 
     let fact = |key: &str| facts[key].as_str().unwrap().to_owned();
     let sink = sink(&path);
-    let zone = zone().mx("elsewhere.test", 10, "mx.receiver.test").mx("shop.example.com", 10, "mx.receiver.test");
+    let zone = zone().mx("elsewhere.test", 10, "mx.receiver.test");
     let zone = ZoneServer::bind(SocketAddr::from((LOCALHOST, 0)), zone).await.unwrap();
     let running = Running::start_in(folder, Arc::new(zone), sink.address.port()).await;
     let daemon = &running.daemon;
@@ -284,7 +230,19 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     let shown = daemon.queue.show(&operator(), fact("sent").parse().unwrap()).unwrap();
     assert!(shown.message.is_none() && shown.history.is_some() && shown.events.len() >= 3, "{name}: {shown:?}");
 
-    let sink = released(&running, sink, (queued, facts["failed"].as_str()), &name.to_string()).await;
+    let page = daemon.queue.list(&operator(), &Filter::default(), None, 10).unwrap();
+    let held: Vec<_> = page.messages.iter().filter(|listed| listed.held == 1).collect();
+    assert_eq!(held.len(), 2, "{name}");
+    assert_eq!(page.messages.len() as u64, queued, "{name}");
+    for listed in held {
+        daemon.queue.release_hold(&operator(), listed.id, &[], Timestamp::now()).await.unwrap();
+    }
+    let (sink, one) = received(sink).await;
+    let (sink, two) = received(sink).await;
+    for subject in ["Subject: Small", "Subject: Large"] {
+        assert_eq!([&one, &two].iter().filter(|text| text.contains(subject)).count(), 1, "{name}: {subject}");
+    }
+    assert!(one.len().max(two.len()) > LARGE_BYTES, "{name}");
     if let Some(email) = facts["email"].as_str() {
         let (password, from) = (fact("email_password"), LOCALHOST.into());
         let (password, agent) = (password.as_str(), "a browser");
@@ -299,11 +257,7 @@ async fn opens(folder: Arc<tempfile::TempDir>, fixture: &Path) {
     assert!(reply.starts_with("250 "), "{name}: {reply}");
     let (_sink, new) = received(sink).await;
     assert_eq!(new.matches("DKIM-Signature:").count(), 2, "{name}");
-    let (_kept, _) = running.stop().await;
-    closed(&path).await;
-    // Also goes on with a change that was interrupted.
-    let said = tool(&path, &["masterkey", "rotate"]).await;
-    assert!(said.contains("holds a new key"), "{name}: {said}");
+    running.stop().await;
 }
 
 #[tokio::test]
