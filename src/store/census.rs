@@ -1,7 +1,8 @@
 //! Counts, after an open, the live bodies of the segments that were there before it.
 //!
 //! The committer counts a few between groups, so serving never waits for it; the settler holds it while a
-//! group is applied, so no count races with a free. Easy to get wrong: a body freed before the count came to it must not be subtracted.
+//! group is applied, so no count races with a free.
+//! Easy to get wrong: a body freed before the count came to it must not be subtracted.
 
 use std::sync::atomic::Ordering;
 

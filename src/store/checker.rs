@@ -12,7 +12,7 @@ use super::chain::{Heads, head_key};
 use super::committer::{MovedBody, Waiting, Work};
 use super::record::{Location, location_key};
 use super::shared::Shared;
-use super::{Batch, Change, CommitError, Condition, Key, StoreError};
+use super::{Change, CommitError, Condition, Key, StoreError};
 use crate::mail::BodyId;
 
 /// What a freed body's place is known to be when it is freed.
@@ -148,37 +148,29 @@ impl Touched {
     pub(super) fn by(group: &[Work]) -> Self {
         let mut touched = Self { hashes: HashSet::new(), hasher: RandomState::new() };
         for work in group {
-            match work {
-                Work::Commit(waiting) => {
-                    for change in &waiting.batch.changes {
-                        let (Change::Set(key, _) | Change::Make(key, _) | Change::Remove(key)) = change;
-                        touched.add(key);
-                    }
-                    named_in(&waiting.batch, waiting.bodies.iter().map(|body| body.id), |name| {
-                        touched.add(name);
-                        true
-                    });
+            if let Work::Commit(waiting) = work {
+                for change in &waiting.batch.changes {
+                    let (Change::Set(key, _) | Change::Make(key, _) | Change::Remove(key)) = change;
+                    touched.add(key);
                 }
-                Work::Move(bodies, _) => bodies.iter().for_each(|moved| touched.add(&location_key(moved.body.id))),
-                Work::Carry(..) | Work::Close => {}
             }
+            all_named(work, |name| {
+                touched.add(name);
+                true
+            });
         }
         touched
     }
 
     /// Whether checking that group would look at any of it.
     pub(super) fn concerns(&self, group: &[Work]) -> bool {
-        group.iter().any(|work| match work {
-            Work::Commit(waiting) => {
-                let of_condition = |condition: &Condition| {
-                    let (Condition::Absent(key) | Condition::Equals(key, _)) = condition;
-                    self.has(key)
-                };
-                waiting.batch.conditions.iter().any(of_condition)
-                    || !named_in(&waiting.batch, waiting.bodies.iter().map(|body| body.id), |name| !self.has(name))
-            }
-            Work::Move(bodies, _) => bodies.iter().any(|moved| self.has(&location_key(moved.body.id))),
-            Work::Carry(..) | Work::Close => false,
+        let asks = |condition: &Condition| {
+            let (Condition::Absent(key) | Condition::Equals(key, _)) = condition;
+            self.has(key)
+        };
+        group.iter().any(|work| {
+            matches!(work, Work::Commit(waiting) if waiting.batch.conditions.iter().any(asks))
+                || !all_named(work, |name| !self.has(name))
         })
     }
 
@@ -191,9 +183,16 @@ impl Touched {
     }
 }
 
-/// Gives the records of the bodies that a batch brings or frees, and of the chains it is linked to, to
-/// `each` until one says `false`; whether none did.
-fn named_in(batch: &Batch, bodies: impl Iterator<Item = BodyId>, mut each: impl FnMut(&[u8]) -> bool) -> bool {
-    let mut bodies = bodies.chain(batch.freed.iter().copied());
-    bodies.all(|id| each(&location_key(id))) && batch.chained.iter().all(|(chain, _)| each(&head_key(chain)))
+/// Whether `holds` for the records of all bodies that a piece of work brings, frees or moves, and of all chains it
+/// adds to.
+fn all_named(work: &Work, mut holds: impl FnMut(&[u8]) -> bool) -> bool {
+    match work {
+        Work::Commit(waiting) => {
+            let mut bodies = waiting.bodies.iter().map(|body| body.id).chain(waiting.batch.freed.iter().copied());
+            bodies.all(|id| holds(&location_key(id)))
+                && waiting.batch.chained.iter().all(|(chain, _)| holds(&head_key(chain)))
+        }
+        Work::Move(bodies, _) => bodies.iter().all(|moved| holds(&location_key(moved.body.id))),
+        Work::Carry(..) | Work::Close => true,
+    }
 }

@@ -1,6 +1,6 @@
 //! The fuzz targets on stable Rust: every file of the corpus, then mutated input from a seed.
 //!
-//! `POSTERN_FUZZ_SECONDS=N` feeds each target for N seconds instead of for its rounds, as `tests/run` does;
+//! `POSTERN_FUZZ_SECONDS=N` feeds each target for N seconds instead of for its rounds;
 //! `POSTERN_FUZZ_SEED=N` repeats a run, `POSTERN_FUZZ_ROUNDS=N` multiplies the rounds by N.
 //! docs/how-to/fuzz.md says how a target is added and a crash is kept.
 
@@ -69,7 +69,6 @@ fn run(target: &Target) {
     let words = mutate::dictionary(&fs::read_to_string(folder().join("dictionary")).unwrap());
     let began = Instant::now();
     let fed = feed(target, Feeding::of(target), seed, |random| mutate::mutated(random, &inputs, &words));
-    // tests/run shows these lines.
     println!("{}: {fed} inputs in {} ms", target.name, began.elapsed().as_millis());
 }
 
